@@ -1,0 +1,37 @@
+# Every target makes the virtual environment first if it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check format bench docs clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+
+demo: .venv/installed  ## the main job on the included model: pictures, numbers, demo/report.html
+	$(BIN)/featurestore demo --out demo
+
+test: .venv/installed  ## the tests that need no GPU and less than a minute each
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/installed  ## docs/cli.md from the commands' help texts
+	$(BIN)/python -m featurestore.cli.reference docs/cli.md
+
+bench: .venv/installed  ## time against peers; writes benchmarks/results
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:  ## the virtual environment and the demo's output
+	rm -rf .venv demo
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,51 @@
+"""Canonical JSON and the hashes built on it (docs/format.md, sections 1.7 and 2)."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys, no spaces and unescaped UTF-8; NaN and infinity raise ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(fields: Mapping[str, Any]) -> bytes:
+    """Return the fields as one line of canonical JSON with their own checksum under ``sha256``."""
+    body = dict(fields)
+    return (canonical_json({**body, "sha256": sha256_text(canonical_json(body))}) + "\n").encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any] | None:
+    """Return the fields of a sealed line without their checksum; None if anything in it was changed."""
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(body, dict) or sealed({k: v for k, v in body.items() if k != "sha256"}) != data:
+        return None
+    del body["sha256"]
+    return body
+
+
+def run_id(run: Mapping[str, Any]) -> str:
+    """Return the 16 hexadecimal digits that name a run's settings."""
+    return sha256_text(canonical_json(dict(run)))[:16]
+
+
+def sample_id(run: str, prompt: str, seed: int) -> int:
+    """Return a sample's 63-bit id: a function of the run id, the prompt and the seed, and of nothing else."""
+    digest = hashlib.sha256(f"{run}\n{seed}\n{prompt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+def shard_name(first_index: int, sample_ids: Iterable[int]) -> str:
+    """Return the name of the shard that holds these samples, the first of which stands at ``first_index`` of its plan."""
+    digest = sha256_text("".join(f"{i}\n" for i in sample_ids))
+    return f"{first_index:08d}-{digest[:16]}"

@@ -1,0 +1,78 @@
+"""The command line: thin commands over the libraries, imported only when one of them runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from featurestore import __version__
+from featurestore.errors import FeatureStoreError
+
+COMMANDS = {
+    "collect": "featurestore.cli.collect",
+    "train": "featurestore.cli.sae",
+    "encode": "featurestore.cli.sae",
+    "score": "featurestore.cli.queries",
+    "sql": "featurestore.cli.queries",
+    "export": "featurestore.cli.queries",
+    "generate": "featurestore.cli.generate",
+    "info": "featurestore.cli.store",
+    "verify": "featurestore.cli.store",
+    "demo": "featurestore.cli.demo",
+}
+"""command → the module that defines a function of that name; the order of the help text: that of the work"""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name])
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which are near."""
+        self.commands.update(dict.fromkeys(COMMANDS, click.Command(None)) if args[0] not in COMMANDS else {})
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """Which SAE features of a diffusion model carry a concept, when, and what happens without them.
+
+    A store is a directory of Parquet files. The usual way: collect activations, train an SAE, encode, score, export a
+    selection of features, generate without them.
+
+    \b
+    featurestore demo                      all of it in a few minutes, on a small model that is included
+    featurestore collect --help            where a study of your own begins
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line: errors are one line on stderr and exit status 1, usage errors exit with 2."""
+    try:
+        status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. What was committed stays; run the same command again to go on.", err=True)
+        sys.exit(130)
+    except FeatureStoreError as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,85 @@
+"""``featurestore info`` and ``featurestore verify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from featurestore.store import Store
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def info(store: Path) -> None:
+    """Say what is in STORE: its run, its tables, its SAEs.
+
+    \b
+    featurestore info ./store
+    """
+    from featurestore.store import Store
+
+    opened = Store.open(store)
+    click.echo(f"{opened.root}  (format 1, run {opened.run_id})")
+    for key, value in sorted((opened.run or {}).items()):
+        click.echo(f"  {key:16} {_short(value)}")
+    click.echo(f"\n{'table':58} {'rows':>12} {'shards':>7} {'size':>10}")
+    for table in opened.tables():
+        records = opened.records(table)
+        size = sum(entry.bytes for record in records for entry in record.files)
+        click.echo(f"{table:58} {sum(r.rows for r in records):12,} {len(records):7,} {human_bytes(size):>10}")
+    _saes(opened)
+
+
+def _saes(store: "Store") -> None:
+    from featurestore.saes import load_config
+
+    records = store.records("saes")
+    if records:
+        click.echo(f"\n{'SAE':24} {'hook':40} {'d_in':>6} {'latents':>8} {'k':>4}")
+    for record in records:
+        config = load_config(store, record.shard)
+        click.echo(
+            f"{record.shard:24} {config['hook']:40} {config['d_in']:6} {config['n_latents']:8} {config['k']:4}"
+        )
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Also read every value.")
+def verify(store: Path, deep: bool) -> None:
+    """Check STORE against its commit records; list every problem, exit 1 if data is damaged.
+
+    \b
+    featurestore verify ./store
+    featurestore verify ./store --deep
+    """
+    from tqdm import tqdm
+
+    from featurestore.store import Store
+    from featurestore.verify import verify as check
+
+    opened = Store.open(store)
+    with tqdm(desc="verify", unit=" records", disable=None) as bar:
+        checked: list[str] = []
+        problems = check(opened, deep, lambda path: checked.append(path) or bar.update())
+    for problem in problems:
+        click.echo(f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}")
+    n_damaged = sum(problem.damage for problem in problems)
+    depth = "every value" if deep else "every file's SHA-256"
+    click.echo(f"{n_damaged} damaged, {len(problems) - n_damaged} leftover ({depth} checked, {len(checked)} records).")
+    raise SystemExit(1 if n_damaged else 0)
+
+
+def human_bytes(size: float) -> str:
+    """Return a size with a decimal unit: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 90 else f"{text[:87]}…"

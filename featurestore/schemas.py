@@ -1,0 +1,114 @@
+"""The tables' names and Arrow schemas (docs/format.md, section 1)."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from featurestore.errors import TableError
+
+FORMAT = "featurestore"
+FORMAT_VERSION = 1
+KINDS = ("activations", "codes", "stats", "scores", "selections")
+BRANCHES = ("cond", "uncond")
+IO = ("output", "input", "difference")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+FAMILY = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _required(columns: dict[str, pa.DataType]) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+
+
+_SAMPLE_HEAD = _required({"sample_id": pa.int64(), "prompt": pa.string(), "seed": pa.int64()})
+_SAMPLE_TAIL = _required(
+    {
+        "guidance": pa.float64(),
+        "n_steps": pa.int32(),
+        "scheduler": pa.string(),
+        "model": pa.string(),
+        "model_hash": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+    }
+)
+_IMAGE = pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
+_ROW = _required({"sample_id": pa.int64(), "step": pa.int32(), "timestep": pa.float32(), "branch": pa.string()})
+_OWN_NAMES = {"features", "feature", "values", "sum", "max", "n_positions", "hook", "sae", "activation", "image"}
+_OWN_NAMES |= {"negative_prompt", "concept", "family"}
+RESERVED = frozenset({field.name for field in (*_SAMPLE_HEAD, *_SAMPLE_TAIL, *_ROW)} | _OWN_NAMES)
+
+
+def family_names(columns: Iterable[str]) -> list[str]:
+    """Return the label columns among a samples table's columns, in their order."""
+    return [name for name in columns if name not in RESERVED]
+
+
+def samples_schema(families: Iterable[str], images: bool = False) -> pa.Schema:
+    """Return the schema of ``samples`` with one nullable string column a concept family."""
+    labels = [pa.field(name, pa.string()) for name in families]
+    schema = pa.schema([*_SAMPLE_HEAD, *labels, *_SAMPLE_TAIL, *([_IMAGE] if images else [])])
+    if not images:
+        return schema
+    kinds = {f.name: {"dtype": str(f.type), "_type": "Value"} for f in schema}
+    kinds |= {f.name: {"dtype": "float64", "_type": "Value"} for f in schema if f.type == pa.float64()}
+    kinds["image"] = {"_type": "Image"}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
+
+
+def activations_schema(n_positions: int, d_in: int, dtype: str = "float16") -> pa.Schema:
+    """Return the schema of ``activations/<hook>``: ``[n_positions][d_in]`` of ``float16`` or ``float32`` a row."""
+    value = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
+    inner = pa.list_(pa.field("element", value, nullable=False), d_in)
+    outer = pa.list_(pa.field("element", inner, nullable=False), n_positions)
+    return pa.schema([*_ROW, pa.field("activation", outer, nullable=False)])
+
+
+def _ragged(value: pa.DataType) -> pa.DataType:
+    inner = pa.list_(pa.field("element", value, nullable=False))
+    return pa.list_(pa.field("element", inner, nullable=False))
+
+
+CODES = pa.schema([*_ROW, *_required({"features": _ragged(pa.int32()), "values": _ragged(pa.float16())})])
+STATS = pa.schema(
+    [*_ROW, *_required({"feature": pa.int32(), "sum": pa.float32(), "max": pa.float32(), "n_positions": pa.int32()})]
+)
+SCORES = pa.schema(
+    _required(
+        {
+            "family": pa.string(),
+            "concept": pa.string(),
+            "branch": pa.string(),
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "feature": pa.int32(),
+            "score": pa.float64(),
+            "mean_concept": pa.float64(),
+            "mean_other": pa.float64(),
+            "mean_all": pa.float64(),
+        }
+    )
+)
+
+
+def schema_id(schema: pa.Schema) -> str:
+    """Return the 16 hexadecimal digits that name a schema's columns; metadata does not count."""
+    return hashlib.sha256("".join(f"{f.name}:{f.type}\n" for f in schema).encode()).hexdigest()[:16]
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can name a table; ``what`` says in the error what it names.
+
+    Raises:
+        TableError: it cannot.
+    """
+    if not NAME.fullmatch(name):
+        raise TableError(f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', not first.")
+    return name
+
+
+def config_name(table: str) -> str:
+    """Return the ``load_dataset`` configuration of a table: its directory with ``/`` as ``.``."""
+    return table.replace("/", ".")

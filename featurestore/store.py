@@ -1,0 +1,190 @@
+"""A store: create, open, append shards, list, read (docs/format.md)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore import activations, durable, parquet, schemas
+from featurestore.canonical import run_id, sealed
+from featurestore.errors import NotAStoreError, RunError, TableError, nearest
+from featurestore.records import FileEntry, Record, read_record, read_sealed
+
+_MARK = Path("manifest", "store.json")
+
+
+class Store:
+    """A directory of tables. Opening reads one small file; every list is read afresh from the records.
+
+    Attributes:
+        root: The directory.
+        run: The run settings, or None before the first collection. They never change once set.
+    """
+
+    def __init__(self, root: Path, run: dict[str, Any] | None) -> None:
+        self.root = root
+        self.run = run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """Open an existing store.
+
+        Raises:
+            NotAStoreError: there is none at ``path``.
+            VersionError: it has another format version.
+            DamageError: its mark was changed.
+        """
+        root = Path(path)
+        if not (root / _MARK).is_file():
+            what = "an existing directory without one" if root.is_dir() else "no such directory"
+            raise NotAStoreError(f"no store at {root} ({what}): 'featurestore collect --store {root} …' makes one.")
+        return cls(root, read_sealed(root / _MARK)["run"])
+
+    @classmethod
+    def create(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
+        """Open the store at ``path`` for a run, creating it if there is none.
+
+        Raises:
+            RunError: the store holds another run; nothing was changed.
+            NotAStoreError: the directory exists and holds something else.
+        """
+        root = Path(path)
+        if not (root / _MARK).exists():
+            if root.exists() and (not root.is_dir() or any(not p.name.startswith(".") for p in root.iterdir())):
+                raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
+            mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": dict(run)}
+            durable.create_once(root / _MARK, sealed(mark))
+        store = cls.open(root)
+        store._check_run(run)
+        return store
+
+    def _check_run(self, run: Mapping[str, Any]) -> None:
+        mine = self.run or {}
+        for key in sorted(set(mine) | set(run)):
+            if mine.get(key) != run.get(key):
+                raise RunError(
+                    f"{self.root} holds a run with {key} = {mine.get(key)!r}, this one has {run.get(key)!r}: "
+                    f"use the same settings or another --store. Nothing was changed."
+                )
+
+    @property
+    def run_id(self) -> str:
+        """The 16 digits that name the run's settings."""
+        return run_id(self.run or {})
+
+    def tables(self) -> list[str]:
+        """Return the names of the tables that hold at least one committed shard, ``saes`` left out."""
+        manifest = self.root / "manifest"
+        found = {"/".join(path.parent.relative_to(manifest).parts) for path in manifest.rglob("*.json")}
+        return sorted(found - {".", "", "saes"})
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names under a kind of table: hooks for ``activations``, SAEs for ``codes``, ``stats``, …"""
+        return [table.split("/", 1)[1] for table in self.tables() if table.startswith(f"{kind}/")]
+
+    def records(self, table: str) -> list[Record]:
+        """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
+        directory = self.root / "manifest" / table
+        paths = (p for p in directory.glob("*.json") if p.name != _MARK.name)
+        return [read_record(path) for path in sorted(paths)]
+
+    def record(self, table: str, shard: str) -> Record | None:
+        """Return one commit record, or None."""
+        path = self.root / "manifest" / table / f"{shard}.json"
+        return read_record(path) if path.is_file() else None
+
+    def require(self, table: str) -> list[Record]:
+        """Return the commit records of a table that must exist.
+
+        Raises:
+            TableError: it does not; the near names are offered.
+        """
+        records = self.records(table)
+        if not records:
+            kind = table.split("/")[0]
+            known = [t for t in self.tables() if t.split("/")[0] == kind] or self.tables()
+            raise TableError(f"{self.root} has no table {table!r}.{nearest(table, known)}")
+        return records
+
+    def files(self, table: str) -> list[Path]:
+        """Return the committed Parquet files of a table, in order."""
+        return [self.root / entry.path for record in self.records(table) for entry in record.files]
+
+    def committed_samples(self, table: str) -> set[int]:
+        """Return the ids of the samples that a table's committed shards hold."""
+        return {i for record in self.records(table) for i in record.sample_ids}
+
+    def append(
+        self, table: str, shard: str, rows: pa.Table, sample_ids: Sequence[int], made_by: Mapping[str, Any]
+    ) -> Record:
+        """Write and commit a shard. A shard that exists already is left as it is and its record returned.
+
+        ``rows`` carry the schema metadata that the file is to have. Durable and atomic when this returns.
+
+        Raises:
+            TableError: ``rows`` have other columns than the table's other shards.
+            DiskError: the operating system refused; nothing was committed.
+        """
+        existing = self.record(table, shard)
+        if existing is not None:
+            return existing
+        self.check_schema(table, rows.schema)
+        path = Path(*table.split("/"), f"{shard}.parquet")
+        written = durable.write_file(self.root / path, lambda file: parquet.write_table(file, rows))
+        entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
+        record = Record(
+            table, shard, schemas.schema_id(rows.schema), rows.num_rows, tuple(sample_ids), (entry,), made_by
+        )
+        return self.commit(record)
+
+    def commit(self, record: Record) -> Record:
+        """Create a commit record; if another process was first, return its record."""
+        if durable.create_once(self.root / record.location, record.to_bytes()):
+            return record
+        return read_record(self.root / record.location)
+
+    def check_schema(self, table: str, schema: pa.Schema) -> None:
+        """Refuse rows of this schema for a table whose shards have another.
+
+        Raises:
+            TableError: the columns differ; it names them.
+        """
+        first = next(iter(self.records(table)), None)
+        if first is None or first.schema == schemas.schema_id(schema):
+            return
+        there = {f.name: f.type for f in pq.read_schema(self.root / first.files[0].path)}
+        new = {f.name: f.type for f in schema}
+        changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
+        detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
+        raise TableError(f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed.")
+
+    def read(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
+        """Read a table's committed rows, all columns or those named, with schema metadata of the first shard.
+
+        Raises:
+            TableError: there is no such table.
+        """
+        records = self.require(table)
+        wanted = list(columns) if columns is not None else None
+        parts = [
+            pq.read_table(self.root / entry.path, columns=wanted, page_checksum_verification=True, partitioning=None)
+            for record in records
+            for entry in record.files
+        ]
+        return pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
+
+    def families(self) -> list[str]:
+        """Return the concept families that the samples are labelled with."""
+        records = self.require("samples")
+        return schemas.family_names(pq.read_schema(self.root / records[0].files[0].path).names)
+
+    def activations(self, hook: str) -> Iterator["activations.ActivationShard"]:
+        """Yield a hook's shards: columns in memory, tensors mapped from the files (decoded where that is impossible).
+
+        Raises:
+            TableError: nothing was collected at ``hook``.
+        """
+        for record in self.require(f"activations/{hook}"):
+            yield activations.read_shard(self.root, record)
