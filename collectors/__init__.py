@@ -1,0 +1,1 @@
+"""Diffusion pipelines to activations, in shards."""

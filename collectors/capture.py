@@ -1,0 +1,75 @@
+"""Read modules' tensors while a pipeline runs."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from featurestore.errors import HookError
+from sae.hooks import DenoiserCall, Layout, as_positions, find_module, module_input, take, watch
+
+
+class Captured(NamedTuple):
+    """What one hook saw in one denoiser call."""
+
+    call: DenoiserCall
+    hook: str
+    values: Tensor
+    """``[batch, positions, d_in]``, on the denoiser's device; the next call may overwrite it"""
+    layout: Layout
+
+
+@contextlib.contextmanager
+def capture(
+    pipe: Any,
+    hooks: Sequence[str],
+    sink: Callable[[Captured], object],
+    io: str = "output",
+    before: Callable[[DenoiserCall], object] = lambda call: None,
+) -> Iterator[None]:
+    """Hand each hook's tensor of every denoiser call to ``sink``; ``before`` sees each call first. Hooks are removed at the end.
+
+    ``io`` is ``output``, ``input`` or ``difference`` (output − input) of the module.
+
+    Raises:
+        HookError: a hook names no module, its module returns no map or token stream, or it runs twice in one denoiser call.
+    """
+    modules = {hook: find_module(pipe, hook) for hook in hooks}
+    seen: set[str] = set()
+
+    def begin(call: DenoiserCall) -> None:
+        seen.clear()
+        before(call)
+
+    with contextlib.ExitStack() as stack:
+        state = stack.enter_context(watch(pipe, begin))
+
+        def attach(hook: str, module: nn.Module) -> None:
+            def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+                if hook in seen:
+                    raise HookError(f"module {hook!r} runs more than once in a denoiser call: hook one that runs once.")
+                seen.add(hook)
+                values, layout = as_positions(_io_tensor(args, kwargs, output, hook, io).detach())
+                sink(Captured(state.call, hook, values, layout))
+
+            stack.callback(module.register_forward_hook(read, with_kwargs=True).remove)
+
+        for hook, module in modules.items():
+            attach(hook, module)
+        yield
+
+
+def _io_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, hook: str, io: str) -> Tensor:
+    if io == "output":
+        return take(output, hook)
+    entering = module_input(args, kwargs, hook)
+    if io == "input":
+        return entering
+    leaving = take(output, hook)
+    if leaving.shape != entering.shape:
+        raise HookError(
+            f"module {hook!r} turns {list(entering.shape)} into {list(leaving.shape)}: there is no difference of the two."
+        )
+    return leaving - entering
+

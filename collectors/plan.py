@@ -1,0 +1,62 @@
+"""What is to be collected: samples, cut into work items that do not depend on what was interrupted."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from collectors.prompts import Prompt
+from featurestore.canonical import sample_id, shard_name
+from featurestore.errors import PromptsError
+from featurestore.store import Store
+
+
+class Sample(NamedTuple):
+    """A picture with its identity."""
+
+    id: int
+    prompt: Prompt
+
+
+class WorkItem(NamedTuple):
+    """Samples that make one shard of each of some tables."""
+
+    shard: str
+    samples: list[Sample]
+    tables: frozenset[str]
+    """the tables that lack them"""
+
+
+def identify(run_id: str, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Give each prompt its sample id.
+
+    Raises:
+        PromptsError: two have the same (one chance in 10^6 at three million samples).
+    """
+    samples = [Sample(sample_id(run_id, p.prompt, p.seed), p) for p in prompts]
+    first: dict[int, Sample] = {}
+    for sample in samples:
+        other = first.setdefault(sample.id, sample)
+        if other is not sample:
+            lines = f"{other.prompt.line} and {sample.prompt.line}"
+            raise PromptsError(f"the samples of lines {lines} have the same id: change the seed of one.")
+    return samples
+
+
+def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_samples: int) -> list[WorkItem]:
+    """Cut the samples that some table lacks into work items of ``shard_samples``, in their order.
+
+    Samples that lack the same tables are cut together. What is committed was cut the same way, so an interrupted plan, made
+    again, yields exactly the items that are missing.
+    """
+    done = {table: store.committed_samples(table) for table in tables}
+    missing: dict[frozenset[str], list[tuple[int, Sample]]] = {}
+    for index, sample in enumerate(samples):
+        lacking = frozenset(table for table in tables if sample.id not in done[table])
+        if lacking:
+            missing.setdefault(lacking, []).append((index, sample))
+    items = []
+    for lacking, indexed in missing.items():
+        for start in range(0, len(indexed), shard_samples):
+            part = indexed[start : start + shard_samples]
+            name = shard_name(part[0][0], [sample.id for _, sample in part])
+            items.append(WorkItem(name, [sample for _, sample in part], lacking))
+    return sorted(items)

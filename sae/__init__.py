@@ -1,0 +1,1 @@
+"""Sparse autoencoders on diffusion activations: train, encode, ablate."""
