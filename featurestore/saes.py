@@ -1,0 +1,57 @@
+"""SAEs in a store: configuration, weights' path and identity, without torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featurestore.canonical import sha256_text
+from featurestore.errors import SAEError, nearest
+from featurestore.records import FileEntry, Record
+from featurestore.store import Store
+
+
+def sae_record(store: Store, name: str) -> Record:
+    """Return an SAE's commit record.
+
+    Raises:
+        SAEError: the store has no SAE of that name; the near ones are offered.
+    """
+    record = store.record("saes", name)
+    if record is None:
+        known = [r.shard for r in store.records("saes")]
+        advice = nearest(name, known) or " It has none: 'featurestore train' makes one."
+        raise SAEError(f"{store.root} has no SAE {name!r}.{advice}")
+    return record
+
+
+def load_config(store: Store, name: str) -> dict[str, Any]:
+    """Return an SAE's ``config.json``.
+
+    Raises:
+        SAEError: there is no such SAE, or the file is not what its record says.
+    """
+    entry = _entry(sae_record(store, name), "config.json")
+    path = store.root / entry.path
+    data = path.read_bytes() if path.is_file() else b""
+    if sha256_text(data.decode(errors="replace")) != entry.sha256:
+        raise SAEError(f"{path} is missing or was changed: run 'featurestore verify {store.root}'.")
+    config = json.loads(data)
+    assert isinstance(config, dict)
+    return config
+
+
+def weights_path(store: Store, name: str) -> Path:
+    """Return the path of an SAE's weights."""
+    return store.root / _entry(sae_record(store, name), "sae.safetensors").path
+
+
+def sae_hash(record: Record) -> str:
+    """Return an SAE's identity: SHA-256 over the SHA-256 of its configuration and that of its weights."""
+    return sha256_text(_entry(record, "config.json").sha256 + _entry(record, "sae.safetensors").sha256)
+
+
+def _entry(record: Record, name: str) -> FileEntry:
+    for entry in record.files:
+        if entry.path.endswith(f"/{name}"):
+            return entry
+    raise SAEError(f"the record of SAE {record.shard!r} lists no {name}.")

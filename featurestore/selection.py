@@ -1,0 +1,173 @@
+"""Selections: the features of a concept, timestep by timestep, with all that an ablation needs (docs/selection.md)."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.errors import SelectionError
+
+FORMAT = "featurestore-selection"
+FORMAT_VERSION = 1
+METADATA_KEY = b"featurestore.selection"
+ROWS = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "feature": pa.int32(),
+            "score": pa.float64(),
+            "mean_concept": pa.float64(),
+            "mean_other": pa.float64(),
+            "mean_all": pa.float64(),
+        }.items()
+    ]
+)
+_TEXTS = ("family", "concept", "branch", "model", "model_hash", "hook", "io", "sae", "sae_hash", "store")
+_KEYS = {"format", "format_version", "rule", "d_in", "n_latents", "k", "run", "timesteps", *_TEXTS}
+
+
+class FeaturesAt(NamedTuple):
+    """A selection's features at one recorded timestep."""
+
+    features: npt.NDArray[np.int64]
+    mean_concept: npt.NDArray[np.float64]
+    """μ(i, t, D_c)"""
+    mean_all: npt.NDArray[np.float64]
+    """μ(i, t, D)"""
+    timestep: float
+    """the recorded one"""
+    distance: float
+    """from the timestep asked for"""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The features that carry a concept, and everything that identifies model, hook, SAE and store."""
+
+    family: str
+    concept: str
+    branch: str
+    rule: Mapping[str, float]
+    """``{"top": n}`` or ``{"percentile": p}``"""
+    model: str
+    model_hash: str
+    hook: str
+    io: str
+    sae: str
+    sae_hash: str
+    d_in: int
+    n_latents: int
+    k: int | None
+    run: Mapping[str, Any]
+    """run settings of the store"""
+    store: str
+    """absolute path of the store that holds the SAE; in a file, relative to the file's directory"""
+    timesteps: tuple[float, ...]
+    """every recorded timestep, by step, also those at which nothing is selected"""
+    rows: pa.Table
+    """columns as ``ROWS``, ordered by step, then falling score, then feature"""
+
+    def save(self, path: str | Path) -> None:
+        """Write the selection as JSON, CSV, Parquet or jsonl.zst, by the file's suffix.
+
+        Raises:
+            SelectionError: the suffix is none of these.
+            DiskError: the operating system refused.
+        """
+        from featurestore.selection_files import write
+
+        write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Selection":
+        """Read a selection in any of its formats.
+
+        Raises:
+            SelectionError: the file is missing, malformed or of another version.
+        """
+        from featurestore.selection_files import read
+
+        return read(Path(path))
+
+    def at(self, timestep: float) -> FeaturesAt:
+        """Return the features at the recorded timestep that is nearest (of two, the noisier)."""
+        recorded = min(self.timesteps, key=lambda t: (abs(t - timestep), -t))
+        rows = self.rows.filter(pc.equal(self.rows["timestep"], pa.scalar(recorded, pa.float32())))
+        features = rows["feature"].to_numpy().astype(np.int64)
+        means = rows["mean_concept"].to_numpy(), rows["mean_all"].to_numpy()
+        return FeaturesAt(features, *means, recorded, abs(recorded - timestep))
+
+    def features(self) -> list[int]:
+        """Return all selected latents, ascending."""
+        return sorted(set(self.rows["feature"].to_pylist()))
+
+    def header(self, directory: Path | None = None) -> dict[str, Any]:
+        """Return everything but the rows, as a file in ``directory`` has it (None: with the absolute path of the store)."""
+        fields = {name: getattr(self, name) for name in (*_TEXTS, "d_in", "n_latents", "k")}
+        fields |= {"rule": dict(self.rule), "run": dict(self.run), "timesteps": list(self.timesteps)}
+        if directory is not None:
+            fields["store"] = Path(os.path.relpath(self.store, directory)).as_posix()
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **fields}
+
+    @classmethod
+    def from_header(cls, header: Any, rows: pa.Table, path: Path) -> "Selection":
+        """Return the selection that a file's header and rows describe.
+
+        Raises:
+            SelectionError: they do not describe one.
+        """
+        _check_header(header, path)
+        fields = {key: header[key] for key in _KEYS - {"format", "format_version"}}
+        fields["timesteps"] = tuple(float(t) for t in fields["timesteps"])
+        selection = cls(rows=rows, **fields)
+        _check_rows(selection, path)
+        return replace(selection, store=str((path.parent / selection.store).resolve()))
+
+
+def parse_header(text: str, path: Path) -> Any:
+    """Return a header from its JSON.
+
+    Raises:
+        SelectionError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SelectionError(f"{path} is no selection: its header is not JSON ({error}).") from error
+
+
+def _check_header(header: Any, path: Path) -> None:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise SelectionError(f"{path} is no selection: expected \"format\": \"{FORMAT}\".")
+    if header.get("format_version") != FORMAT_VERSION:
+        found = header.get("format_version")
+        raise SelectionError(f"{path} is a selection of format version {found!r}, this program reads version {FORMAT_VERSION}.")
+    missing = sorted(_KEYS - set(header))
+    if missing:
+        raise SelectionError(f"{path}: the selection's header lacks {', '.join(missing)}.")
+    texts = all(isinstance(header[key], str) for key in _TEXTS)
+    times = header["timesteps"]
+    numbers = isinstance(times, list) and times and all(isinstance(t, (int, float)) for t in times)
+    sizes = all(isinstance(header[key], int) for key in ("d_in", "n_latents"))
+    if not (texts and numbers and sizes and isinstance(header["run"], dict) and isinstance(header["rule"], dict)):
+        raise SelectionError(f"{path}: a value of the selection's header has the wrong type.")
+
+
+def _check_rows(selection: Selection, path: Path) -> None:
+    features = selection.rows["feature"].to_numpy()
+    if len(features) and not (features.min() >= 0 and features.max() < selection.n_latents):
+        raise SelectionError(f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}.")
+    if not set(selection.rows["timestep"].to_pylist()) <= set(selection.timesteps):
+        raise SelectionError(f"{path}: a row has a timestep that the header does not list.")
+    for name in ("score", "mean_concept", "mean_other", "mean_all"):
+        if not np.isfinite(selection.rows[name].to_numpy()).all():
+            raise SelectionError(f"{path}: a value of {name} is not finite.")

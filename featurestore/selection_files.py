@@ -1,0 +1,122 @@
+"""The four file formats of a selection (docs/selection.md). All load back to the identical selection."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from featurestore import durable
+from featurestore.canonical import canonical_json
+from featurestore.errors import SelectionError
+from featurestore.selection import METADATA_KEY, ROWS, Selection, parse_header
+
+_VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
+
+
+def write(selection: Selection, path: Path) -> None:
+    """Write a selection in the format that the path's suffix names."""
+    encode, _ = _format(path)
+    durable.write_bytes(path, encode(selection, path.parent.resolve()))
+
+
+def read(path: Path) -> Selection:
+    """Read a selection in the format that the path's suffix names."""
+    _, decode = _format(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SelectionError(f"selection file {path} cannot be read: {error.strerror}.") from error
+    try:
+        header, rows = decode(data, path)
+    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, zstandard.ZstdError) as error:
+        raise SelectionError(f"{path} is no selection: {error}.") from error
+    return Selection.from_header(header, rows, path)
+
+
+def _to_json(selection: Selection, directory: Path) -> bytes:
+    header = selection.header(directory)
+    by_step: dict[float, list[dict[str, Any]]] = {}
+    for row in selection.rows.to_pylist():
+        by_step.setdefault(row["timestep"], []).append({name: row[name] for name in _VALUES})
+    header["timesteps"] = [
+        {"step": step, "timestep": t, "features": by_step.get(t, [])} for step, t in enumerate(selection.timesteps)
+    ]
+    return (json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
+    header = parse_header(data.decode(), path)
+    steps = header["timesteps"]
+    rows = [{"step": s["step"], "timestep": s["timestep"], **row} for s in steps for row in s["features"]]
+    return {**header, "timesteps": [s["timestep"] for s in steps]}, _table(rows)
+
+
+def _to_csv(selection: Selection, directory: Path) -> bytes:
+    text = io.StringIO(newline="")
+    text.write(f"# {canonical_json(selection.header(directory))}\n")
+    writer = csv.DictWriter(text, ROWS.names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(selection.rows.to_pylist())
+    return text.getvalue().encode()
+
+
+def _from_csv(data: bytes, path: Path) -> tuple[Any, pa.Table]:
+    first, _, body = data.decode().partition("\n")
+    header = parse_header(first.removeprefix("#"), path)
+    reader = csv.DictReader(io.StringIO(body, newline=""))
+    if reader.fieldnames != ROWS.names:
+        raise SelectionError(f"{path}: expected the columns {', '.join(ROWS.names)}, found {reader.fieldnames}.")
+    whole = ("step", "feature")
+    return header, _table([{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in reader])
+
+
+def _to_parquet(selection: Selection, directory: Path) -> bytes:
+    header = canonical_json(selection.header(directory)).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(selection.rows.replace_schema_metadata({METADATA_KEY: header}), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _from_parquet(data: bytes, path: Path) -> tuple[Any, pa.Table]:
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    header = parse_header((table.schema.metadata or {}).get(METADATA_KEY, b"").decode(), path)
+    return header, table.select(ROWS.names).cast(ROWS).replace_schema_metadata(None)
+
+
+def _to_jsonl_zst(selection: Selection, directory: Path) -> bytes:
+    lines = [canonical_json(selection.header(directory)), *map(canonical_json, selection.rows.to_pylist())]
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    return compressor.compress("".join(f"{line}\n" for line in lines).encode())
+
+
+def _from_jsonl_zst(data: bytes, path: Path) -> tuple[Any, pa.Table]:
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        header, *rows = reader.read().decode().removesuffix("\n").split("\n")
+    return parse_header(header, path), _table([json.loads(row) for row in rows])
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS)
+
+
+_Encode = Callable[[Selection, Path], bytes]
+_Decode = Callable[[bytes, Path], tuple[Any, pa.Table]]
+FORMATS: dict[str, tuple[_Encode, _Decode]] = {
+    ".json": (_to_json, _from_json),
+    ".csv": (_to_csv, _from_csv),
+    ".parquet": (_to_parquet, _from_parquet),
+    ".jsonl.zst": (_to_jsonl_zst, _from_jsonl_zst),
+}
+
+
+def _format(path: Path) -> tuple[_Encode, _Decode]:
+    for suffix, functions in FORMATS.items():
+        if path.name.endswith(suffix):
+            return functions
+    raise SelectionError(f"{path}: a selection is one of {', '.join(FORMATS)}; the suffix says which.")

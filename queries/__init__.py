@@ -1,0 +1,1 @@
+"""SQL over a store: sessions, importance of features for concepts, selections."""

@@ -1,0 +1,194 @@
+"""Scores and selections: the SQL of ``importance.sql`` and ``selection.sql`` over a store."""
+
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from featurestore import durable
+from featurestore.canonical import canonical_json, sha256_text
+from featurestore.card import write_card
+from featurestore.errors import QueryError, UsageError, nearest
+from featurestore.records import Record
+from featurestore.saes import load_config, sae_hash, sae_record
+from featurestore.schemas import BRANCHES, SCORES
+from featurestore.selection import METADATA_KEY, ROWS, Selection
+from featurestore.store import Store
+from queries.session import connect, question, quote_identifier
+
+DELTA = 1e-8
+
+
+def importance(store: Store, sae: str, family: str, branch: str = "cond") -> pa.Table:
+    """Return the scores of all features for all concepts of a family (docs/format.md, section 1.5).
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+    """
+    with _scored(store, sae, family, branch) as connection:
+        table = connection.sql("select * from importance order by concept, step, feature").to_arrow_table()
+    return table.cast(SCORES)
+
+
+def select(
+    store: Store,
+    sae: str,
+    family: str,
+    concept: str,
+    top: int | None = None,
+    percentile: float | None = None,
+    branch: str = "cond",
+) -> Selection:
+    """Select a concept's features at every step: the ``top`` n by score (2 if neither is given), or those above a percentile.
+
+    Raises:
+        UsageError: both rules, or one out of range.
+        QueryError: no encoded sample carries the concept; those that exist are named.
+    """
+    rule = _rule(top, percentile)
+    record, config = sae_record(store, sae), load_config(store, sae)
+    with _scored(store, sae, family, branch) as connection:
+        _check_concept(connection, store, family, concept)
+        parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
+        rows = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
+        steps = connection.execute(
+            "select min(timestep) from codes where sae = $sae and branch = $branch group by step order by step",
+            {"sae": sae, "branch": branch},
+        ).fetchall()
+    run = store.run or {}
+    return Selection(
+        family=family,
+        concept=concept,
+        branch=branch,
+        rule=rule,
+        model=run["model"],
+        model_hash=run["model_hash"],
+        hook=config["hook"],
+        io=config["io"],
+        sae=sae,
+        sae_hash=sae_hash(record),
+        d_in=config["d_in"],
+        n_latents=config["n_latents"],
+        k=config["k"],
+        run=run,
+        store=str(store.root.resolve()),
+        timesteps=tuple(timestep for (timestep,) in steps),
+        rows=rows.replace_schema_metadata(None),
+    )
+
+
+def save_scores(store: Store, sae: str, family: str, branch: str = "cond") -> pa.Table:
+    """Compute the scores of a family and keep them in the table ``scores/<sae>``; return them.
+
+    Scores of the same family and branch that were computed from fewer samples are replaced.
+    """
+    table, source = f"scores/{sae}", _source(store, sae)
+    shard = f"{family}-{branch}-{sha256_text(canonical_json(source))[:16]}"
+    scores = importance(store, sae, family, branch)
+    for record in store.records(table):
+        if record.shard.startswith(f"{family}-{branch}-") and record.shard != shard:
+            _remove(store, record)
+    store.append(table, shard, scores, (), {"sae_hash": source["sae"], "stats": source["stats"]})
+    write_card(store)
+    return scores
+
+
+def save_selection(store: Store, selection: Selection) -> Record:
+    """Keep a selection in the table ``selections/<sae>`` of its store."""
+    rows = selection.rows
+    same = {"family": selection.family, "concept": selection.concept, "branch": selection.branch}
+    columns = {name: pa.array([value] * rows.num_rows, pa.string()) for name, value in same.items()}
+    columns |= {name: rows[name].combine_chunks() for name in ROWS.names}
+    schema = pa.schema([SCORES.field(name) for name in SCORES.names])
+    table = pa.Table.from_pydict(columns).select(schema.names).cast(schema)
+    header = canonical_json({**selection.header(), "store": "."})
+    shard = f"{sha256_text(header)[:16]}"
+    kept = store.append(f"selections/{selection.sae}", shard, table.replace_schema_metadata({METADATA_KEY: header.encode()}), (), {})
+    write_card(store)
+    return kept
+
+
+def split_concept(text: str) -> tuple[str, str]:
+    """Return the family and the concept of ``family=concept``.
+
+    Raises:
+        UsageError: there is no ``=``.
+    """
+    family, equals, concept = text.partition("=")
+    if not equals or not family or not concept:
+        raise UsageError(f"--concept {text!r}: expected FAMILY=CONCEPT, such as style=neon.")
+    return family, concept
+
+
+def _rule(top: int | None, percentile: float | None) -> dict[str, float]:
+    if top is not None and percentile is not None:
+        raise UsageError("--top and --percentile: give one of them.")
+    if percentile is not None:
+        if not 0 < percentile < 100:
+            raise UsageError(f"--percentile {percentile:g}: expected a number between 0 and 100.")
+        return {"percentile": float(percentile)}
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: at least 1 is needed.")
+    return {"top": 2 if top is None else top}
+
+
+def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the table ``importance``."""
+    config = load_config(store, sae)
+    if branch not in BRANCHES:
+        raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
+    families = store.families()
+    if family not in families:
+        raise QueryError(f"{store.root} has no concept family {family!r}.{nearest(family, families) or ' Its prompts have no labels.'}")
+    connection = connect(store)
+    try:
+        _check_encoded(connection, store, sae, branch)
+        column = quote_identifier(family)
+        connection.execute(
+            f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
+        )
+        _check_concepts(connection, store, sae, family, branch)
+        parameters: dict[str, Any] = {"sae": sae, "branch": branch, "family": family, "delta": DELTA}
+        parameters["map_positions"] = config["height"] * config["width"]
+        connection.execute(f"create table importance as {question('importance')}", parameters)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_encoded(connection: duckdb.DuckDBPyConnection, store: Store, sae: str, branch: str) -> None:
+    found = [row[0] for row in connection.execute("select distinct branch from codes where sae = $sae", {"sae": sae}).fetchall()]
+    if not found:
+        raise QueryError(f"{store.root} has no codes of SAE {sae!r}: run 'featurestore encode --store {store.root} --sae {sae}'.")
+    if branch not in found:
+        raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(sorted(found))}, not {branch}.")
+
+
+def _check_concepts(connection: duckdb.DuckDBPyConnection, store: Store, sae: str, family: str, branch: str) -> None:
+    concepts = connection.execute(
+        "select distinct concept from labelled where sample_id in (select sample_id from codes where sae = $sae and branch = $branch)",
+        {"sae": sae, "branch": branch},
+    ).fetchall()
+    if len(concepts) < 2:
+        found = f"only {concepts[0][0]!r}" if concepts else "none"
+        raise QueryError(f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {found}.")
+
+
+def _check_concept(connection: duckdb.DuckDBPyConnection, store: Store, family: str, concept: str) -> None:
+    known = [row[0] for row in connection.execute("select distinct concept from importance order by 1").fetchall()]
+    if concept not in known:
+        raise QueryError(f"no encoded sample of {store.root} carries {family}={concept}.{nearest(concept, known)}")
+
+
+def _source(store: Store, sae: str) -> dict[str, Any]:
+    stats = [record.files[0].sha256 for record in store.records(f"stats/{sae}")]
+    labels = [record.files[0].sha256 for record in store.records("samples")]
+    return {"sae": sae_hash(sae_record(store, sae)), "stats": stats, "samples": labels}
+
+
+def _remove(store: Store, record: Record) -> None:
+    durable.remove(store.root / record.location)
+    for entry in record.files:
+        durable.remove(store.root / entry.path)

@@ -1,0 +1,13 @@
+"""Scores, condensed for reading."""
+
+import duckdb
+import pyarrow as pa
+
+from queries.session import question
+
+
+def best_features(scores: pa.Table, top: int = 5) -> pa.Table:
+    """Return the ``top`` features of each concept by mean score over the steps; ``scores`` as :func:`importance` returns them."""
+    with duckdb.connect() as connection:
+        connection.register("scored", scores)
+        return connection.sql(question("best_features"), params={"top": top}).to_arrow_table()

@@ -1,0 +1,102 @@
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore import Selection
+from featurestore.errors import SelectionError
+from featurestore.selection import ROWS
+
+SUFFIXES = [".json", ".csv", ".parquet", ".jsonl.zst"]
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def make(store="/somewhere/store", concept="neon", rows=((0, 981.0, 3, 0.1, 0.2, 1 / 3, 0.4),), timesteps=(981.0, 961.0)):
+    table = pa.Table.from_pylist([dict(zip(ROWS.names, row, strict=True)) for row in rows], schema=ROWS)
+    return Selection(
+        family="style", concept=concept, branch="cond", rule={"top": 2}, model="m", model_hash="f16:0", hook="unet.mid_block",
+        io="output", sae="s", sae_hash="1", d_in=8, n_latents=16, k=4, run={"n_steps": 2}, store=str(store), timesteps=timesteps,
+        rows=table,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(max_examples=15, deadline=None)
+@given(
+    concept=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    values=st.lists(st.tuples(st.integers(0, 15), FLOATS, FLOATS, FLOATS, FLOATS), max_size=5),
+)
+def test_every_format_loads_back_to_the_identical_selection(tmp_path_factory, suffix, concept, values):
+    directory = tmp_path_factory.mktemp("selection")
+    rows = [(step % 2, [981.0, 961.0][step % 2], *value) for step, value in enumerate(values)]
+    selection = make(directory / "store", concept, sorted(rows, key=lambda r: r[0]))
+    selection.save(directory / f"file{suffix}")
+    assert Selection.load(directory / f"file{suffix}") == selection
+
+
+def test_a_file_and_its_store_can_move_together(tmp_path):
+    (tmp_path / "here").mkdir()
+    make(tmp_path / "here/store").save(tmp_path / "here/neon.json")
+    assert json.loads((tmp_path / "here/neon.json").read_text())["store"] == "store"
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert Selection.load(tmp_path / "there/neon.json").store == str(tmp_path / "there/store")
+
+
+def test_other_programs_read_the_files(tmp_path):
+    import duckdb
+    import pandas
+    import polars
+
+    selection = make(tmp_path / "store", concept="with # and , and \" and '")
+    for suffix in SUFFIXES:
+        selection.save(tmp_path / f"neon{suffix}")
+    assert pandas.read_csv(tmp_path / "neon.csv", comment="#")["mean_other"].tolist() == [1 / 3]
+    assert polars.read_csv(tmp_path / "neon.csv", comment_prefix="#")["feature"].to_list() == [3]
+    query = f"select feature, mean_other from read_csv('{tmp_path}/neon.csv', comment = '#')"
+    assert duckdb.sql(query).fetchall() == [(3, 1 / 3)]
+    assert duckdb.sql(f"select feature from '{tmp_path}/neon.parquet'").fetchall() == [(3,)]
+
+
+def test_the_nearest_recorded_timestep_is_used():
+    selection = make()
+    assert selection.at(975).timestep == 981
+    assert selection.at(975).distance == 6
+    assert selection.at(971).timestep == 981
+    assert selection.at(3).timestep == 961
+    assert selection.at(981).features.tolist() == [3]
+    assert len(selection.at(961).features) == 0
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_truncated_file_is_one_clear_error(tmp_path, suffix):
+    path = tmp_path / f"neon{suffix}"
+    make(tmp_path / "store").save(path)
+    for size in (0, 10, path.stat().st_size // 2):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(SelectionError, match="is no selection") as error:
+            Selection.load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_selection(tmp_path):
+    with pytest.raises(SelectionError, match=r"one of \.json, \.csv, \.parquet, \.jsonl\.zst"):
+        make().save(tmp_path / "neon.txt")
+    with pytest.raises(SelectionError, match="cannot be read: No such file"):
+        Selection.load(tmp_path / "absent.json")
+    make(tmp_path / "store").save(tmp_path / "neon.json")
+    body = json.loads((tmp_path / "neon.json").read_text())
+    for change, message in [
+        ({"format_version": 9}, "format version 9, this program reads version 1"),
+        ({"format": "x"}, 'expected "format"'),
+        ({"d_in": "8"}, "has the wrong type"),
+        ({"n_latents": 2}, "a feature lies outside 0…1"),
+    ]:
+        (tmp_path / "bad.json").write_text(json.dumps(body | change))
+        with pytest.raises(SelectionError, match=message):
+            Selection.load(tmp_path / "bad.json")
+    del body["hook"]
+    (tmp_path / "bad.json").write_text(json.dumps(body))
+    with pytest.raises(SelectionError, match="header lacks hook"):
+        Selection.load(tmp_path / "bad.json")

@@ -1,0 +1,84 @@
+"""Small real stores of given codes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore import Store, durable
+from featurestore.canonical import sample_id, shard_name
+from featurestore.records import FileEntry, Record
+from featurestore.schemas import CODES, STATS, samples_schema
+
+HOOK = "unet.up_blocks.1.attentions.1"
+RUN = {
+    "model": "m", "model_hash": "f16:0", "scheduler": {"class": "DDIMScheduler", "config": {}}, "n_steps": 3,
+    "guidance": 3.0, "negative_prompt": "", "height": 64, "width": 64, "dtype": "float32",
+}  # fmt: skip
+
+
+def make_store(root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond") -> Store:
+    """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without activations.
+
+    ``encoded`` are the indices of the samples that were encoded (default: all); ``size`` the map (default: a row).
+    """
+    n, _, positions, n_latents = z.shape
+    store = Store.create(root, RUN)
+    ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(n)]
+    store.append("samples", shard_name(0, ids), _samples(ids, labels), ids, {})
+    height, width = size or (1, positions)
+    config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
+              "height": height, "width": width}  # fmt: skip
+    entries = []
+    for name, data in (("config.json", json.dumps(config).encode()), ("sae.safetensors", b"weights"), ("metrics.json", b"{}")):
+        written = durable.write_bytes(store.root / "saes" / sae / name, data)
+        entries.append(FileEntry(f"saes/{sae}/{name}", written.bytes, written.sha256))
+    store.commit(Record("saes", sae, "", 0, (), tuple(entries), {}))
+    chosen = list(range(n)) if encoded is None else encoded
+    kept = [ids[i] for i in chosen]
+    metadata = {"sae": sae, "hook": HOOK, "height": str(height), "width": str(width), "n_latents": str(n_latents)}
+    named = {f"featurestore.{key}": value for key, value in metadata.items()}
+    for kind, rows in (("codes", _codes(z[chosen], kept, branch)), ("stats", _stats(z[chosen], kept, branch))):
+        store.append(f"{kind}/{sae}", shard_name(0, kept), rows.replace_schema_metadata(named), kept, {})
+    return store
+
+
+def timestep(step: int) -> float:
+    return 981.0 - 20 * step
+
+
+def _samples(ids: list[int], labels: dict[str, list]) -> pa.Table:
+    n = len(ids)
+    columns = {"sample_id": ids, "prompt": [f"prompt {i}" for i in range(n)], "seed": [0] * n, **labels}
+    shared = {"guidance": 3.0, "n_steps": 3, "scheduler": "DDIMScheduler", "model": "m", "model_hash": "f16:0"}
+    columns |= {key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()}
+    return pa.Table.from_pydict(columns, schema=samples_schema(labels))
+
+
+def _codes(z, ids, branch):
+    rows = [(i, s) for i in range(z.shape[0]) for s in range(z.shape[1])]
+    active = [[np.flatnonzero(z[i, s, p]).tolist() for p in range(z.shape[2])] for i, s in rows]
+    columns = {"sample_id": [ids[i] for i, _ in rows], "step": [s for _, s in rows], "timestep": [timestep(s) for _, s in rows]}
+    columns |= {"branch": [branch] * len(rows), "features": active}
+    columns["values"] = [
+        [[float(z[i, s, p, f]) for f in fs] for p, fs in enumerate(positions)] for (i, s), positions in zip(rows, active, strict=True)
+    ]
+    half = pa.array(columns.pop("values"), pa.list_(pa.list_(pa.float32()))).cast(CODES.field("values").type)
+    arrays = [pa.array(columns[name], CODES.field(name).type) for name in CODES.names[:-1]]
+    return pa.Table.from_arrays([*arrays, half], schema=CODES)
+
+
+def _stats(z, ids, branch):
+    rows = [(s, i, f) for s in range(z.shape[1]) for i in range(z.shape[0]) for f in np.flatnonzero(z[i, s].any(0)).tolist()]
+    columns = {
+        "sample_id": [ids[i] for _, i, _ in rows],
+        "step": [s for s, _, _ in rows],
+        "timestep": [timestep(s) for s, _, _ in rows],
+        "branch": [branch] * len(rows),
+        "feature": [f for _, _, f in rows],
+        "sum": [float(z[i, s, :, f].sum()) for s, i, f in rows],
+        "max": [float(z[i, s, :, f].max()) for s, i, f in rows],
+        "n_positions": [int((z[i, s, :, f] > 0).sum()) for s, i, f in rows],
+    }
+    return pa.Table.from_pydict(columns, schema=STATS)
