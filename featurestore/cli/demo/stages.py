@@ -1,0 +1,190 @@
+"""The demo's stages: each is what a user would call, with the time it took."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from collectors.collect import CollectSettings, collect
+from collectors.generate import Ablation, generate_images
+from collectors.models import Model, RunSettings, load_model
+from collectors.prompts import Prompt, read_prompts
+from featurestore import durable
+from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, K, QUICK, STUDIES, Amounts, Study
+from featurestore.cli.store import human_bytes
+from featurestore.selection import Selection
+from featurestore.store import Store
+from sae.unlearning import Answer, Unlearning, accuracy, unlearning
+
+
+@dataclass
+class Result:
+    """A study's outcome."""
+
+    study: Study
+    selection: Selection
+    images: list[Any]
+    answers: list[Answer]
+    score: Unlearning
+
+
+@dataclass
+class Demo:
+    """Everything that the table and the report show."""
+
+    out: Path
+    store: Store
+    prompts: list[Prompt]
+    before: list[Any] = field(default_factory=list)
+    before_answers: list[Answer] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+
+
+def run_demo(out: Path, quick: bool = False) -> Demo:
+    """Run all stages in ``out`` and write ``report.html`` there."""
+    from featurestore.cli.demo.report import write_report
+
+    amounts = QUICK if quick else FULL
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    with _stage(seconds, "load the model"):
+        model = load_model("minicanvas")
+        run = RunSettings(model.steps, model.guidance)
+    demo = Demo(out, _collect(out, model, run, amounts, seconds), [], seconds=seconds)
+    demo.commands += [_collect_command(out, amounts)]
+    for study in STUDIES:
+        _learn(demo, study, amounts)
+    _generate(demo, model, run, amounts)
+    with _stage(seconds, "write the report"):
+        write_report(demo)
+    _print_table(demo, time.perf_counter() - began)
+    return demo
+
+
+@contextlib.contextmanager
+def _stage(seconds: dict[str, float], name: str) -> Iterator[None]:
+    click.secho(f"— {name}", bold=True)
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def _write_prompts(path: Path, n_concepts: int) -> None:
+    from minicanvas import OBJECTS, STYLES, prompt
+
+    pairs = [(o, s) for o in OBJECTS[:n_concepts] for s in STYLES[:n_concepts]]
+    lines = [json.dumps({"prompt": prompt(o, s), "style": s, "object": o}) for o, s in pairs]
+    durable.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, seconds: dict[str, float]) -> Store:
+    with _stage(seconds, "collect activations"):
+        _write_prompts(out / "prompts.jsonl", amounts.n_concepts)
+        prompts = read_prompts(out / "prompts.jsonl", amounts.collect_seeds)
+        hooks = [study.hook for study in STUDIES]
+        return collect(out / "store", model, prompts, run, CollectSettings(hooks, images=True, batch_size=16)).store
+
+
+def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
+    from queries.importance import save_scores, select
+    from sae.encode import encode
+    from sae.train import TrainSettings, train
+
+    store, name = demo.store, study.sae
+    settings = TrainSettings(k=K, expansion=EXPANSION, steps=amounts.train_steps, batch_size=BATCH_SIZE)
+    with _stage(demo.seconds, f"train the SAE '{name}'"):
+        train(store, study.hook, name, settings)
+    with _stage(demo.seconds, f"encode with '{name}'"):
+        encode(store, name)
+    with _stage(demo.seconds, f"score and select {study.family}={study.concept}"):
+        save_scores(store, name, study.family)
+        selection = select(store, name, study.family, study.concept, top=study.top)
+        path = demo.out / f"{study.concept}.json"
+        selection.save(path)
+    demo.results.append(Result(study, Selection.load(path), [], [], Unlearning(0, 0, 0)))
+    demo.commands += _learn_commands(demo.out, study, amounts)
+
+
+def _generate(demo: Demo, model: Model, run: RunSettings, amounts: Amounts) -> None:
+    from minicanvas.classifier import load_classifier
+
+    demo.prompts = read_prompts(demo.out / "prompts.jsonl", amounts.test_seeds)
+    judge = load_classifier("judge")
+    with _stage(demo.seconds, "generate as it is"):
+        demo.before = list(generate_images(model, demo.prompts, run, batch_size=20))
+        demo.before_answers = _judge(judge, demo.prompts, demo.before)
+    for result in demo.results:
+        study = result.study
+        with _stage(demo.seconds, f"generate without {study.concept}"):
+            ablation = Ablation([result.selection], study.multiplier)
+            result.images = list(generate_images(model, demo.prompts, run, ablation, batch_size=20))
+            result.answers = _judge(judge, demo.prompts, result.images)
+            result.score = unlearning(result.answers, study.family, study.concept)
+
+
+def _judge(judge: Any, prompts: list[Prompt], images: list[Any]) -> list[Answer]:
+    styles, objects = judge.classify(images)
+    return [
+        Answer({"style": str(p.labels["style"]), "object": str(p.labels["object"])}, {"style": s, "object": o})
+        for p, s, o in zip(prompts, styles, objects, strict=True)
+    ]
+
+
+def _collect_command(out: Path, amounts: Amounts) -> str:
+    hooks = " ".join(f"--hook {study.hook}" for study in STUDIES)
+    seeds = ",".join(map(str, amounts.collect_seeds))
+    return f"featurestore collect --model minicanvas --prompts {out}/prompts.jsonl --seeds {seeds} --images {hooks} --store {out}/store"
+
+
+def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
+    train = f"--k {K} --expansion {EXPANSION:g} --steps {amounts.train_steps} --batch-size {BATCH_SIZE}"
+    concept = f"{study.family}={study.concept}"
+    return [
+        f"featurestore train --store {out}/store --hook {study.hook} {train} --name {study.sae}",
+        f"featurestore encode --store {out}/store --sae {study.sae}",
+        f"featurestore score {out}/store --sae {study.sae} --by {study.family}",
+        f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} -o {out}/{study.concept}.json",
+        f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl --seeds 100 --ablate {out}/{study.concept}.json "
+        f"--multiplier {study.multiplier:g} --out {out}/without-{study.concept}",
+    ]
+
+
+def store_bytes(store: Store) -> int:
+    """Return the size of a store's committed files."""
+    tables = [*store.tables(), "saes"]
+    return sum(entry.bytes for table in tables for record in store.records(table) for entry in record.files)
+
+
+def rows_of_table(demo: Demo) -> list[list[str]]:
+    """Return the result table: a header and a row a study."""
+    rows = [["taken out", "pictures of it still recognised", "unlearned (UA)", "same family kept (IRA)", "other family kept (CRA)"]]
+    for result in demo.results:
+        family, concept = result.study.family, result.study.concept
+        before = unlearning(demo.before_answers, family, concept)
+        score = result.score
+        cells = [(1 - before.ua, 1 - score.ua), (before.ua, score.ua), (before.ira, score.ira), (before.cra, score.cra)]
+        rows.append([f"{family} {concept}", *(f"{a:.0%} → {b:.0%}" for a, b in cells)])
+    return rows
+
+
+def _print_table(demo: Demo, total: float) -> None:
+    rows = rows_of_table(demo)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    click.echo()
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    asked = [f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")]
+    click.echo(f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised.")
+    for name, seconds in demo.seconds.items():
+        click.echo(f"  {seconds:6.1f} s  {name}")
+    click.echo(f"  {total:6.1f} s  in all; the store holds {human_bytes(store_bytes(demo.store))}")
+    click.echo(f"\nThe pictures: {demo.out / 'report.html'}\nThe same by hand:")
+    for command in demo.commands:
+        click.echo(f"  {command}")
