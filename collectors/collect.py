@@ -75,7 +75,7 @@ def collect(
     """
     _check(model, run, settings)
     described = describe_run(model, run)
-    store = Store.create(path, described)
+    store = Store.prepare(path, described)
     _check_tables(store, prompts, settings)
     samples = identify(store.run_id, prompts)
     items = plan(store, samples, ["samples", *map(_table, settings.hooks)], settings.shard_samples)
@@ -86,7 +86,8 @@ def collect(
             for item in items:
                 _collect_item(store, model, run, settings, item, bar)
     finally:
-        write_card(store)
+        if store.exists:
+            write_card(store)
     return CollectReport(store, n_new, len(samples) - n_new)
 
 

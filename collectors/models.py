@@ -69,7 +69,7 @@ def _from_pretrained(source: str, dtype: torch.dtype) -> Any:
     _hush()
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model {source!r} cannot be loaded: {reason}") from error
 

@@ -43,22 +43,38 @@ class Store:
         return cls(root, read_sealed(root / _MARK)["run"])
 
     @classmethod
-    def create(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
-        """Open the store at ``path`` for a run, creating it if there is none.
+    def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
+        """Return the store at ``path`` for a run; one that does not exist yet is made by its first commit.
 
         Raises:
-            RunError: the store holds another run; nothing was changed.
+            RunError: the store holds another run.
             NotAStoreError: the directory exists and holds something else.
         """
         root = Path(path)
-        if not (root / _MARK).exists():
-            if root.exists() and (not root.is_dir() or any(not p.name.startswith(".") for p in root.iterdir())):
-                raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
-            mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": dict(run)}
-            durable.create_once(root / _MARK, sealed(mark))
-        store = cls.open(root)
-        store._check_run(run)
+        if (root / _MARK).exists():
+            store = cls.open(root)
+            store._check_run(run)
+            return store
+        if root.exists() and (not root.is_dir() or any(not p.name.startswith(".") for p in root.iterdir())):
+            raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
+        return cls(root, dict(run))
+
+    @classmethod
+    def create(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
+        """Return the store at ``path`` for a run, on disk; raises as :meth:`prepare`."""
+        store = cls.prepare(path, run)
+        store._mark()
         return store
+
+    def _mark(self) -> None:
+        if not (self.root / _MARK).exists():
+            mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": self.run}
+            durable.create_once(self.root / _MARK, sealed(mark))
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything has been committed or the store was created."""
+        return (self.root / _MARK).exists()
 
     def _check_run(self, run: Mapping[str, Any]) -> None:
         mine = self.run or {}
@@ -141,6 +157,7 @@ class Store:
 
     def commit(self, record: Record) -> Record:
         """Create a commit record; if another process was first, return its record."""
+        self._mark()
         if durable.create_once(self.root / record.location, record.to_bytes()):
             return record
         return read_record(self.root / record.location)
