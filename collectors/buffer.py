@@ -10,8 +10,9 @@ import torch
 from collectors.capture import Captured
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.schemas import activations_schema
+from sae.hooks import Branch
 
-_BRANCHES = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}
+_BRANCHES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}
 
 
 def check_branch(branch: str, guidance: float) -> None:
@@ -21,7 +22,9 @@ def check_branch(branch: str, guidance: float) -> None:
         UsageError: it has no unconditional half.
     """
     if branch != "cond" and guidance <= 1:
-        raise UsageError(f"--branch {branch} with --guidance {guidance:g}: without guidance there is no unconditional half.")
+        raise UsageError(
+            f"--branch {branch} with --guidance {guidance:g}: without guidance there is no unconditional half."
+        )
 
 
 class StepFinder:
@@ -43,7 +46,9 @@ class StepFinder:
         listed = torch.as_tensor(self._scheduler.timesteps).float().cpu()
         later = (listed[self.step + 1 :] == timestep).nonzero().flatten()
         if not len(later):
-            raise ModelError(f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold.")
+            raise ModelError(
+                f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold."
+            )
         self.step += 1 + int(later[0])
 
 
@@ -86,12 +91,16 @@ class HookBuffer:
         where = f"hook {self.hook!r} at timestep {captured.call.timestep:g}"
         if finite.numel() < values.numel():
             raise HookError(f"{where}: the model itself produced NaN or infinity; nothing of this shard was written.")
-        raise HookError(f"{where}: the value {largest:g} does not fit {self.dtype}; use --dtype float32. Nothing of this shard was written.")
+        raise HookError(
+            f"{where}: the value {largest:g} does not fit {self.dtype}; use --dtype float32. Nothing of this shard was written."
+        )
 
     def to_table(self, sample_ids: list[int]) -> pa.Table:
         """Return the rows as ``activations/<hook>`` stores them; the tensor is not copied."""
         if self._values is None:
-            raise HookError(f"hook {self.hook!r} was never reached: its module is not part of the denoiser's forward pass.")
+            raise HookError(
+                f"hook {self.hook!r} was never reached: its module is not part of the denoiser's forward pass."
+            )
         n, steps, branches, positions, d_in = self._values.shape
         schema = activations_schema(positions, d_in, self._values.dtype.name)
         outer = schema.field("activation").type

@@ -72,4 +72,3 @@ def _io_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, ho
             f"module {hook!r} turns {list(entering.shape)} into {list(leaving.shape)}: there is no difference of the two."
         )
     return leaving - entering
-

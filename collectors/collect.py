@@ -187,7 +187,9 @@ def _samples_table(store: Store, samples: list[Sample], images: list[Any] | None
     shared["scheduler"] = run["scheduler"]["class"]
     columns |= {key: [value] * len(samples) for key, value in shared.items()}
     if images is not None:
-        columns["image"] = [{"bytes": _png(image), "path": f"{s.id}.png"} for image, s in zip(images, samples, strict=True)]
+        columns["image"] = [
+            {"bytes": _png(image), "path": f"{s.id}.png"} for image, s in zip(images, samples, strict=True)
+        ]
     return pa.Table.from_pydict(columns, schema=schema)
 
 
@@ -195,4 +197,3 @@ def _png(image: Any) -> bytes:
     sink = stdio.BytesIO()
     image.save(sink, format="PNG")
     return sink.getvalue()
-

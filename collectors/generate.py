@@ -1,6 +1,7 @@
 """Generate pictures into a directory, with or without selected features."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,10 @@ def generate_images(
     Raises:
         SelectionError: a selection does not fit the model or the SAE.
     """
-    with _ablated(model, ablation), tqdm(total=len(prompts), desc=progress, unit="picture", disable=None if progress else True) as bar:
+    with (
+        _ablated(model, ablation),
+        tqdm(total=len(prompts), desc=progress, unit="picture", disable=None if progress else True) as bar,
+    ):
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             yield from generate_batch(model, run, [p.prompt for p in batch], [p.seed for p in batch])
@@ -73,13 +77,17 @@ def generate_files(
     Pictures that are there already, from the same command, are replaced; each is whole or absent.
     """
     described = describe_run(model, run)
-    edited = [{"family": s.family, "concept": s.concept, "sae": s.sae, "hook": s.hook} for s in ablation.selections] if ablation else []
+    edited = (
+        [{"family": s.family, "concept": s.concept, "sae": s.sae, "hook": s.hook} for s in ablation.selections]
+        if ablation
+        else []
+    )
     how = {"ablated": edited, "multiplier": ablation.multiplier if ablation else None}
     lines, files = [], []
     images = generate_images(model, prompts, run, ablation, batch_size, "generate" if progress else None)
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{index:05d}-{_slug(prompt.prompt)}-{prompt.seed}.png"
-        durable.write_file(path, lambda file, image=image: image.save(file, format="PNG"))
+        durable.write_file(path, functools.partial(image.save, format="PNG"))
         lines.append({"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how})
         files.append(path)
     body = [json.dumps({**line, "run": described}, ensure_ascii=False) for line in lines]

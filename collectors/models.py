@@ -65,7 +65,9 @@ def _from_pretrained(source: str, dtype: torch.dtype) -> Any:
     if local.exists() and not (local / "model_index.json").is_file():
         raise ModelError(f"{source} is no diffusers pipeline: it has no model_index.json.")
     if not local.exists() and source.count("/") != 1:
-        raise ModelError(f"no model {source!r}: no such directory, and no hub id ('owner/name').{nearest(source, [EMBEDDED])}")
+        raise ModelError(
+            f"no model {source!r}: no such directory, and no hub id ('owner/name').{nearest(source, [EMBEDDED])}"
+        )
     _hush()
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype)
@@ -116,12 +118,14 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
 
 def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
     """Return the pictures' height and width: as set, or the model's own."""
-    size = denoiser(pipe).config.sample_size
+    size: Any = denoiser(pipe).config["sample_size"]  # type: ignore[index]
     own = (size, size) if isinstance(size, int) else tuple(size)
     return settings.height or own[0] * pipe.vae_scale_factor, settings.width or own[1] * pipe.vae_scale_factor
 
 
-def generate(model: Model, settings: RunSettings, prompts: list[str], seeds: list[int], output_type: str = "pil") -> list:
+def generate(
+    model: Model, settings: RunSettings, prompts: list[str], seeds: list[int], output_type: str = "pil"
+) -> list:
     """Generate one picture a (prompt, seed): PIL images, or whatever ``output_type`` of the pipeline names.
 
     The initial noise is a function of the seed alone, whatever the batch, the order and the device.

@@ -46,7 +46,7 @@ def _read_line(where: str, number: int, line: str, seeds: Sequence[int]) -> list
     try:
         body: Any = json.loads(line)
     except ValueError as error:
-        raise PromptsError(f"{where}: not JSON ({error}); expected an object like {{\"prompt\": \"…\"}}.") from error
+        raise PromptsError(f'{where}: not JSON ({error}); expected an object like {{"prompt": "…"}}.') from error
     if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
         raise PromptsError(f"{where}: expected an object with a text 'prompt', found {line.strip()[:60]!r}.")
     own = body.pop("seed", None)

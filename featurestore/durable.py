@@ -138,7 +138,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
         advice = " Free some space and run the same command again: it goes on where it stopped."
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = error.strerror or str(error)
-        raise DiskError(f"cannot write {path}: {reason}; nothing half-written is left.{advice if full else ''}") from error
+        raise DiskError(
+            f"cannot write {path}: {reason}; nothing half-written is left.{advice if full else ''}"
+        ) from error
 
 
 def _sync(file: BinaryIO) -> None:

@@ -87,7 +87,8 @@ def map_tensor(path: Path, bytes_recorded: int) -> list[npt.NDArray] | None:
         positions, d_in, dtype = tensor_shape(file.schema_arrow)
         metadata, index = file.metadata, _tensor_index(file)
         blocks = [
-            _block(metadata.row_group(group), index, positions * d_in, dtype) for group in range(metadata.num_row_groups)
+            _block(metadata.row_group(group), index, positions * d_in, dtype)
+            for group in range(metadata.num_row_groups)
         ]
     if any(block is None for block in blocks):
         return None

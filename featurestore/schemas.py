@@ -105,7 +105,9 @@ def check_name(name: str, what: str) -> str:
         TableError: it cannot.
     """
     if not NAME.fullmatch(name):
-        raise TableError(f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', not first.")
+        raise TableError(
+            f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', not first."
+        )
     return name
 
 

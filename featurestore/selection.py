@@ -147,10 +147,12 @@ def parse_header(text: str, path: Path) -> Any:
 
 def _check_header(header: Any, path: Path) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise SelectionError(f"{path} is no selection: expected \"format\": \"{FORMAT}\".")
+        raise SelectionError(f'{path} is no selection: expected "format": "{FORMAT}".')
     if header.get("format_version") != FORMAT_VERSION:
         found = header.get("format_version")
-        raise SelectionError(f"{path} is a selection of format version {found!r}, this program reads version {FORMAT_VERSION}.")
+        raise SelectionError(
+            f"{path} is a selection of format version {found!r}, this program reads version {FORMAT_VERSION}."
+        )
     missing = sorted(_KEYS - set(header))
     if missing:
         raise SelectionError(f"{path}: the selection's header lacks {', '.join(missing)}.")
@@ -165,7 +167,9 @@ def _check_header(header: Any, path: Path) -> None:
 def _check_rows(selection: Selection, path: Path) -> None:
     features = selection.rows["feature"].to_numpy()
     if len(features) and not (features.min() >= 0 and features.max() < selection.n_latents):
-        raise SelectionError(f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}.")
+        raise SelectionError(
+            f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}."
+        )
     if not set(selection.rows["timestep"].to_pylist()) <= set(selection.timesteps):
         raise SelectionError(f"{path}: a row has a timestep that the header does not list.")
     for name in ("score", "mean_concept", "mean_other", "mean_all"):

@@ -40,7 +40,11 @@ def check_file(root: Path, entry: FileEntry) -> str | None:
         return f"has {size} bytes, its record says {entry.bytes}"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == entry.sha256 else f"was changed: its SHA-256 is {digest[:12]}…, its record says {entry.sha256[:12]}…"
+    return (
+        None
+        if digest == entry.sha256
+        else f"was changed: its SHA-256 is {digest[:12]}…, its record says {entry.sha256[:12]}…"
+    )
 
 
 def verify(store: Store, deep: bool = False, progress: Callable[[str], object] = lambda path: None) -> list[Problem]:
@@ -169,4 +173,6 @@ def _leftovers(root: Path, expected: set[str]) -> Iterator[Problem]:
             if name.endswith(TEMPORARY_SUFFIX) and name.startswith("."):
                 yield Problem(path, "is a temporary file of an interrupted write: it can be deleted", False)
             elif name.endswith(".parquet") and path not in expected:
-                yield Problem(path, "has no commit record: readers ignore it; running its command again replaces it", False)
+                yield Problem(
+                    path, "has no commit record: readers ignore it; running its command again replaces it", False
+                )

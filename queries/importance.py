@@ -1,5 +1,6 @@
 """Scores and selections: the SQL of ``importance.sql`` and ``selection.sql`` over a store."""
 
+import re
 from typing import Any
 
 import duckdb
@@ -40,7 +41,9 @@ def select(
     percentile: float | None = None,
     branch: str = "cond",
 ) -> Selection:
-    """Select a concept's features at every step: the ``top`` n by score (2 if neither is given), or those above a percentile.
+    """Select a concept's features at every step: the ``top`` n by score, or those above a percentile.
+
+    Without either rule: the top 2.
 
     Raises:
         UsageError: both rules, or one out of range.
@@ -81,7 +84,8 @@ def select(
 def save_scores(store: Store, sae: str, family: str, branch: str = "cond") -> pa.Table:
     """Compute the scores of a family and keep them in the table ``scores/<sae>``; return them.
 
-    Scores of the same family and branch that were computed from fewer samples are replaced.
+    Scores of the same family and branch that were computed from other samples are removed first; the same scores again
+    change nothing. Raises as :func:`importance`.
     """
     table, source = f"scores/{sae}", _source(store, sae)
     shard = f"{family}-{branch}-{sha256_text(canonical_json(source))[:16]}"
@@ -89,22 +93,24 @@ def save_scores(store: Store, sae: str, family: str, branch: str = "cond") -> pa
     for record in store.records(table):
         if record.shard.startswith(f"{family}-{branch}-") and record.shard != shard:
             _remove(store, record)
-    store.append(table, shard, scores, (), {"sae_hash": source["sae"], "stats": source["stats"]})
+    store.append(table, shard, scores, (), source)
     write_card(store)
     return scores
 
 
 def save_selection(store: Store, selection: Selection) -> Record:
-    """Keep a selection in the table ``selections/<sae>`` of its store."""
+    """Keep a selection in the table ``selections/<sae>`` of its store; the same selection again changes nothing."""
     rows = selection.rows
     same = {"family": selection.family, "concept": selection.concept, "branch": selection.branch}
     columns = {name: pa.array([value] * rows.num_rows, pa.string()) for name, value in same.items()}
     columns |= {name: rows[name].combine_chunks() for name in ROWS.names}
-    schema = pa.schema([SCORES.field(name) for name in SCORES.names])
-    table = pa.Table.from_pydict(columns).select(schema.names).cast(schema)
     header = canonical_json({**selection.header(), "store": "."})
-    shard = f"{sha256_text(header)[:16]}"
-    kept = store.append(f"selections/{selection.sae}", shard, table.replace_schema_metadata({METADATA_KEY: header.encode()}), (), {})
+    contents = canonical_json([header, rows.to_pylist()])
+    slug = re.sub(r"[^a-z0-9]+", "-", selection.concept.lower()).strip("-")[:40] or "concept"
+    shard = f"{selection.family}-{slug}-{sha256_text(contents)[:16]}"
+    table = pa.Table.from_pydict(columns).select(SCORES.names).cast(SCORES)
+    table = table.replace_schema_metadata({METADATA_KEY: header.encode()})
+    kept = store.append(f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash})
     write_card(store)
     return kept
 
@@ -140,10 +146,12 @@ def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPy
         raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
     families = store.families()
     if family not in families:
-        raise QueryError(f"{store.root} has no concept family {family!r}.{nearest(family, families) or ' Its prompts have no labels.'}")
-    connection = connect(store)
+        known = nearest(family, families) or " Its prompts have no labels."
+        raise QueryError(f"{store.root} has no concept family {family!r}.{known}")
+    _check_encoded(store, sae)
+    connection = connect(store, tables=["samples", f"codes/{sae}", f"stats/{sae}"])
     try:
-        _check_encoded(connection, store, sae, branch)
+        _check_branch(connection, sae, branch)
         column = quote_identifier(family)
         connection.execute(
             f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
@@ -158,34 +166,50 @@ def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPy
     return connection
 
 
-def _check_encoded(connection: duckdb.DuckDBPyConnection, store: Store, sae: str, branch: str) -> None:
-    found = [row[0] for row in connection.execute("select distinct branch from codes where sae = $sae", {"sae": sae}).fetchall()]
-    if not found:
-        raise QueryError(f"{store.root} has no codes of SAE {sae!r}: run 'featurestore encode --store {store.root} --sae {sae}'.")
+def _check_encoded(store: Store, sae: str) -> None:
+    """Refuse an SAE without codes, and codes whose statistics are missing: their samples would count as silent."""
+    codes, stats = ({record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats"))
+    run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
+    if not codes:
+        raise QueryError(f"{store.root} has no codes of SAE {sae!r}: {run}.")
+    if codes != stats:
+        n = len(codes ^ stats)
+        raise QueryError(
+            f"encoding {store.root} with SAE {sae!r} was interrupted ({n} of its shards half done): {run}."
+        )
+
+
+def _check_branch(connection: duckdb.DuckDBPyConnection, sae: str, branch: str) -> None:
+    branches = connection.execute("select distinct branch from codes order by branch").fetchall()
+    found = [name for (name,) in branches]
     if branch not in found:
-        raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(sorted(found))}, not {branch}.")
+        raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(found)}, not {branch}.")
 
 
 def _check_concepts(connection: duckdb.DuckDBPyConnection, store: Store, sae: str, family: str, branch: str) -> None:
     concepts = connection.execute(
-        "select distinct concept from labelled where sample_id in (select sample_id from codes where sae = $sae and branch = $branch)",
+        "select distinct concept from labelled semi join "
+        "(select sample_id from codes where sae = $sae and branch = $branch) using (sample_id)",
         {"sae": sae, "branch": branch},
     ).fetchall()
     if len(concepts) < 2:
         found = f"only {concepts[0][0]!r}" if concepts else "none"
-        raise QueryError(f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {found}.")
+        raise QueryError(
+            f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {found}."
+        )
 
 
 def _check_concept(connection: duckdb.DuckDBPyConnection, store: Store, family: str, concept: str) -> None:
-    known = [row[0] for row in connection.execute("select distinct concept from importance order by 1").fetchall()]
+    known = [name for (name,) in connection.execute("select distinct concept from importance order by 1").fetchall()]
     if concept not in known:
         raise QueryError(f"no encoded sample of {store.root} carries {family}={concept}.{nearest(concept, known)}")
 
 
 def _source(store: Store, sae: str) -> dict[str, Any]:
-    stats = [record.files[0].sha256 for record in store.records(f"stats/{sae}")]
-    labels = [record.files[0].sha256 for record in store.records("samples")]
-    return {"sae": sae_hash(sae_record(store, sae)), "stats": stats, "samples": labels}
+    """Return the hashes of all that scores are computed from."""
+    tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
+    hashes = {key: [record.files[0].sha256 for record in store.records(table)] for key, table in tables.items()}
+    return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes}
 
 
 def _remove(store: Store, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Take a concept's features out while pictures are generated (the paper's rule; arXiv 2501.18052, section 3)."""
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -143,7 +144,7 @@ class _Edit:
     def _rule(self, selection: Selection, timestep: float) -> Rule:
         at = selection.at(timestep)
         known = sorted(selection.timesteps)
-        widest = max((b - a for a, b in zip(known, known[1:], strict=False)), default=0.0)
+        widest = max((b - a for a, b in itertools.pairwise(known)), default=0.0)
         if at.distance > max(widest, 1.0) and not self._warned:
             self._warned = True
             warnings.warn(
@@ -172,7 +173,7 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
     rows = (own > thresholds - 1e-4 * thresholds.abs() - 1e-6).logical_and(own > 0).any(1).nonzero().flatten()
     if not len(rows):
         return rows, x[:0]
-    f = _chosen_values(sae, x[rows], features)
+    f = sae.encode_some(x[rows], features)
     delta = torch.zeros_like(f)
     for rule in rules:
         at = torch.searchsorted(features, rule.features)
@@ -182,15 +183,9 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
     return rows[changed], delta[changed] @ sae.W_dec[features]
 
 
-def _chosen_values(sae: SAE, x: Tensor, features: Tensor) -> Tensor:
-    """Return some latents' activations in the code of ``x [m, d_in]``: ``[m, len(features)]``, 0 where not among the k largest."""
-    values, indices = sae.encode(x)
-    at = torch.searchsorted(features, indices.contiguous()).clamp_(max=len(features) - 1)
-    hit = features[at] == indices
-    return values.new_zeros(len(x), len(features)).scatter_add(-1, at, torch.where(hit, values, 0))
-
-
-def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args:
         return (put(args[0], tensor), *args[1:]), kwargs
     name = next(key for key in ("hidden_states", "sample") if key in kwargs)

@@ -45,7 +45,9 @@ def denoiser(pipe: Any) -> nn.Module:
         module = getattr(pipe, name, None)
         if isinstance(module, nn.Module):
             return module
-    raise ModelError(f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers.")
+    raise ModelError(
+        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
+    )
 
 
 def find_module(pipe: Any, hook: str) -> nn.Module:
@@ -97,7 +99,9 @@ def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: Non
 def _scalar(timestep: Any) -> float:
     values = torch.as_tensor(timestep).flatten()
     if not bool((values == values[0]).all()):
-        raise ModelError(f"one denoiser call has several timesteps ({values.tolist()}): pipelines give all samples the same.")
+        raise ModelError(
+            f"one denoiser call has several timesteps ({values.tolist()}): pipelines give all samples the same."
+        )
     return float(values[0])
 
 
@@ -116,7 +120,9 @@ def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
     """
     if tensor.dim() == 4:
         height, width = tensor.shape[2:]
-        return tensor.permute(0, 2, 3, 1).view(tensor.shape[0], height, width, -1).flatten(1, 2), Layout(height, width, True)
+        return tensor.permute(0, 2, 3, 1).view(tensor.shape[0], height, width, -1).flatten(1, 2), Layout(
+            height, width, True
+        )
     if tensor.dim() == 3:
         return tensor, Layout(1, tensor.shape[1], False)
     raise HookError(f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens [B, N, C].")

@@ -18,7 +18,9 @@ RUN = {
 }  # fmt: skip
 
 
-def make_store(root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond") -> Store:
+def make_store(
+    root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond"
+) -> Store:
     """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without activations.
 
     ``encoded`` are the indices of the samples that were encoded (default: all); ``size`` the map (default: a row).
@@ -31,7 +33,11 @@ def make_store(root: Path, z: np.ndarray, labels: dict[str, list], sae="s", enco
     config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
               "height": height, "width": width}  # fmt: skip
     entries = []
-    for name, data in (("config.json", json.dumps(config).encode()), ("sae.safetensors", b"weights"), ("metrics.json", b"{}")):
+    for name, data in (
+        ("config.json", json.dumps(config).encode()),
+        ("sae.safetensors", b"weights"),
+        ("metrics.json", b"{}"),
+    ):
         written = durable.write_bytes(store.root / "saes" / sae / name, data)
         entries.append(FileEntry(f"saes/{sae}/{name}", written.bytes, written.sha256))
     store.commit(Record("saes", sae, "", 0, (), tuple(entries), {}))
@@ -59,10 +65,15 @@ def _samples(ids: list[int], labels: dict[str, list]) -> pa.Table:
 def _codes(z, ids, branch):
     rows = [(i, s) for i in range(z.shape[0]) for s in range(z.shape[1])]
     active = [[np.flatnonzero(z[i, s, p]).tolist() for p in range(z.shape[2])] for i, s in rows]
-    columns = {"sample_id": [ids[i] for i, _ in rows], "step": [s for _, s in rows], "timestep": [timestep(s) for _, s in rows]}
+    columns = {
+        "sample_id": [ids[i] for i, _ in rows],
+        "step": [s for _, s in rows],
+        "timestep": [timestep(s) for _, s in rows],
+    }
     columns |= {"branch": [branch] * len(rows), "features": active}
     columns["values"] = [
-        [[float(z[i, s, p, f]) for f in fs] for p, fs in enumerate(positions)] for (i, s), positions in zip(rows, active, strict=True)
+        [[float(z[i, s, p, f]) for f in fs] for p, fs in enumerate(positions)]
+        for (i, s), positions in zip(rows, active, strict=True)
     ]
     half = pa.array(columns.pop("values"), pa.list_(pa.list_(pa.float32()))).cast(CODES.field("values").type)
     arrays = [pa.array(columns[name], CODES.field(name).type) for name in CODES.names[:-1]]
@@ -70,7 +81,9 @@ def _codes(z, ids, branch):
 
 
 def _stats(z, ids, branch):
-    rows = [(s, i, f) for s in range(z.shape[1]) for i in range(z.shape[0]) for f in np.flatnonzero(z[i, s].any(0)).tolist()]
+    rows = [
+        (s, i, f) for s in range(z.shape[1]) for i in range(z.shape[0]) for f in np.flatnonzero(z[i, s].any(0)).tolist()
+    ]
     columns = {
         "sample_id": [ids[i] for _, i, _ in rows],
         "step": [s for s, _, _ in rows],

@@ -11,21 +11,54 @@ from featurestore.cli.options import model_options, run_options
 @model_options
 @click.option("--prompts", required=True, type=click.Path(path_type=Path), help="JSONL file, see above.")
 @click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several times for several hooks.")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing.")
-@click.option("--io", type=click.Choice(["output", "input", "difference"]), default="output", show_default=True,
-              help="Which tensor of the module; difference is output - input.")
-@click.option("--branch", type=click.Choice(["cond", "uncond", "both"]), default="cond", show_default=True,
-              help="Which half of classifier-free guidance.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-              help="Of the stored activations.")
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
+)
+@click.option(
+    "--io",
+    type=click.Choice(["output", "input", "difference"]),
+    default="output",
+    show_default=True,
+    help="Which tensor of the module; difference is output - input.",
+)
+@click.option(
+    "--branch",
+    type=click.Choice(["cond", "uncond", "both"]),
+    default="cond",
+    show_default=True,
+    help="Which half of classifier-free guidance.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Of the stored activations.",
+)
 @click.option("--images", is_flag=True, help="Also keep the pictures, in the table samples.")
 @click.option("--shard-samples", type=click.IntRange(1), default=16, show_default=True, help="Pictures a shard.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @run_options
 def collect(
-    model: str, device: str, model_dtype: str, prompts: Path, hooks: tuple[str, ...], store: Path, io: str, branch: str,
-    dtype: str, images: bool, shard_samples: int, quiet: bool, steps: int | None, guidance: float | None,
-    negative_prompt: str, height: int | None, width: int | None, seeds: list[int], batch_size: int,
+    model: str,
+    device: str,
+    model_dtype: str,
+    prompts: Path,
+    hooks: tuple[str, ...],
+    store: Path,
+    io: str,
+    branch: str,
+    dtype: str,
+    images: bool,
+    shard_samples: int,
+    quiet: bool,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str,
+    height: int | None,
+    width: int | None,
+    seeds: list[int],
+    batch_size: int,
 ) -> None:
     """Run a model over prompts and keep the activations of its modules at every denoising step.
 
@@ -45,7 +78,9 @@ def collect(
 
     wanted = read_prompts(prompts, seeds)
     loaded = load_model(model, device, model_dtype)
-    run = RunSettings(steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width)
+    run = RunSettings(
+        steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width
+    )
     settings = CollectSettings(hooks, io, branch, dtype, images, batch_size, shard_samples)
     report = run_collect(store, loaded, wanted, run, settings, progress=not quiet)
     skipped = f", {report.n_skipped} were there already" if report.n_skipped else ""
@@ -53,4 +88,6 @@ def collect(
     for hook in hooks:
         records = report.store.records(f"activations/{hook}")
         size = human_bytes(sum(entry.bytes for record in records for entry in record.files))
-        click.echo(f"  {hook}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} shards in {store}")
+        click.echo(
+            f"  {hook}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} shards in {store}"
+        )

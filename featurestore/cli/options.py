@@ -56,7 +56,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--negative-prompt", default="", help="The same for every picture."),
         click.option("--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
         click.option("--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
-        click.option("--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once a seed: 0,1,5 or 0-4."),
+        click.option(
+            "--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once a seed: 0,1,5 or 0-4."
+        ),
         click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."),
     ]
     for option in reversed(options):

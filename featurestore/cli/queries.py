@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 _SAE = click.option("--sae", required=True, help="Name of the SAE.")
-_BRANCH = click.option("--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True, help="Half of guidance.")
+_BRANCH = click.option(
+    "--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True, help="Half of guidance."
+)
 _ROWS_SHOWN = 40
 _CELL = 60
 
@@ -22,7 +24,9 @@ _CELL = 60
 @_SAE
 @click.option("--by", "family", required=True, help="Concept family: a label column of the samples.")
 @_BRANCH
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown a concept; all are kept.")
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown a concept; all are kept."
+)
 def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
     """Score every feature for every concept of a family, keep the table scores/SAE, and show the best.
 
@@ -44,7 +48,9 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
 @click.command()
 @_STORE
 @click.argument("statement")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "csv", "json", "parquet"]), default="table", show_default=True
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead.")
 def sql(store: Path, statement: str, form: str, output: Path | None) -> None:
     """Run one SELECT over STORE: the views samples, activations, codes, stats, scores, selections and saes.
@@ -65,7 +71,7 @@ def sql(store: Path, statement: str, form: str, output: Path | None) -> None:
         raise UsageError("--format parquet writes bytes: give -o FILE, or pipe the output.")
     data = _encode(run_sql(Store.open(store), statement), form)
     if output is None:
-        click.get_binary_stream("stdout").write(data)
+        click.echo(data, nl=False)
     else:
         durable.write_bytes(output, data)
 
@@ -75,10 +81,19 @@ def sql(store: Path, statement: str, form: str, output: Path | None) -> None:
 @_SAE
 @click.option("--concept", required=True, help="FAMILY=CONCEPT, such as style=neon.")
 @click.option("--top", type=click.IntRange(1), help="Features a step with the largest positive scores.  [default: 2]")
-@click.option("--percentile", type=float, help="Instead: features above this percentile of all latents' scores, such as 99.99.")
+@click.option(
+    "--percentile", type=float, help="Instead: features above this percentile of all latents' scores, such as 99.99."
+)
 @_BRANCH
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=".json, .csv, .parquet or .jsonl.zst; default: into the store.")
-def export(store: Path, sae: str, concept: str, top: int | None, percentile: float | None, branch: str, output: Path | None) -> None:
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help=".json, .csv, .parquet or .jsonl.zst; default: into the store.",
+)
+def export(
+    store: Path, sae: str, concept: str, top: int | None, percentile: float | None, branch: str, output: Path | None
+) -> None:
     """Export the features that carry a concept: a selection, for 'generate --ablate' or for reading.
 
     It holds the features of every timestep with their scores and the means that ablation needs, and what identifies the

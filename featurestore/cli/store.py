@@ -39,9 +39,7 @@ def _saes(store: "Store") -> None:
         click.echo(f"\n{'SAE':24} {'hook':40} {'d_in':>6} {'latents':>8} {'k':>4}")
     for record in records:
         config = load_config(store, record.shard)
-        click.echo(
-            f"{record.shard:24} {config['hook']:40} {config['d_in']:6} {config['n_latents']:8} {config['k']:4}"
-        )
+        click.echo(f"{record.shard:24} {config['hook']:40} {config['d_in']:6} {config['n_latents']:8} {config['k']:4}")
 
 
 @click.command()
@@ -60,9 +58,14 @@ def verify(store: Path, deep: bool) -> None:
     from featurestore.verify import verify as check
 
     opened = Store.open(store)
+    checked: list[str] = []
     with tqdm(desc="verify", unit=" records", disable=None) as bar:
-        checked: list[str] = []
-        problems = check(opened, deep, lambda path: checked.append(path) or bar.update())
+
+        def progress(path: str) -> None:
+            checked.append(path)
+            bar.update()
+
+        problems = check(opened, deep, progress)
     for problem in problems:
         click.echo(f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}")
     n_damaged = sum(problem.damage for problem in problems)

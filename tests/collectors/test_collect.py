@@ -47,11 +47,23 @@ def plain_hook(model, hook, prompt, io="output"):
 def rows_of(store, hook):
     for shard in store.activations(hook):
         for i in range(shard.n_rows):
-            yield int(shard.sample_id[i]), int(shard.step[i]), float(shard.timestep[i]), str(shard.branch[i]), shard.row(i)
+            yield (
+                int(shard.sample_id[i]),
+                int(shard.step[i]),
+                float(shard.timestep[i]),
+                str(shard.branch[i]),
+                shard.row(i),
+            )
 
 
 def test_captured_activations_equal_a_plain_forward_hook(collected, model):
-    ids = dict(zip(collected.read("samples")["prompt"].to_pylist(), collected.read("samples")["sample_id"].to_pylist(), strict=True))
+    ids = dict(
+        zip(
+            collected.read("samples")["prompt"].to_pylist(),
+            collected.read("samples")["sample_id"].to_pylist(),
+            strict=True,
+        )
+    )
     for hook in (HOOK, MID):
         rows = {(i, t, branch): row for i, _, t, branch, row in rows_of(collected, hook)}
         for prompt in PROMPTS[:2]:
@@ -79,7 +91,9 @@ def test_input_and_difference_are_captured(model, tmp_path, io):
     store = run(tmp_path / "store", model, PROMPTS[:1], hooks=[HOOK], io=io).store
     expected = plain_hook(model, HOOK, PROMPTS[0], io)
     for _, _, t, _, row in rows_of(store, HOOK):
-        np.testing.assert_allclose(row, expected[t][1].permute(1, 2, 0).reshape(-1, 16).half().numpy(), atol=2e-3, rtol=2e-3)
+        np.testing.assert_allclose(
+            row, expected[t][1].permute(1, 2, 0).reshape(-1, 16).half().numpy(), atol=2e-3, rtol=2e-3
+        )
 
 
 def test_the_order_of_rows_and_the_steps(collected):
@@ -103,7 +117,11 @@ def test_ids_and_noise_do_not_depend_on_batch_and_order(model, tmp_path):
 def same_tree(a, b):
     comparison = filecmp.dircmp(a, b)
     files = [f for f in comparison.common_files if (a / f).read_bytes() != (b / f).read_bytes()]
-    assert not (comparison.left_only or comparison.right_only or files), (comparison.left_only, comparison.right_only, files)
+    assert not (comparison.left_only or comparison.right_only or files), (
+        comparison.left_only,
+        comparison.right_only,
+        files,
+    )
     for name in comparison.common_dirs:
         same_tree(a / name, b / name)
 
@@ -167,7 +185,9 @@ def test_other_settings_are_refused_and_nothing_changes(model, tmp_path):
 
 
 def test_hooks_that_cannot_be_captured(model, tmp_path):
-    with pytest.raises(HookError, match=r"no module 'unet\.up_block\.1\.attentions\.1'\. Did you mean 'unet\.up_blocks\.1"):
+    with pytest.raises(
+        HookError, match=r"no module 'unet\.up_block\.1\.attentions\.1'\. Did you mean 'unet\.up_blocks\.1"
+    ):
         run(tmp_path / "store", model, hooks=["unet.up_block.1.attentions.1"])
     with pytest.raises(HookError, match=r"returns a tensor of shape \[4, 64\]: only a map"):
         run(tmp_path / "other", model, hooks=["unet.time_embedding"])
@@ -178,7 +198,9 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_written(model, tmp_pa
     module = find_module(model.pipe, HOOK)
     handle = module.register_forward_hook(lambda m, a, out: (out[0] * 1e6,))
     try:
-        with pytest.raises(HookError, match=r"at timestep \d+: the value .*e\+\d+ does not fit torch\.float16; use --dtype float32"):
+        with pytest.raises(
+            HookError, match=r"at timestep \d+: the value .*e\+\d+ does not fit torch\.float16; use --dtype float32"
+        ):
             run(tmp_path / "store", model, hooks=[HOOK])
         assert list(tmp_path.iterdir()) == []
     finally:

@@ -23,10 +23,12 @@ def test_a_failing_writer_leaves_what_was_there(tmp_path):
         file.write(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(DiskError, match=r"cannot write .*file: No space left on device; nothing half-written is left\. Free some"):
+    with pytest.raises(
+        DiskError, match=r"cannot write .*file: No space left on device; nothing half-written is left\. Free some"
+    ):
         durable.write_file(tmp_path / "file", fail)
     assert (tmp_path / "file").read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("operation", ["fsync", "link", "replace"])
@@ -41,7 +43,7 @@ def test_a_refused_operation_leaves_nothing(tmp_path, monkeypatch, operation):
     write = durable.create_once if operation == "link" else durable.write_bytes
     with pytest.raises(DiskError, match="Input/output error"):
         write(tmp_path / "file", b"data")
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_create_once_creates_once(tmp_path):

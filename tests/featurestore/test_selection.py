@@ -13,7 +13,9 @@ SUFFIXES = [".json", ".csv", ".parquet", ".jsonl.zst"]
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def make(store="/somewhere/store", concept="neon", rows=((0, 981.0, 3, 0.1, 0.2, 1 / 3, 0.4),), timesteps=(981.0, 961.0)):
+def make(
+    store="/somewhere/store", concept="neon", rows=((0, 981.0, 3, 0.1, 0.2, 1 / 3, 0.4),), timesteps=(981.0, 961.0)
+):
     table = pa.Table.from_pylist([dict(zip(ROWS.names, row, strict=True)) for row in rows], schema=ROWS)
     return Selection(
         family="style", concept=concept, branch="cond", rule={"top": 2}, model="m", model_hash="f16:0", hook="unet.mid_block",

@@ -102,7 +102,9 @@ def test_a_shard_that_exists_is_left_as_it_is(store):
 
 def test_rows_with_other_columns_are_refused_by_name(store):
     append(store, [1])
-    with pytest.raises(TableError, match=r"activation: fixed_size_list.*there, fixed_size_list.*here.*Nothing was changed"):
+    with pytest.raises(
+        TableError, match=r"activation: fixed_size_list.*there, fixed_size_list.*here.*Nothing was changed"
+    ):
         append(store, [2], d_in=9)
 
 

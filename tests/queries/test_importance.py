@@ -35,7 +35,9 @@ def dense(table, concept, steps, n_latents, column="score"):
 def random_codes(seed, samples=6, steps=3, positions=4, n_latents=12, levels=3):
     """Sparse codes on a few values, so that scores tie; the last latents never fire."""
     rng = np.random.default_rng(seed)
-    z = rng.integers(0, levels, (samples, steps, positions, n_latents)) * (rng.random((samples, steps, positions, n_latents)) < 0.3)
+    z = rng.integers(0, levels, (samples, steps, positions, n_latents)) * (
+        rng.random((samples, steps, positions, n_latents)) < 0.3
+    )
     z[..., -3:] = 0
     return z.astype(np.float32) / 2
 
@@ -55,7 +57,12 @@ def test_scores_equal_the_formula(tmp_path_factory, seed, labels):
     scores, means, others, mean_all = oracle(z, labels)
     assert set(table["concept"].to_pylist()) <= set(scores)
     for concept in scores:
-        pairs = {"score": scores, "mean_concept": means, "mean_other": others, "mean_all": dict.fromkeys(scores, mean_all)}
+        pairs = {
+            "score": scores,
+            "mean_concept": means,
+            "mean_other": others,
+            "mean_all": dict.fromkeys(scores, mean_all),
+        }
         for column, expected in pairs.items():
             found = dense(table, concept, z.shape[1], z.shape[3], column)
             np.testing.assert_allclose(found, expected[concept], atol=1e-9, rtol=0, err_msg=f"{column} of {concept!r}")
@@ -124,7 +131,9 @@ def test_a_selection_lists_every_timestep_also_where_it_is_empty(tmp_path):
 
 
 def test_questions_that_have_no_answer(tmp_path):
-    store = make_store(tmp_path / "store", random_codes(0, samples=3), {"style": ["neon", "sketch", "neon"], "one": ["x"] * 3})
+    store = make_store(
+        tmp_path / "store", random_codes(0, samples=3), {"style": ["neon", "sketch", "neon"], "one": ["x"] * 3}
+    )
     with pytest.raises(QueryError, match=r"carries style=noen\. Did you mean 'neon'\?"):
         select(store, "s", "style", "noen")
     with pytest.raises(QueryError, match=r"no concept family 'stlye'\. Did you mean 'style'\?"):
@@ -145,7 +154,9 @@ def test_questions_that_have_no_answer(tmp_path):
 
 def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_path):
     z = random_codes(5, samples=4)
-    store = make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1])
+    store = make_store(
+        tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1]
+    )
     first = save_scores(store, "s", "style")
     assert store.read("scores/s").num_rows == first.num_rows
     save_scores(store, "s", "style")

@@ -38,11 +38,12 @@ def make_selection(model, rows, timesteps, **changes):
         (step, timesteps[step], feature, 0.5, concept, 0.0, everything) for step, feature, concept, everything in rows
     ]
     table = pa.Table.from_pylist([dict(zip(ROWS.names, c, strict=True)) for c in columns], schema=ROWS)
-    fields = dict(
-        family="style", concept="neon", branch="cond", rule={"top": 2}, model="tiny", hook=HOOK, io="output", sae="s",
-        model_hash=model_hash(denoiser(model.pipe)), sae_hash="1", d_in=D_IN, n_latents=N_LATENTS, k=K, run={},
-        store="/nowhere", timesteps=tuple(timesteps), rows=table,
-    )  # fmt: skip
+    fields = {
+        "family": "style", "concept": "neon", "branch": "cond", "rule": {"top": 2}, "model": "tiny", "hook": HOOK, "io": "output",
+        "sae": "s",
+        "model_hash": model_hash(denoiser(model.pipe)), "sae_hash": "1", "d_in": D_IN, "n_latents": N_LATENTS, "k": K, "run": {},
+        "store": "/nowhere", "timesteps": tuple(timesteps), "rows": table,
+    }  # fmt: skip
     return Selection(**(fields | changes))
 
 
@@ -256,9 +257,11 @@ def test_selections_for_something_else_are_refused(model, tmp_path):
 
 def test_a_timestep_far_from_all_recorded_ones_is_warned_about(model):
     selection = make_selection(model, [(0, 1, 1.0, 0.0)], [981.0])
-    with pytest.warns(UserWarning, match=r"has no timestep near 667; the nearest, 981"):
-        with ablate(model.pipe, selection, -5.0, make_sae()):
-            generate(model, RUN, ["a"], [0], "latent")
+    with (
+        pytest.warns(UserWarning, match=r"has no timestep near 667; the nearest, 981"),
+        ablate(model.pipe, selection, -5.0, make_sae()),
+    ):
+        generate(model, RUN, ["a"], [0], "latent")
     with (
         warnings.catch_warnings(),
         ablate(model.pipe, make_selection(model, [], timesteps_of(model)), -5.0, make_sae()),

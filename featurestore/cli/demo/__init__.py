@@ -6,7 +6,13 @@ import click
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Directory; a second run goes on in it.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Directory; a second run goes on in it.",
+)
 @click.option("--quick", is_flag=True, help="A tenth of the pictures and of the training: for trying, not for results.")
 def demo(out: Path, quick: bool) -> None:
     """Collect, train, encode, score, export, ablate and judge on the included model; write a report.

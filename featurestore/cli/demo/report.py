@@ -79,9 +79,9 @@ def _focus(demo: Demo, result: Result) -> list[list[Image.Image]]:
 
 
 def feature_maps(store: Store, selection: Selection) -> list[list[Image.Image]]:
-    """Return collected pictures and, below each, where the selected features fire: first of the concept, then of others.
+    """Return collected pictures, of the concept and then of others, and below each where the selected features fire.
 
-    A map is the sum over the steps of the activations of the features selected at that step, position by position, from ``codes``.
+    A map is the sum over the steps, position by position, of the activations of the features selected at that step.
     """
     columns = ["sample_id", selection.family, "image"]
     samples = store.read("samples", columns).to_pylist()

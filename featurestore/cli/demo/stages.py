@@ -15,7 +15,7 @@ from collectors.generate import Ablation, generate_images
 from collectors.models import Model, RunSettings, load_model
 from collectors.prompts import Prompt, read_prompts
 from featurestore import durable
-from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, K, QUICK, STUDIES, Amounts, Study
+from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
 from featurestore.cli.store import human_bytes
 from featurestore.selection import Selection
 from featurestore.store import Store
@@ -140,7 +140,8 @@ def _judge(judge: Any, prompts: list[Prompt], images: list[Any]) -> list[Answer]
 def _collect_command(out: Path, amounts: Amounts) -> str:
     hooks = " ".join(f"--hook {study.hook}" for study in STUDIES)
     seeds = ",".join(map(str, amounts.collect_seeds))
-    return f"featurestore collect --model minicanvas --prompts {out}/prompts.jsonl --seeds {seeds} --images {hooks} --store {out}/store"
+    how = f"--model minicanvas --prompts {out}/prompts.jsonl --seeds {seeds} --images"
+    return f"featurestore collect {how} {hooks} --store {out}/store"
 
 
 def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
@@ -151,7 +152,8 @@ def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
         f"featurestore encode --store {out}/store --sae {study.sae}",
         f"featurestore score {out}/store --sae {study.sae} --by {study.family}",
         f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} -o {out}/{study.concept}.json",
-        f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl --seeds 100 --ablate {out}/{study.concept}.json "
+        f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl "
+        f"--seeds {','.join(map(str, amounts.test_seeds))} --ablate {out}/{study.concept}.json "
         f"--multiplier {study.multiplier:g} --out {out}/without-{study.concept}",
     ]
 
@@ -164,7 +166,15 @@ def store_bytes(store: Store) -> int:
 
 def rows_of_table(demo: Demo) -> list[list[str]]:
     """Return the result table: a header and a row a study."""
-    rows = [["taken out", "pictures of it still recognised", "unlearned (UA)", "same family kept (IRA)", "other family kept (CRA)"]]
+    rows = [
+        [
+            "taken out",
+            "pictures of it still recognised",
+            "unlearned (UA)",
+            "same family kept (IRA)",
+            "other family kept (CRA)",
+        ]
+    ]
     for result in demo.results:
         family, concept = result.study.family, result.study.concept
         before = unlearning(demo.before_answers, family, concept)
@@ -181,7 +191,9 @@ def _print_table(demo: Demo, total: float) -> None:
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     asked = [f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")]
-    click.echo(f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised.")
+    click.echo(
+        f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised."
+    )
     for name, seconds in demo.seconds.items():
         click.echo(f"  {seconds:6.1f} s  {name}")
     click.echo(f"  {total:6.1f} s  in all; the store holds {human_bytes(store_bytes(demo.store))}")

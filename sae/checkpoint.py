@@ -1,0 +1,170 @@
+"""SAEs as files: ``config.json`` and ``sae.safetensors``, never a pickle."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featurestore import durable
+from featurestore.canonical import canonical_json
+from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError, UsageError
+from featurestore.saes import load_config, sae_hash, sae_record, weights_path
+from featurestore.selection import Selection
+from featurestore.store import Store
+from sae.model import SAE, SAEConfig
+
+CONFIG = "config.json"
+WEIGHTS = "sae.safetensors"
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def config_bytes(config: SAEConfig) -> bytes:
+    """Return ``config.json``: canonical JSON and a newline."""
+    return (canonical_json(dataclasses.asdict(config)) + "\n").encode()
+
+
+def weights_bytes(sae: SAE) -> bytes:
+    """Return ``sae.safetensors``: the four parameters under their names, in the precision that they have."""
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()})
+
+
+def save_sae(sae: SAE, directory: Path) -> tuple[durable.Written, durable.Written]:
+    """Write an SAE's two files into a directory; return what was written of ``config.json`` and ``sae.safetensors``."""
+    config = durable.write_bytes(directory / CONFIG, config_bytes(sae.config))
+    return config, durable.write_bytes(directory / WEIGHTS, weights_bytes(sae))
+
+
+def load_sae(
+    source: Path | tuple[Store, str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> SAE:
+    """Load an SAE from a directory, or from a store by its name; the weights need no gradient until asked to.
+
+    Raises:
+        SAEError: it is unknown, or its configuration or weights are not what an SAE of this project has.
+        DamageError: in a store, a file is not the recorded one.
+    """
+    if isinstance(source, Path):
+        path = source / WEIGHTS
+        fields, data = _read_json(source / CONFIG), _read(path)
+    else:
+        store, name = source
+        fields, path = load_config(store, name), weights_path(store, name)
+        data = _read(path)
+        _check_recorded(store, name, path, data)
+    tensors = _tensors(path, data)
+    config = parse_config(fields, path.parent / CONFIG)
+    _check_tensors(path, config, tensors)
+    with torch.device("meta"):
+        sae = SAE(config)
+    sae.load_state_dict({key: tensor.to(device, dtype, copy=True) for key, tensor in tensors.items()}, assign=True)
+    return sae.requires_grad_(False)
+
+
+def load_selection_sae(selection: Selection, device: str | torch.device = "cpu") -> SAE:
+    """Load the SAE that a selection was made with from the store that it names.
+
+    Raises:
+        SelectionError: there is no such store, or its SAE of that name is another one.
+    """
+    try:
+        store = Store.open(selection.store)
+    except NotAStoreError as error:
+        raise SelectionError(
+            f"the selection {selection.family}={selection.concept} needs SAE {selection.sae!r} of the store "
+            f"{selection.store}, where there is no store: put it there, or give the SAE's directory."
+        ) from error
+    found = sae_hash(sae_record(store, selection.sae))
+    if found != selection.sae_hash:
+        raise SelectionError(
+            f"the selection {selection.family}={selection.concept} was made with SAE {selection.sae!r} "
+            f"({selection.sae_hash[:12]}…), that of {store.root} is another ({found[:12]}…)."
+        )
+    return load_sae((store, selection.sae), device)
+
+
+def parse_config(fields: dict[str, Any], path: Path) -> SAEConfig:
+    """Return the configuration that JSON fields hold; ``path`` is where they come from.
+
+    Raises:
+        SAEError: a field is missing, unknown or of another type.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(SAEConfig)}
+    unknown = sorted(set(fields) - set(kinds))
+    missing = sorted({"d_in", "n_latents", "k"} - set(fields))
+    if unknown or missing:
+        raise SAEError(f"{path}: fields missing: {missing}; fields unknown: {unknown}.")
+    for name, value in fields.items():
+        if type(value) is not kinds[name]:
+            raise SAEError(f"{path}: {name} is {value!r}, expected {getattr(kinds[name], '__name__', kinds[name])}.")
+    return SAEConfig(**fields)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(_read(path))
+    except ValueError as error:
+        raise SAEError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise SAEError(f"{path} holds {type(fields).__name__}, expected an object.")
+    return fields
+
+
+def _check_recorded(store: Store, name: str, path: Path, data: bytes) -> None:
+    record = store.record("saes", name)
+    assert record is not None, "load_config has found it"
+    (expected,) = (entry.sha256 for entry in record.files if entry.path.endswith(f"/{WEIGHTS}"))
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise DamageError(
+            f"{path} was changed: its SHA-256 is {found[:12]}…, its record says {expected[:12]}…: "
+            f"run 'featurestore verify {store.root}'."
+        )
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise SAEError(f"{path} is no safetensors file: {error}.") from error
+
+
+def _check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> None:
+    matrix = [config.n_latents, config.d_in]
+    expected = {"W_enc": matrix, "b_enc": matrix[:1], "W_dec": matrix, "b_dec": matrix[1:]}
+    if set(tensors) != set(expected):
+        raise SAEError(f"{path} has tensors {sorted(tensors)}, expected {sorted(expected)}.")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if list(tensor.shape) != shape or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise SAEError(f"{path}: {name} is {kind} {list(tensor.shape)}, expected floating point {shape}.")
+        if not bool(tensor.isfinite().all()):
+            raise SAEError(f"{path}: {name} holds values that are not finite.")

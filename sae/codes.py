@@ -1,0 +1,149 @@
+"""Codes and statistics of activation rows, as the columns of the store (docs/format.md, sections 1.3 and 1.4)."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from featurestore import schemas
+from featurestore.errors import SAEError
+from sae.model import SAE
+
+
+class Rows(NamedTuple):
+    """What tells rows apart, an array each."""
+
+    sample_id: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int32]
+    timestep: npt.NDArray[np.float32]
+    branch: npt.NDArray[np.str_]
+
+
+class Encoded(NamedTuple):
+    """The codes and statistics of some rows, as Arrow columns and arrays."""
+
+    features: pa.Array
+    """a row: list<list<int32>>, per position, ascending"""
+    values: pa.Array
+    """a row: list<list<float16>>, in the same order; a positive activation below 2⁻²⁵ is stored as 0"""
+    row: npt.NDArray[np.int64]
+    """of each statistic: the row it belongs to; ascending, then ``feature``"""
+    feature: npt.NDArray[np.int32]
+    sum: npt.NDArray[np.float32]
+    max: npt.NDArray[np.float32]
+    n_positions: npt.NDArray[np.int32]
+
+
+@torch.no_grad()
+def encode_rows(sae: SAE, activations: npt.NDArray | Tensor) -> Encoded:
+    """Return the codes and statistics of activations ``[rows, n_positions, d_in]``.
+
+    A row's result does not depend on the rows beside it, to the last bit on one machine: each goes through the
+    encoder alone, since the rounding of a matrix product may depend on its shape.
+
+    Raises:
+        SAEError: an activation of a latent is not finite, or does not fit float16.
+    """
+    codes = [sae.encode(_on(sae.W_enc.device, row)) for row in activations]
+    shape = (len(codes), activations.shape[1], sae.config.k)
+    if not codes:
+        return _columns(np.empty(shape, np.float32), np.empty(shape, np.int64), sae.config.n_latents)
+    values = torch.stack([code.values.float() for code in codes])
+    # Empty places go last; the others in ascending order of latents.
+    places = torch.stack([code.indices for code in codes]).masked_fill_(values <= 0, sae.config.n_latents)
+    indices, order = places.sort(dim=-1)
+    return _columns(values.gather(-1, order).cpu().numpy(), indices.cpu().numpy(), sae.config.n_latents)
+
+
+def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
+    tensor = row if isinstance(row, Tensor) else torch.from_numpy(np.array(row, np.float32))
+    return tensor.to(device, torch.float32)
+
+
+def _columns(values: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], n_latents: int) -> Encoded:
+    n_rows = len(values)
+    active = indices < n_latents
+    feature, value = indices[active], values[active]
+    _check_values(feature, value)
+    per_position = active.sum(axis=-1)
+    row = np.repeat(np.arange(n_rows), per_position.sum(axis=1))
+    features = _nested(pa.array(feature, pa.int32()), per_position)
+    halves = _nested(pa.array(value.astype(np.float16)), per_position)
+    return Encoded(features, halves, *_statistics(row, feature, value, n_rows, n_latents))
+
+
+def _nested(flat: pa.Array, per_position: npt.NDArray[np.integer]) -> pa.Array:
+    """Return the list<list<…>> of ``per_position`` ``[rows, n_positions]`` lengths over flat values."""
+    n_rows, n_positions = per_position.shape
+    ends = np.concatenate([[0], np.cumsum(per_position)]).astype(np.int32)
+    outer = pa.list_(pa.field("item", pa.list_(pa.field("item", flat.type, nullable=False)), nullable=False))
+    inner = pa.ListArray.from_arrays(pa.array(ends), flat, type=outer.value_type)
+    starts = pa.array(np.arange(n_rows + 1, dtype=np.int32) * n_positions)
+    return pa.ListArray.from_arrays(starts, inner, type=outer)
+
+
+def _check_values(feature: npt.NDArray[np.int64], value: npt.NDArray[np.float32]) -> None:
+    largest = np.finfo(np.float16).max
+    wrong = np.flatnonzero(~(value <= largest))
+    if len(wrong):
+        raise SAEError(
+            f"latent {feature[wrong[0]]} has an activation of {value[wrong[0]]}, codes hold at most {largest:g} "
+            f"(float16): the SAE does not fit these activations."
+        )
+
+
+def _statistics(
+    row: npt.NDArray[np.int64],
+    feature: npt.NDArray[np.int64],
+    value: npt.NDArray[np.float32],
+    n_rows: int,
+    n_latents: int,
+) -> tuple[npt.NDArray, ...]:
+    """Return row, feature, sum (added up in float64), max and n_positions of each (row, feature) that fired."""
+    key = row * n_latents + feature
+    count = np.bincount(key, minlength=n_rows * n_latents)
+    total = np.bincount(key, weights=value, minlength=n_rows * n_latents)
+    largest = np.zeros(n_rows * n_latents, np.float32)
+    np.maximum.at(largest, key, value)
+    fired = np.flatnonzero(count)
+    return (
+        fired // n_latents,
+        (fired % n_latents).astype(np.int32),
+        total[fired].astype(np.float32),
+        largest[fired],
+        count[fired].astype(np.int32),
+    )
+
+
+def codes_table(encoded: list[Encoded], rows: Rows, metadata: Mapping[str, str]) -> pa.Table:
+    """Return the rows of a ``codes`` shard, in the order of ``rows``."""
+    features = pa.chunked_array([part.features for part in encoded], schemas.CODES.field("features").type)
+    values = pa.chunked_array([part.values for part in encoded], schemas.CODES.field("values").type)
+    columns = [pa.array(column, field.type) for column, field in zip(rows, schemas.CODES, strict=False)]
+    return pa.Table.from_arrays([*columns, features, values], schema=_with(schemas.CODES, metadata))
+
+
+def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], metadata: Mapping[str, str]) -> pa.Table:
+    """Return the rows of a ``stats`` shard, by step, branch, sample and feature.
+
+    ``cond`` comes first, samples in the order of ``sample_ids``.
+    """
+    firsts = np.cumsum([0, *(len(part.features) for part in encoded)])
+    row = np.concatenate([part.row + first for part, first in zip(encoded, firsts, strict=False)])
+    place = {sample: number for number, sample in enumerate(sample_ids)}
+    sample = np.array([place[i] for i in rows.sample_id.tolist()])
+    rank = np.empty(len(rows.step), np.int64)
+    rank[np.lexsort((sample, rows.branch != "cond", rows.step))] = np.arange(len(rank))
+    order = np.argsort(rank[row], kind="stable")
+    columns = [column[row[order]] for column in rows]
+    columns += [np.concatenate([part[i] for part in encoded])[order] for i in range(3, 7)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.STATS, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, metadata))
+
+
+def _with(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    return schema.with_metadata({f"featurestore.{key}": value for key, value in metadata.items()})

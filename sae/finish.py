@@ -1,0 +1,51 @@
+"""From trained weights to a committed SAE."""
+
+from featurestore import durable
+from featurestore.canonical import canonical_json
+from featurestore.errors import SAEError
+from featurestore.records import FileEntry, Record
+from featurestore.store import Store
+from sae.checkpoint import CONFIG, WEIGHTS, config_bytes, weights_bytes
+from sae.data import PositionBatches
+from sae.metrics import chunks_of_rows, evaluate
+from sae.model import SAE
+from sae.settings import Plan
+
+METRICS = "metrics.json"
+
+
+def existing(store: Store, name: str, plan: Plan) -> Record | None:
+    """Return the record of an SAE that exists already, provided it was trained by this plan.
+
+    Raises:
+        SAEError: the name is taken by another SAE.
+    """
+    record = store.record("saes", name)
+    if record is None:
+        return None
+    there, here = dict(record.made_by), plan.made_by()
+    old, new = there.get("settings", {}), here["settings"]
+    changed = [f"{k}: {old.get(k)} there, {v} here" for k, v in new.items() if old.get(k) != v]
+    if not changed and there.get("data") != here["data"]:
+        changed = ["activations were added or replaced since"]
+    if changed:
+        raise SAEError(f"{store.root} has another SAE {name!r} ({'; '.join(changed)}): use another --name.")
+    return record
+
+
+def finish(store: Store, name: str, plan: Plan, sae: SAE, batches: PositionBatches) -> Record:
+    """Measure an SAE, write its three files and commit them."""
+    sae = sae.cpu().requires_grad_(False)
+    rows = batches.test_or_train()
+    metrics = evaluate(sae, chunks_of_rows(batches.rows, rows))
+    sampled = {"held_out": bool(len(batches.test)), "n_samples": len(set(batches.rows.sample_id[rows].tolist()))}
+    files = {
+        CONFIG: config_bytes(plan.config),
+        METRICS: (canonical_json({**metrics.to_json(), **sampled}) + "\n").encode(),
+        WEIGHTS: weights_bytes(sae),
+    }
+    entries = []
+    for file, data in files.items():
+        path = f"saes/{name}/{file}"
+        entries.append(FileEntry(path, *durable.write_bytes(store.root / path, data)))
+    return store.commit(Record("saes", name, "", 0, (), tuple(entries), plan.made_by()))

@@ -1,0 +1,74 @@
+"""The training loss: ``FVU + α · AuxK`` (Gao et al. 2024, sections 2.1 and A.2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.model import SAE, Codes
+from sae.sparse import encode_top_k, weighted_rows
+
+AUX_ALPHA = 1 / 32
+
+
+class Loss(NamedTuple):
+    """A batch's loss and what it is made of."""
+
+    total: Tensor
+    """``fvu + alpha · aux``, a scalar to differentiate"""
+    fvu: Tensor
+    """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²`` over the batch"""
+    aux: Tensor
+    """the auxiliary loss, 0 without dead latents"""
+    codes: Codes
+    """the batch's codes, detached"""
+
+
+def training_loss(sae: SAE, x: Tensor, dead: Tensor | None = None, alpha: float = AUX_ALPHA) -> Loss:
+    """Return the loss of a batch ``x`` ``[batch, d_in]``; ``dead`` ``[n_latents]`` marks the dead latents.
+
+    The batch must not be constant: its variance is the unit of the loss.
+    """
+    codes = sae.encode(x)
+    residual = x - sae.decode(codes)
+    variance = (x - x.mean(dim=0)).square().sum()
+    fvu = residual.square().sum() / variance
+    aux = x.new_zeros(()) if dead is None else _aux_k(sae, x, residual.detach(), dead) / variance
+    return Loss(fvu + alpha * aux, fvu.detach(), aux.detach(), Codes(codes.values.detach(), codes.indices))
+
+
+def _aux_k(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+    """Return ``s · Σ‖e − ê‖²``: how badly the dead latents predict the residual ``e = x − x̂``, taken as a constant.
+
+    ``ê`` is made of each position's ``k_aux = min(d_in / 2, n_dead)`` largest dead latents, without ``b_dec``: the
+    residual is what is left after it. ``s = min(n_dead / (d_in / 2), 1)``. Only the dead rows of the encoder are
+    computed.
+    """
+    rows = dead.nonzero().squeeze(1)
+    n_dead, half = len(rows), max(1, sae.config.d_in // 2)
+    if n_dead == 0:
+        return x.new_zeros(())
+    W_enc, b_enc, W_dec = sae.W_enc[rows], sae.b_enc[rows], sae.W_dec[rows]
+    values, indices = encode_top_k(x - sae.b_dec, W_enc, b_enc, min(half, n_dead))
+    error = F.mse_loss(weighted_rows(values, indices, W_dec), residual, reduction="sum")
+    return min(n_dead / half, 1.0) * error
+
+
+def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """Return the point ``[d_in]`` with the least sum of distances to the rows of ``x`` ``[n, d_in]``.
+
+    Weiszfeld's algorithm in float64, until a step is shorter than ``tolerance`` times the spread of the data.
+    """
+    x = x.double()
+    median = x.mean(dim=0)
+    spread = torch.linalg.vector_norm(x - median, dim=-1).mean()
+    for _ in range(iterations if spread > 0 else 0):
+        # Clamped: the median may fall on a point.
+        weights = torch.linalg.vector_norm(x - median, dim=-1).clamp_min(1e-12 * float(spread)).reciprocal()
+        new = (weights @ x) / weights.sum()
+        moved = torch.linalg.vector_norm(new - median)
+        median = new
+        if moved <= tolerance * spread:
+            break
+    return median.float()

@@ -1,0 +1,126 @@
+"""What to train, and what follows from it and the data."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import featurestore
+from featurestore.canonical import canonical_json, sha256_text
+from featurestore.errors import UsageError
+from featurestore.store import Store
+from sae.data import PositionBatches, data_hash
+from sae.loss import AUX_ALPHA
+from sae.model import SAEConfig
+
+_EPOCHS = 5
+_MIN_STEPS = 1000
+_LR_AT = (4e-4, 20480)
+_MAX_DEAD_AFTER = 10_000_000
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What decides an SAE beside the data."""
+
+    k: int = 32
+    """latents that may be active at a position"""
+    expansion: float = 16.0
+    """n_latents = expansion · d_in, rounded"""
+    n_latents: int | None = None
+    """overrides ``expansion``"""
+    steps: int | None = None
+    """None: five times all training positions, and 1000 steps at least"""
+    batch_size: int = 4096
+    """positions a step; a small map's data does with 1024"""
+    lr: float | None = None
+    """peak of Adam's learning rate; None: 4e-4 · √(20480 / n_latents) (SAeUron's; scaled as in Gao et al. 2024)"""
+    seed: int = 0
+    """of the weights and of the order of the data"""
+    branch: str = "cond"
+    """``cond``, ``uncond`` or ``both``: the rows to train on"""
+    holdout: float = 0.1
+    """share of the samples kept for the metrics"""
+    dead_after: int | None = None
+    """positions without firing after which a latent is dead; None: 10 million, at most a third of all to be seen"""
+    aux_alpha: float = AUX_ALPHA
+    """weight of the auxiliary loss"""
+
+    def __post_init__(self) -> None:
+        for name, low in (("k", 1), ("n_latents", 1), ("steps", 1), ("batch_size", 2), ("seed", 0), ("dead_after", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"{name} is {value}, it must be at least {low}.")
+        for name in ("expansion", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} is {value}, it must be positive.")
+        if not 0 <= self.holdout < 1 or not 0 <= self.aux_alpha < math.inf:
+            found = f"holdout is {self.holdout} and aux_alpha {self.aux_alpha}"
+            raise UsageError(f"{found}: expected 0 ≤ holdout < 1 and 0 ≤ aux_alpha.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings with everything worked out."""
+
+    settings: TrainSettings
+    config: SAEConfig
+    steps: int
+    lr: float
+    dead_after: int
+    data: str
+    """names the contents of the shards that are trained on"""
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: a short linear warm-up, then linear decay to 0 after the last step."""
+        warmup = min(1000, self.steps // 20)
+        return self.lr * min((step + 1) / (warmup + 1), (self.steps - step) / (self.steps - warmup))
+
+    def made_by(self) -> dict[str, Any]:
+        """Return what the commit record says under ``made_by``."""
+        versions = {"featurestore": featurestore.__version__, "torch": torch.__version__.split("+")[0]}
+        return {**versions, "data": self.data, "settings": self.described()}
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings that decide the result, defaults worked out, as JSON values."""
+        fields = dataclasses.asdict(self.settings)
+        fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
+        fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
+        return {key: fields[key] for key in sorted(fields) if key != "expansion"}
+
+    def identity(self) -> str:
+        """Return the digits that name the settings and the data."""
+        return sha256_text(canonical_json({"data": self.data, "settings": self.described()}))
+
+
+def make_plan(store: Store, hook: str, settings: TrainSettings, batches: PositionBatches) -> Plan:
+    """Work out what ``settings`` mean for a hook's activations.
+
+    Raises:
+        UsageError: k does not fit the number of latents.
+    """
+    rows, run = batches.rows, store.run or {}
+    n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
+    if settings.k > n_latents:
+        raise UsageError(
+            f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a larger --expansion."
+        )
+    config = SAEConfig(
+        d_in=rows.d_in,
+        n_latents=n_latents,
+        k=settings.k,
+        hook=hook,
+        io=rows.metadata["io"] or "output",
+        height=int(rows.metadata["height"] or 0),
+        width=int(rows.metadata["width"] or 0),
+        branch=settings.branch,
+        model_hash=str(run.get("model_hash", "")),
+        run_id=store.run_id,
+    )
+    steps = settings.steps or max(_MIN_STEPS, _EPOCHS * batches.n_batches)
+    lr = settings.lr or _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
+    dead_after = settings.dead_after or min(_MAX_DEAD_AFTER, max(1, steps * settings.batch_size // 3))
+    return Plan(settings, config, steps, lr, dead_after, data_hash(rows.records))

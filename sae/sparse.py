@@ -1,0 +1,108 @@
+"""The two sparse operations of a TopK SAE, with gradients that never form a dense ``[batch, n_latents]`` code.
+
+A step on one CPU core (batch 1024, d_in 128, n_latents 1024, k 16) takes half the time of the dense formula under
+automatic differentiation: forward is the encoder's matrix product and the selection, backward touches k rows a
+position.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_GROUPS = 8
+_CHUNK_ELEMENTS = {"cpu": 2**18}
+_CHUNK_ELEMENTS_ELSEWHERE = 2**26
+
+
+def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` largest of each row of ``[rows, n]`` and their indices, both ``[rows, k]``, largest first.
+
+    Ties: of equal positive values the lower index is kept, on every device and in every precision. Which of several
+    values <= 0 fill the remaining places is not defined: a code of value 0 means nothing.
+    """
+    n = values.shape[1]
+    if k == n:
+        return values.sort(dim=-1, descending=True, stable=True)
+    best, indices = _select(values, k + 1)
+    tied = (best[:, k - 1] == best[:, k]) & (best[:, k] > 0)
+    best, indices = best[:, :k], indices[:, :k]
+    if bool(tied.any()):
+        exact = values[tied].sort(dim=-1, descending=True, stable=True)
+        best, indices = best.clone(), indices.clone()
+        best[tied], indices[tied] = exact.values[:, :k], exact.indices[:, :k]
+    return best, indices
+
+
+def _select(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest, sorted; among equals any. The k largest lie in the k groups with the largest maxima."""
+    rows, n = values.shape
+    size = n // _GROUPS
+    if n % _GROUPS or size < 4 * k:
+        return values.topk(k, dim=-1)
+    groups = values.view(rows, _GROUPS, size)
+    columns = _select(groups.amax(1), k)[1]
+    candidates = groups.gather(2, columns.unsqueeze(1).expand(-1, _GROUPS, -1)).flatten(1)
+    best, place = candidates.topk(k, dim=-1)
+    return best, (place // k) * size + columns.gather(1, place % k)
+
+
+def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return ``TopK_k(ReLU(x weightᵀ + bias))`` as values and indices ``[rows, k]``.
+
+    Shapes: ``x`` is ``[rows, d_in]``, ``weight`` ``[n_latents, d_in]``, ``bias`` ``[n_latents]``. Differentiable in
+        all three; the gradient reaches positive values only.
+    """
+    values, indices = _Encode.apply(x, weight, bias, k)
+    return values, indices
+
+
+def weighted_rows(values: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``Σ_j values[r, j] · matrix[indices[r, j]]``, ``[rows, d]``, differentiable in both."""
+    return F.embedding_bag(indices, matrix, per_sample_weights=values, mode="sum")
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, indices = top_k(F.linear(x, weight, bias), k)
+        values = values.relu()
+        ctx.save_for_backward(x, weight, values > 0, indices)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, positive, indices = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _k = ctx.needs_input_grad
+        grad = grad * positive
+        n_latents = weight.shape[0]
+        grad_bias = grad.new_zeros(n_latents).index_add_(0, indices.flatten(), grad.flatten()) if needs_bias else None
+        return (
+            weighted_rows(grad, indices, weight) if needs_x else None,
+            _scatter_outer(grad, indices, x, n_latents) if needs_weight else None,
+            grad_bias,
+            None,
+        )
+
+
+def _chunks(indices: Tensor, d: int) -> range:
+    """Return the first rows of chunks whose ``[rows, k, d]`` intermediate stays in cache (CPU) or in bounds."""
+    rows, k = indices.shape
+    elements = _CHUNK_ELEMENTS.get(indices.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
+    return range(0, rows, max(1, elements // (k * d)))
+
+
+def _scatter_outer(values: Tensor, indices: Tensor, vectors: Tensor, n: int) -> Tensor:
+    """Return ``[n, d]``: the sum over rows r and places j of ``values[r, j] · vectors[r]`` in row ``indices[r, j]``."""
+    d = vectors.shape[1]
+    total = vectors.new_zeros(n, d)
+    chunks = _chunks(indices, d)
+    for start in chunks:
+        part = slice(start, start + chunks.step)
+        outer = values[part].unsqueeze(-1) * vectors[part].unsqueeze(1)
+        total.index_add_(0, indices[part].flatten(), outer.view(-1, d))
+    return total

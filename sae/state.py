@@ -1,0 +1,96 @@
+"""The state of a training between two steps, as one safetensors file under ``.work/`` of the store."""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featurestore import durable
+from featurestore.canonical import canonical_json
+from featurestore.errors import SAEError
+from featurestore.store import Store
+from sae.model import SAE, Codes
+from sae.settings import Plan
+
+_BETAS = (0.9, 0.999)
+
+
+class State:
+    """Weights, optimiser, and how long ago each latent fired."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae = sae
+        device = sae.b_dec.device
+        self.optimizer = torch.optim.Adam(sae.parameters(), betas=_BETAS, fused=device.type in ("cpu", "cuda"))
+        self.positions_since_fired = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)
+        self.step = 0
+        for parameter in sae.parameters():
+            step = torch.zeros((), device=parameter.device)
+            moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            self.optimizer.state[parameter] = {"step": step, **moments}
+
+    def count(self, codes: Codes) -> None:
+        """Count a step in which ``codes`` fired."""
+        fired = codes.indices[codes.values > 0]
+        self.positions_since_fired += codes.values.shape[0]
+        self.positions_since_fired[fired] = 0
+        self.step += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor under a name: the live ones, not copies."""
+        found = {"positions_since_fired": self.positions_since_fired}
+        for name, parameter in self.sae.named_parameters():
+            found[name] = parameter.detach()
+            found |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+        return found
+
+
+def state_path(store: Store, name: str) -> Path:
+    """Return where the state of the training of an SAE lies."""
+    return store.root / ".work" / f"train-{name}" / "state.safetensors"
+
+
+def save(store: Store, name: str, plan: Plan, state: State) -> None:
+    """Write the state, atomically and durably."""
+    about = {"step": state.step, "identity": plan.identity(), "settings": plan.described(), "data": plan.data}
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in state.tensors().items()}
+    durable.write_bytes(state_path(store, name), safetensors.torch.save(tensors, {"state": canonical_json(about)}))
+
+
+def restore(store: Store, name: str, plan: Plan, state: State) -> None:
+    """Go back to the written state, if there is one.
+
+    Raises:
+        SAEError: it belongs to other settings or other data, or cannot be read.
+    """
+    path = state_path(store, name)
+    if not path.is_file():
+        return
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["state"])
+            _check(path, about, plan)
+            for key, tensor in state.tensors().items():
+                tensor.copy_(file.get_tensor(key))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise SAEError(f"{path} is no state of a training ({error}): delete it to start anew.") from error
+    state.step = about["step"]
+
+
+def discard(store: Store, name: str) -> None:
+    """Delete the written state."""
+    durable.remove(state_path(store, name))
+
+
+def _check(path: Path, about: dict, plan: Plan) -> None:
+    if about["identity"] == plan.identity():
+        return
+    here, there = plan.described(), about["settings"]
+    changed = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
+    raise SAEError(
+        f"a training of that name stopped at step {about['step']} with other {'settings' if changed else 'data'} "
+        f"({'; '.join(changed) or 'activations were added'}): use the same, or another --name, or delete {path}."
+    )

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from featurestore.canonical import canonical_json
+from sae.data import activation_rows
+from sae.metrics import chunks_of_rows, evaluate
+from tests.sae.helpers import HOOK, make_store, random_sae
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return activation_rows(make_store(tmp_path_factory.mktemp("metrics") / "store"), HOOK, "cond")
+
+
+def naive(sae, x):
+    """FVU, L0 and densities of positions ``[n, d_in]``, all at once in float64."""
+    x = torch.from_numpy(x.astype(np.float32)).reshape(-1, 16)
+    z = sae.encode_dense(x)
+    x, x_hat = x.double(), sae.decode(sae.encode(x)).double()
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    return float(fvu), float((z > 0).sum() / len(x)), (z > 0).double().mean(0)
+
+
+def test_metrics_equal_the_naive_ones(rows, monkeypatch):
+    monkeypatch.setattr("sae.metrics._CHUNK_POSITIONS", 50)
+    sae = random_sae().requires_grad_(False)
+    indices = np.arange(2, len(rows))
+    metrics = evaluate(sae, chunks_of_rows(rows, indices))
+    tensors = rows.fill(indices)
+    fvu, l0, density = naive(sae, tensors)
+    assert metrics.fvu == pytest.approx(fvu, rel=1e-5)
+    assert metrics.l0 == pytest.approx(l0)
+    assert metrics.density == pytest.approx(density.tolist())
+    assert metrics.n_dead == int((density == 0).sum())
+    assert metrics.n_positions == len(indices) * 16
+    assert [entry.step for entry in metrics.timesteps] == [0, 1, 2]
+    for entry in metrics.timesteps:
+        of_step = tensors[rows.step[indices] == entry.step]
+        fvu, l0, _ = naive(sae, of_step)
+        assert entry.fvu == pytest.approx(fvu, rel=1e-5)
+        assert entry.l0 == pytest.approx(l0)
+        assert entry.timestep == 981 - 20 * entry.step
+        assert entry.n_positions == of_step.shape[0] * 16
+
+
+def test_a_large_mean_costs_no_precision():
+    sae = random_sae().requires_grad_(False)
+    x = torch.randn(500, 16)
+    shifted = random_sae().requires_grad_(False)
+    shifted.b_dec += 4096.0
+    one, other = (evaluate(s, [(0, 1.0, y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
+    assert other.fvu == pytest.approx(one.fvu, rel=1e-2)
+
+
+def test_positions_that_are_all_equal_have_no_fvu():
+    metrics = evaluate(random_sae().requires_grad_(False), [(0, 1.0, torch.ones(4, 16)), (1, 0.5, torch.randn(9, 16))])
+    assert metrics.timesteps[0].fvu is None
+    assert metrics.fvu is not None
+    assert json.loads(canonical_json(metrics.to_json()))["timesteps"][0]["fvu"] is None
+
+
+def test_densities_are_counted_by_decade():
+    sae = random_sae(n_latents=10, k=1).requires_grad_(False)
+    sae.W_enc.zero_()
+    sae.b_enc.copy_(torch.tensor([1.0] + [0.0] * 9))
+    sae.W_enc[1, 0] = 1.0
+    sae.b_dec.zero_()
+    x = torch.zeros(100, 16)
+    x[:2, 0] = 5.0
+    metrics = evaluate(sae, [(0, 1.0, x)])
+    assert metrics.density[:2] == (0.98, 0.02)
+    assert metrics.n_dead == 8
+    assert metrics.to_json()["density_decades"] == [1, 1, 0, 0, 0, 0, 0, 0]

@@ -1,0 +1,72 @@
+"""Imports run one way, and the public names are what they are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import featurestore
+
+ROOT = Path(__file__).parent.parent
+OURS = {"featurestore", "collectors", "sae", "queries", "minicanvas"}
+ALLOWED = {
+    "featurestore": set(),
+    "queries": {"featurestore"},
+    "sae": {"featurestore"},
+    "collectors": {"featurestore", "sae", "minicanvas"},
+    "minicanvas": set(),
+}
+HEAVY = {"torch", "diffusers", "transformers", "datasets"}
+
+
+def imports(path, top_level_only=False):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def sources(package):
+    return [p for p in (ROOT / package).rglob("*.py") if "cli" not in p.relative_to(ROOT / package).parts]
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_only_what_they_may(package):
+    for path in sources(package):
+        other = (set(imports(path)) & OURS) - {package} - ALLOWED[package]
+        assert not other, f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("package", ["featurestore", "queries"])
+def test_the_store_and_the_queries_need_no_torch(package):
+    for path in sources(package):
+        assert not set(imports(path)) & HEAVY, path
+
+
+def test_commands_import_nothing_heavy_before_they_run():
+    light = {"click", "featurestore", "collections", "pathlib", "typing", "json", "sys", "re", "importlib", "time"}
+    for path in (ROOT / "featurestore/cli").glob("*.py"):
+        assert set(imports(path, top_level_only=True)) <= light, path
+
+
+def test_only_one_module_writes_files():
+    writers = {"write_text", "write_bytes", "savez", "to_file"}
+    for package in OURS - {"minicanvas"}:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name == "durable.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and node.attr in writers:
+                    owner = node.value.id if isinstance(node.value, ast.Name) else ""
+                    assert owner == "durable", f"{path}:{node.lineno} writes a file itself"
+
+
+def test_public_names():
+    assert featurestore.__all__ == ["FeatureStoreError", "Selection", "Store", "__version__"]
+    for name in featurestore.__all__:
+        assert getattr(featurestore, name) is not None
+    with pytest.raises(AttributeError):
+        featurestore.nothing  # noqa: B018
