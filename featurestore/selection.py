@@ -72,7 +72,7 @@ class Selection:
     store: str
     """absolute path of the store that holds the SAE; in a file, relative to the file's directory"""
     timesteps: tuple[float, ...]
-    """every recorded timestep, by step, also those at which nothing is selected"""
+    """every recorded timestep, by step from 0, also those at which nothing is selected; some schedulers repeat one"""
     rows: pa.Table
     """columns as ``ROWS``, ordered by step, then falling score, then feature"""
 
@@ -99,9 +99,10 @@ class Selection:
         return read(Path(path))
 
     def at(self, timestep: float) -> FeaturesAt:
-        """Return the features at the recorded timestep that is nearest (of two, the noisier)."""
+        """Return the features at the nearest recorded timestep: of two, the noisier; of a repeated one, its first step."""
         recorded = min(self.timesteps, key=lambda t: (abs(t - timestep), -t))
-        rows = self.rows.filter(pc.equal(self.rows["timestep"], pa.scalar(recorded, pa.float32())))
+        step = self.timesteps.index(recorded)
+        rows = self.rows.filter(pc.equal(self.rows["step"], pa.scalar(step, pa.int32())))
         features = rows["feature"].to_numpy().astype(np.int64)
         means = rows["mean_concept"].to_numpy(), rows["mean_all"].to_numpy()
         return FeaturesAt(features, *means, recorded, abs(recorded - timestep))
@@ -127,7 +128,7 @@ class Selection:
         """
         _check_header(header, path)
         fields = {key: header[key] for key in _KEYS - {"format", "format_version"}}
-        fields["timesteps"] = tuple(float(t) for t in fields["timesteps"])
+        fields["timesteps"] = tuple(float(np.float32(t)) for t in fields["timesteps"])
         selection = cls(rows=rows, **fields)
         _check_rows(selection, path)
         return replace(selection, store=str((path.parent / selection.store).resolve()))
@@ -158,8 +159,8 @@ def _check_header(header: Any, path: Path) -> None:
         raise SelectionError(f"{path}: the selection's header lacks {', '.join(missing)}.")
     texts = all(isinstance(header[key], str) for key in _TEXTS)
     times = header["timesteps"]
-    numbers = isinstance(times, list) and times and all(isinstance(t, (int, float)) for t in times)
-    sizes = all(isinstance(header[key], int) for key in ("d_in", "n_latents"))
+    numbers = isinstance(times, list) and times and all(isinstance(t, (int, float)) and abs(t) < 1e38 for t in times)
+    sizes = all(isinstance(header[key], int) for key in ("d_in", "n_latents")) and isinstance(header["k"], int | None)
     if not (texts and numbers and sizes and isinstance(header["run"], dict) and isinstance(header["rule"], dict)):
         raise SelectionError(f"{path}: a value of the selection's header has the wrong type.")
 
@@ -170,8 +171,12 @@ def _check_rows(selection: Selection, path: Path) -> None:
         raise SelectionError(
             f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}."
         )
-    if not set(selection.rows["timestep"].to_pylist()) <= set(selection.timesteps):
-        raise SelectionError(f"{path}: a row has a timestep that the header does not list.")
+    listed = dict(enumerate(selection.timesteps))
+    for step, timestep in zip(*(selection.rows[name].to_pylist() for name in ("step", "timestep")), strict=True):
+        if listed.get(step) != timestep:
+            raise SelectionError(
+                f"{path}: a row has step {step} at timestep {timestep:g}, which the header does not list."
+            )
     for name in ("score", "mean_concept", "mean_other", "mean_all"):
         if not np.isfinite(selection.rows[name].to_numpy()).all():
             raise SelectionError(f"{path}: a value of {name} is not finite.")

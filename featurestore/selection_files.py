@@ -16,6 +16,7 @@ from featurestore.canonical import canonical_json
 from featurestore.errors import SelectionError
 from featurestore.selection import METADATA_KEY, ROWS, Selection, parse_header
 
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException, zstandard.ZstdError)
 _VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
 
 
@@ -34,18 +35,18 @@ def read(path: Path) -> Selection:
         raise SelectionError(f"selection file {path} cannot be read: {error.strerror}.") from error
     try:
         header, rows = decode(data, path)
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, zstandard.ZstdError) as error:
-        raise SelectionError(f"{path} is no selection: {error}.") from error
+    except _MALFORMED as error:
+        raise SelectionError(f"{path} is no selection: {' '.join(str(error).split())}.") from error
     return Selection.from_header(header, rows, path)
 
 
 def _to_json(selection: Selection, directory: Path) -> bytes:
     header = selection.header(directory)
-    by_step: dict[float, list[dict[str, Any]]] = {}
+    by_step: dict[int, list[dict[str, Any]]] = {}
     for row in selection.rows.to_pylist():
-        by_step.setdefault(row["timestep"], []).append({name: row[name] for name in _VALUES})
+        by_step.setdefault(row["step"], []).append({name: row[name] for name in _VALUES})
     header["timesteps"] = [
-        {"step": step, "timestep": t, "features": by_step.get(t, [])} for step, t in enumerate(selection.timesteps)
+        {"step": step, "timestep": t, "features": by_step.get(step, [])} for step, t in enumerate(selection.timesteps)
     ]
     return (json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -53,13 +54,16 @@ def _to_json(selection: Selection, directory: Path) -> bytes:
 def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     header = parse_header(data.decode(), path)
     steps = header["timesteps"]
+    if [s["step"] for s in steps] != list(range(len(steps))):
+        raise SelectionError(f"{path} is no selection: the steps of its timesteps must be 0, 1, 2, … in this order.")
     rows = [{"step": s["step"], "timestep": s["timestep"], **row} for s in steps for row in s["features"]]
     return {**header, "timesteps": [s["timestep"] for s in steps]}, _table(rows)
 
 
 def _to_csv(selection: Selection, directory: Path) -> bytes:
     text = io.StringIO(newline="")
-    text.write(f"# {canonical_json(selection.header(directory))}\n")
+    # Text that ends too early looks whole, so the number of rows is written down.
+    text.write(f"# {canonical_json({**selection.header(directory), 'n_rows': selection.rows.num_rows})}\n")
     writer = csv.DictWriter(text, ROWS.names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(selection.rows.to_pylist())
@@ -73,7 +77,13 @@ def _from_csv(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     if reader.fieldnames != ROWS.names:
         raise SelectionError(f"{path}: expected the columns {', '.join(ROWS.names)}, found {reader.fieldnames}.")
     whole = ("step", "feature")
-    return header, _table([{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in reader])
+    rows = [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in reader]
+    if len(rows) != header["n_rows"] or not body.endswith("\n"):
+        raise SelectionError(
+            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are there; "
+            f"it was cut short, or edited without its n_rows."
+        )
+    return header, _table(rows)
 
 
 def _to_parquet(selection: Selection, directory: Path) -> bytes:
@@ -96,8 +106,11 @@ def _to_jsonl_zst(selection: Selection, directory: Path) -> bytes:
 
 
 def _from_jsonl_zst(data: bytes, path: Path) -> tuple[Any, pa.Table]:
-    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-        header, *rows = reader.read().decode().removesuffix("\n").split("\n")
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    text = decompressor.decompress(data).decode()
+    if not decompressor.eof:
+        raise SelectionError(f"{path} is no selection: it was cut short.")
+    header, *rows = text.removesuffix("\n").split("\n")
     return parse_header(header, path), _table([json.loads(row) for row in rows])
 
 

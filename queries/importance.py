@@ -56,9 +56,11 @@ def select(
         parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
         rows = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
         steps = connection.execute(
-            "select min(timestep) from codes where sae = $sae and branch = $branch group by step order by step",
-            {"sae": sae, "branch": branch},
+            "select step, min(timestep) from codes where branch = $branch group by step order by step",
+            {"branch": branch},
         ).fetchall()
+    if [step for step, _ in steps] != list(range(len(steps))):
+        raise QueryError(f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {steps[-1][0]}.")
     run = store.run or {}
     return Selection(
         family=family,
@@ -76,7 +78,7 @@ def select(
         k=config["k"],
         run=run,
         store=str(store.root.resolve()),
-        timesteps=tuple(timestep for (timestep,) in steps),
+        timesteps=tuple(timestep for _, timestep in steps),
         rows=rows.replace_schema_metadata(None),
     )
 

@@ -50,7 +50,7 @@ def connect(
 
     ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``scores`` and ``selections`` with a
     column ``sae``; and ``saes``. Only committed files are seen, of ``tables`` (such as ``stats/neon``) if that is given;
-    a view without files is empty. ``verify`` compares each file's SHA-256 with its record, once in a process, since
+    a view without files is empty. ``verify`` compares each file's SHA-256 with its record, once in a process:
     DuckDB reads a damaged file without noticing.
 
     Raises:
@@ -97,8 +97,8 @@ def run_sql(store: Store, statement: str) -> pa.Table:
 def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.Statement:
     """Return the one SELECT in ``statement``.
 
-    To DuckDB's parser ``with x as (copy … to …) select …`` is a SELECT, and a path that may be read may be written. Its
-    binder refuses whatever changes anything in the definition of a view, so as that the statement must pass first.
+    To DuckDB's parser ``with x as (copy … to …) select …`` is a SELECT, and a path that may be read may be written.
+    Its binder refuses whatever changes anything in the definition of a view: as that the statement must pass first.
     """
     parsed = connection.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
@@ -184,11 +184,12 @@ def _one_line(error: duckdb.Error) -> str:
 
 def _with_near_columns(connection: duckdb.DuckDBPyConnection, statement: str, error: duckdb.Error) -> str:
     """Return DuckDB's message with the columns that are near to the name it complains of, else with DuckDB's own hint."""
-    catalog = "select column_name from duckdb_columns() where not internal"
-    columns = sorted({name for (name,) in connection.execute(catalog).fetchall()})
+    catalog = "select table_name, column_name from duckdb_columns() where not internal"
+    tables, columns = map(set, zip(*connection.execute(catalog).fetchall(), strict=True))
     first = str(error).partition("\n")[0]
     for word in re.findall(r"\w+", statement):
-        close = difflib.get_close_matches(word, columns) if word not in columns and f'"{word}"' in first else []
+        unknown = word not in tables | columns and f'"{word}"' in first
+        close = difflib.get_close_matches(word, sorted(columns)) if unknown else []
         if close:
             return f"{first}{nearest(word, close)}"
     return _one_line(error)

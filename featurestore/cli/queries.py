@@ -122,29 +122,50 @@ def _encode(table: "pa.Table", form: str) -> bytes:
     import pyarrow.csv
     import pyarrow.parquet
 
+    from featurestore.errors import QueryError
+
     if form == "table":
         return f"{_as_text(table, _ROWS_SHOWN)}\n".encode()
     if form == "json":
-        return f"{json.dumps(table.to_pylist(), ensure_ascii=False, default=_plain, indent=1)}\n".encode()
+        return f"{json.dumps(_json(table.to_pylist()), ensure_ascii=False, indent=1)}\n".encode()
     sink = pa.BufferOutputStream()
-    if form == "parquet":
-        pyarrow.parquet.write_table(table, sink)
-    else:
-        pyarrow.csv.write_csv(_flat(table), sink)
+    try:
+        if form == "parquet":
+            pyarrow.parquet.write_table(table, sink)
+        else:
+            pyarrow.csv.write_csv(_flat(table), sink)
+    except pa.ArrowException as error:
+        raise QueryError(f"the result does not fit --format {form}: {error} Cast that column in the SELECT.") from error
     return sink.getvalue().to_pybytes()
 
 
 def _flat(table: "pa.Table") -> "pa.Table":
-    """Return the table with nested columns as JSON text, as CSV has no lists."""
+    """Return the table with nested and binary columns as JSON text, as CSV has neither."""
     import pyarrow as pa
 
-    columns = [
-        pa.array([json.dumps(v, ensure_ascii=False, default=_plain) for v in column.to_pylist()])
-        if pa.types.is_nested(column.type)
-        else column
-        for column in table.columns
-    ]
+    def text(column: Any) -> Any:
+        values = [None if v is None else json.dumps(_json(v), ensure_ascii=False) for v in column.to_pylist()]
+        return pa.array(values, pa.string())
+
+    odd = [pa.types.is_nested(column.type) or pa.types.is_binary(column.type) for column in table.columns]
+    columns = [text(c) if is_odd else c for c, is_odd in zip(table.columns, odd, strict=True)]
     return pa.table(columns, names=table.column_names)
+
+
+def _json(value: Any) -> Any:
+    """Return a value as JSON has it: no infinity and no NaN, but null; numbers of any width as numbers."""
+    import math
+    from decimal import Decimal
+
+    if isinstance(value, dict):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (int, str, type(None))) else _plain(value)
 
 
 def _plain(value: Any) -> str:

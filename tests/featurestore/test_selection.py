@@ -82,6 +82,32 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, suffix):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_wherever_a_file_is_cut_it_is_refused_or_still_whole(tmp_path, suffix):
+    path = tmp_path / f"neon{suffix}"
+    selection = make(tmp_path / "store", rows=[(0, 981.0, f, 0.1 + f, 0.25, 1 / 3, 0.4) for f in range(6)])
+    selection.save(path)
+    data = path.read_bytes()
+    for size in {*range(len(data) * 2 // 3, len(data), 17), *range(len(data) - 40, len(data))}:
+        path.write_bytes(data[:size])
+        try:
+            assert Selection.load(path) == selection
+        except SelectionError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_timestep_that_the_scheduler_repeats_keeps_its_steps_apart(tmp_path, suffix):
+    rows = [(0, 981.0, 1, *[0.1] * 4), (1, 961.0, 2, *[0.1] * 4), (2, 961.0, 2, *[0.2] * 4), (2, 961.0, 3, *[0.1] * 4)]
+    selection = make(tmp_path / "store", rows=rows, timesteps=(981.0, 961.0, 961.0))
+    selection.save(tmp_path / f"neon{suffix}")
+    loaded = Selection.load(tmp_path / f"neon{suffix}")
+    assert loaded == selection
+    assert loaded.at(961).features.tolist() == [2]
+    assert loaded.at(961).mean_concept.tolist() == [0.1]
+    assert loaded.features() == [1, 2, 3]
+
+
 def test_files_that_are_no_selection(tmp_path):
     with pytest.raises(SelectionError, match=r"one of \.json, \.csv, \.parquet, \.jsonl\.zst"):
         make().save(tmp_path / "neon.txt")
@@ -94,6 +120,12 @@ def test_files_that_are_no_selection(tmp_path):
         ({"format": "x"}, 'expected "format"'),
         ({"d_in": "8"}, "has the wrong type"),
         ({"n_latents": 2}, "a feature lies outside 0…1"),
+        ({"k": "4"}, "has the wrong type"),
+        ({"timesteps": []}, "has the wrong type"),
+        ({"timesteps": [{"step": 1, "timestep": 981.0, "features": []}]}, "must be 0, 1, 2"),
+        ({"timesteps": [{"step": 0, "timestep": float("nan"), "features": []}]}, "has the wrong type"),
+        ({"timesteps": [{"step": 0, "timestep": 981.0, "features": [{"feature": 10**30}]}]}, "is no selection"),
+        ({"timesteps": 3}, "is no selection"),
     ]:
         (tmp_path / "bad.json").write_text(json.dumps(body | change))
         with pytest.raises(SelectionError, match=message):

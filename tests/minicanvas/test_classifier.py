@@ -42,5 +42,5 @@ def test_other_arrays_are_refused(judge, images):
 
 
 def test_an_unknown_classifier_is_refused():
-    with pytest.raises(ValueError, match="no classifier 'other' in .*ships 'selection' and 'judge'"):
+    with pytest.raises(ValueError, match=r"no classifier 'other' in .*ships 'selection' and 'judge'"):
         load_classifier("other")

@@ -25,7 +25,9 @@ def test_every_prompt_parses_to_its_labels():
         assert prompt(row["object"], row["style"]) == row["prompt"]
 
 
-@pytest.mark.parametrize("text", ["", "a cat", "An image of dog.", "An image of cat in plain style.", "An image of cat"])
+@pytest.mark.parametrize(
+    "text", ["", "a cat", "An image of dog.", "An image of cat in plain style.", "An image of cat"]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError):
         parse_prompt(text)

@@ -17,6 +17,7 @@ TINY = Plan(
     autoencoder_steps=1,
     classifier_steps=1,
     denoiser_steps=1,
+    denoiser_batch=4,
     n_processes=1,
 )
 
@@ -33,7 +34,8 @@ def test_every_stage_leaves_what_ships(trained):
     pipeline = load_pipeline(directory=trained / "pipeline")
     assert generate(pipeline, ["An image of cat."], [0], steps=1).shape == (1, 64, 64, 3)
     for name in ("selection", "judge"):
-        styles, objects = load_classifier(name, directory=trained / "classifiers").classify(np.zeros((1, 64, 64, 3), np.uint8))
+        classifier = load_classifier(name, directory=trained / "classifiers")
+        styles, objects = classifier.classify(np.zeros((1, 64, 64, 3), np.uint8))
         assert len(styles) == len(objects) == 1
 
 

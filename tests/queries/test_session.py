@@ -1,9 +1,11 @@
 import shutil
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from featurestore.errors import DamageError, QueryError
+from featurestore.schemas import activations_schema
 from queries.session import connect, run_sql
 from tests.queries.test_importance import random_codes
 from tests.stores import make_store
@@ -25,7 +27,7 @@ def store(original, tmp_path):
 def test_a_users_select_sees_every_view(original):
     rows = run_sql(original, "select style, count(*) as n from samples group by style order by style").to_pylist()
     assert rows == [{"style": "a", "n": 2}, {"style": "b", "n": 1}]
-    for view in ("samples", "codes", "stats", "scores", "saes"):
+    for view in ("samples", "activations", "codes", "stats", "scores", "selections", "saes"):
         assert run_sql(original, f"select count(*) as n from {view}").num_rows == 1
     assert run_sql(original, "select sae, n_latents, map_positions from saes").to_pylist() == [
         {"sae": "s", "n_latents": 12, "map_positions": 4}
@@ -54,6 +56,13 @@ FORBIDDEN = [
     "select getenv('HOME')",
     "",
     "export database '/tmp/x'",
+    "with x as (insert into saes select * from saes returning *) select * from x",
+    "with x as (delete from saes returning *) select * from x",
+    "with x as (update saes set sae = 'y' returning *) select * from x",
+    "select * from enable_logging(storage = 'file', storage_path = '/tmp/logs')",
+    "select * from sqlite_scan('/tmp/x.db', 'y')",
+    "select * from read_parquet('https://example.com/x.parquet')",
+    "select * from duckdb_secrets()",
     "select * from query('copy (select 1) to ''/tmp/out.csv''')",
 ]
 
@@ -65,20 +74,91 @@ def test_a_statement_can_neither_leave_nor_change_the_store(original, statement)
     assert "\n" not in str(error.value)
 
 
-def test_a_statement_cannot_overwrite_a_shard(store):
-    path = store.files("stats/s")[0]
+OVERWRITES = [
+    "copy (select 1) to '{}'",
+    "explain analyze copy (select 1) to '{}'",
+    "with x as (copy (select 1) to '{}') select * from x",
+    "with x as (copy (select 1) to '{}' (use_tmp_file false)) select * from x",
+    "with x as materialized (copy (select 1) to '{}' (format parquet, use_tmp_file false)) select 1",
+    "select * from (with x as (copy (select 1) to '{}' (use_tmp_file false)) select * from x)",
+    "select * from query('with x as (copy (select 1) to ''{}'' (use_tmp_file false)) select * from x')",
+]
+
+
+@pytest.mark.parametrize("statement", OVERWRITES)
+def test_a_statement_cannot_overwrite_a_shard(store, statement):
+    path = store.files("stats/s")[0].resolve()
     before = path.read_bytes()
-    for statement in (f"copy (select 1) to '{path}'", f"explain analyze copy (select 1) to '{path}'"):
-        with pytest.raises(QueryError):
-            run_sql(store, statement)
+    with pytest.raises(QueryError):
+        run_sql(store, statement.format(path))
     assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_only_the_tables_that_a_statement_names_are_verified_and_can_be_read(store):
+    samples, stats = store.files("samples")[0], store.files("stats/s")[0].resolve()
+    data = bytearray(samples.read_bytes())
+    data[len(data) // 3] ^= 1
+    samples.write_bytes(data)
+    assert run_sql(store, "select count(*) as n from STATS").num_rows == 1
+    with pytest.raises(DamageError, match="was changed"):
+        run_sql(store, "select 1 from samples")
+    assert run_sql(store, f"select count(*) as n from read_parquet('{stats}')").num_rows == 1
+    with pytest.raises(QueryError, match="Cannot access file"):
+        run_sql(store, f"select * from read_parquet('{samples.resolve()}')".replace("samples/", "sample?/"))
+    with pytest.raises(QueryError, match="Cannot access file"):
+        run_sql(store, "select * from query_table('sam' || 'ples')")
+
+
+def test_a_file_that_is_no_parquet_is_damage_even_where_it_is_not_asked_for(store):
+    store.files("stats/s")[0].write_bytes(b"rubbish")
+    with pytest.raises(DamageError, match=r"table stats cannot be opened .*Run 'featurestore verify"):
+        run_sql(store, "select 1 from samples")
+
+
+def test_what_duckdb_calls_a_select_is_answered_in_its_order(original):
+    assert run_sql(original, "from range(1000) as t(i) order by i desc")["i"].to_pylist() == list(range(999, -1, -1))
+    assert run_sql(original, "select 1 as a, 2 as a, 3 as a").column_names == ["a", "a_1", "a_2"]
+    assert "stats" in run_sql(original, "show tables")["name"].to_pylist()
+    for statement in ("summarize stats", "describe select 1", "values (1); -- end", "table saes"):
+        assert run_sql(original, statement).num_rows
+
+
+def test_hooks_of_different_sizes_share_a_view(store):
+    for hook, positions, d_in in (("a", 2, 3), ("b", 4, 1)):
+        schema = activations_schema(positions, d_in)
+        values = pa.array([[[0.5] * d_in] * positions], pa.list_(pa.list_(pa.float32(), d_in), positions))
+        row = [pa.array([value], schema.field(i).type) for i, value in enumerate((7, 0, 981.0, "cond"))]
+        store.append(
+            f"activations/{hook}",
+            "0",
+            pa.Table.from_arrays([*row, values.cast(schema[4].type)], schema=schema),
+            [7],
+            {},
+        )
+    found = run_sql(
+        store, "select hook, len(activation) as n, activation[1] as x from activations order by hook"
+    ).to_pylist()
+    assert found == [{"hook": "a", "n": 2, "x": [0.5] * 3}, {"hook": "b", "n": 4, "x": [0.5]}]
+
+
+@pytest.mark.parametrize("name", ["it's", "a[1]b", "st*r", "q?x", "x=1", "a{b,c}", "ü ❄"])
+def test_a_store_may_lie_anywhere(original, tmp_path, name):
+    from featurestore import Store
+
+    store = Store.open(shutil.copytree(original.root, tmp_path / name))
+    assert run_sql(store, "select * from samples").column_names[:4] == ["sample_id", "prompt", "seed", "style"]
 
 
 def test_an_unknown_column_or_table_offers_the_near_ones(original):
     with pytest.raises(QueryError, match="Did you mean 'style'"):
         run_sql(original, "select stile from samples")
-    with pytest.raises(QueryError, match="Did you mean 'samples'"):
+    with pytest.raises(QueryError, match='Did you mean "samples"'):
         run_sql(original, "select * from sampels")
+    with pytest.raises(QueryError, match=r"Did you mean 'style'"):
+        run_sql(original, "select samples.styel from samples")
+    with pytest.raises(QueryError, match=r"must appear in the GROUP BY clause.*Either add it"):
+        run_sql(original, "select style, count(*) from samples")
     with pytest.raises(QueryError, match=r"Parser Error: syntax error at or near"):
         run_sql(original, "select * form samples")
 

@@ -64,7 +64,7 @@ def fvu_curves(metrics: dict[str, dict[str, Any]]) -> str:
     """Return an SVG: the FVU of SAEs over the timesteps, from their ``metrics.json``."""
     figure, axes = _axes("timestep (noise on the left, picture on the right)", "FVU (held-out samples)")
     for name, values in metrics.items():
-        steps = values["per_timestep"]
+        steps = values["timesteps"]
         axes.plot([s["timestep"] for s in steps], [s["fvu"] for s in steps], marker="o", markersize=3.5, label=name)
     axes.set_ylim(bottom=0)
     axes.invert_xaxis()
