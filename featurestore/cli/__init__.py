@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from featurestore import __version__
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, nearest
 
 COMMANDS = {
     "collect": "featurestore.cli.collect",
@@ -44,7 +44,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which are near."""
-        self.commands.update(dict.fromkeys(COMMANDS, click.Command(None)) if args[0] not in COMMANDS else {})
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"No such command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
 
