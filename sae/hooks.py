@@ -120,9 +120,7 @@ def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
     """
     if tensor.dim() == 4:
         height, width = tensor.shape[2:]
-        return tensor.permute(0, 2, 3, 1).view(tensor.shape[0], height, width, -1).flatten(1, 2), Layout(
-            height, width, True
-        )
+        return tensor.permute(0, 2, 3, 1).flatten(1, 2), Layout(height, width, True)
     if tensor.dim() == 3:
         return tensor, Layout(1, tensor.shape[1], False)
     raise HookError(f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens [B, N, C].")

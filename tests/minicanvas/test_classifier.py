@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minicanvas import OBJECTS
-from minicanvas.classifier import STYLE_LABELS, load_classifier
+from minicanvas import OBJECTS, STYLE_LABELS
+from minicanvas.classifier import load_classifier
 from minicanvas.train.data import labels, pictures
 
 

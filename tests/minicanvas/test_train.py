@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from minicanvas.classifier import load_classifier
+from minicanvas.classifier import as_tensor, load_classifier
 from minicanvas.measure import generate
 from minicanvas.pipeline import load_pipeline
-from minicanvas.train.autoencoder import new_autoencoder, normalise_latents, to_tensor
+from minicanvas.train.autoencoder import new_autoencoder, normalise_latents
 from minicanvas.train.data import pictures
 from minicanvas.train.stages import STAGES, Plan
 from minicanvas.train.state import load_state
@@ -62,10 +62,10 @@ def test_normalising_latents_changes_no_picture():
     torch.manual_seed(0)
     model = new_autoencoder().eval()
     with torch.no_grad():
-        before = model(to_tensor(images)).sample
+        before = model(as_tensor(images)).sample
         normalise_latents(model, images)
-        latents = model.encode(to_tensor(images)).latent_dist.mean
-        after = model(to_tensor(images)).sample
+        latents = model.encode(as_tensor(images)).latent_dist.mean
+        after = model(as_tensor(images)).sample
     assert torch.allclose(before, after, atol=1e-4)
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.05
     assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
