@@ -1,5 +1,3 @@
-import filecmp
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.verify import verify
 from sae.hooks import find_module
+from tests.collectors.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=3, guidance=3.0)
@@ -112,18 +111,6 @@ def test_ids_and_noise_do_not_depend_on_batch_and_order(model, tmp_path):
         a, b = ({(i, s): row for i, s, _, _, row in rows_of(store, hook)} for store in (one, other))
         assert set(a) == set(b)
         assert max(np.abs(a[key].astype(np.float32) - b[key]).max() for key in a) < 5e-3
-
-
-def same_tree(a, b):
-    comparison = filecmp.dircmp(a, b)
-    files = [f for f in comparison.common_files if (a / f).read_bytes() != (b / f).read_bytes()]
-    assert not (comparison.left_only or comparison.right_only or files), (
-        comparison.left_only,
-        comparison.right_only,
-        files,
-    )
-    for name in comparison.common_dirs:
-        same_tree(a / name, b / name)
 
 
 @pytest.mark.parametrize("stop_after", range(1, 9))
