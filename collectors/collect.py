@@ -254,9 +254,9 @@ def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSett
 
 
 def _collect_items(job: _Job, items: Sequence[WorkItem], n_new: int, bar: Any, ignore_space: bool) -> None:
-    writer, checked = BackgroundWriter(job.timing), ignore_space
+    writer, n_begun = BackgroundWriter(job.timing), 0
     try:
-        for turn, item in enumerate(items):
+        for item in items:
             claim = Claim.take(job.store.root, item.shard)
             lacking = frozenset(t for t in item.tables if job.store.record(t, item.shard) is None)
             if claim is None or not lacking:
@@ -265,12 +265,13 @@ def _collect_items(job: _Job, items: Sequence[WorkItem], n_new: int, bar: Any, i
                     claim.release()
                 continue
             try:
-                gathered = _gather(job, item._replace(tables=lacking), job.memory[turn % 2], bar)
-                writer.submit(functools.partial(_write, job, gathered, claim, 0 if checked else n_new))
+                gathered = _gather(job, item._replace(tables=lacking), job.memory[n_begun % 2], bar)
+                to_come = 0 if n_begun or ignore_space else n_new
+                writer.submit(functools.partial(_write, job, gathered, claim, to_come))
             except BaseException:
                 claim.release()
                 raise
-            checked = True
+            n_begun += 1
         writer.wait()
     finally:
         writer.close()
