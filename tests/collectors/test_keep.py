@@ -6,13 +6,14 @@ import torch
 
 from collectors import estimate as estimating
 from collectors.collect import CollectSettings, collect, dry_run
-from collectors.models import RunSettings
+from collectors.models import RunSettings, generate, load_model
 from collectors.prompts import Prompt
 from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.encode import encode
+from sae.hooks import find_module
 from sae.model import SAE, SAEConfig
 from tests.collectors.trees import same_tree
 
@@ -197,3 +198,19 @@ def test_a_run_that_cannot_fit_is_refused_unless_told_otherwise(model, tmp_path,
 
 def test_positions_are_parsed_once():
     assert Positions.parse("random:7") == Positions("random", 7)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_are_what_a_plain_hook_sees_bit_for_bit(model_dir, tmp_path, device, dtype):
+    loaded, seen = load_model(str(model_dir), device, "float32"), []
+    store = run(tmp_path / "store", loaded, dtype=dtype, saes=[]).store
+    handle = find_module(loaded.pipe, HOOK).register_forward_hook(lambda m, a, out: seen.append(out[0].cpu()))
+    generate(loaded, RUN, [p.prompt for p in PROMPTS[:2]], [p.seed for p in PROMPTS[:2]], "latent")
+    handle.remove()
+    found = rows(store)
+    ids = store.records("samples")[0].sample_ids
+    for step, tensor in enumerate(seen):
+        maps = tensor.permute(0, 2, 3, 1).flatten(1, 2).to(getattr(torch, dtype)).numpy()
+        for place, (branch, sample) in enumerate((b, i) for b in ("uncond", "cond") for i in ids):
+            assert np.array_equal(found[sample, step, branch], maps[place])
