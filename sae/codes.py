@@ -128,7 +128,7 @@ def _statistics(
     n_rows: int,
     n_latents: int,
 ) -> tuple[npt.NDArray, ...]:
-    """Return row, feature, sum (added up in float64), max and n_positions of each (row, feature) that fired."""
+    """Return row, feature, sum (added up in float64), max (rounded as in ``codes``) and n_positions of each (row, feature) that fired."""
     key = row * n_latents + feature
     count = np.bincount(key, minlength=n_rows * n_latents)
     total = np.bincount(key, weights=value, minlength=n_rows * n_latents)
@@ -139,7 +139,7 @@ def _statistics(
         fired // n_latents,
         (fired % n_latents).astype(np.int32),
         total[fired].astype(np.float32),
-        largest[fired],
+        largest[fired].astype(np.float16).astype(np.float32),
         count[fired].astype(np.int32),
     )
 

@@ -83,7 +83,7 @@ def test_statistics_equal_the_naive_ones_in_their_order(encoded):
                     shard.timestep[i],
                     shard.branch[i],
                     total,
-                    z[:, f].max(),
+                    z[:, f].max().astype(np.float16).astype(np.float32),
                     (z[:, f] > 0).sum(),
                 )
                 expected.append((key, values))
