@@ -128,7 +128,10 @@ def _statistics(
     n_rows: int,
     n_latents: int,
 ) -> tuple[npt.NDArray, ...]:
-    """Return row, feature, sum (added up in float64), max (rounded as in ``codes``) and n_positions of each (row, feature) that fired."""
+    """Return row, feature, sum, max and n_positions of each (row, feature) that fired.
+
+    Sums are added up in float64; the largest is rounded to float16 as in ``codes``.
+    """
     key = row * n_latents + feature
     count = np.bincount(key, minlength=n_rows * n_latents)
     total = np.bincount(key, weights=value, minlength=n_rows * n_latents)
