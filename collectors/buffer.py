@@ -8,23 +8,12 @@ import pyarrow as pa
 import torch
 
 from collectors.capture import Captured
-from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.errors import HookError, ModelError
 from featurestore.schemas import activations_schema
-from sae.hooks import Branch
+from sae.architectures import Branch
+from sae.hooks import DenoiserCall
 
 _BRANCHES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}
-
-
-def check_branch(branch: str, guidance: float) -> None:
-    """Refuse a branch that a run with this guidance does not have.
-
-    Raises:
-        UsageError: it has no unconditional half.
-    """
-    if branch != "cond" and guidance <= 1:
-        raise UsageError(
-            f"--branch {branch} with --guidance {guidance:g}: without guidance there is no unconditional half."
-        )
 
 
 class StepFinder:
@@ -32,17 +21,23 @@ class StepFinder:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self._seen: set[Branch] = set()
+        self._timestep = float("nan")
         self.step = -1
 
     def __len__(self) -> int:
         return len(self._scheduler.timesteps)
 
-    def advance(self, timestep: float) -> None:
-        """Move to the step of a denoiser call at ``timestep``.
+    def advance(self, call: DenoiserCall) -> bool:
+        """Move to the step of a denoiser call; False if the call is the other pass of guidance in the same step.
 
         Raises:
-            ModelError: the scheduler's list does not hold it after the step before.
+            ModelError: the scheduler's list does not hold its timestep after the step before.
         """
+        timestep = call.timestep
+        if timestep == self._timestep and self._seen.isdisjoint(call.branches):
+            self._seen.update(call.branches)
+            return False
         listed = torch.as_tensor(self._scheduler.timesteps).float().cpu()
         later = (listed[self.step + 1 :] == timestep).nonzero().flatten()
         if not len(later):
@@ -50,6 +45,8 @@ class StepFinder:
                 f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold."
             )
         self.step += 1 + int(later[0])
+        self._timestep, self._seen = timestep, set(call.branches)
+        return True
 
 
 class HookBuffer:
@@ -72,17 +69,19 @@ class HookBuffer:
             HookError: a value does not fit the stored type.
         """
         parts = dict(zip(captured.call.branches, captured.values.chunk(len(captured.call.branches)), strict=True))
-        chosen = torch.stack([parts[branch] for branch in self.branches], dim=1)
+        at = [index for index, branch in enumerate(self.branches) if branch in parts]
+        if not at:
+            return
+        chosen = torch.stack([parts[self.branches[index]] for index in at], dim=1)
         stored = chosen.to("cpu", self.dtype)
         if not bool(torch.isfinite(stored).all()):
             self._refuse(chosen, captured)
         if self._values is None:
-            _, branches, positions, d_in = stored.shape
-            shape = (self.n_samples, n_steps, branches, positions, d_in)
+            shape = (self.n_samples, n_steps, len(self.branches), *stored.shape[2:])
             self._values = np.zeros(shape, np.float16 if self.dtype == torch.float16 else np.float32)
             self._timesteps = np.zeros(n_steps, np.float32)
             self._size = captured.layout.height, captured.layout.width
-        self._values[start : start + len(stored), step] = stored.numpy()
+        self._values[start : start + len(stored), step, at] = stored.numpy()
         self._timesteps[step] = captured.call.timestep
 
     def _refuse(self, values: torch.Tensor, captured: Captured) -> None:

@@ -2,7 +2,7 @@
 
 import io as stdio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from collectors.buffer import HookBuffer, StepFinder, check_branch
+from collectors.buffer import HookBuffer, StepFinder
 from collectors.capture import Captured, capture
-from collectors.models import Model, RunSettings, describe_run, generate
+from collectors.models import Model, RunSettings, check_branch, describe_run, generate
 from collectors.plan import Sample, WorkItem, identify, plan
 from collectors.prompts import Prompt
 from featurestore import __version__
@@ -21,7 +21,8 @@ from featurestore.card import write_card
 from featurestore.errors import RunError, UsageError
 from featurestore.schemas import check_name, samples_schema
 from featurestore.store import Store
-from sae.hooks import DenoiserCall, find_module
+from sae.hooks import DenoiserCall
+from sae.modules import match_hooks
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class CollectSettings:
     """What is kept, and in what portions."""
 
     hooks: Sequence[str]
+    """module paths or patterns such as ``unet.up_blocks.*.attentions.*``; see :func:`sae.hooks.match_hooks`"""
     io: str = "output"
     """``output``, ``input`` or ``difference`` (output − input) of the module"""
     branch: str = "cond"
@@ -52,6 +54,8 @@ class CollectReport:
     """samples collected now"""
     n_skipped: int
     """samples that the store held already"""
+    hooks: Sequence[str]
+    """what the hooks' patterns matched"""
 
 
 def collect(
@@ -74,6 +78,7 @@ def collect(
         DiskError: the operating system refused a write.
     """
     _check(model, run, settings)
+    settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks))
     described = describe_run(model, run)
     store = Store.prepare(path, described)
     _check_tables(store, prompts, settings)
@@ -88,7 +93,7 @@ def collect(
     finally:
         if store.exists:
             write_card(store)
-    return CollectReport(store, n_new, len(samples) - n_new)
+    return CollectReport(store, n_new, len(samples) - n_new, settings.hooks)
 
 
 def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
@@ -98,10 +103,9 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         raise UsageError("a --hook is named twice.")
     if settings.batch_size < 1 or settings.shard_samples < 1:
         raise UsageError("--batch-size and --shard-samples must be at least 1.")
-    check_branch(settings.branch, run.guidance)
-    for hook in settings.hooks:
+    check_branch(model, run, settings.branch)
+    for hook in match_hooks(model.pipe, settings.hooks):
         check_name(hook, "hook")
-        find_module(model.pipe, hook)
 
 
 def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings) -> None:
@@ -153,8 +157,8 @@ def _run_batch(
     steps = StepFinder(model.pipe.scheduler)
 
     def before(call: DenoiserCall) -> None:
-        steps.advance(call.timestep)
-        bar.update(len(batch) if steps.step < run.n_steps else 0)
+        if steps.advance(call):
+            bar.update(len(batch) if steps.step < run.n_steps else 0)
 
     def sink(captured: Captured) -> None:
         buffers[captured.hook].put(captured, start, steps.step, len(steps))

@@ -10,7 +10,7 @@ from featurestore.cli.options import model_options, run_options
 @click.command()
 @model_options
 @click.option("--prompts", required=True, type=click.Path(path_type=Path), help="JSONL file, see above.")
-@click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several times for several hooks.")
+@click.option("--hook", "hooks", required=True, multiple=True, help="Module path or pattern, see above.")
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
 )
@@ -54,6 +54,7 @@ def collect(
     quiet: bool,
     steps: int | None,
     guidance: float | None,
+    true_cfg: float,
     negative_prompt: str,
     height: int | None,
     width: int | None,
@@ -65,6 +66,10 @@ def collect(
     A line of the prompts file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and an optional "seed")
     every key is a family of concepts and its value the sample's concept. The same command goes on where it was
     interrupted; more prompts, seeds and hooks can be added to a store later.
+
+    A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
+    --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
+    end their encoder_hidden_states. See docs/architectures.md.
 
     \b
     featurestore collect --model minicanvas --prompts prompts.jsonl --store ./store \\
@@ -79,13 +84,18 @@ def collect(
     wanted = read_prompts(prompts, seeds)
     loaded = load_model(model, device, model_dtype)
     run = RunSettings(
-        steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width
+        steps or loaded.steps,
+        loaded.guidance if guidance is None else guidance,
+        negative_prompt,
+        height,
+        width,
+        true_cfg,
     )
     settings = CollectSettings(hooks, io, branch, dtype, images, batch_size, shard_samples)
     report = run_collect(store, loaded, wanted, run, settings, progress=not quiet)
     skipped = f", {report.n_skipped} were there already" if report.n_skipped else ""
     click.echo(f"{report.n_samples} samples collected{skipped}.")
-    for hook in hooks:
+    for hook in report.hooks:
         records = report.store.records(f"activations/{hook}")
         size = human_bytes(sum(entry.bytes for record in records for entry in record.files))
         click.echo(

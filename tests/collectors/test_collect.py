@@ -11,7 +11,7 @@ from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.verify import verify
-from sae.hooks import find_module
+from sae.modules import find_module
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=3, guidance=3.0)
