@@ -77,8 +77,7 @@ def collect(
         TableError: other label columns, or another map size, than the store's.
         DiskError: the operating system refused a write.
     """
-    _check(model, run, settings)
-    settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks))
+    settings = _checked(model, run, settings)
     described = describe_run(model, run)
     store = Store.prepare(path, described)
     _check_tables(store, prompts, settings)
@@ -96,7 +95,8 @@ def collect(
     return CollectReport(store, n_new, len(samples) - n_new, settings.hooks)
 
 
-def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
+def _checked(model: Model, run: RunSettings, settings: CollectSettings) -> CollectSettings:
+    """Return the settings with the hooks that their patterns match."""
     if not settings.hooks:
         raise UsageError("no --hook: name at least one module, such as unet.up_blocks.1.attentions.1.")
     if len(set(settings.hooks)) < len(settings.hooks):
@@ -104,8 +104,10 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
     if settings.batch_size < 1 or settings.shard_samples < 1:
         raise UsageError("--batch-size and --shard-samples must be at least 1.")
     check_branch(model, run, settings.branch)
-    for hook in match_hooks(model.pipe, settings.hooks):
+    hooks = match_hooks(model.pipe, settings.hooks)
+    for hook in hooks:
         check_name(hook, "hook")
+    return replace(settings, hooks=hooks)
 
 
 def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings) -> None:

@@ -152,7 +152,7 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_hash": model_hash(denoiser(pipe)),
-        "scheduler": {"class": type(pipe.scheduler).__name__, "config": json.loads(json.dumps(config, default=str))},
+        "scheduler": {"class": type(pipe.scheduler).__name__, "config": _plain(config)},
         "n_steps": settings.n_steps,
         "guidance": float(settings.guidance),
         "negative_prompt": settings.negative_prompt,
@@ -161,6 +161,11 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
         **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
     }
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """Return what JSON can say of a configuration; infinite numbers, as DPM-Solver has one, become text."""
+    return json.loads(json.dumps(config, default=str), parse_constant=str)
 
 
 def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
