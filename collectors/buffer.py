@@ -61,6 +61,7 @@ class HookBuffer:
         self._values: npt.NDArray | None = None
         self._timesteps: npt.NDArray[np.float32] = np.empty(0, np.float32)
         self._size = (0, 0)
+        self._n_rows = 0
 
     def put(self, captured: Captured, start: int, step: int, n_steps: int) -> None:
         """Keep one call's values; the batch begins at sample ``start`` of the work item.
@@ -83,6 +84,7 @@ class HookBuffer:
             self._size = captured.layout.height, captured.layout.width
         self._values[start : start + len(stored), step, at] = stored.numpy()
         self._timesteps[step] = captured.call.timestep
+        self._n_rows += len(stored) * len(at)
 
     def _refuse(self, values: torch.Tensor, captured: Captured) -> None:
         finite = values[torch.isfinite(values)].float()
@@ -101,6 +103,11 @@ class HookBuffer:
                 f"hook {self.hook!r} was never reached: its module is not part of the denoiser's forward pass."
             )
         n, steps, branches, positions, d_in = self._values.shape
+        if self._n_rows != n * steps * branches:
+            raise HookError(
+                f"hook {self.hook!r} saw {self._n_rows} of {n * steps * branches} (sample, step, branch): the pipeline left "
+                f"some out; nothing of this shard was written."
+            )
         schema = activations_schema(positions, d_in, self._values.dtype.name)
         outer = schema.field("activation").type
         flat = pa.array(self._values.reshape(-1))

@@ -30,7 +30,7 @@ class CollectSettings:
     """What is kept, and in what portions."""
 
     hooks: Sequence[str]
-    """module paths or patterns such as ``unet.up_blocks.*.attentions.*``; see :func:`sae.hooks.match_hooks`"""
+    """module paths or patterns such as ``unet.up_blocks.*.attentions.*``; see :func:`sae.modules.match_hooks`"""
     io: str = "output"
     """``output``, ``input`` or ``difference`` (output − input) of the module"""
     branch: str = "cond"

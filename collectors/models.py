@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.architectures import BATCHED, Branches, architecture
+from sae.architectures import architecture
 from sae.identity import model_hash
 from sae.modules import denoiser
 
@@ -115,19 +115,10 @@ def check_run(model: Model, settings: RunSettings) -> None:
         raise UsageError(f"--true-cfg {settings.true_cfg:g}: {type(pipe).__name__} has none, use --guidance.")
     if settings.negative_prompt and kind.two_pass and settings.true_cfg <= 1:
         raise UsageError(f"--negative-prompt: {type(pipe).__name__} uses it with --true-cfg above 1 only.")
-    multiple = pipe.vae_scale_factor * kind.patch
+    multiple = max(8, pipe.vae_scale_factor * kind.patch)  # Pipelines ask for 8 whatever their autoencoder.
     for option, pixels in zip(("--height", "--width"), picture_size(pipe, settings), strict=True):
         if pixels % multiple:
             raise UsageError(f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}.")
-
-
-def branches_of(model: Model, settings: RunSettings) -> Branches:
-    """Return the halves of guidance that a run has."""
-    if architecture(model.pipe).two_pass:
-        return BATCHED if settings.true_cfg > 1 else ("cond",)
-    config: Any = denoiser(model.pipe).config
-    distilled = config.get("time_cond_proj_dim") is not None
-    return BATCHED if settings.guidance > 1 and not distilled else ("cond",)
 
 
 def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
@@ -136,11 +127,14 @@ def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
     Raises:
         UsageError: it has no unconditional half.
     """
-    if branch != "cond" and "uncond" not in branches_of(model, settings):
-        option, scale = "guidance", settings.guidance
-        if architecture(model.pipe).two_pass:
-            option, scale = "true-cfg", settings.true_cfg
-        raise UsageError(f"branch {branch} with --{option} {scale:g}: without guidance there is no unconditional half.")
+    config: Any = denoiser(model.pipe).config
+    option, scale = "--guidance", settings.guidance
+    if architecture(model.pipe).two_pass:
+        option, scale = "--true-cfg", settings.true_cfg
+    distilled = config.get("time_cond_proj_dim") is not None
+    if branch != "cond" and (scale <= 1 or distilled):
+        why = f"{model.name} has guidance distilled" if distilled else f"branch {branch} with {option} {scale:g}"
+        raise UsageError(f"{why}: without guidance there is no unconditional half.")
 
 
 def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ half first) or calls the denoiser twice a step (``two-pass``). Which it does now
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ def _guided_by_prompts(pipe: Any) -> Iterator[Callable[[], Branches | None]]:
     """Read how the pipeline has its prompts encoded: with or without negative ones."""
     encode, seen = pipe.encode_prompt, None
 
+    @functools.wraps(encode)
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
         nonlocal seen
         call = inspect.signature(encode).bind(*args, **kwargs)

@@ -19,17 +19,18 @@ def denoiser(pipe: Any) -> nn.Module:
     Raises:
         ModelError: it has neither.
     """
-    for name in _DENOISERS:
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise ModelError(
-        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
-    )
+    module = getattr(pipe, _denoiser_name(pipe))
+    assert isinstance(module, nn.Module)
+    return module
 
 
 def _denoiser_name(pipe: Any) -> str:
-    return next(name for name in _DENOISERS if getattr(pipe, name, None) is denoiser(pipe))
+    for name in _DENOISERS:
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise ModelError(
+        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
+    )
 
 
 def find_module(pipe: Any, hook: str) -> nn.Module:

@@ -1,21 +1,25 @@
 import contextlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
+from collectors.buffer import StepFinder
 from collectors.capture import capture
 from collectors.collect import CollectSettings, collect
-from collectors.models import RunSettings, generate, load_model
+from collectors.models import Model, RunSettings, generate, load_model
 from collectors.prompts import Prompt
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.verify import verify
 from sae.architectures import BLOCKS
+from sae.hooks import DenoiserCall
 from sae.modules import denoiser, find_module, match_hooks
 from tests.architectures import CASES, PLAIN, RUNS, SIZE
+from tests.pipelines import tiny_stable_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 PROMPTS = [Prompt("a cat", 3, {"object": "cat"}, 1), Prompt("dogs", 8, {"object": "dog"}, 2)]
@@ -115,6 +119,20 @@ def test_the_branches_are_the_prompt_and_the_negative_prompt(name, guidance, arc
         alone = first_call(prompt, plain)
         assert set(alone) == {"cond"}
         torch.testing.assert_close(both[branch], alone["cond"], atol=2e-6, rtol=1e-5)
+
+
+def test_a_branch_that_the_pipeline_leaves_out_is_no_row_of_zeros(architectures, tmp_path, monkeypatch):
+    model = architectures("FLUX")
+    run = RunSettings(2, 3.5, **SIZE, true_cfg=2.0)
+    settings = CollectSettings(["transformer.transformer_blocks.0"], branch="both")
+    assert collect(tmp_path / "s", model, PROMPTS, run, settings, progress=False).n_samples == 2
+    whole = type(model.pipe).__call__
+    monkeypatch.setattr(
+        type(model.pipe), "__call__", lambda self, **options: whole(self, **(options | {"negative_prompt": None}))
+    )
+    with pytest.raises(HookError, match=r"saw 4 of 8 \(sample, step, branch\): the pipeline left some out"):
+        collect(tmp_path / "t", model, PROMPTS, run, settings, progress=False)
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -263,9 +281,9 @@ def test_a_hook_that_cannot_be_captured_says_why_and_what_can(name, hook, reason
         ("FLUX", RunSettings(2, 3.5, "", 32, 44), "cond", "--width 44: FluxPipeline needs a multiple of 8"),
         (
             "SD-1.5",
-            RunSettings(2, 3.5, "", 30, 48),
+            RunSettings(2, 3.5, "", 36, 48),
             "cond",
-            "--height 30: StableDiffusionPipeline needs a multiple of 4",
+            "--height 36: StableDiffusionPipeline needs a multiple of 8",
         ),
     ],
 )
@@ -274,6 +292,26 @@ def test_settings_that_a_pipeline_would_ignore_are_refused(name, run, branch, me
     with pytest.raises(UsageError, match=re.escape(message)):
         collect(tmp_path / "store", architectures(name), PROMPTS, run, settings, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unet_with_guidance_distilled_has_no_unconditional_half(tmp_path):
+    pipe = tiny_stable_diffusion(tmp_path / "lcm", time_cond_proj_dim=8)
+    pipe.set_progress_bar_config(disable=True)
+    model, run = Model("lcm", pipe, 2, 5.0), RunSettings(2, 5.0, **SIZE)
+    settings = CollectSettings(["unet.mid_block"])
+    assert collect(tmp_path / "store", model, PROMPTS, run, settings, progress=False).n_samples == 2
+    with pytest.raises(UsageError, match="lcm has guidance distilled: without guidance there is no unconditional half"):
+        collect(tmp_path / "other", model, PROMPTS, run, CollectSettings(["unet"], branch="both"), progress=False)
+
+
+@pytest.mark.parametrize("passes", [["cond"], ["cond", "uncond"]])
+def test_a_repeated_timestep_is_another_step_and_a_second_pass_is_not(passes):
+    finder = StepFinder(SimpleNamespace(timesteps=[5.0, 3.0, 3.0, 1.0]))
+    calls = [DenoiserCall(t, (branch,)) for t in (5.0, 3.0, 3.0, 1.0) for branch in passes]
+    found = [(finder.advance(call), finder.step) for call in calls]
+    assert found == [(branch == "cond", step) for step in range(4) for branch in passes]
+    with pytest.raises(ModelError, match="called at timestep 7, which the scheduler's list does not hold"):
+        finder.advance(DenoiserCall(7.0, ("cond",)))
 
 
 def test_models_that_are_no_text_to_image_pipeline(tmp_path):
@@ -306,13 +344,18 @@ def test_a_denoiser_called_outside_of_its_pipeline_is_refused(architectures):
         pipe.transformer(torch.zeros(1, 4, 16, 16), timestep=torch.tensor([1]))
 
 
-def test_methods_of_the_pipeline_are_put_back(architectures):
-    for name in ("FLUX", "PixArt-Σ"):
-        pipe = architectures(name).pipe
-        with capture(pipe, [], lambda captured: None), capture(pipe, [], lambda captured: None):
-            pass
-        assert "encode_prompt" not in vars(pipe)
-        assert "cache_context" not in vars(pipe.transformer)
+@pytest.mark.parametrize("name", ["FLUX", "PixArt-Σ"])
+def test_one_pipeline_may_be_watched_twice_and_gets_its_methods_back(name, architectures):
+    model, run = architectures(name), next(iter(CASES[name].guidance.values()))
+    hook, outer, inner = "transformer.transformer_blocks.0", [], []
+    with capture(model.pipe, [hook], outer.append):
+        with capture(model.pipe, [hook], inner.append):
+            generate(model, run, ["a"], [0], "latent")
+        generate(model, run, ["a"], [0], "latent")
+    assert [c.call for c in outer] == [c.call for c in inner] * 2
+    assert {branch for c in inner for branch in c.call.branches} == {"cond", "uncond"}
+    assert "encode_prompt" not in vars(model.pipe)
+    assert "cache_context" not in vars(model.pipe.transformer)
 
 
 def test_the_documented_table_is_the_tested_one():
