@@ -14,24 +14,13 @@ from collectors.memory import HostMemory
 from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.schemas import activations_schema
+from sae.architectures import Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
 from sae.encode import codes_metadata
-from sae.hooks import Branch
+from sae.hooks import DenoiserCall
 from sae.model import SAE
 
 _BRANCHES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}
-
-
-def check_branch(branch: str, guidance: float) -> None:
-    """Refuse a branch that a run with this guidance does not have.
-
-    Raises:
-        UsageError: it has no unconditional half.
-    """
-    if branch != "cond" and guidance <= 1:
-        raise UsageError(
-            f"--branch {branch} with --guidance {guidance:g}: without guidance there is no unconditional half."
-        )
 
 
 class StepFinder:
@@ -39,17 +28,23 @@ class StepFinder:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self._seen: set[Branch] = set()
+        self._timestep = float("nan")
         self.step = -1
 
     def __len__(self) -> int:
         return len(self._scheduler.timesteps)
 
-    def advance(self, timestep: float) -> None:
-        """Move to the step of a denoiser call at ``timestep``.
+    def advance(self, call: DenoiserCall) -> bool:
+        """Move to the step of a denoiser call; False if the call is the other pass of guidance in the same step.
 
         Raises:
-            ModelError: the scheduler's list does not hold it after the step before.
+            ModelError: the scheduler's list does not hold its timestep after the step before.
         """
+        timestep = call.timestep
+        if timestep == self._timestep and self._seen.isdisjoint(call.branches):
+            self._seen.update(call.branches)
+            return False
         listed = torch.as_tensor(self._scheduler.timesteps).float().cpu()
         later = (listed[self.step + 1 :] == timestep).nonzero().flatten()
         if not len(later):
@@ -57,6 +52,8 @@ class StepFinder:
                 f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold."
             )
         self.step += 1 + int(later[0])
+        self._timestep, self._seen = timestep, set(call.branches)
+        return True
 
 
 class Kept(NamedTuple):
@@ -107,6 +104,7 @@ class HookBuffer:
         self._shape: _Shape | None = None
         self._values: Tensor | None = None
         self._timesteps: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._n_rows = 0
         self._ranges: list[tuple[float, Tensor]] = []
         self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {name: {} for name in kept.saes}
 
@@ -117,16 +115,23 @@ class HookBuffer:
         if place is None:
             return
         parts = dict(zip(captured.call.branches, captured.values.chunk(len(captured.call.branches)), strict=True))
-        whole = torch.stack([parts[branch] for branch in self.kept.branches], dim=1)
+        at = [index for index, branch in enumerate(self.kept.branches) if branch in parts]
+        if not at:  # the other pass of guidance in two passes
+            return
+        whole = torch.stack([parts[self.kept.branches[index]] for index in at], dim=1)
         chosen = self._choose(whole, start, step)
         stored = chosen.to(self.kept.torch_dtype)
+        self._n_rows += len(stored) * len(at)
         largest = chosen.abs().amax().float()
         self._ranges.append((captured.call.timestep, torch.stack([largest, stored.isfinite().all().float()])))
         self._timesteps[place] = captured.call.timestep
         if self._values is not None:
-            self._memory.copy(stored, self._values[start : start + len(stored), place])
+            first, last = at[0], at[-1] + 1
+            self._memory.copy(stored, self._values[start : start + len(stored), place, first:last])
         for name, (sae, _) in self.kept.saes.items():
-            self._encode(name, sae, stored, start, place)
+            for sample, maps in enumerate(stored, start):
+                for branch, row in zip(at, maps, strict=True):
+                    self._codes[name][sample, place, branch] = encode_row(sae, row)
 
     def _begin(self, captured: Captured, n_steps: int) -> _Shape:
         kept, layout = self.kept, captured.layout
@@ -155,20 +160,21 @@ class HookBuffer:
             return whole.take_along_dim(index.to(whole.device)[:, None, :, None], dim=2)
         return whole
 
-    def _encode(self, name: str, sae: SAE, stored: Tensor, start: int, place: int) -> None:
-        for sample, maps in enumerate(stored, start):
-            for branch, row in enumerate(maps):
-                self._codes[name][sample, place, branch] = encode_row(sae, row)
-
     def check(self) -> None:
         """Wait for the last copy, and refuse values that cannot be stored.
 
         Raises:
-            HookError: the module was never reached, or a value does not fit the stored type.
+            HookError: the module was not reached in every call, or a value does not fit the stored type.
         """
         if self._shape is None:
             raise HookError(
                 f"hook {self.hook!r} was never reached: its module is not part of the denoiser's forward pass."
+            )
+        wanted = len(self.sample_ids) * len(self._shape.steps) * len(self.kept.branches)
+        if self._n_rows != wanted:
+            raise HookError(
+                f"hook {self.hook!r} saw {self._n_rows} of {wanted} (sample, step, branch): the pipeline left some out; "
+                f"nothing of this shard was written."
             )
         self._memory.wait()
         ranges = torch.stack([values for _, values in self._ranges]).cpu() if self._ranges else torch.empty(0, 2)

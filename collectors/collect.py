@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from collectors.buffer import HookBuffer, Kept, StepFinder, check_branch
+from collectors.buffer import HookBuffer, Kept, StepFinder
 from collectors.capture import Captured, capture
 from collectors.estimate import Estimate, check_space, estimate
 from collectors.memory import HostMemory
-from collectors.models import Model, RunSettings, describe_run, generate
+from collectors.models import Model, RunSettings, check_branch, describe_run, generate
 from collectors.plan import Sample, WorkItem, identify, plan
 from collectors.prompts import Prompt
 from collectors.samples import samples_table
@@ -32,7 +32,8 @@ from featurestore.schemas import check_name, samples_schema
 from featurestore.store import Store
 from sae.attach import Attached, attach, attachable
 from sae.encode import check_model, made_by_sae
-from sae.hooks import DenoiserCall, denoiser, find_module
+from sae.hooks import DenoiserCall
+from sae.modules import denoiser, find_module, match_hooks
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CollectSettings:
     """What is kept, and in what portions."""
 
     hooks: Sequence[str] = ()
-    """whose activations are kept"""
+    """whose activations are kept: module paths or patterns such as ``unet.up_blocks.*.attentions.*``"""
     io: str = "output"
     """``output``, ``input`` or ``difference`` (output − input) of the module"""
     branch: str = "cond"
@@ -186,6 +187,7 @@ def _prepare(
     path: str | Path, model: Model, prompts: Sequence[Prompt], run: RunSettings, settings: CollectSettings
 ) -> tuple[_Job, list[Sample]]:
     _check(model, run, settings)
+    settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else [])
     described = describe_run(model, run)
     store = Store.prepare(path, described)
     device = next(denoiser(model.pipe).parameters()).device
@@ -212,7 +214,7 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         raise UsageError("--batch-size and --shard-samples must be at least 1.")
     if settings.exact and next(denoiser(model.pipe).parameters()).device.type != "cpu":
         raise UsageError("--exact is for the CPU: the arithmetic of a GPU is not the same on another one.")
-    check_branch(settings.branch, run.guidance)
+    check_branch(model, run, settings.branch)
     kept_steps(settings.timesteps, run.n_steps)
 
 
@@ -311,8 +313,8 @@ def _run_batch(job: _Job, batch: list[Sample], start: int, buffers: dict[str, Ho
     steps = StepFinder(model.pipe.scheduler)
 
     def before(call: DenoiserCall) -> None:
-        steps.advance(call.timestep)
-        bar.update(len(batch) if steps.step < run.n_steps else 0)
+        if steps.advance(call):
+            bar.update(len(batch) if steps.step < run.n_steps else 0)
 
     def sink(captured: Captured) -> None:
         buffers[captured.hook].put(captured, start, steps.step, len(steps))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @click.option("--prompts", required=True, type=click.Path(path_type=Path), help="JSONL file, see above.")
-@click.option("--hook", "hooks", multiple=True, help="Module path; several times for several hooks.")
+@click.option("--hook", "hooks", multiple=True, help="Module path or pattern, see above.")
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
 )
@@ -82,6 +82,7 @@ def collect(
     world_size: int | None,
     steps: int | None,
     guidance: float | None,
+    true_cfg: float,
     negative_prompt: str,
     height: int | None,
     width: int | None,
@@ -93,6 +94,10 @@ def collect(
     A line of the prompts file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and an optional "seed")
     every key is a family of concepts and its value the sample's concept. The same command goes on where it was
     interrupted; more prompts, seeds and hooks can be added to a store later.
+
+    A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
+    --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
+    end their encoder_hidden_states. See docs/architectures.md.
 
     Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and --world-size; each does
     whole shards, and what one leaves undone another takes up.
@@ -112,7 +117,12 @@ def collect(
     wanted = read_prompts(prompts, seeds)
     loaded = load_model(model, local_device(device), model_dtype)
     run = RunSettings(
-        steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width
+        steps or loaded.steps,
+        loaded.guidance if guidance is None else guidance,
+        negative_prompt,
+        height,
+        width,
+        true_cfg,
     )
     kept = hooks, io, branch, dtype, timesteps, positions, saes, not no_activations, images
     settings = collecting.CollectSettings(*kept, batch_size, shard_samples, exact)

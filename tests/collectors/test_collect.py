@@ -9,7 +9,7 @@ from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.verify import verify
-from sae.hooks import find_module
+from sae.modules import find_module
 from tests.collectors.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"

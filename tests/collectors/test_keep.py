@@ -13,8 +13,8 @@ from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.encode import encode
-from sae.hooks import find_module
 from sae.model import SAE, SAEConfig
+from sae.modules import find_module
 from tests.collectors.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
