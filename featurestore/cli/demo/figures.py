@@ -56,7 +56,7 @@ def importance_curves(selection: Selection) -> str:
         label = f"feature {feature}" if rank < 10 else None
         axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=label)
     axes.invert_xaxis()
-    axes.legend(fontsize=7, frameon=False, ncols=2)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _svg(figure)
 
 

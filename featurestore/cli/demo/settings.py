@@ -32,7 +32,7 @@ K = 16
 EXPANSION = 8.0
 BATCH_SIZE = 1024
 STUDIES = (
-    Study("style", "neon", "unet.up_blocks.1.attentions.1", "styles", 4, -5.0),
+    Study("style", "neon", "unet.up_blocks.1.attentions.1", "styles", 4, -1.0),
     Study("object", "cat", "unet.up_blocks.0.attentions.1", "objects", 8, -20.0),
 )
 FULL = Amounts((0, 1), (100,), 10, 1500)
