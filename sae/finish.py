@@ -5,8 +5,8 @@ from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
 from featurestore.records import FileEntry, Record
 from featurestore.store import Store
+from sae.batches import PositionBatches
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
-from sae.data import PositionBatches
 from sae.metrics import chunks_of_rows, evaluate
 from sae.model import SAE
 from sae.settings import Plan

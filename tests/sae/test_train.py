@@ -11,8 +11,8 @@ import torch
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.verify import verify
 from sae import train as module
+from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
-from sae.data import PositionBatches
 from sae.interrupt import interruption
 from sae.settings import Plan, TrainSettings, make_plan
 from sae.train import train
@@ -115,7 +115,15 @@ def test_ctrl_c_leaves_a_checkpoint_at_the_end_of_the_step(trained, tmp_path):
     assert files(store, record) == files(*trained)
 
 
-def test_a_second_ctrl_c_does_not_wait():
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: jobs that a shell starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_does_not_wait(interruptible):
     with pytest.raises(KeyboardInterrupt), interruption() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wanted
