@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from featurestore.errors import SAEError, nearest
 from featurestore.store import Store
 from sae.data import activation_rows, held_out
-from sae.shuffle import BUFFER_BYTES, ShuffledPositions
+from sae.shuffle import WINDOW_BYTES, ShuffledPositions
 
 
 class PositionBatches:
@@ -33,20 +33,19 @@ class PositionBatches:
         batch_size: int,
         seed: int,
         holdout: float = 0.1,
-        buffer_bytes: int = BUFFER_BYTES,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self.rows = activation_rows(store, hook, branch)
         out = held_out(np.unique(self.rows.sample_id).tolist(), holdout)
         is_out = np.isin(self.rows.sample_id, np.fromiter(out, np.int64, len(out)))
         self.train, self.test = np.flatnonzero(~is_out), np.flatnonzero(is_out)
-        self._shuffled = ShuffledPositions(self.rows, self.train, batch_size, seed, buffer_bytes)
+        self._shuffled = ShuffledPositions(self.rows, self.train, batch_size, seed, window_bytes)
         self.n_positions, self.n_batches = self._shuffled.n_positions, self._shuffled.n_batches
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
         """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""
         for batch in self._shuffled.epoch(number, start):
-            # A copy, also of float32: torch then owns memory with the same alignment everywhere, on which sums may depend.
-            yield batch.to(torch.float32, copy=True)
+            yield batch.float()
 
     def test_or_train(self) -> npt.NDArray[np.integer]:
         """Return the rows to evaluate on: the held-out ones, or all if none are."""
@@ -86,7 +85,8 @@ class ActivationBatches(IterableDataset[Tensor]):
         world_size: int = 1,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        buffer_bytes: int = BUFFER_BYTES,
+        run: int = 8,
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
         """Open the rows; nothing is read yet.
 
@@ -103,20 +103,31 @@ class ActivationBatches(IterableDataset[Tensor]):
             world_size: Processes that share the rows.
             device: Where batches are delivered; to CUDA from page-locked memory, without waiting.
             dtype: Of the batches; default: as stored.
-            buffer_bytes: Memory of one buffer; there are three.
+            run: Neighbouring positions of a map that stay together, at most; 1 draws every position alone, slower.
+            window_bytes: Of the rows whose positions can meet in a batch.
         """
-        wanted = _labelled(store, labels, sample_ids)
-        self.rows = activation_rows(store, hook, branch, steps, wanted)
-        self._settings = batch_size, seed, buffer_bytes
+        self._what = store, hook, branch, steps, _labelled(store, labels, sample_ids)
+        self.rows = activation_rows(*self._what)
+        self._shares: dict[tuple[int, int], ShuffledPositions] = {}
+        self._settings = batch_size, seed, window_bytes, run
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = torch.device(device), dtype
         self._epoch, self._done = 0, 0
         self._shuffled((rank, world_size))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the maps: a copy in another process opens its own."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("rows", "_shares")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the rows."""
+        self.__dict__ |= state
+        self.rows, self._shares = activation_rows(*self._what), {}
+
     def _shuffled(self, share: tuple[int, int]) -> ShuffledPositions:
-        batch_size, seed, buffer_bytes = self._settings
-        everything, pinned = np.arange(len(self.rows)), self._device.type == "cuda"
-        return ShuffledPositions(self.rows, everything, batch_size, seed, buffer_bytes, share, pinned)
+        if share not in self._shares:  # Kept from epoch to epoch: pages that were touched stay mapped.
+            self._shares[share] = ShuffledPositions(self.rows, np.arange(len(self.rows)), *self._settings, share)
+        return self._shares[share]
 
     def _share(self) -> tuple[int, int]:
         info = get_worker_info()
@@ -130,11 +141,12 @@ class ActivationBatches(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         """Yield what is left of the epoch; the next iteration is the next epoch."""
         shuffled = self._shuffled(self._share())
-        for batch in shuffled.epoch(self._epoch, self._done, self._device):
+        for batch in shuffled.epoch(self._epoch, self._done, pinned=self._device.type == "cuda"):
             self._done += 1
             if self._done == shuffled.n_batches:
                 self._epoch, self._done = self._epoch + 1, 0
-            yield batch if self._dtype is None else batch.to(self._dtype)
+            there = batch.to(self._device, non_blocking=True)
+            yield there if self._dtype is None else there.to(self._dtype)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin at the start of an epoch."""

@@ -43,6 +43,8 @@ class ActivationRows:
     step: npt.NDArray[np.int32]
     timestep: npt.NDArray[np.float32]
     sample_id: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    """where the row's tensor begins, in bytes: in its file, or in the decoded tensor of its shard"""
     n_positions: int
     d_in: int
     dtype: np.dtype
@@ -54,26 +56,13 @@ class ActivationRows:
 
     def fill(self, indices: npt.NDArray[np.integer]) -> npt.NDArray:
         """Return a copy of some rows' tensors, ``[n, n_positions, d_in]``, in the order of ``indices``."""
-        result = np.empty((len(indices) * self.n_positions, self.d_in), self.dtype)
-        self.scatter(indices, np.arange(len(result)), result)
-        return result.reshape(-1, self.n_positions, self.d_in)
-
-    def scatter(self, indices: npt.NDArray[np.integer], places: npt.NDArray[np.integer], out: npt.NDArray) -> None:
-        """Copy some rows' positions, each to a place of its own: position ``i`` of them all to ``out[places[i]]``.
-
-        One pass from the mapped files to their destination; nothing is copied twice. Threads may fill one ``out``.
-        """
-        target, n = as_items(out), self.n_positions
+        result = np.empty((len(indices), self.n_positions, self.d_in), self.dtype)
         of_shard = self.shard[indices]
         for number in np.unique(of_shard):
             shard = self.shards[number] or read_shard(self.store.root, self.records[number])
             for place in np.flatnonzero(of_shard == number):
-                target[places[place * n : (place + 1) * n]] = as_items(shard.row(int(self.row[indices[place]])))
-
-
-def as_items(positions: npt.NDArray) -> npt.NDArray:
-    """View positions ``[n, d_in]`` as ``n`` items of ``d_in`` values, which numpy moves whole."""
-    return positions.view(np.dtype((np.void, positions.shape[1] * positions.itemsize)))[:, 0]
+                result[place] = shard.row(int(self.row[indices[place]]))
+        return result
 
 
 def activation_rows(
@@ -109,18 +98,19 @@ def activation_rows(
         wanted &= np.isin(shard.sample_id, list(samples)) if samples is not None else True
         rows = np.flatnonzero(wanted).astype(np.int32)
         numbers = np.full(len(rows), number, np.int32)
-        parts.append((numbers, rows, shard.step[rows], shard.timestep[rows], shard.sample_id[rows]))
+        offset = shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
+        parts.append((numbers, rows, shard.step[rows], shard.timestep[rows], shard.sample_id[rows], offset[rows]))
         shards.append(shard if shard.mapped else None)
     if first is None:
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the {len(samples or ())} samples that are wanted.")
-    of_shard, row, step, timestep, sample_id = (np.concatenate(column) for column in zip(*parts, strict=True))
+    of_shard, row, step, timestep, sample_id, offset = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not len(row) and (steps is not None or samples is not None) and (branch == "both" or branch in found):
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the steps and samples that are wanted.")
     if not len(row):
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of branch {branch!r}.{nearest(branch, sorted(found))}")
     size = first.n_positions, first.d_in, first.groups[0].dtype
     metadata = {key: first.metadata.get(key, "") for key in ("io", "height", "width")}
-    return ActivationRows(store, records, shards, of_shard, row, step, timestep, sample_id, *size, metadata)
+    return ActivationRows(store, records, shards, of_shard, row, step, timestep, sample_id, offset, *size, metadata)
 
 
 def hook_records(store: Store, hook: str) -> list[Record]:

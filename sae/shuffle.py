@@ -1,9 +1,8 @@
-"""Shuffled batches of positions, straight from the memory maps, in bounded memory and resumable anywhere."""
+"""Shuffled batches of positions, gathered straight from the memory maps; bounded memory, resumable anywhere."""
 
-import itertools
 import math
-import os
-import sys
+import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,57 +11,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featurestore.activations import read_shard
 from featurestore.errors import UsageError
 from sae.data import ActivationRows
 
-BUFFER_BYTES = 128 * 2**20
-"""of one buffer; there are three: one is filled, one is read, and a batch of a third may still be held"""
-_N_THREADS = min(4, os.cpu_count() or 1)
-
-
-class _Buffers:
-    """Memory that is used again once nobody holds a part of it."""
-
-    def __init__(self, shape: tuple[int, int], dtype: np.dtype, pinned: bool) -> None:
-        self._shape, self._dtype, self._pinned = shape, dtype, pinned
-        self._known: list[npt.NDArray] = []
-        self._copied: dict[int, torch.cuda.Event] = {}
-
-    def take(self) -> npt.NDArray:
-        """Return a buffer ``[positions, d_in]`` that nothing refers to: parts that were given away are left alone."""
-        for buffer in self._known:
-            # The list, the loop and the call hold one reference each; a batch cut from it holds another.
-            if sys.getrefcount(buffer) == 3:
-                if event := self._copied.pop(id(buffer), None):
-                    event.synchronize()
-                return buffer
-        fresh = np.empty(self._shape, self._dtype)
-        if self._pinned:
-            fresh = torch.from_numpy(fresh).pin_memory().numpy()
-        self._known = [*self._known[-2:], fresh]
-        return fresh
-
-    def copying(self, buffer: npt.NDArray) -> None:
-        """Note that copies from a buffer to a GPU have been asked for; they end before it is used again."""
-        event = torch.cuda.Event()
-        event.record()
-        self._copied[id(buffer.base)] = event
+WINDOW_BYTES = 256 * 2**20
+"""of the rows whose positions can meet in a batch; they are mapped, not held in memory"""
+OPEN_SHARDS = 8
+"""shards whose rows are mixed"""
+_AHEAD = 2
 
 
 class ShuffledPositions:
     """Seeded, shuffled batches of positions, each epoch in another order.
 
-    The rows are permuted; as many of them as fit ``buffer_bytes`` are read at a time and their positions permuted.
-    Batches are cut from that stream of positions; less than a batch is left over at the end of an epoch. So a position
-    is drawn exactly once an epoch, a batch mixes all rows of a buffer (hundreds of random samples and steps), and only
-    positions of one buffer can meet in a batch. Batch ``n`` of epoch ``e`` is a function of the data, the seed, ``e``
-    and ``n``: :meth:`epoch` can start at any ``n`` without reading what comes before its buffer.
-
-    Rows go from the map to their shuffled places in one pass, by several threads, one buffer ahead of its use.
+    Shards are permuted; the rows (sample, step, branch) of each eight of them are permuted together; the positions of as
+    many rows as fit ``window_bytes`` are permuted, ``run`` neighbouring positions of a map staying together. Batches
+    are cut from that stream; less than a batch is left over at the end of an epoch. So a position is drawn exactly
+    once an epoch, and a batch mixes hundreds of rows of eight shards. Batch ``n`` of epoch ``e`` is a function of the
+    data, the seed, ``e`` and ``n``, and no earlier one is read for it.
 
     Attributes:
         n_positions: Positions of this share.
         n_batches: Batches an epoch, the same for every share.
+        run: Neighbouring positions that stay together: the most, up to what was asked for, that divides the positions of
+            a map and the batch. With 1 all positions are drawn alone; more is faster, see benchmarks/read.py.
     """
 
     def __init__(
@@ -71,9 +44,9 @@ class ShuffledPositions:
         indices: npt.NDArray[np.integer],
         batch_size: int,
         seed: int,
-        buffer_bytes: int = BUFFER_BYTES,
+        window_bytes: int = WINDOW_BYTES,
+        run: int = 1,
         share: tuple[int, int] = (0, 1),
-        pinned: bool = False,
     ) -> None:
         self.rows, self.batch_size, self.seed, self.share = rows, batch_size, seed, share
         self._indices = indices
@@ -84,71 +57,88 @@ class ShuffledPositions:
                 f"a batch of {batch_size} positions is more than the {self.n_positions} of {rows.records[0].table} that "
                 f"are wanted: use a smaller --batch-size, or collect more."
             )
-        row_bytes = rows.n_positions * rows.d_in * rows.dtype.itemsize
-        self._rows_per_buffer = max(1, min(buffer_bytes // row_bytes, len(indices) // share[1]))
-        self._shape = self._rows_per_buffer * rows.n_positions, rows.d_in
-        self._pinned = pinned
+        common = math.gcd(rows.n_positions, batch_size)
+        self.run = max(n for n in range(1, min(run, common) + 1) if common % n == 0)
+        self._run_bytes = self.run * rows.d_in * rows.dtype.itemsize
+        self._runs_per_row = rows.n_positions // self.run
+        row_bytes = self._runs_per_row * self._run_bytes
+        self._rows_per_window = max(1, window_bytes // row_bytes)
+        self._dtype = torch.from_numpy(np.empty(0, rows.dtype)).dtype
+        self._open: dict[int, Tensor] = {}
 
-    def epoch(self, number: int, start: int = 0, device: torch.device | None = None) -> Iterator[Tensor]:
+    def epoch(self, number: int, start: int = 0, pinned: bool = False) -> Iterator[Tensor]:
         """Yield the batches of an epoch, from batch ``start`` on: ``[batch_size, d_in]`` in the stored type.
 
-        A batch stays what it is for as long as it is held. ``device``: where to, asynchronously for CUDA.
+        ``pinned``: in page-locked memory, gathered a little ahead of their use by a thread. In the ordinary memory of a
+        thread of its own the same would be three times slower (benchmarks/read.py).
         """
-        first_buffer, offset = divmod(start * self.batch_size, self._shape[0])
-        pending: Tensor | None = None
-        left = self.n_batches - start
-        buffers = _Buffers(self._shape, self.rows.dtype, self._pinned)
-        for buffer in self._filled(number, first_buffer, buffers):
-            positions = torch.from_numpy(buffer)[offset:]
-            offset, cut = 0, self.batch_size - (len(pending) if pending is not None else 0)
-            while cut <= len(positions) and left:
-                batch = positions[:cut] if pending is None else torch.cat([pending, positions[:cut]])
-                if device is not None and device.type == "cuda":
-                    batch = batch.to(device, non_blocking=True)
-                    buffers.copying(buffer)
-                yield batch
-                del batch
-                pending, positions, cut, left = None, positions[cut:], self.batch_size, left - 1
-            if len(positions) and left:
-                pending = positions.clone() if pending is None else torch.cat([pending, positions])
-            del positions, buffer
-            if not left:
-                return
+        if not pinned:
+            yield from (self._gather(row, run, pinned) for row, run in self._drawn(number, start))
+            return
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(1, "gather") as pool:
+            for row, run in self._drawn(number, start):
+                ahead.append(pool.submit(self._gather, row, run, pinned))
+                if len(ahead) > _AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
-    def _filled(self, epoch: int, first: int, buffers: _Buffers) -> Iterator[npt.NDArray]:
-        """Yield the buffers of an epoch from ``first`` on; the next is being filled while one is used."""
+    def _drawn(self, epoch: int, start: int) -> Iterator[tuple[npt.NDArray, npt.NDArray]]:
+        """Yield what each batch is made of: the rows and the runs in them."""
+        order, per_batch = self._order(epoch), self.batch_size // self.run
+        window, offset = divmod(start * per_batch, self._rows_per_window * self._runs_per_row)
+        pending = np.empty((2, 0), np.int64)
+        for _ in range(start, self.n_batches):
+            while pending.shape[1] < per_batch:
+                first = window * self._rows_per_window
+                rows = order[first : first + self._rows_per_window]
+                drawn = self._generator(epoch, window + 1).permutation(len(rows) * self._runs_per_row)[offset:]
+                place, run = np.divmod(drawn, self._runs_per_row)
+                pending = np.concatenate([pending, np.stack([rows[place], run])], axis=1)
+                window, offset = window + 1, 0
+            (row, run), pending = pending[:, :per_batch], pending[:, per_batch:]
+            yield row, run
+
+    def _order(self, epoch: int) -> npt.NDArray[np.integer]:
+        """Return this share's rows in the order of an epoch."""
+        generator, shard = self._generator(epoch), self.rows.shard[self._indices]
+        place = generator.permutation(len(self.rows.records))[shard]
+        order = self._indices[np.lexsort((generator.random(len(shard)), place // OPEN_SHARDS))]
         rank, world_size = self.share
-        order = self._generator(epoch).permutation(self._indices)[rank::world_size]
-        order = order[: len(self._indices) // world_size]
-        n_buffers = math.ceil(len(order) / self._rows_per_buffer)
-        with ThreadPoolExecutor(_N_THREADS) as pool:
-            ahead: list[tuple[npt.NDArray, list[Future[None]]]] = []
-            for number in range(first, n_buffers + 1):
-                if number < n_buffers:
-                    ahead.append(self._fill(order, epoch, number, buffers.take(), pool))
-                if len(ahead) == 2 or number == n_buffers:
-                    for buffer, parts in [ahead.pop(0)] if ahead else []:
-                        for part in parts:
-                            part.result()
-                        yield buffer
-                        del buffer
+        return order[rank::world_size][: len(order) // world_size]
 
-    def _fill(
-        self, order: npt.NDArray, epoch: int, number: int, buffer: npt.NDArray, pool: ThreadPoolExecutor
-    ) -> tuple[npt.NDArray, list[Future[None]]]:
-        n, first = self.rows.n_positions, number * self._rows_per_buffer
-        mine = order[first : first + self._rows_per_buffer]
-        drawn = self._generator(epoch, number + 1).permutation(len(mine) * n)
-        places = np.empty_like(drawn)
-        places[drawn] = np.arange(len(drawn))
-        target = buffer[: len(drawn)]
-        edges = np.linspace(0, len(mine), _N_THREADS + 1).astype(int)
-        parts = [
-            pool.submit(self.rows.scatter, mine[a:b], places[a * n : b * n], target)
-            for a, b in itertools.pairwise(edges.tolist())
-            if a < b
-        ]
-        return target, parts
+    def _gather(self, row: npt.NDArray, run: npt.NDArray, pinned: bool) -> Tensor:
+        out = torch.empty(len(row), self._run_bytes, dtype=torch.uint8, pin_memory=pinned)
+        shard = self.rows.shard[row]
+        starts = self.rows.offset[row] + run * self._run_bytes
+        done = 0
+        for number in np.unique(shard).tolist():
+            wanted = torch.from_numpy(starts[shard == number])
+            part = out[done : done + len(wanted)]
+            torch.index_select(self._runs(number), 0, wanted, out=part)
+            done += len(wanted)
+        return out.view(-1).view(self._dtype).view(self.batch_size, self.rows.d_in)
+
+    def _runs(self, number: int) -> Tensor:
+        """Return the bytes of a shard as overlapping runs: row ``i`` is the run that begins at byte ``i``."""
+        if number not in self._open:
+            # A window may reach from one group of shards into the next; what had to be decoded is dropped sooner.
+            while len(self._open) >= (OPEN_SHARDS if self.rows.shards[number] is None else 2 * OPEN_SHARDS):
+                del self._open[next(iter(self._open))]
+            self._open[number] = self._bytes(number)
+        raw = self._open[number]
+        return raw.as_strided((len(raw) - self._run_bytes + 1, self._run_bytes), (1, 1))
+
+    def _bytes(self, number: int) -> Tensor:
+        record, shard = self.rows.records[number], self.rows.shards[number]
+        if shard is None:
+            values = read_shard(self.rows.store.root, record).rows()
+            return torch.from_numpy(np.ascontiguousarray(values)).view(torch.uint8).flatten()
+        raw = np.memmap(self.rows.store.root / record.files[0].path, np.uint8, "r")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+            return torch.from_numpy(raw)
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))

@@ -1,6 +1,7 @@
 """Batches for anybody's own loop."""
 
-import numpy as np
+import pickle
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,8 +34,8 @@ def store(tmp_path_factory):
     return made
 
 
-def batches(store, size=20, rows_per_buffer=5, **kwargs):
-    return ActivationBatches(store, HOOK, size, buffer_bytes=rows_per_buffer * ROW_BYTES, **kwargs)
+def batches(store, size=20, rows_per_window=5, **kwargs):
+    return ActivationBatches(store, HOOK, size, window_bytes=rows_per_window * ROW_BYTES, **kwargs)
 
 
 def positions(tensors):
@@ -52,9 +53,9 @@ def all_rows(store, wanted):
     ]
 
 
-@pytest.mark.parametrize("rows_per_buffer", [1, 5, 1000])
-def test_an_epoch_is_every_position_once_as_stored(store, rows_per_buffer):
-    made = batches(store, 16, rows_per_buffer)
+@pytest.mark.parametrize("rows_per_window", [1, 5, 1000])
+def test_an_epoch_is_every_position_once_as_stored(store, rows_per_window):
+    made = batches(store, 16, rows_per_window)
     found = list(made)
     assert len(found) == len(made) and all(batch.dtype == torch.float16 for batch in found)
     assert sorted(positions(found)) == sorted(all_rows(store, lambda i, s, b: b == "cond"))
@@ -106,6 +107,13 @@ def test_ranks_share_the_rows_without_overlap(store, world_size):
     assert len(set().union(*shares)) == sum(map(len, shares)) == 24 * POSITIONS
 
 
+def test_a_copy_in_another_process_opens_the_maps_itself(store):
+    made = batches(store, 8)
+    copied = pickle.dumps(made)
+    assert len(copied) < 3000
+    assert all(torch.equal(a, b) for a, b in zip(pickle.loads(copied), made, strict=True))
+
+
 def test_workers_share_the_rows_without_overlap(store):
     made = batches(store, 8)
     loader = DataLoader(made, batch_size=None, num_workers=2, multiprocessing_context="fork")
@@ -118,18 +126,32 @@ def test_workers_share_the_rows_without_overlap(store):
 
 def test_batches_that_are_held_stay_as_they_were(store):
     held, copies = [], []
-    for batch in batches(store, 16, rows_per_buffer=2):
+    for batch in batches(store, 16, rows_per_window=2):
         held.append(batch)
         copies.append(batch.clone())
     assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
 
 
-def test_memory_is_that_of_a_few_buffers_however_long_the_epoch(store, monkeypatch):
-    made, empty, shape = batches(store, 16, rows_per_buffer=1), np.empty, (POSITIONS, D_IN)
-    fresh = []
-    monkeypatch.setattr(shuffle.np, "empty", lambda s, *a, **k: (s == shape and fresh.append(s)) or empty(s, *a, **k))
-    assert sum(1 for _ in made) == 24
-    assert len(fresh) <= 3
+def test_only_some_shards_are_open_at_a_time(tmp_path, monkeypatch):
+    made = ActivationBatches(make_store(tmp_path / "store", n_shards=40), HOOK, 64, window_bytes=ROW_BYTES)
+    open_, found = shuffle.ShuffledPositions._bytes, []
+    monkeypatch.setattr(
+        shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(len(self._open)) or open_(self, n)
+    )
+    assert sum(1 for _ in made) == len(made)
+    assert len(found) == 40 and max(found) < 2 * shuffle.OPEN_SHARDS  # each is opened once
+
+
+@pytest.mark.parametrize(("run", "found"), [(1, 1), (3, 2), (8, 8), (100, 16)])
+def test_neighbours_stay_together(store, run, found):
+    place = {row.tobytes(): (i, j) for s in store.activations(HOOK) for i in range(s.n_rows)
+             for j, row in enumerate(s.row(i)) if s.branch[i] == "cond"}  # fmt: skip
+    made = batches(store, 48, run=run)
+    assert made._shuffled((0, 1)).run == found
+    for batch in made:
+        for together in batch.view(-1, found, D_IN).numpy():
+            where = [place[row.tobytes()][1] for row in together]
+            assert where == list(range(where[0], where[0] + found)) and where[0] % found == 0
 
 
 def test_files_that_cannot_be_mapped_give_the_same_batches(store, tmp_path):
