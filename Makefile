@@ -26,7 +26,7 @@ docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
-	for file in benchmarks/ablate.py benchmarks/read.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/ablate.py benchmarks/collect.py benchmarks/read.py; do $(BIN)/python $$file || exit 1; done
 
 clean:  ## the virtual environment and the demo's output
 	rm -rf .venv demo

@@ -1,10 +1,12 @@
-"""Reading activations: our memory map, a plain memory map of the same bytes, pyarrow's decoder, and datasets.
+"""Reading activations: shuffled batches and whole tensors, against plain memory maps, pyarrow's decoder, and datasets.
 
 python benchmarks/read.py
 """
 
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,70 +18,91 @@ from record import interleaved, record
 from featurestore import Store
 from featurestore.canonical import shard_name
 from featurestore.schemas import activations_schema
+from sae.batches import ActivationBatches
 
-HOOK, POSITIONS, D_IN, ROWS = "hook", 256, 1280, 200
+HOOK, POSITIONS, D_IN, STEPS, SAMPLES, PER_SHARD = "hook", 256, 1280, 50, 24, 8
+BATCH = 4096
 
 
 def make(root: Path) -> tuple[Store, np.ndarray]:
-    """A store of the shape of SD-1.5 at up_blocks.1.attentions.1, 4 samples of 50 steps."""
+    """Return a store of the shape of SD-1.5 at up_blocks.1.attentions.1, and its tensor."""
     store = Store.create(root, {"model": "benchmark"})
-    values = np.random.default_rng(0).standard_normal((ROWS, POSITIONS, D_IN), np.float32).astype(np.float16)
+    values = (
+        np.random.default_rng(0).standard_normal((SAMPLES * STEPS, POSITIONS * D_IN), np.float32).astype(np.float16)
+    )
     schema = activations_schema(POSITIONS, D_IN)
     outer = schema.field("activation").type
-    nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
-    ids = np.arange(ROWS // 50)
-    step = np.tile(np.arange(50, dtype=np.int32), len(ids))
-    columns = [np.repeat(ids, 50), step, step.astype(np.float32), pa.array(["cond"] * ROWS)]
-    arrays = [*map(pa.array, columns), pa.FixedSizeListArray.from_arrays(nested, type=outer)]
-    store.append(
-        f"activations/{HOOK}", shard_name(0, ids), pa.Table.from_arrays(arrays, schema=schema), ids.tolist(), {}
-    )
-    return store, values
+    for first in range(0, SAMPLES, PER_SHARD):
+        ids = np.arange(first, first + PER_SHARD)
+        part = values[first * STEPS : (first + PER_SHARD) * STEPS]
+        nested = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), type=outer.value_type)
+        step = np.tile(np.arange(STEPS, dtype=np.int32), PER_SHARD)
+        columns = [np.repeat(ids, STEPS), step, step.astype(np.float32), pa.array(["cond"] * len(step))]
+        arrays = [*map(pa.array, columns), pa.FixedSizeListArray.from_arrays(nested, type=outer)]
+        rows = pa.Table.from_arrays(arrays, schema=schema)
+        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids.tolist(), {})
+    return store, values.reshape(-1, D_IN)
+
+
+def checksum(batches: Iterable[torch.Tensor]) -> int:
+    """Return a sum over the bits of all values, whatever their order."""
+    return sum(int(batch.view(torch.int16).long().sum()) for batch in batches)
 
 
 def main() -> None:
-    """Check that all give the same tensor, then time them on a warm cache."""
+    """Check that all give the same values, then time them on a warm cache; everything makes batches of its own memory."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         store, values = make(root / "store")
-        (path,) = store.files(f"activations/{HOOK}")
+        files = store.files(f"activations/{HOOK}")
         values.tofile(root / "plain.bin")
-        target = torch.empty(values.shape, dtype=torch.float16)
-        loaded = datasets.Dataset.from_parquet(str(path), cache_dir=str(root / "hf")).with_format(
-            "torch", dtype=torch.float16
-        )
+        plain_map = np.memmap(root / "plain.bin", np.float16, "r", shape=values.shape)
+        loaded = datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=str(root / "hf"))
+        torch_set = loaded.with_format("torch", columns=["activation"], dtype=torch.float16)
+        whole = torch.empty(values.shape, dtype=torch.float16)
+        epochs = ActivationBatches(store, HOOK, BATCH, seed=1)
 
-        def ours() -> torch.Tensor:
-            (shard,) = store.activations(HOOK)
-            assert shard.mapped
+        def plain() -> Iterable[torch.Tensor]:
+            return (torch.from_numpy(np.array(plain_map[i : i + BATCH])) for i in range(0, len(values), BATCH))
+
+        def with_datasets() -> Iterable[torch.Tensor]:
+            shuffled = torch_set.shuffle(seed=0)
+            return (batch["activation"].flatten(0, 1) for batch in shuffled.iter(BATCH // POSITIONS))
+
+        def in_one_copy() -> Iterable[torch.Tensor]:
+            np.copyto(whole.numpy(), plain_map)
+            return [whole]
+
+        def mapped() -> Iterable[torch.Tensor]:
             start = 0
-            for group in shard.groups:
-                np.copyto(target.numpy()[start : start + len(group)], group)
-                start += len(group)
-            return target
+            for shard in store.activations(HOOK):
+                for group in shard.groups:
+                    part = group.reshape(-1, D_IN)
+                    np.copyto(whole.numpy()[start : start + len(part)], part)
+                    start += len(part)
+            return [whole]
 
-        def plain() -> torch.Tensor:
-            np.copyto(target.numpy(), np.memmap(root / "plain.bin", np.float16, "r", shape=values.shape))
-            return target
+        def decoded() -> Iterable[torch.Tensor]:
+            for path in files:
+                column = pq.read_table(path, columns=["activation"])["activation"].combine_chunks()
+                yield torch.from_numpy(column.flatten().flatten().to_numpy(zero_copy_only=False).copy())
 
-        def decoded() -> torch.Tensor:
-            column = pq.read_table(path, columns=["activation"])["activation"].combine_chunks()
-            return torch.from_numpy(
-                column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(values.shape).copy()
-            )
-
-        def with_datasets() -> torch.Tensor:
-            return torch.cat([batch["activation"] for batch in loaded.iter(20)])
-
-        candidates = {"ours": ours, "plain_memmap": plain, "pyarrow_decode": decoded, "datasets_torch": with_datasets}
-        expected = torch.from_numpy(values)
+        candidates: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
+            "shuffled": lambda: epochs, "plain_batches": plain, "datasets_shuffled": with_datasets,
+            "mapped": mapped, "plain_one_copy": in_one_copy, "pyarrow_decode": decoded,
+        }  # fmt: skip
+        expected = checksum([torch.from_numpy(values)])
         for name, call in candidates.items():
-            assert torch.equal(call(), expected), name
-        seconds = interleaved(5, **candidates)
-        gigabytes = values.nbytes / 1e9
-        figures: dict[str, float] = {f"{name}_gb_per_s": gigabytes / s for name, s in seconds.items()}
-        figures |= {f"ours_over_{name}": s / seconds["ours"] for name, s in seconds.items() if name != "ours"}
-        figures["file_bytes_over_tensor_bytes"] = path.stat().st_size / values.nbytes
+            assert checksum(call()) == expected, name
+        consume = {name: (lambda call=call: [None for _ in call()]) for name, call in candidates.items()}
+        seconds = interleaved(3, **consume)
+        figures: dict[str, Any] = {f"{name}_gb_per_s": values.nbytes / 1e9 / s for name, s in seconds.items()}
+        for ours, peers in {
+            "shuffled": ("plain_batches", "datasets_shuffled", "plain_one_copy"),
+            "mapped": ("plain_one_copy", "pyarrow_decode"),
+        }.items():
+            figures |= {f"{ours}_over_{peer}": seconds[peer] / seconds[ours] for peer in peers}
+        figures["file_bytes_over_tensor_bytes"] = sum(f.stat().st_size for f in files) / values.nbytes
         record("read", figures)
 
 

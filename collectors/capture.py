@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from featurestore.errors import HookError
-from sae.hooks import DenoiserCall, Layout, as_positions, find_module, module_input, take, watch
+from sae.hooks import DenoiserCall, Layout, as_positions, module_input, take, watch
+from sae.modules import capturable, find_module
 
 
 class Captured(NamedTuple):
@@ -33,14 +34,21 @@ def capture(
     ``io`` is ``output``, ``input`` or ``difference`` (output − input) of the module.
 
     Raises:
-        HookError: a hook names no module, its module returns no map or token stream, or it runs twice in one denoiser call.
+        HookError: a hook names no module, its module returns no map or token stream, or it does not run once in each
+            denoiser call.
     """
     modules = {hook: find_module(pipe, hook) for hook in hooks}
-    seen: set[str] = set()
+    seen: set[str] = set(hooks)
 
     def begin(call: DenoiserCall) -> None:
+        end_call()
         seen.clear()
         before(call)
+
+    def end_call() -> None:
+        for hook in hooks:
+            if hook not in seen:
+                raise HookError(f"module {hook!r} did not run in a denoiser call.{capturable(pipe)}")
 
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(watch(pipe, begin))
@@ -48,9 +56,13 @@ def capture(
         def attach(hook: str, module: nn.Module) -> None:
             def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
                 if hook in seen:
-                    raise HookError(f"module {hook!r} runs more than once in a denoiser call: hook one that runs once.")
+                    raise HookError(f"module {hook!r} runs more than once in a denoiser call.{capturable(pipe)}")
                 seen.add(hook)
-                values, layout = as_positions(_io_tensor(args, kwargs, output, hook, io).detach())
+                try:
+                    tensor = _io_tensor(args, kwargs, output, hook, io, module)
+                except HookError as error:
+                    raise HookError(f"{error}{capturable(pipe)}") from None
+                values, layout = as_positions(tensor.detach())
                 sink(Captured(state.call, hook, values, layout))
 
             stack.callback(module.register_forward_hook(read, with_kwargs=True).remove)
@@ -58,15 +70,18 @@ def capture(
         for hook, module in modules.items():
             attach(hook, module)
         yield
+        end_call()
 
 
-def _io_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, hook: str, io: str) -> Tensor:
+def _io_tensor(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, hook: str, io: str, module: nn.Module
+) -> Tensor:
     if io == "output":
-        return take(output, hook)
+        return take(output, hook, module)
     entering = module_input(args, kwargs, hook)
     if io == "input":
         return entering
-    leaving = take(output, hook)
+    leaving = take(output, hook, module)
     if leaving.shape != entering.shape:
         raise HookError(
             f"module {hook!r} turns {list(entering.shape)} into {list(leaving.shape)}: there is no difference of the two."

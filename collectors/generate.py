@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from collectors.models import Model, RunSettings, describe_run
+from collectors.models import Model, RunSettings, check_branch, describe_run
 from collectors.models import generate as generate_batch
 from collectors.prompts import Prompt
 from featurestore import durable
@@ -52,7 +52,10 @@ def generate_images(
 
     Raises:
         SelectionError: a selection does not fit the model or the SAE.
+        UsageError: a selection is of the unconditional half, and the run has none.
     """
+    for selection in ablation.selections if ablation else ():
+        check_branch(model, run, selection.branch)
     with (
         _ablated(model, ablation),
         tqdm(total=len(prompts), desc=progress, unit="picture", disable=None if progress else True) as bar,

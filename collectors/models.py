@@ -1,5 +1,6 @@
 """Load a text-to-image pipeline and describe a run of it."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.hooks import denoiser
+from sae.architectures import architecture
 from sae.identity import model_hash
+from sae.modules import denoiser
 
 EMBEDDED = "minicanvas"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,7 +35,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
     ``device`` and ``dtype`` may be ``auto``: CUDA and float16 where there is a GPU, else CPU and float32.
 
     Raises:
-        ModelError: there is no such model, or it is no text-to-image pipeline of diffusers.
+        ModelError: there is no such model, or it is no text-to-image pipeline of diffusers that is supported.
         UsageError: the device is not there.
     """
     cuda = torch.cuda.is_available()
@@ -41,18 +43,20 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
     if device.startswith("cuda") and not cuda:
         raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use.")
     weights = DTYPES[("float16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype]
-    steps, guidance = 50, 7.5
     source, label = name, name
     if name == EMBEDDED:
         import minicanvas
 
-        source, steps, guidance = str(minicanvas.MODEL_DIR), minicanvas.STEPS, minicanvas.GUIDANCE
+        source = str(minicanvas.MODEL_DIR)
     elif Path(name).is_dir():
         label = Path(name).resolve().name
     pipe = _from_pretrained(source, weights).to(device)
-    denoiser(pipe)
+    architecture(pipe)
     pipe.set_progress_bar_config(disable=True)
-    return Model(label, pipe, steps, guidance)
+    if name == EMBEDDED:
+        return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE)
+    own = inspect.signature(type(pipe).__call__).parameters
+    return Model(label, pipe, own["num_inference_steps"].default, own["guidance_scale"].default)
 
 
 def _from_pretrained(source: str, dtype: torch.dtype) -> Any:
@@ -94,31 +98,74 @@ class RunSettings:
     negative_prompt: str = ""
     height: int | None = None
     width: int | None = None
+    true_cfg: float = 1.0
+    """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser is told (FLUX)"""
+
+
+def check_run(model: Model, settings: RunSettings) -> None:
+    """Refuse settings that the pipeline would ignore or round.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    pipe, kind = model.pipe, architecture(model.pipe)
+    if settings.n_steps < 1:
+        raise UsageError(f"--steps {settings.n_steps}: at least 1 is needed.")
+    if settings.true_cfg > 1 and not kind.two_pass:
+        raise UsageError(f"--true-cfg {settings.true_cfg:g}: {type(pipe).__name__} has none, use --guidance.")
+    if settings.negative_prompt and kind.two_pass and settings.true_cfg <= 1:
+        raise UsageError(f"--negative-prompt: {type(pipe).__name__} uses it with --true-cfg above 1 only.")
+    multiple = max(8, pipe.vae_scale_factor * kind.patch)  # Pipelines ask for 8 whatever their autoencoder.
+    for option, pixels in zip(("--height", "--width"), picture_size(pipe, settings), strict=True):
+        if pixels % multiple:
+            raise UsageError(f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}.")
+
+
+def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
+    """Refuse a branch (``cond``, ``uncond`` or ``both``) that a run does not have.
+
+    Raises:
+        UsageError: it has no unconditional half.
+    """
+    config: Any = denoiser(model.pipe).config
+    option, scale = "--guidance", settings.guidance
+    if architecture(model.pipe).two_pass:
+        option, scale = "--true-cfg", settings.true_cfg
+    distilled = config.get("time_cond_proj_dim") is not None
+    if branch != "cond" and (scale <= 1 or distilled):
+        why = f"{model.name} has guidance distilled" if distilled else f"branch {branch} with {option} {scale:g}"
+        raise UsageError(f"{why}: without guidance there is no unconditional half.")
 
 
 def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
     """Return the run settings as a store keeps them (docs/format.md, section 1.8)."""
     pipe = model.pipe
-    if settings.n_steps < 1:
-        raise UsageError(f"--steps {settings.n_steps}: at least 1 is needed.")
+    check_run(model, settings)
     height, width = picture_size(pipe, settings)
     config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     return {
         "model": model.name,
         "model_hash": model_hash(denoiser(pipe)),
-        "scheduler": {"class": type(pipe.scheduler).__name__, "config": json.loads(json.dumps(config, default=str))},
+        "scheduler": {"class": type(pipe.scheduler).__name__, "config": _plain(config)},
         "n_steps": settings.n_steps,
         "guidance": float(settings.guidance),
         "negative_prompt": settings.negative_prompt,
         "height": height,
         "width": width,
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
+        **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
     }
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """Return what JSON can say of a configuration; infinite numbers, as DPM-Solver has one, become text."""
+    return json.loads(json.dumps(config, default=str), parse_constant=str)
 
 
 def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
     """Return the pictures' height and width: as set, or the model's own."""
-    size: Any = denoiser(pipe).config["sample_size"]  # type: ignore[index]
+    config: Any = denoiser(pipe).config
+    size = config.get("sample_size") or pipe.default_sample_size
     own = (size, size) if isinstance(size, int) else tuple(size)
     return settings.height or own[0] * pipe.vae_scale_factor, settings.width or own[1] * pipe.vae_scale_factor
 
@@ -130,9 +177,14 @@ def generate(
 
     The initial noise is a function of the seed alone, whatever the batch, the order and the device.
     """
+    check_run(model, settings)
     height, width = picture_size(model.pipe, settings)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    negative = {"negative_prompt": [settings.negative_prompt] * len(prompts)} if settings.negative_prompt else {}
+    options = dict(architecture(model.pipe).options)
+    if settings.true_cfg > 1:
+        options["true_cfg_scale"] = settings.true_cfg
+    if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
+        options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
     with torch.no_grad():
         result = model.pipe(
             prompt=prompts,
@@ -142,6 +194,6 @@ def generate(
             height=height,
             width=width,
             output_type=output_type,
-            **negative,
+            **options,
         )
     return list(result.images)

@@ -25,6 +25,8 @@ class ActivationShard:
     groups: list[npt.NDArray]
     """``[rows, n_positions, d_in]`` a row group; read-only views of the file when ``mapped``"""
     mapped: bool
+    offsets: list[int]
+    """where each row group's tensor begins in the file, in bytes; empty unless ``mapped``"""
     metadata: Mapping[str, str]
     """hook, io, height, width: the schema metadata without its prefix"""
 
@@ -48,6 +50,14 @@ class ActivationShard:
         rows = self.groups[0].shape[0]
         return self.groups[index // rows][index % rows]
 
+    @property
+    def row_offsets(self) -> npt.NDArray[np.int64]:
+        """Where each row's tensor begins in the file, in bytes; only if ``mapped``."""
+        starts = [
+            offset + np.arange(len(g)) * g[:1].nbytes for offset, g in zip(self.offsets, self.groups, strict=True)
+        ]
+        return np.concatenate(starts).astype(np.int64)
+
     def rows(self, indices: npt.NDArray[np.integer] | slice = slice(None)) -> npt.NDArray:
         """Return the tensors of some rows ``[n, n_positions, d_in]``: a copy, unless one row group holds all."""
         if isinstance(indices, slice) and len(self.groups) == 1:
@@ -68,8 +78,9 @@ def read_shard(root: Path, record: Record) -> ActivationShard:
     if found != entry.bytes:
         state = "is missing" if found is None else f"has {found} bytes"
         raise DamageError(f"{path} {state}, its record says {entry.bytes}: run 'featurestore verify {root}'.")
-    groups = parquet.map_tensor(path, entry.bytes)
-    mapped = groups is not None
+    mapped = parquet.map_tensor(path, entry.bytes)
+    groups = [group.values for group in mapped] if mapped is not None else None
+    offsets = [group.offset for group in mapped or ()]
     columns = ["sample_id", "step", "timestep", "branch"]
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read(columns=columns)
@@ -80,7 +91,9 @@ def read_shard(root: Path, record: Record) -> ActivationShard:
     metadata = {k.decode().removeprefix(prefix): v.decode() for k, v in raw.items() if k.decode().startswith(prefix)}
     arrays = {name: table[name].to_numpy() for name in columns[:3]}
     branch = np.array(table["branch"].to_pylist())
-    return ActivationShard(record, **arrays, branch=branch, groups=groups, mapped=mapped, metadata=metadata)
+    return ActivationShard(
+        record, **arrays, branch=branch, groups=groups, mapped=mapped is not None, offsets=offsets, metadata=metadata
+    )
 
 
 def _decode(file: pq.ParquetFile, group: int) -> npt.NDArray:

@@ -16,10 +16,9 @@ _WHAT = {
 
 
 def write_card(store: Store) -> None:
-    """Write ``README.md`` anew if the records say something else than it does."""
-    text = make_card(store)
+    """Write ``README.md`` anew until it says what the records say: other processes may be committing, and writing it, too."""
     path = store.root / "README.md"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    while (text := make_card(store)) != (path.read_text(encoding="utf-8") if path.is_file() else None):
         durable.write_bytes(path, text.encode())
 
 

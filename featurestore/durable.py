@@ -67,7 +67,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     Raises:
         DiskError: the operating system refused; the temporary file is gone.
     """
-    with _disk_errors(path), _temporary(path) as (temporary, file):
+    with disk_errors(path), _temporary(path) as (temporary, file):
         hashing = _HashingFile(file)
         write(cast(BinaryIO, hashing))
         _sync(file)
@@ -87,7 +87,7 @@ def create_once(path: Path, data: bytes) -> bool:
     Raises:
         DiskError: the operating system refused, or the file system has no hard links.
     """
-    with _disk_errors(path), _temporary(path) as (temporary, file):
+    with disk_errors(path), _temporary(path) as (temporary, file):
         file.write(data)
         _sync(file)
         try:
@@ -100,7 +100,7 @@ def create_once(path: Path, data: bytes) -> bool:
 
 def remove(path: Path) -> None:
     """Remove a file if it exists, and sync its directory."""
-    with _disk_errors(path):
+    with disk_errors(path):
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             _sync_directory(path.parent)
@@ -108,7 +108,7 @@ def remove(path: Path) -> None:
 
 def make_directory(path: Path) -> None:
     """Create a directory and its parents, each synced into its own parent."""
-    with _disk_errors(path):
+    with disk_errors(path):
         _make_directory(path)
 
 
@@ -131,7 +131,8 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a DiskError about ``path``."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Parquet as the store writes it, and tensors mapped straight out of it (docs/format.md, section 1.2)."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,8 +76,17 @@ def _leaves(schema: pa.Schema) -> list:
     return [parquet.column(i) for i in range(len(parquet))]
 
 
-def map_tensor(path: Path, bytes_recorded: int) -> list[npt.NDArray] | None:
-    """Map the activations of a file, one read-only array ``[rows, n_positions, d_in]`` a row group, without reading them.
+class MappedGroup(NamedTuple):
+    """The tensor of a row group."""
+
+    values: npt.NDArray
+    """``[rows, n_positions, d_in]``, a read-only view of the file"""
+    offset: int
+    """where it begins in the file, in bytes"""
+
+
+def map_tensor(path: Path, bytes_recorded: int) -> list[MappedGroup] | None:
+    """Map the activations of a file, row group by row group, without reading them.
 
     Returns None when the file's layout does not allow it (docs/format.md lists the conditions); decode it then.
     """
@@ -93,14 +102,14 @@ def map_tensor(path: Path, bytes_recorded: int) -> list[npt.NDArray] | None:
     if any(block is None for block in blocks):
         return None
     raw = np.memmap(path, dtype=np.uint8, mode="r") if blocks else np.empty(0, np.uint8)
-    views = []
+    groups = []
     for block in blocks:
         assert block is not None
         start, length, header = block
         if not _one_page(raw[header : header + 64], length // dtype.itemsize):
             return None
-        views.append(raw[start : start + length].view(dtype).reshape(-1, positions, d_in))
-    return views
+        groups.append(MappedGroup(raw[start : start + length].view(dtype).reshape(-1, positions, d_in), start))
+    return groups
 
 
 def _tensor_index(file: pq.ParquetFile) -> int:

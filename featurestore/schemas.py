@@ -36,7 +36,19 @@ _SAMPLE_TAIL = _required(
 )
 _IMAGE = pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
 _ROW = _required({"sample_id": pa.int64(), "step": pa.int32(), "timestep": pa.float32(), "branch": pa.string()})
-_OWN_NAMES = {"features", "feature", "values", "sum", "max", "n_positions", "hook", "sae", "activation", "image"}
+_OWN_NAMES = {
+    "features",
+    "feature",
+    "values",
+    "sum",
+    "max",
+    "n_positions",
+    "hook",
+    "sae",
+    "activation",
+    "position",
+    "image",
+}
 _OWN_NAMES |= {"negative_prompt", "concept", "family"}
 RESERVED = frozenset({field.name for field in (*_SAMPLE_HEAD, *_SAMPLE_TAIL, *_ROW)} | _OWN_NAMES)
 
@@ -58,12 +70,18 @@ def samples_schema(families: Iterable[str], images: bool = False) -> pa.Schema:
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
-def activations_schema(n_positions: int, d_in: int, dtype: str = "float16") -> pa.Schema:
-    """Return the schema of ``activations/<hook>``: ``[n_positions][d_in]`` of ``float16`` or ``float32`` a row."""
+def activations_schema(n_positions: int, d_in: int, dtype: str = "float16", chosen: bool = False) -> pa.Schema:
+    """Return the schema of ``activations/<hook>``: ``[n_positions][d_in]`` of ``float16`` or ``float32`` a row.
+
+    ``chosen`` adds the column that says which positions of the map these are.
+    """
     value = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
     inner = pa.list_(pa.field("element", value, nullable=False), d_in)
     outer = pa.list_(pa.field("element", inner, nullable=False), n_positions)
-    return pa.schema([*_ROW, pa.field("activation", outer, nullable=False)])
+    position = pa.field(
+        "position", pa.list_(pa.field("element", pa.int32(), nullable=False), n_positions), nullable=False
+    )
+    return pa.schema([*_ROW, *([position] if chosen else []), pa.field("activation", outer, nullable=False)])
 
 
 def _ragged(value: pa.DataType) -> pa.DataType:

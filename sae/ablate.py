@@ -12,9 +12,10 @@ from torch import Tensor
 from featurestore.errors import SelectionError, UsageError
 from featurestore.selection import Selection
 from sae.checkpoint import load_selection_sae
-from sae.hooks import Watch, as_positions, denoiser, find_module, module_input, put, take, watch
+from sae.hooks import Watch, as_positions, module_input, put, take, watch, with_input
 from sae.identity import model_hash, same_model
 from sae.model import SAE
+from sae.modules import denoiser, find_module
 
 
 class Rule(NamedTuple):
@@ -103,15 +104,15 @@ class _Edit:
             def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 entering = module_input(args, kwargs, self.hook)
                 edited = self._edited(entering, entering, state)
-                return None if edited is None else _with_input(args, kwargs, edited)
+                return None if edited is None else with_input(args, kwargs, edited, self.hook)
 
             return self.module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            leaving = take(output, self.hook)
+            leaving = take(output, self.hook, module)
             seen = leaving - module_input(args, kwargs, self.hook) if self.io == "difference" else leaving
             edited = self._edited(seen, leaving, state)
-            return None if edited is None else put(output, edited)
+            return None if edited is None else put(output, edited, self.hook, module)
 
         return self.module.register_forward_hook(after, with_kwargs=True)
 
@@ -181,12 +182,3 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
         delta[:, at] = torch.where(new.abs() > delta[:, at].abs(), new, delta[:, at])
     changed = (delta != 0).any(1)
     return rows[changed], delta[changed] @ sae.W_dec[features]
-
-
-def _with_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (put(args[0], tensor), *args[1:]), kwargs
-    name = next(key for key in ("hidden_states", "sample") if key in kwargs)
-    return args, {**kwargs, name: tensor}

@@ -20,6 +20,7 @@ from featurestore.store import Store
 from sae.model import SAE, SAEConfig
 
 CONFIG = "config.json"
+METRICS = "metrics.json"
 WEIGHTS = "sae.safetensors"
 
 

@@ -38,25 +38,50 @@ class Encoded(NamedTuple):
     n_positions: npt.NDArray[np.int32]
 
 
-@torch.no_grad()
-def encode_rows(sae: SAE, activations: npt.NDArray | Tensor) -> Encoded:
-    """Return the codes and statistics of activations ``[rows, n_positions, d_in]``.
+class RowCodes(NamedTuple):
+    """The codes of one row, on the SAE's device."""
 
-    A row's result does not depend on the rows beside it, to the last bit on one machine: each goes through the
-    encoder alone, since the rounding of a matrix product may depend on its shape.
+    values: Tensor
+    """float32 ``[n_positions, k]``"""
+    indices: Tensor
+    """int32 ``[n_positions, k]``, ascending; ``n_latents`` where nothing is active"""
+
+
+CHUNK_ROWS = 64
+"""Rows that are turned into columns at once; it decides how a shard's bytes are cut into pages."""
+
+
+@torch.no_grad()
+def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
+    """Return the codes of one row ``[n_positions, d_in]``, without waiting for a GPU.
+
+    Each row goes through the encoder alone, since the rounding of a matrix product may depend on its shape: so a row's
+    result does not depend on the rows beside it, to the last bit on one machine.
+    """
+    codes = sae.encode(_on(sae.W_enc.device, row))
+    values = codes.values.float()
+    # Empty places go last; the others in ascending order of latents.
+    indices, order = codes.indices.masked_fill(values <= 0, sae.config.n_latents).sort(dim=-1)
+    return RowCodes(values.gather(-1, order), indices.int())
+
+
+def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
+    """Return the columns of at least one row's codes.
 
     Raises:
         SAEError: an activation of a latent is not finite, or does not fit float16.
     """
-    codes = [sae.encode(_on(sae.W_enc.device, row)) for row in activations]
-    shape = (len(codes), activations.shape[1], sae.config.k)
-    if not codes:
-        return _columns(np.empty(shape, np.float32), np.empty(shape, np.int64), sae.config.n_latents)
-    values = torch.stack([code.values.float() for code in codes])
-    # Empty places go last; the others in ascending order of latents.
-    places = torch.stack([code.indices for code in codes]).masked_fill_(values <= 0, sae.config.n_latents)
-    indices, order = places.sort(dim=-1)
-    return _columns(values.gather(-1, order).cpu().numpy(), indices.cpu().numpy(), sae.config.n_latents)
+    values, indices = (torch.stack(part).cpu().numpy() for part in zip(*rows, strict=True))
+    return _columns(values, indices.astype(np.int64), n_latents)
+
+
+def encode_rows(sae: SAE, activations: npt.NDArray | Tensor) -> Encoded:
+    """Return the codes and statistics of activations ``[rows, n_positions, d_in]``, at least one row.
+
+    Raises:
+        SAEError: an activation of a latent is not finite, or does not fit float16.
+    """
+    return to_columns([encode_row(sae, row) for row in activations], sae.config.n_latents)
 
 
 def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
@@ -103,7 +128,10 @@ def _statistics(
     n_rows: int,
     n_latents: int,
 ) -> tuple[npt.NDArray, ...]:
-    """Return row, feature, sum (added up in float64), max and n_positions of each (row, feature) that fired."""
+    """Return row, feature, sum, max and n_positions of each (row, feature) that fired.
+
+    Sums are added up in float64; the largest is rounded to float16 as in ``codes``.
+    """
     key = row * n_latents + feature
     count = np.bincount(key, minlength=n_rows * n_latents)
     total = np.bincount(key, weights=value, minlength=n_rows * n_latents)
@@ -114,7 +142,7 @@ def _statistics(
         fired // n_latents,
         (fired % n_latents).astype(np.int32),
         total[fired].astype(np.float32),
-        largest[fired],
+        largest[fired].astype(np.float16).astype(np.float32),
         count[fired].astype(np.int32),
     )
 

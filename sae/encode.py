@@ -14,14 +14,10 @@ from featurestore.records import Record
 from featurestore.saes import sae_hash
 from featurestore.store import Store
 from sae.checkpoint import load_sae, pick_device
-from sae.codes import Rows, codes_table, encode_rows, stats_table
+from sae.codes import CHUNK_ROWS, Rows, codes_table, encode_rows, stats_table
 from sae.data import hook_records
 from sae.identity import same_model
 from sae.model import SAE
-
-__all__ = ["codes_metadata", "encode", "encode_rows", "made_by_sae"]
-
-_CHUNK_ROWS = 64
 
 
 def encode(store: Store, name: str, device: str = "auto", progress: bool = True) -> int:
@@ -38,7 +34,7 @@ def encode(store: Store, name: str, device: str = "auto", progress: bool = True)
     record = store.record("saes", name)
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)
-    _check_model(store, sae, name)
+    check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
     n_new = 0
     records, quiet = hook_records(store, sae.config.hook), None if progress else True
     for shard_record in tqdm(records, desc=f"encode {name}", unit=" shards", disable=quiet):
@@ -53,11 +49,16 @@ def made_by_sae(record: Record) -> dict[str, Any]:
     return {**versions, "sae": record.shard, "sae_hash": sae_hash(record)}
 
 
-def _check_model(store: Store, sae: SAE, name: str) -> None:
-    mine, theirs = sae.config.model_hash, str((store.run or {}).get("model_hash", ""))
-    if mine and theirs and not same_model(mine, theirs):
+def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
+    """Refuse an SAE of another model than that of the activations at ``where``.
+
+    Raises:
+        SAEError: it is.
+    """
+    mine = sae.config.model_hash
+    if mine and model_hash and not same_model(mine, model_hash):
         raise SAEError(
-            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {store.root} are of {theirs[:20]}…."
+            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of {model_hash[:20]}…."
         )
 
 
@@ -76,8 +77,8 @@ def _encode_shard(store: Store, sae: SAE, name: str, record: Record, made_by: Ma
     _check_fits(store, sae, name, shard)
     metadata = codes_metadata(sae, made_by, shard.metadata["height"], shard.metadata["width"])
     rows = Rows(shard.sample_id, shard.step, shard.timestep, shard.branch)
-    starts = range(0, shard.n_rows, _CHUNK_ROWS)
-    encoded = [encode_rows(sae, shard.rows(slice(i, i + _CHUNK_ROWS))) for i in starts]
+    starts = range(0, shard.n_rows, CHUNK_ROWS)
+    encoded = [encode_rows(sae, shard.rows(slice(i, i + CHUNK_ROWS))) for i in starts]
     codes, stats = codes_table(encoded, rows, metadata), stats_table(encoded, rows, record.sample_ids, metadata)
     for table, data in zip(tables, (codes, stats), strict=True):
         store.append(table, record.shard, data, record.sample_ids, made_by)

@@ -5,13 +5,11 @@ from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
 from featurestore.records import FileEntry, Record
 from featurestore.store import Store
-from sae.checkpoint import CONFIG, WEIGHTS, config_bytes, weights_bytes
-from sae.data import PositionBatches
+from sae.batches import PositionBatches
+from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
 from sae.metrics import chunks_of_rows, evaluate
 from sae.model import SAE
 from sae.settings import Plan
-
-METRICS = "metrics.json"
 
 
 def existing(store: Store, name: str, plan: Plan) -> Record | None:

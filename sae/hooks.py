@@ -7,22 +7,21 @@ scheduler or another number of steps are right without being told.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from featurestore.errors import HookError, ModelError, nearest
-
-Branch = Literal["cond", "uncond"]
-_DENOISERS = ("unet", "transformer")
+from featurestore.errors import HookError, ModelError
+from sae.architectures import Branches, architecture, output_index, split_hook
+from sae.modules import denoiser
 
 
 class DenoiserCall(NamedTuple):
     """One call of the denoiser, as it was made."""
 
     timestep: float
-    branches: tuple[Branch, ...]
+    branches: Branches
     """how the batch is divided, in equal parts, from its start"""
 
 
@@ -33,37 +32,6 @@ class Layout(NamedTuple):
     width: int
     is_map: bool
     """True for ``[B, C, H, W]``, False for ``[B, N, C]`` (height 1, width N)"""
-
-
-def denoiser(pipe: Any) -> nn.Module:
-    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``.
-
-    Raises:
-        ModelError: it has neither.
-    """
-    for name in _DENOISERS:
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise ModelError(
-        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
-    )
-
-
-def find_module(pipe: Any, hook: str) -> nn.Module:
-    """Return the module that a hook path such as ``unet.up_blocks.1.attentions.1`` names.
-
-    Raises:
-        HookError: there is none; the nearest paths are offered.
-    """
-    root, _, path = hook.partition(".")
-    module = getattr(pipe, root, None)
-    if isinstance(module, nn.Module):
-        with contextlib.suppress(AttributeError):
-            return module.get_submodule(path)
-    parts = [name for name in _DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
-    known = [f"{part}.{name}" for part in parts for name, _ in getattr(pipe, part).named_modules() if name]
-    raise HookError(f"the model has no module {hook!r}.{nearest(hook, known)}")
 
 
 class Watch:
@@ -83,17 +51,24 @@ class Watch:
 def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: None) -> Iterator[Watch]:
     """Observe the denoiser's calls; ``before`` is called at the start of each."""
     state = Watch()
+    kind = architecture(pipe)
+    with kind.guidance(pipe) as branches_now:
 
-    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        state._call = DenoiserCall(_scalar(timestep), _branches(pipe))
-        before(state._call)
+        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            branches = branches_now()
+            if branches is None:
+                raise ModelError(
+                    f"the denoiser was called outside of {type(pipe).__name__}, which knows whether guidance is on."
+                )
+            argument = kwargs["timestep"] if "timestep" in kwargs else args[1]
+            state._call = DenoiserCall(kind.timestep(pipe, _scalar(argument)), branches)
+            before(state._call)
 
-    handle = denoiser(pipe).register_forward_pre_hook(observe, with_kwargs=True)
-    try:
-        yield state
-    finally:
-        handle.remove()
+        handle = denoiser(pipe).register_forward_pre_hook(observe, with_kwargs=True)
+        try:
+            yield state
+        finally:
+            handle.remove()
 
 
 def _scalar(timestep: Any) -> float:
@@ -103,13 +78,6 @@ def _scalar(timestep: Any) -> float:
             f"one denoiser call has several timesteps ({values.tolist()}): pipelines give all samples the same."
         )
     return float(values[0])
-
-
-def _branches(pipe: Any) -> tuple[Branch, ...]:
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None:
-        raise ModelError(f"{type(pipe).__name__} does not tell whether guidance is on: it is not supported yet.")
-    return ("uncond", "cond") if guided else ("cond",)
 
 
 def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
@@ -126,33 +94,56 @@ def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
     raise HookError(f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens [B, N, C].")
 
 
-def take(output: Any, hook: str) -> Tensor:
-    """Return the tensor in a module's output: itself, the first of a tuple, or a dataclass's first field.
+def take(output: Any, hook: str, module: nn.Module) -> Tensor:
+    """Return the hook's tensor in its module's output: itself, its stream in a tuple, or a dataclass's first field.
 
     Raises:
         HookError: there is none.
     """
     first = output
     if isinstance(output, (tuple, list)) and output:
-        first = output[0]
+        first = output[output_index(module, hook)]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         first = getattr(output, dataclasses.fields(output)[0].name)
-    if isinstance(first, Tensor) and first.is_floating_point() and first.dim() in (3, 4):
-        return first
-    what = f"a tensor of shape {list(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
-    raise HookError(f"module {hook!r} returns {what}: only a map [B, C, H, W] or tokens [B, N, C] can be captured.")
+    return _checked(first, hook, "returns")
 
 
-def put(output: Any, tensor: Tensor) -> Any:
-    """Return a module's output with its tensor replaced, in the form that it had."""
+def put(output: Any, tensor: Tensor, hook: str, module: nn.Module) -> Any:
+    """Return a module's output with the hook's tensor replaced, in the form that it had."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, (tuple, list)):
-        return type(output)([tensor, *output[1:]])
+        index = output_index(module, hook)
+        return type(output)([*output[:index], tensor, *output[index + 1 :]])
     return dataclasses.replace(output, **{dataclasses.fields(output)[0].name: tensor})
 
 
 def module_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> Tensor:
-    """Return the tensor that a module was called with: its first argument, or ``hidden_states`` or ``sample``."""
-    first = args[0] if args else next((kwargs[k] for k in ("hidden_states", "sample") if k in kwargs), None)
-    return take(first, hook)
+    """Return the tensor that a module was called with: its first argument, or ``hidden_states`` or ``sample``.
+
+    For an ``-encoder`` hook: ``encoder_hidden_states``.
+    """
+    where = _input_key(args, kwargs, hook)
+    entering = args[0] if where == 0 else kwargs.get(str(where))
+    return _checked(entering, hook, "is called with")
+
+
+def with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, hook: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a module's arguments with the tensor of :func:`module_input` replaced."""
+    where = _input_key(args, kwargs, hook)
+    return ((tensor, *args[1:]), kwargs) if where == 0 else (args, {**kwargs, str(where): tensor})
+
+
+def _input_key(args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> int | str:
+    if split_hook(hook)[1]:
+        return "encoder_hidden_states"
+    return 0 if args else "sample" if "sample" in kwargs else "hidden_states"
+
+
+def _checked(value: Any, hook: str, verb: str) -> Tensor:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
+        return value
+    what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise HookError(f"module {hook!r} {verb} {what}: only a map [B, C, H, W] or tokens [B, N, C] can be captured.")

@@ -11,7 +11,8 @@ import featurestore
 from featurestore.canonical import canonical_json, sha256_text
 from featurestore.errors import UsageError
 from featurestore.store import Store
-from sae.data import PositionBatches, data_hash
+from sae.batches import PositionBatches
+from sae.data import data_hash
 from sae.loss import AUX_ALPHA
 from sae.model import SAEConfig
 

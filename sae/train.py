@@ -14,8 +14,8 @@ from featurestore import schemas
 from featurestore.errors import SAEError
 from featurestore.records import Record
 from featurestore.store import Store
+from sae.batches import PositionBatches
 from sae.checkpoint import pick_device
-from sae.data import PositionBatches
 from sae.finish import existing, finish
 from sae.interrupt import interruption
 from sae.loss import geometric_median, training_loss

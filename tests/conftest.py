@@ -18,3 +18,31 @@ def model(model_dir):
     from collectors.models import load_model
 
     return load_model(str(model_dir), "cpu")
+
+
+class Architectures:
+    """The models of :mod:`tests.architectures`, each made, saved and loaded once."""
+
+    def __init__(self, root):
+        self._root, self._models = root, {}
+
+    def directory(self, name):
+        """The saved pipeline."""
+        path = self._root / name / "model"
+        if not path.exists():
+            from tests.architectures import CASES
+
+            save(CASES[name].build(self._root / name), path)
+        return path
+
+    def __call__(self, name):
+        from collectors.models import load_model
+
+        if name not in self._models:
+            self._models[name] = load_model(str(self.directory(name)), "cpu")
+        return self._models[name]
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory):
+    return Architectures(tmp_path_factory.mktemp("architectures"))

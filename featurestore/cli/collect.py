@@ -1,16 +1,20 @@
 """``featurestore collect``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.options import model_options, run_options
 
+if TYPE_CHECKING:
+    from collectors.estimate import Estimate
+
 
 @click.command()
 @model_options
 @click.option("--prompts", required=True, type=click.Path(path_type=Path), help="JSONL file, see above.")
-@click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several times for several hooks.")
+@click.option("--hook", "hooks", multiple=True, help="Module path or pattern, see above.")
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
 )
@@ -35,9 +39,24 @@ from featurestore.cli.options import model_options, run_options
     show_default=True,
     help="Of the stored activations.",
 )
+@click.option(
+    "--timesteps", default="all", show_default=True, help="Steps to keep: all, every:5, or indices like 0,10-19."
+)
+@click.option(
+    "--positions", default="all", show_default=True, help="Of each map: all, random:64, or mean (one row of means)."
+)
+@click.option(
+    "--sae", "saes", multiple=True, help="Encode while collecting: an SAE of the store, or the directory of one."
+)
+@click.option("--no-activations", is_flag=True, help="With --sae: keep codes and stats only.")
 @click.option("--images", is_flag=True, help="Also keep the pictures, in the table samples.")
 @click.option("--shard-samples", type=click.IntRange(1), default=16, show_default=True, help="Pictures a shard.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--dry-run", is_flag=True, help="Generate one batch and say what the run would take; write nothing.")
+@click.option("--ignore-space", is_flag=True, help="Begin even if the disk will not hold the run.")
+@click.option("--exact", is_flag=True, help="CPU: the same bytes for any --batch-size, threads and processes; slower.")
+@click.option("--rank", type=int, help="Which of --world-size processes this is.  [default: as torchrun or Slurm say]")
+@click.option("--world-size", type=int, help="Processes that fill the store together.")
 @run_options
 def collect(
     model: str,
@@ -49,11 +68,21 @@ def collect(
     io: str,
     branch: str,
     dtype: str,
+    timesteps: str,
+    positions: str,
+    saes: tuple[str, ...],
+    no_activations: bool,
     images: bool,
     shard_samples: int,
     quiet: bool,
+    dry_run: bool,
+    ignore_space: bool,
+    exact: bool,
+    rank: int | None,
+    world_size: int | None,
     steps: int | None,
     guidance: float | None,
+    true_cfg: float,
     negative_prompt: str,
     height: int | None,
     width: int | None,
@@ -66,28 +95,73 @@ def collect(
     every key is a family of concepts and its value the sample's concept. The same command goes on where it was
     interrupted; more prompts, seeds and hooks can be added to a store later.
 
+    A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
+    --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
+    end their encoder_hidden_states. See docs/architectures.md.
+
+    Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and --world-size; each does
+    whole shards, and what one leaves undone another takes up.
+
     \b
     featurestore collect --model minicanvas --prompts prompts.jsonl --store ./store \\
         --hook unet.up_blocks.1.attentions.1 --seeds 0-4
+    torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
-    from collectors.collect import CollectSettings
-    from collectors.collect import collect as run_collect
+    from collectors import collect as collecting
     from collectors.models import RunSettings, load_model
     from collectors.prompts import read_prompts
+    from collectors.shares import find_share, local_device
     from featurestore.cli.store import human_bytes
 
+    share = find_share(rank, world_size)
     wanted = read_prompts(prompts, seeds)
-    loaded = load_model(model, device, model_dtype)
+    loaded = load_model(model, local_device(device), model_dtype)
     run = RunSettings(
-        steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width
+        steps or loaded.steps,
+        loaded.guidance if guidance is None else guidance,
+        negative_prompt,
+        height,
+        width,
+        true_cfg,
     )
-    settings = CollectSettings(hooks, io, branch, dtype, images, batch_size, shard_samples)
-    report = run_collect(store, loaded, wanted, run, settings, progress=not quiet)
+    kept = hooks, io, branch, dtype, timesteps, positions, saes, not no_activations, images
+    settings = collecting.CollectSettings(*kept, batch_size, shard_samples, exact)
+    if dry_run:
+        _print_estimate(collecting.dry_run(store, loaded, wanted, run, settings))
+        return
+    report = collecting.collect(store, loaded, wanted, run, settings, not quiet, share, ignore_space)
     skipped = f", {report.n_skipped} were there already" if report.n_skipped else ""
     click.echo(f"{report.n_samples} samples collected{skipped}.")
-    for hook in hooks:
-        records = report.store.records(f"activations/{hook}")
+    for table in report.tables:
+        records = report.store.records(table)
         size = human_bytes(sum(entry.bytes for record in records for entry in record.files))
         click.echo(
-            f"  {hook}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} shards in {store}"
+            f"  {table}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} shards in {store}"
         )
+    if report.timing.writing:
+        click.echo(f"  {report.timing.summary(report.n_bytes)}")
+
+
+def _print_estimate(estimate: "Estimate") -> None:
+    from collectors.estimate import free_bytes
+    from featurestore.cli.store import human_bytes
+
+    click.echo(f"{'table':58} {'rows':>14} {'size':>10}")
+    for table, (rows, size) in estimate.tables.items():
+        click.echo(f"{table:58} {rows:14,} {human_bytes(size):>10}")
+    free = free_bytes(estimate.root)
+    fits = "" if estimate.bytes <= free else "  It does not fit."
+    click.echo(
+        f"{estimate.n_samples:,} samples, {estimate.n_shards:,} shards, {human_bytes(estimate.bytes)} "
+        f"of {human_bytes(free)} free.{fits}"
+    )
+    click.echo(f"About {human_seconds(estimate.seconds)} in one process, from one batch (the first is slower).")
+    click.echo("Nothing was written.")
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 12 s, 3.4 min, 5.6 h, 2.1 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -46,6 +46,7 @@ def generate(
     quiet: bool,
     steps: int | None,
     guidance: float | None,
+    true_cfg: float,
     negative_prompt: str,
     height: int | None,
     width: int | None,
@@ -74,7 +75,12 @@ def generate(
     wanted += read_prompts(prompts, seeds) if prompts is not None else []
     loaded = load_model(model, device, model_dtype)
     run = RunSettings(
-        steps or loaded.steps, loaded.guidance if guidance is None else guidance, negative_prompt, height, width
+        steps or loaded.steps,
+        loaded.guidance if guidance is None else guidance,
+        negative_prompt,
+        height,
+        width,
+        true_cfg,
     )
     ablation = Ablation(chosen, multiplier, sae) if chosen else None
     files = generate_files(out, loaded, wanted, run, ablation, batch_size, progress=not quiet)

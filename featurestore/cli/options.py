@@ -51,8 +51,20 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how pictures are generated."""
     options = [
-        click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: 50; minicanvas 20]"),
-        click.option("--guidance", type=float, help="Guidance scale; 1 or less: none.  [default: 7.5; minicanvas 3]"),
+        click.option(
+            "--steps", type=click.IntRange(1), help="Denoising steps.  [default: the pipeline's own; minicanvas 20]"
+        ),
+        click.option(
+            "--guidance",
+            type=float,
+            help="Guidance scale; 1 or less: none.  [default: the pipeline's own; minicanvas 3]",
+        ),
+        click.option(
+            "--true-cfg",
+            type=float,
+            default=1.0,
+            help="FLUX only, whose --guidance is distilled: scale of guidance by a second denoiser call.",
+        ),
         click.option("--negative-prompt", default="", help="The same for every picture."),
         click.option("--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
         click.option("--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),

@@ -218,3 +218,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(capsys, model_dir, prompts, t
     assert not list(tmp_path.rglob("*.tmp"))
     assert run(capsys, *collect)[0] == 0
     assert run(capsys, "verify", tmp_path / "store", "--deep")[0] == 0
+
+
+def test_a_dry_run_and_codes_without_activations(capsys, model_dir, prompts, store, tmp_path):
+    collect = ["collect", "--model", model_dir, "--prompts", prompts, "--store", tmp_path / "new", "--steps", 3]
+    collect += ["--guidance", 3, "--quiet", "--sae", store / "saes" / "small", "--no-activations"]
+    status, out, _ = run(capsys, *collect, "--dry-run")
+    assert status == 0 and "4 samples, 1 shards" in out and "Nothing was written." in out
+    assert out.count("codes/small") == out.count("stats/small") == 1 and "activations" not in out
+    assert list(tmp_path.iterdir()) == []
+    status, out, _ = run(capsys, *collect)
+    assert status == 0 and "4 samples collected." in out and "codes/small: 12 rows" in out and "the writer busy" in out
+    assert run(capsys, "score", tmp_path / "new", "--sae", "small", "--by", "style")[0] == 0
+    status, out, err = run(capsys, *collect, "--timesteps", "every:2")
+    assert (status, err.count("\n")) == (1, 1) and "was collected with --timesteps all, now it is every:2" in err

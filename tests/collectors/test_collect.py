@@ -1,5 +1,3 @@
-import filecmp
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,8 @@ from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.verify import verify
-from sae.hooks import find_module
+from sae.modules import find_module
+from tests.collectors.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=3, guidance=3.0)
@@ -114,18 +113,6 @@ def test_ids_and_noise_do_not_depend_on_batch_and_order(model, tmp_path):
         assert max(np.abs(a[key].astype(np.float32) - b[key]).max() for key in a) < 5e-3
 
 
-def same_tree(a, b):
-    comparison = filecmp.dircmp(a, b)
-    files = [f for f in comparison.common_files if (a / f).read_bytes() != (b / f).read_bytes()]
-    assert not (comparison.left_only or comparison.right_only or files), (
-        comparison.left_only,
-        comparison.right_only,
-        files,
-    )
-    for name in comparison.common_dirs:
-        same_tree(a / name, b / name)
-
-
 @pytest.mark.parametrize("stop_after", range(1, 9))
 def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypatch, collected, stop_after):
     commit, commits = Store.commit, []
@@ -199,7 +186,7 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_written(model, tmp_pa
     handle = module.register_forward_hook(lambda m, a, out: (out[0] * 1e6,))
     try:
         with pytest.raises(
-            HookError, match=r"at timestep \d+: the value .*e\+\d+ does not fit torch\.float16; use --dtype float32"
+            HookError, match=r"at timestep \d+: the value .*e\+\d+ does not fit float16; use --dtype float32"
         ):
             run(tmp_path / "store", model, hooks=[HOOK])
         assert list(tmp_path.iterdir()) == []

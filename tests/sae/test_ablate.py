@@ -13,9 +13,9 @@ from featurestore import Selection
 from featurestore.errors import HookError, SelectionError, UsageError
 from featurestore.selection import ROWS
 from sae.ablate import Rule, ablate, ablation_change
-from sae.hooks import denoiser, find_module
 from sae.identity import model_hash
 from sae.model import SAE, SAEConfig
+from sae.modules import denoiser, find_module
 
 HOOK = "unet.up_blocks.1.attentions.1"
 D_IN, N_LATENTS, K = 16, 64, 4

@@ -9,7 +9,9 @@ from featurestore import durable
 from featurestore.canonical import shard_name
 from featurestore.errors import SAEError, UsageError
 from featurestore.records import FileEntry, Record
-from sae.data import PositionBatches, activation_rows, held_out
+from sae.batches import PositionBatches
+from sae.data import activation_rows, held_out
+from sae.shuffle import ShuffledPositions
 from tests.sae.helpers import HOOK, activation_table, add_shard, make_store
 
 POSITIONS, D_IN = 16, 16
@@ -20,9 +22,9 @@ def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("data") / "store", branches=("cond", "uncond"))
 
 
-def batches(store, branch="cond", size=32, seed=0, rows_per_buffer=5, **kwargs):
+def batches(store, branch="cond", size=32, seed=0, rows_per_window=5, **kwargs):
     return PositionBatches(
-        store, HOOK, branch, size, seed, buffer_bytes=rows_per_buffer * POSITIONS * D_IN * 2, **kwargs
+        store, HOOK, branch, size, seed, window_bytes=rows_per_window * POSITIONS * D_IN * 2, **kwargs
     )
 
 
@@ -32,9 +34,9 @@ def sorted_rows(array):
 
 
 @pytest.mark.parametrize("size", [2, 7, 32, 100])
-@pytest.mark.parametrize("rows_per_buffer", [0, 1, 5, 1000])
-def test_an_epoch_yields_every_training_position_once(store, size, rows_per_buffer):
-    made = batches(store, size=size, rows_per_buffer=rows_per_buffer)
+@pytest.mark.parametrize("rows_per_window", [0, 1, 5, 1000])
+def test_an_epoch_yields_every_training_position_once(store, size, rows_per_window):
+    made = batches(store, size=size, rows_per_window=rows_per_window)
     found = list(made.epoch(0))
     assert len(found) == made.n_batches == made.n_positions // size
     assert all(x.shape == (size, D_IN) and x.dtype == torch.float32 for x in found)
@@ -44,19 +46,19 @@ def test_an_epoch_yields_every_training_position_once(store, size, rows_per_buff
     assert seen <= {row.tobytes() for row in expected}
 
 
-@pytest.mark.parametrize("rows_per_buffer", [1, 3, 1000])
+@pytest.mark.parametrize("rows_per_window", [1, 3, 1000])
 @pytest.mark.parametrize("start", [0, 1, 5, 7, 12])
-def test_an_epoch_can_start_anywhere(store, rows_per_buffer, start):
-    made = batches(store, size=20, rows_per_buffer=rows_per_buffer)
+def test_an_epoch_can_start_anywhere(store, rows_per_window, start):
+    made = batches(store, size=20, rows_per_window=rows_per_window)
     whole, rest = list(made.epoch(2)), list(made.epoch(2, start))
     assert len(rest) == len(whole) - start
     assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
 
-def test_starting_late_reads_only_the_buffers_it_needs(store, monkeypatch):
-    made = batches(store, size=16, rows_per_buffer=2)
-    fill, read = type(made.rows).fill, []
-    monkeypatch.setattr(type(made.rows), "fill", lambda self, indices: read.append(len(indices)) or fill(self, indices))
+def test_starting_late_reads_only_what_it_needs(store, monkeypatch):
+    made = batches(store, size=16, rows_per_window=2)
+    gather, read = ShuffledPositions._gather, []
+    monkeypatch.setattr(ShuffledPositions, "_gather", lambda self, *a: read.append(1) or gather(self, *a))
     assert len(list(made.epoch(0, made.n_batches - 1))) == 1
     assert len(read) == 1
 
@@ -69,7 +71,7 @@ def test_epochs_and_seeds_differ_and_repeat(store):
 
 
 def test_a_buffer_mixes_samples(store):
-    made = batches(store, size=64, rows_per_buffer=1000)
+    made = batches(store, size=64, rows_per_window=1000)
     rows = made.rows.fill(np.arange(len(made.rows))).astype(np.float32)
     owner = {row.tobytes(): i for i, tensor in enumerate(rows) for row in tensor}
     assert len({owner[row.tobytes()] for row in next(made.epoch(0)).numpy()}) > 5
@@ -143,7 +145,7 @@ def test_errors_say_what_there_is(store, tmp_path):
     ):
         PositionBatches(store, "unet.up_blocks.1.attention.1", "cond", 4, 0)
     with pytest.raises(
-        UsageError, match=r"batch of 9999 positions is more than the \d+ that hook .* smaller --batch-size"
+        UsageError, match=r"batch of 9999 positions is more than the \d+ of activations/unet.* smaller --batch-size"
     ):
         PositionBatches(store, HOOK, "cond", 9999, 0)
     with pytest.raises(UsageError, match="branch 'left' is not one of cond, uncond, both"):

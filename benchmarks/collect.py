@@ -1,0 +1,138 @@
+"""Collecting: generation with two hooks captured to disk against plain generation; and the writers on the same tensors.
+
+python benchmarks/collect.py              on the included model, CPU
+python benchmarks/collect.py --cuda       Stable Diffusion 1.5's shape, random weights, float16
+"""
+
+import argparse
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from record import interleaved, record
+
+from collectors.collect import CollectReport, CollectSettings, collect
+from collectors.estimate import table_bytes
+from collectors.models import Model, RunSettings, generate, load_model
+from collectors.prompts import Prompt
+from featurestore import Store
+from featurestore.verify import verify
+from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
+
+PICTURES, BATCH = 16, 8
+
+
+def sd15_shape() -> Model:
+    """A pipeline of Stable Diffusion 1.5's sizes with random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    pipe = load_model("minicanvas", "cpu").pipe
+    words = CLIPTextConfig(vocab_size=len(pipe.tokenizer), hidden_size=768, max_position_embeddings=77)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    vae = AutoencoderKL(latent_channels=4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": CLIPTextModel(words), "unet": unet, "scheduler": scheduler}
+    made = StableDiffusionPipeline(**parts, tokenizer=pipe.tokenizer, safety_checker=None, feature_extractor=None,
+                                   requires_safety_checker=False).to("cuda", torch.float16)  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return Model("sd15-shape", made, 50, 7.5)
+
+
+def their_writer(store: Store, hooks: list[str], out: Path) -> None:
+    """Write the same tensors as SAeUron's runner does: ``datasets`` from a tensor, Array2D, ``save_to_disk``."""
+    for hook in hooks:
+        for number, shard in enumerate(store.activations(hook)):
+            values = torch.from_numpy(np.concatenate(shard.groups))
+            column = datasets.Array2D(shape=tuple(values.shape[1:]), dtype="float16")
+            features = datasets.Features({"activations": column, "timestep": datasets.Value("uint16")})
+            rows = {"activations": values, "timestep": shard.timestep.astype(np.uint16)}
+            datasets.Dataset.from_dict(rows, features=features).save_to_disk(out / hook / f"{number:05d}", num_shards=1)
+
+
+def our_writer(store: Store, hooks: list[str], out: Path) -> None:
+    """Write them as a collection does: tables to durable, hashed, memory-mappable shards."""
+    import pyarrow.parquet as pq
+
+    copy = Store.create(out, store.run or {})
+    for hook in hooks:
+        for record_ in store.records(f"activations/{hook}"):
+            rows = pq.read_table(store.root / record_.files[0].path, partitioning=None)
+            copy.append(record_.table, record_.shard, rows, record_.sample_ids, record_.made_by)
+
+
+def codes_share(n_rows: int = 16, n_firing: int = 1900) -> float:
+    """Return the bytes of codes and statistics over those of float16 activations, 256 positions of 1280, 20480 latents, k 32.
+
+    In each map ``n_firing`` latents fire, the common ones of a popularity law oftener: 94 million rows of statistics at the
+    published scale (50 concepts × 20 prompts × 50 steps).
+    """
+    rng, codes = np.random.default_rng(0), []
+    known = rng.permutation(20480)[: 4 * n_firing]
+    for _ in range(n_rows):
+        pool = rng.choice(known, n_firing, replace=False)
+        draws = -0.6 * np.log(np.arange(1, n_firing + 1)) + rng.gumbel(size=(256, n_firing))
+        latents = np.sort(pool[np.argsort(-draws, axis=1)[:, :32]], axis=1)
+        values = rng.gamma(2, 0.5, size=latents.shape).astype(np.float32)
+        codes.append(RowCodes(torch.from_numpy(values), torch.from_numpy(latents).int()))
+    step = np.arange(n_rows, dtype=np.int32)
+    rows = Rows(np.zeros(n_rows, np.int64), step, step.astype(np.float32), np.array(["cond"] * n_rows))
+    encoded = [to_columns(codes, 20480)]
+    written = sum(map(table_bytes, (codes_table(encoded, rows, {}), stats_table(encoded, rows, [0], {}))))
+    return written / (n_rows * 256 * 1280 * 2)
+
+
+def main() -> None:
+    """Check the store, then time everything in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cuda", action="store_true")
+    cuda = parser.parse_args().cuda
+    model = sd15_shape() if cuda else load_model("minicanvas", "cpu")
+    hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
+    run = RunSettings(model.steps, model.guidance)
+    prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(PICTURES)]
+    settings = CollectSettings(hooks, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as directory:
+        fresh = (Path(directory) / f"{i}" for i in itertools.count())
+        reports: list[CollectReport] = []
+
+        def plain() -> None:
+            for i in range(0, PICTURES, BATCH):
+                part = prompts[i : i + BATCH]
+                generate(model, run, [p.prompt for p in part], [p.seed for p in part], "latent")
+            if cuda:
+                torch.cuda.synchronize()
+
+        def collecting() -> None:
+            reports.append(collect(next(fresh), model, prompts, run, settings, progress=False))
+            shutil.rmtree(reports[-2].store.root) if len(reports) > 1 else None
+
+        seconds = interleaved(3, plain=plain, collecting=collecting)
+        report = reports[-1]
+        assert verify(report.store, deep=True) == []
+        raw = sum(group.nbytes for hook in hooks for shard in report.store.activations(hook) for group in shard.groups)
+        n_bytes = sum(path.stat().st_size for hook in hooks for path in report.store.files(f"activations/{hook}"))
+        writers = interleaved(
+            3, ours=lambda: our_writer(report.store, hooks, next(fresh)),
+            datasets=lambda: their_writer(report.store, hooks, next(fresh)),
+        )  # fmt: skip
+    figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if cuda else "cpu", "model": model.name}
+    figures |= {f"{name}_s": value for name, value in seconds.items()}
+    figures["collecting_over_plain"] = seconds["collecting"] / seconds["plain"]
+    figures["waiting_for_the_writer_share"] = report.timing.waiting / report.timing.total
+    figures["writer_busy_share"] = report.timing.writing / report.timing.total
+    figures["disk_bytes_over_raw"] = n_bytes / raw
+    figures |= {f"write_{name}_mb_per_s": raw / 1e6 / value for name, value in writers.items()}
+    figures["our_writer_over_datasets"] = writers["datasets"] / writers["ours"]
+    figures["codes_and_stats_bytes_over_activations"] = codes_share()
+    record("collect", figures)
+
+
+if __name__ == "__main__":
+    main()

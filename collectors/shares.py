@@ -1,0 +1,103 @@
+"""Many processes, one store: who does which work item, and how another takes it up."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from collectors.plan import WorkItem
+from featurestore.durable import disk_errors, make_directory
+from featurestore.errors import UsageError
+
+_RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's place among those that fill one store."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def order(self, items: Sequence[WorkItem]) -> list[WorkItem]:
+        """Return all items: this process's own first, then those of the next ranks, in case they died."""
+        return [
+            item
+            for turn in range(self.world_size)
+            for item in items[(self.rank + turn) % self.world_size :: self.world_size]
+        ]
+
+
+def find_share(rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Share:
+    """Return the share that the options name, or else torchrun, accelerate or Slurm; a single process otherwise.
+
+    Raises:
+        UsageError: only one of the two is given, or they do not fit.
+    """
+    if (rank is None) != (world_size is None):
+        raise UsageError("--rank and --world-size go together.")
+    if rank is None or world_size is None:
+        for names in _RANKS:
+            if all(environment.get(name, "").isdigit() for name in names):
+                rank, world_size = (int(environment[name]) for name in names)
+                break
+        else:
+            return Share()
+    if not 0 <= rank < world_size:
+        raise UsageError(f"--rank {rank} --world-size {world_size}: ranks go from 0 to {world_size - 1}.")
+    return Share(rank, world_size)
+
+
+def local_device(device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the device of this process: where a launcher started several on one machine, each has a GPU of its own."""
+    local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
+    if device not in ("auto", "cuda") or not local.isdigit():
+        return device
+    import torch
+
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{int(local) % n_devices}" if n_devices else device
+
+
+class Claim:
+    """A work item held by this process; the operating system drops it when the process ends in whatever way.
+
+    A claim only saves double work: what gets committed does not depend on it.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, root: Path, shard: str) -> "Claim | None":
+        """Claim a work item; None if a living process holds it.
+
+        Raises:
+            DiskError: the operating system refused.
+        """
+        directory = root / ".work" / "claims"
+        make_directory(directory)
+        path = directory / shard
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+        return cls(path, descriptor)
+
+    def release(self) -> None:
+        """Let go of the item."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def tidy(root: Path) -> None:
+    """Remove what claims left in a directory: all of it, where no store came to be."""
+    with contextlib.suppress(OSError):
+        for directory in (root / ".work" / "claims", root / ".work", root):
+            directory.rmdir()

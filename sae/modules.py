@@ -1,0 +1,98 @@
+"""Which modules of a pipeline's denoiser a hook names."""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from featurestore.errors import HookError, ModelError, nearest
+from sae.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
+
+_DENOISERS = ("unet", "transformer")
+
+
+def denoiser(pipe: Any) -> nn.Module:
+    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``.
+
+    Raises:
+        ModelError: it has neither.
+    """
+    module = getattr(pipe, _denoiser_name(pipe))
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _denoiser_name(pipe: Any) -> str:
+    for name in _DENOISERS:
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise ModelError(
+        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
+    )
+
+
+def find_module(pipe: Any, hook: str) -> nn.Module:
+    """Return the module of a hook such as ``unet.mid_block.attentions.0`` or ``transformer.transformer_blocks.3-encoder``.
+
+    Raises:
+        HookError: there is none, it lies outside of the denoiser, or it has no such stream.
+    """
+    path, suffix = split_hook(hook)
+    root, _, inner = path.partition(".")
+    part = _denoiser_name(pipe)
+    if root != part and isinstance(getattr(pipe, root, None), nn.Module):
+        raise HookError(f"{hook!r} is no part of the denoiser, which is {part!r}: it does not run at every step.")
+    try:
+        module = denoiser(pipe).get_submodule(inner) if root == part else None
+    except AttributeError:
+        module = None
+    if module is None:
+        known = [f"{part}.{name}" for name, _ in denoiser(pipe).named_modules() if name]
+        raise HookError(f"the model has no module {path!r}.{nearest(path, known)}")
+    if suffix and not has_encoder_stream(module):
+        raise HookError(f"module {path!r} returns no encoder_hidden_states.{capturable(pipe)}")
+    return module
+
+
+def match_hooks(pipe: Any, patterns: Sequence[str]) -> list[str]:
+    """Replace each pattern with the hooks that it matches: those of the model's modules, in its order; others stay as they are.
+
+    ``*``, ``?`` and ``[…]`` stand for something within one part of the path, as in ``unet.up_blocks.*.attentions.*``; with
+    ``-encoder`` only modules that have that stream match.
+
+    Raises:
+        HookError: a pattern matches nothing, or a hook names no module.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = _matches(pipe, pattern) if set("*?[") & set(pattern) else [pattern]
+        if not matches:
+            raise HookError(f"no module matches {pattern!r}.{capturable(pipe)}")
+        for hook in matches:
+            find_module(pipe, hook)
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _matches(pipe: Any, pattern: str) -> list[str]:
+    path, suffix = split_hook(pattern)
+    parts = path.split(".")
+    matches = []
+    for name, module in denoiser(pipe).named_modules(prefix=_denoiser_name(pipe)):
+        steps = name.split(".")
+        alike = len(steps) == len(parts) and all(map(fnmatch.fnmatchcase, steps, parts))
+        if alike and not isinstance(module, nn.ModuleList) and (not suffix or has_encoder_stream(module)):
+            matches.append(name + suffix)
+    return matches
+
+
+def capturable(pipe: Any) -> str:
+    """Return `` Can be captured: …``: the patterns of the blocks whose tensors are maps or token streams, for an error."""
+    patterns: dict[str, None] = {}
+    for name, module in denoiser(pipe).named_modules(prefix=_denoiser_name(pipe)):
+        if type(module).__name__ in BLOCKS:
+            pattern = re.sub(r"\.\d+", ".*", name)
+            patterns |= dict.fromkeys([pattern, *([pattern + ENCODER_SUFFIX] if has_encoder_stream(module) else [])])
+    return f" Can be captured: {', '.join(patterns)}, and modules in them that return as much."
