@@ -119,6 +119,15 @@ def _make_directory(path: Path) -> None:
         _sync_directory(directory.parent)
 
 
+def rename_directory(source: Path, target: Path) -> None:
+    """Rename a directory whose files are durable; their parents are synced first."""
+    with disk_errors(target):
+        for directory, _, _ in os.walk(source):
+            _sync_directory(Path(directory))
+        source.rename(target)
+        _sync_directory(target.parent)
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     _make_directory(path.parent)

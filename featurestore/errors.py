@@ -12,6 +12,7 @@ FeatureStoreError
 │   ├── RunError            other run settings than the store's
 │   ├── DamageError         a file that is not what its record says
 │   └── DiskError           the operating system refused a write or a read
+├── ShareError              a hub or a bundle
 ├── SAEError                an SAE's weights, configuration or name
 ├── SelectionError          a selection file, or one made for something else
 └── QueryError              an SQL statement, a concept or a family
@@ -69,6 +70,10 @@ class DamageError(StoreError):
 
 class DiskError(StoreError):
     """The operating system refused a write or a read."""
+
+
+class ShareError(FeatureStoreError):
+    """A hub or a bundle cannot be used, or holds no store."""
 
 
 class SAEError(FeatureStoreError):

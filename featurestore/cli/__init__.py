@@ -19,6 +19,10 @@ COMMANDS = {
     "generate": "featurestore.cli.generate",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
+    "pack": "featurestore.cli.share",
+    "unpack": "featurestore.cli.share",
+    "push": "featurestore.cli.share",
+    "pull": "featurestore.cli.share",
     "demo": "featurestore.cli.demo",
 }
 """command → the module that defines a function of that name; the order of the help text: that of the work"""

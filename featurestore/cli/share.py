@@ -1,0 +1,86 @@
+"""``featurestore pack``, ``unpack``, ``push`` and ``pull``."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
+def pack(store: Path, bundle: Path) -> None:
+    """Write STORE as one checksummed file, BUNDLE (.tar.zst).
+
+    Only what is committed goes in. The same store gives the same bytes.
+
+    \b
+    featurestore pack ./store store.tar.zst
+    """
+    from tqdm import tqdm
+
+    from featurestore.bundle import pack as run_pack
+    from featurestore.cli.store import human_bytes
+    from featurestore.snapshot import data_files
+    from featurestore.store import Store
+
+    opened = Store.open(store)
+    total = sum(entry.bytes for entry in data_files(opened))
+    with tqdm(total=total, desc="pack", unit="B", unit_scale=True, disable=None) as bar:
+        written = run_pack(opened, bundle, bar.update)
+    click.echo(f"{bundle}: {human_bytes(written.bytes)} for {human_bytes(total)} of data, SHA-256 {written.sha256}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path))
+def unpack(bundle: Path, store: Path) -> None:
+    """Write the store in BUNDLE to the new directory STORE, whole or not at all.
+
+    Every file is checked against the checksum it was packed with.
+
+    \b
+    featurestore unpack store.tar.zst ./store
+    """
+    from tqdm import tqdm
+
+    from featurestore.bundle import unpack as run_unpack
+
+    with tqdm(desc="unpack", unit="B", unit_scale=True, disable=None) as bar:
+        opened = run_unpack(bundle, store, bar.update)
+    click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables.")
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make a repository that only you see.")
+@click.option("--revision", help="Branch, made if missing.  [default: main]")
+def push(store: Path, repo: str, private: bool, revision: str | None) -> None:
+    """Upload STORE to the data set repository REPO (user/name) of a hub; made if missing.
+
+    Only what is committed is sent, data first, and nothing twice: the same command goes on after an interruption.
+    Everybody then reads it with load_dataset("user/name", "<table>").
+
+    \b
+    featurestore push ./store user/name
+    """
+    from featurestore.hub import push as run_push
+    from featurestore.store import Store
+
+    click.echo(run_push(Store.open(store), repo, private, revision))
+
+
+@click.command()
+@click.argument("repo")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--revision", help="Branch, tag or commit.  [default: main]")
+def pull(repo: str, store: Path, revision: str | None) -> None:
+    """Download a store from REPO (user/name) to the new directory STORE and check every file.
+
+    \b
+    featurestore pull user/name ./store
+    """
+    from featurestore.hub import pull as run_pull
+
+    opened = run_pull(repo, store, revision)
+    click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables, every file as its record says.")
