@@ -2,6 +2,9 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from featurestore import durable, schemas
 from featurestore.store import Store
 
@@ -23,7 +26,7 @@ def write_card(store: Store) -> None:
 
 
 def make_card(store: Store) -> str:
-    """Return the card's text: a function of the store's records and of nothing else."""
+    """Return the card's text: a function of the committed shards and of nothing else."""
     tables = store.tables()
     lines = ["---", "pretty_name: Diffusion activations", "tags:", "- sparse-autoencoder", "- diffusion", "configs:"]
     for table in tables:
@@ -38,8 +41,34 @@ def make_card(store: Store) -> str:
         rows, size = sum(r.rows for r in records), sum(e.bytes for r in records for e in r.files)
         what = _WHAT[table.split("/")[0]]
         lines.append(f"| `{schemas.config_name(table)}` | {rows} | {len(records)} | {size / 1e6:.1f} | {what} |")
-    lines += ["", *_usage(tables), ""]
+    lines += ["", *_columns(store, tables), *_usage(tables), ""]
     return "\n".join(lines)
+
+
+def _columns(store: Store, tables: list[str]) -> list[str]:
+    """Return the columns of each kind of table, and what made its first shard."""
+    lines = ["## Columns", ""] if tables else []
+    for table in tables:
+        first = store.records(table)[0]
+        schema = pq.read_schema(store.root / first.files[0].path)
+        columns = ", ".join(f"`{field.name}` {_type(field.type)}" for field in schema)
+        made_by = ", ".join(f"{key} {value}" for key, value in sorted(first.made_by.items()) if isinstance(value, str))
+        lines += [f"- `{schemas.config_name(table)}`: {columns}" + (f" (made by {made_by})" if made_by else "")]
+    return [*lines, ""] if lines else []
+
+
+def _type(kind: pa.DataType) -> str:
+    """Return a type's name for people: ``float16[64][128]`` for lists of lists."""
+    if pa.types.is_fixed_size_list(kind):
+        inner, sizes = kind, ""
+        while pa.types.is_fixed_size_list(inner):
+            inner, sizes = inner.value_type, f"{sizes}[{inner.list_size}]"
+        return f"{_type(inner)}{sizes}"
+    if pa.types.is_list(kind):
+        return f"{_type(kind.value_type)}[]"
+    if pa.types.is_floating(kind):
+        return f"float{kind.bit_width}"
+    return "image" if pa.types.is_struct(kind) else str(kind)
 
 
 def _usage(tables: list[str]) -> list[str]:
