@@ -1,6 +1,7 @@
 """Scores and selections: the SQL of ``importance.sql`` and ``selection.sql`` over a store."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -27,7 +28,7 @@ def importance(store: Store, sae: str, family: str, branch: str = "cond") -> pa.
         QueryError: the family, the branch or the codes are not there, or the family has one concept only.
         SAEError: there is no such SAE.
     """
-    with _scored(store, sae, family, branch) as connection:
+    with scored_session(store, sae, family, branch) as connection:
         table = connection.sql("select * from importance order by concept, step, feature").to_arrow_table()
     return table.cast(SCORES)
 
@@ -51,7 +52,7 @@ def select(
     """
     rule = _rule(top, percentile)
     record, config = sae_record(store, sae), load_config(store, sae)
-    with _scored(store, sae, family, branch) as connection:
+    with scored_session(store, sae, family, branch) as connection:
         _check_concept(connection, store, family, concept)
         parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
         rows = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
@@ -141,24 +142,49 @@ def _rule(top: int | None, percentile: float | None) -> dict[str, float]:
     return {"top": 2 if top is None else top}
 
 
-def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPyConnection:
-    """Return a connection with the table ``importance``."""
-    config = load_config(store, sae)
+def labelled_session(
+    store: Store, saes: Sequence[str], family: str | None, branch: str, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection over the codes of ``saes``, with the view ``labelled(sample_id, concept)`` of a family if one is named.
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+    """
+    for sae in saes:
+        load_config(store, sae)
     if branch not in BRANCHES:
         raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
     families = store.families()
-    if family not in families:
+    if family is not None and family not in families:
         known = nearest(family, families) or " Its prompts have no labels."
         raise QueryError(f"{store.root} has no concept family {family!r}.{known}")
-    _check_encoded(store, sae)
-    connection = connect(store, tables=["samples", f"codes/{sae}", f"stats/{sae}"])
+    for sae in saes:
+        _check_encoded(store, sae)
+    tables = [f"{kind}/{sae}" for sae in saes for kind in ("codes", "stats")]
+    connection = connect(store, tables=["samples", *tables], memory_limit=memory_limit)
     try:
-        _check_branch(connection, sae, branch)
-        column = quote_identifier(family)
-        connection.execute(
-            f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
-        )
-        _check_concepts(connection, store, sae, family, branch)
+        for sae in saes:
+            _check_branch(connection, sae, branch)
+        if family is not None:
+            column = quote_identifier(family)
+            connection.execute(
+                f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
+            )
+            _check_concepts(connection, store, saes[0], family, branch)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def scored_session(
+    store: Store, sae: str, family: str, branch: str, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the view ``labelled`` and the table ``importance``; raises as :func:`importance`."""
+    connection = labelled_session(store, [sae], family, branch, memory_limit)
+    try:
+        config = load_config(store, sae)
         parameters: dict[str, Any] = {"sae": sae, "branch": branch, "family": family, "delta": DELTA}
         parameters["map_positions"] = config["height"] * config["width"]
         connection.execute(f"create table importance as {question('importance')}", parameters)
@@ -182,7 +208,7 @@ def _check_encoded(store: Store, sae: str) -> None:
 
 
 def _check_branch(connection: duckdb.DuckDBPyConnection, sae: str, branch: str) -> None:
-    branches = connection.execute("select distinct branch from codes order by branch").fetchall()
+    branches = connection.execute("select distinct branch from codes where sae = ? order by 1", [sae]).fetchall()
     found = [name for (name,) in branches]
     if branch not in found:
         raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(found)}, not {branch}.")
