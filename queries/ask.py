@@ -11,7 +11,7 @@ import pyarrow as pa
 from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.importance import DELTA, labelled_session, scored_session
+from queries.importance import DELTA, check_concept, labelled_session, scored_session
 from queries.questions import Question, Value, find_question
 from queries.session import add_other, one_line
 
@@ -86,13 +86,17 @@ def session(
     except duckdb.OutOfMemoryException as error:
         raise QueryError(one_line(error)) from error
     with connection:
-        for name in ("concept", "other_concept"):
-            if name in values:
-                _check_concept(connection, store, str(family), str(values[name]))
+        wanted = [str(values[name]) for name in ("concept", "other_concept") if name in values]
+        if wanted:
+            known = connection.execute("select distinct concept from importance order by 1").fetchall()
+            for name in wanted:
+                check_concept([concept for (concept,) in known], store, str(family), name)
         if "scored" in asked.relations:
             connection.execute("create view scored as from importance")
         if "resamples" in asked.relations:
-            connection.register("resamples", resamples(_encoded(connection, values), _int(values, "replicates"), values))
+            connection.register(
+                "resamples", resamples(_encoded(connection, values), _int(values, "replicates"), values)
+            )
         if "shuffled" in asked.relations:
             connection.register("shuffled", shuffled(_int(values, "n_latents"), _int(values, "random_seed")))
         if other is not None:
@@ -128,13 +132,6 @@ def _encoded(connection: duckdb.DuckDBPyConnection, values: Mapping[str, Value])
         "(select sample_id from codes where sae = $sae and branch = $branch) using (sample_id) order by sample_id",
         {"sae": values["sae"], "branch": values["branch"]},
     ).fetchall()
-
-
-def _check_concept(connection: duckdb.DuckDBPyConnection, store: Store, family: str, concept: str) -> None:
-    known = [name for (name,) in connection.execute("select distinct concept from importance order by 1").fetchall()]
-    if concept not in known:
-        names = ", ".join(repr(name) for name in known)
-        raise QueryError(f"no encoded sample of {store.root} carries {family}={concept}. There are: {names}.")
 
 
 def _only(store: Store, names: list[str], parameter: str, what: str) -> str:

@@ -1,5 +1,6 @@
 """Scores and selections: the SQL of ``importance.sql`` and ``selection.sql`` over a store."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -50,19 +51,50 @@ def select(
         UsageError: both rules, or one out of range.
         QueryError: no encoded sample carries the concept; those that exist are named.
     """
+    return select_all(store, sae, family, [concept], top, percentile, branch)[0]
+
+
+def select_all(
+    store: Store,
+    sae: str,
+    family: str,
+    concepts: Sequence[str] | None = None,
+    top: int | None = None,
+    percentile: float | None = None,
+    branch: str = "cond",
+) -> list[Selection]:
+    """Return the selections of several concepts (None: of all of the family, by name), scored once; see :func:`select`."""
     rule = _rule(top, percentile)
-    record, config = sae_record(store, sae), load_config(store, sae)
+    config = load_config(store, sae)
+    rows = {}
     with scored_session(store, sae, family, branch) as connection:
-        _check_concept(connection, store, family, concept)
-        parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
-        rows = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
+        found = connection.execute("select distinct concept from importance order by 1").fetchall()
+        known = [name for (name,) in found]
+        for concept in known if concepts is None else concepts:
+            check_concept(known, store, family, concept)
+            parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
+            rows[concept] = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
         steps = connection.execute(
             "select step, min(timestep) from codes where branch = $branch group by step order by step",
             {"branch": branch},
         ).fetchall()
     if [step for step, _ in steps] != list(range(len(steps))):
         raise QueryError(f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {steps[-1][0]}.")
-    run = store.run or {}
+    timesteps = tuple(timestep for _, timestep in steps)
+    return [_selection(store, sae, family, concept, branch, rule, timesteps, rows[concept]) for concept in rows]
+
+
+def _selection(
+    store: Store,
+    sae: str,
+    family: str,
+    concept: str,
+    branch: str,
+    rule: dict[str, float],
+    timesteps: tuple[float, ...],
+    rows: pa.Table,
+) -> Selection:
+    config, run = load_config(store, sae), store.run or {}
     return Selection(
         family=family,
         concept=concept,
@@ -73,13 +105,13 @@ def select(
         hook=config["hook"],
         io=config["io"],
         sae=sae,
-        sae_hash=sae_hash(record),
+        sae_hash=sae_hash(sae_record(store, sae)),
         d_in=config["d_in"],
         n_latents=config["n_latents"],
         k=config["k"],
         run=run,
         store=str(store.root.resolve()),
-        timesteps=tuple(timestep for _, timestep in steps),
+        timesteps=timesteps,
         rows=rows.replace_schema_metadata(None),
     )
 
@@ -109,13 +141,22 @@ def save_selection(store: Store, selection: Selection) -> Record:
     columns |= {name: rows[name].combine_chunks() for name in ROWS.names}
     header = canonical_json({**selection.header(), "store": "."})
     contents = canonical_json([header, rows.to_pylist()])
-    slug = re.sub(r"[^a-z0-9]+", "-", selection.concept.lower()).strip("-")[:40] or "concept"
-    shard = f"{selection.family}-{slug}-{sha256_text(contents)[:16]}"
+    shard = f"{_slug(selection)}-{sha256_text(contents)[:16]}"
     table = pa.Table.from_pydict(columns).select(SCORES.names).cast(SCORES)
     table = table.replace_schema_metadata({METADATA_KEY: header.encode()})
     kept = store.append(f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash})
     write_card(store)
     return kept
+
+
+def file_name(selection: Selection) -> str:
+    """Return a name for a selection's file, without suffix: readable, and of its own for every concept."""
+    return f"{_slug(selection)}-{sha256_text(selection.concept)[:8]}"
+
+
+def _slug(selection: Selection) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", selection.concept.lower()).strip("-")[:40] or "concept"
+    return f"{selection.family}-{slug}"
 
 
 def split_concept(text: str) -> tuple[str, str]:
@@ -227,10 +268,17 @@ def _check_concepts(connection: duckdb.DuckDBPyConnection, store: Store, sae: st
         )
 
 
-def _check_concept(connection: duckdb.DuckDBPyConnection, store: Store, family: str, concept: str) -> None:
-    known = [name for (name,) in connection.execute("select distinct concept from importance order by 1").fetchall()]
+def check_concept(known: Sequence[str], store: Store, family: str, concept: str) -> None:
+    """Refuse a concept that is not among the scored ones, naming those.
+
+    Raises:
+        QueryError: it is not.
+    """
     if concept not in known:
-        raise QueryError(f"no encoded sample of {store.root} carries {family}={concept}.{nearest(concept, known)}")
+        near = nearest(concept, difflib.get_close_matches(concept, known))
+        raise QueryError(
+            f"no encoded sample of {store.root} carries {family}={concept}.{near} Known: {', '.join(known)}."
+        )
 
 
 def _source(store: Store, sae: str) -> dict[str, Any]:

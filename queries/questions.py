@@ -3,7 +3,7 @@
 import functools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from featurestore.schemas import BRANCHES
 from queries.session import SQL, question
 
 Value = str | int | float | None
-_TYPES: dict[str, type] = {"text": str, "integer": int, "number": float}
+_NUMBERS: dict[str, Callable[[str], int | float]] = {"integer": int, "number": float}
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,19 @@ class Parameter:
         Raises:
             UsageError: it is none, or out of range.
         """
-        wanted = _TYPES[self.type]
-        if isinstance(given, bool) or not isinstance(given, (str, int, float)):
-            raise UsageError(f"parameter {self.name} = {given!r}: expected {self.type}.")
+        wrong = UsageError(f"parameter {self.name} = {given!r}: expected {self.type}.")
+        if self.type == "text":
+            if not isinstance(given, str):
+                raise wrong
+            return given
         try:
-            value = wanted(given) if isinstance(given, str) or wanted is float else given
+            value = _NUMBERS[self.type](str(given))
         except ValueError:
-            value = None
-        if not isinstance(value, wanted):
-            raise UsageError(f"parameter {self.name} = {given!r}: expected {self.type}.")
-        if not isinstance(value, str) and not (math.isfinite(value) and self.minimum <= value <= self.maximum):
-            limits = f"at least {self.minimum:g}" if self.maximum == math.inf else f"{self.minimum:g} to {self.maximum:g}"
+            raise wrong from None
+        if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
+            limits = (
+                f"at least {self.minimum:g}" if self.maximum == math.inf else f"{self.minimum:g} to {self.maximum:g}"
+            )
             raise UsageError(f"parameter {self.name} = {given!r}: expected {limits}.")
         return value
 

@@ -95,9 +95,12 @@ def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> 
 
 
 def _open(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
-    config = {"temp_directory": str(Path(tempfile.gettempdir(), f"featurestore-spill-{secrets.token_hex(6)}"))}
+    spill = Path(tempfile.gettempdir(), f"featurestore-spill-{secrets.token_hex(6)}")
+    config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
+    if memory_limit is not None:
+        config["memory_limit"] = memory_limit
     try:
-        return duckdb.connect(str(database), config=config | ({"memory_limit": memory_limit} if memory_limit else {}))
+        return duckdb.connect(str(database), config=config)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise UsageError(f"memory limit {memory_limit!r}: expected a size such as 2GB ({one_line(error)}).") from error
 

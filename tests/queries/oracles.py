@@ -41,7 +41,7 @@ def concepts(case):
 
 
 def _by_concept(case, values):
-    """Rows for every concept and every (step, feature) that fired in a labelled sample; ``values[concept]`` are tuples of arrays."""
+    """Rows for every concept and every (step, feature) that fired in a labelled sample; ``values``: tuples of arrays."""
     labelled = [label is not None for label in case.style]
     fired = case.sums[labelled].sum(0) > 0
     for concept in sorted(values, key=str.encode):
@@ -156,7 +156,14 @@ def bootstrap(case):
     scores = share[True] - share[False]
     low, high = np.quantile(scores, [0.025, 0.975], axis=0)
     return [
-        (r["step"], r["timestep"], r["feature"], r["score"], low[r["step"], r["feature"]], high[r["step"], r["feature"]])
+        (
+            r["step"],
+            r["timestep"],
+            r["feature"],
+            r["score"],
+            low[r["step"], r["feature"]],
+            high[r["step"], r["feature"]],
+        )
         for rows in _chosen(case, case.concept).values()
         for r in rows
     ]
@@ -181,7 +188,9 @@ def feature_card(case):
 
     rows = [("all", "", "", *measures(list(range(len(z)))))]
     for family, concept, *_ in concepts(case):
-        rows.append(("concept", family, concept, *measures([i for i, c in enumerate(case.labels[family]) if c == concept])))
+        rows.append(
+            ("concept", family, concept, *measures([i for i, c in enumerate(case.labels[family]) if c == concept]))
+        )
     samples = [("sample", "", str(case.ids[i]), *measures([i])) for i in range(len(z)) if z[i].any()]
     return rows + sorted(samples, key=lambda row: (-row[6], row[2]))[: case.top]
 
