@@ -201,7 +201,7 @@ def labelled_session(
         known = nearest(family, families) or " Its prompts have no labels."
         raise QueryError(f"{store.root} has no concept family {family!r}.{known}")
     for sae in saes:
-        _check_encoded(store, sae)
+        check_encoded(store, sae)
     tables = [f"{kind}/{sae}" for sae in saes for kind in ("codes", "stats")]
     connection = connect(store, tables=["samples", *tables], memory_limit=memory_limit)
     try:
@@ -235,7 +235,7 @@ def scored_session(
     return connection
 
 
-def _check_encoded(store: Store, sae: str) -> None:
+def check_encoded(store: Store, sae: str) -> None:
     """Refuse an SAE without codes, and codes whose statistics are missing: their samples would count as silent."""
     codes, stats = ({record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats"))
     run = f"run 'featurestore encode --store {store.root} --sae {sae}'"

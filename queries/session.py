@@ -68,7 +68,7 @@ def connect(
     """
     seen = [table for table in store.tables() if tables is None or table in set(tables)]
     if verify:
-        _verify(store, seen)
+        verify_files(store, seen)
     connection = _open(database, memory_limit)
     try:
         connection.execute("set python_enable_replacements = false")
@@ -87,7 +87,7 @@ def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> 
     tables = [f"codes/{sae}", f"stats/{sae}"]
     for table in tables:
         other.require(table)
-    _verify(other, tables)
+    verify_files(other, tables)
     for table in tables:
         kind = table.partition("/")[0]
         selected = f"select {quote_text(sae)} as sae, * from {_files(other, table)}"
@@ -117,7 +117,7 @@ def run_sql(store: Store, statement: str, memory_limit: str | None = None) -> pa
     """
     words = statement.lower() + (" samples" if "label" in statement.lower() else "")
     named = [table for table in store.tables() if table.split("/")[0] in words]
-    _verify(store, named)
+    verify_files(store, named)
     with connect(store, verify=False, memory_limit=memory_limit) as connection:
         _close_doors(connection, store, named)
         try:
@@ -144,7 +144,12 @@ def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.St
     return parsed[0]
 
 
-def _verify(store: Store, tables: Iterable[str]) -> None:
+def verify_files(store: Store, tables: Iterable[str]) -> None:
+    """Compare the SHA-256 of every file of the tables with its record, once in a process.
+
+    Raises:
+        DamageError: a file is not what its record says; the first five such files are named.
+    """
     problems = []
     for entry in (entry for table in tables for record in store.records(table) for entry in record.files):
         path = store.root / entry.path

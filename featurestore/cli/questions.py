@@ -1,10 +1,16 @@
 """``featurestore query`` and ``plot``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.tables import output_options, resolved_format, show
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurestore.store import Store
 
 
 @click.command()
@@ -13,10 +19,17 @@ from featurestore.cli.tables import output_options, resolved_format, show
 @click.option("-p", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the question; repeated.")
 @click.option("--other", type=click.Path(path_type=Path), help="The other store of compare_stores.")
 @click.option("--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one.")
+@click.option(
+    "--engine",
+    type=click.Choice(["duckdb", "spark"]),
+    default="duckdb",
+    show_default=True,
+    help="Spark: as its configuration says, with the extra 'spark' and Java 17.",
+)
 @output_options
 def query(
     store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
-    form: str | None, output: Path | None, memory: str | None,
+    engine: str, form: str | None, output: Path | None, memory: str | None,
 ) -> None:  # fmt: skip
     """Ask STORE a question of the library, by NAME.
 
@@ -31,7 +44,7 @@ def query(
     """
     from featurestore.errors import UsageError
     from featurestore.store import Store
-    from queries.ask import ask
+    from queries import ask
 
     if show_list:
         name = name or (None if store is None else str(store))
@@ -41,7 +54,12 @@ def query(
         raise UsageError("expected STORE and NAME; 'featurestore query --list' shows the questions.")
     form = resolved_format(form, output)
     second = None if other is None else Store.open(other)
-    table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=memory)
+    if engine == "spark":
+        if memory is not None:
+            raise UsageError("--memory is of DuckDB: give Spark its memory in its own configuration.")
+        table = _ask_spark(Store.open(store), name, _parsed(parameters), second)
+    else:
+        table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=memory)
     show(table, form, output)
 
 
@@ -77,6 +95,19 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
     family, name = split_concept(concept)
     n = plot_importance(Store.open(store), sae, family, name, output, kind=kind, top=top, branch=branch)
     click.echo(f"{n} features → {output}")
+
+
+def _ask_spark(
+    store: "Store", name: str, parameters: dict[str, str | int | float | None], other: "Store | None"
+) -> "pa.Table":
+    from featurestore.errors import UsageError
+
+    try:
+        from queries.spark import ask_spark, spark_session
+    except ImportError as error:
+        raise UsageError(f"--engine spark needs {error.name}: pip install 'featurestore[spark]'.") from error
+    with spark_session() as session:
+        return ask_spark(session, store, name, parameters, other=other)
 
 
 def _parsed(parameters: tuple[str, ...]) -> dict[str, str | int | float | None]:

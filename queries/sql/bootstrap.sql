@@ -73,8 +73,8 @@ intervals as (
     select
         step,
         feature,
-        quantile_cont(score, (1 - $level) / 2) as low,
-        quantile_cont(score, (1 + $level) / 2) as high
+        percentile_cont((1 - $level) / 2) within group (order by score) as low,
+        percentile_cont((1 + $level) / 2) within group (order by score) as high
     from replicates
     group by step, feature
 ),

@@ -7,11 +7,14 @@ with
 fired as (
     select distinct feature from stats where sae = $sae and branch = $branch
 ),
+latents as (
+    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers(feature)
+),
 final as (
-    select latents.feature::integer as feature
-    from range($n_latents) as latents(feature)
+    select latents.feature
+    from latents
     left join fired on fired.feature = latents.feature
     where fired.feature is null
-    order by feature
+    order by latents.feature
 )
 select * from final

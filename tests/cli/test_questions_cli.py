@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import duckdb
 import numpy as np
@@ -65,6 +66,7 @@ def test_parameters_that_are_wrong(capsys, store):
         (["drift", "-p", "feature=1", "-p", "feature=2"], "-p feature is given twice"),
         (["overlap", "-p", "family=style", "-p", "concept=neon", "-p", "other_concept=no"], "Known: "),
         (["overlap", "-p", "concept=neon", "-p", "other_concept=no"], "found several, style, object: add -p family=…"),
+        (["concepts", "--engine", "spark", "--memory", "1GB"], "--memory is of DuckDB"),
         ([], "expected STORE and NAME"),
     ]:
         status, out, err = run(capsys, "query", store.root, *extra)
@@ -168,3 +170,10 @@ def test_what_cannot_be_drawn(capsys, store, tmp_path):
         command = ["plot", store.root, "--sae", "s", "--concept", concept, "-o", tmp_path / name]
         status, _, err = run(capsys, *command)
         assert (status, message in err, list(tmp_path.iterdir())) == (1, True, [])
+
+
+def test_spark_without_its_packages_names_the_extra(capsys, monkeypatch, store):
+    monkeypatch.setitem(sys.modules, "queries.spark", None)
+    status, out, err = run(capsys, "query", store.root, "concepts", "--engine", "spark")
+    assert (status, out) == (1, "")
+    assert "pip install 'featurestore[spark]'" in err
