@@ -1,6 +1,6 @@
 """SQL over a store: sessions, a library of questions, importance of features for concepts, selections, plots."""
 
-from queries.ask import ask
+from queries.answers import ask
 from queries.session import connect
 
 __all__ = ["ask", "connect"]

@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.ask import complete, resamples, schema, shuffled, used
+from queries.answers import complete, resamples, schema, shuffled, used
 from queries.importance import check_concept, check_encoded
 from queries.questions import Question, Value, find_question
 from queries.session import quote_text, verify_files

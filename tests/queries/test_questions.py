@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from queries import ask
-from queries.ask import schema
+from queries.answers import schema
 from queries.importance import importance
 from queries.questions import questions
 from queries.session import SQL, quote_text
@@ -193,7 +193,7 @@ def test_memory_that_does_not_suffice_is_said(tmp_path, example):
 
 
 def test_the_resampled_samples_stay_within_their_concepts(example):
-    from queries.ask import resamples
+    from queries.answers import resamples
 
     labelled = [(1, "a"), (2, "b"), (3, "a")]
     rows = resamples(labelled, 50, {"random_seed": 1}).to_pylist()
