@@ -77,7 +77,7 @@ class Selection:
     """columns as ``ROWS``, ordered by step, then falling score, then feature"""
 
     def save(self, path: str | Path) -> None:
-        """Write the selection as JSON, CSV, Parquet or jsonl.zst, by the file's suffix.
+        """Write the selection as JSON, CSV, Parquet, jsonl.zst or Markdown, by the file's suffix.
 
         Raises:
             SelectionError: the suffix is none of these.

@@ -1,4 +1,4 @@
-"""The four file formats of a selection (docs/selection.md). All load back to the identical selection."""
+"""The five file formats of a selection (docs/selection.md). All load back to the identical selection."""
 
 import csv
 import io
@@ -114,6 +114,32 @@ def _from_jsonl_zst(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     return parse_header(header, path), _table([json.loads(row) for row in rows])
 
 
+def _to_markdown(selection: Selection, directory: Path) -> bytes:
+    header = canonical_json({**selection.header(directory), "n_rows": selection.rows.num_rows})
+    title = f"# {selection.family} = {canonical_json(selection.concept)}\n"
+    lines = [title, "```json", header, "```\n", f"| {' | '.join(ROWS.names)} |", "|" + " ---: |" * len(ROWS.names)]
+    lines += [f"| {' | '.join(repr(value) for value in row.values())} |" for row in selection.rows.to_pylist()]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _from_markdown(data: bytes, path: Path) -> tuple[Any, pa.Table]:
+    _, _, fenced = data.decode().partition("\n```json\n")
+    first, _, body = fenced.partition("\n```\n")
+    header = parse_header(first, path)
+    names, _, *lines = [line for line in body.split("\n") if line.startswith("|")]
+    if [cell.strip() for cell in names.strip("|").split("|")] != ROWS.names:
+        raise SelectionError(f"{path}: expected the columns {', '.join(ROWS.names)}, found {names}.")
+    whole = ("step", "feature")
+    cells = [zip(ROWS.names, line.strip().strip("|").split("|"), strict=True) for line in lines]
+    rows = [{k: int(v) if k in whole else float(v) for k, v in row} for row in cells]
+    if len(rows) != header["n_rows"] or not body.endswith("\n"):
+        raise SelectionError(
+            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are there; "
+            f"it was cut short, or edited without its n_rows."
+        )
+    return header, _table(rows)
+
+
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS)
 
@@ -125,6 +151,7 @@ FORMATS: dict[str, tuple[_Encode, _Decode]] = {
     ".csv": (_to_csv, _from_csv),
     ".parquet": (_to_parquet, _from_parquet),
     ".jsonl.zst": (_to_jsonl_zst, _from_jsonl_zst),
+    ".md": (_to_markdown, _from_markdown),
 }
 
 

@@ -1,6 +1,8 @@
 """Scores and selections: the SQL of ``importance.sql`` and ``selection.sql`` over a store."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -27,7 +29,7 @@ def importance(store: Store, sae: str, family: str, branch: str = "cond") -> pa.
         QueryError: the family, the branch or the codes are not there, or the family has one concept only.
         SAEError: there is no such SAE.
     """
-    with _scored(store, sae, family, branch) as connection:
+    with scored_session(store, sae, family, branch) as connection:
         table = connection.sql("select * from importance order by concept, step, feature").to_arrow_table()
     return table.cast(SCORES)
 
@@ -49,19 +51,50 @@ def select(
         UsageError: both rules, or one out of range.
         QueryError: no encoded sample carries the concept; those that exist are named.
     """
+    return select_all(store, sae, family, [concept], top, percentile, branch)[0]
+
+
+def select_all(
+    store: Store,
+    sae: str,
+    family: str,
+    concepts: Sequence[str] | None = None,
+    top: int | None = None,
+    percentile: float | None = None,
+    branch: str = "cond",
+) -> list[Selection]:
+    """Return the selections of several concepts (None: of all of the family, by name), scored once; see :func:`select`."""
     rule = _rule(top, percentile)
-    record, config = sae_record(store, sae), load_config(store, sae)
-    with _scored(store, sae, family, branch) as connection:
-        _check_concept(connection, store, family, concept)
-        parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
-        rows = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
+    config = load_config(store, sae)
+    rows = {}
+    with scored_session(store, sae, family, branch) as connection:
+        found = connection.execute("select distinct concept from importance order by 1").fetchall()
+        known = [name for (name,) in found]
+        for concept in known if concepts is None else concepts:
+            check_concept(known, store, family, concept)
+            parameters = {"concept": concept, "n_latents": config["n_latents"], "top": None, "percentile": None, **rule}
+            rows[concept] = connection.sql(question("selection"), params=parameters).to_arrow_table().cast(ROWS)
         steps = connection.execute(
             "select step, min(timestep) from codes where branch = $branch group by step order by step",
             {"branch": branch},
         ).fetchall()
     if [step for step, _ in steps] != list(range(len(steps))):
         raise QueryError(f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {steps[-1][0]}.")
-    run = store.run or {}
+    timesteps = tuple(timestep for _, timestep in steps)
+    return [_selection(store, sae, family, concept, branch, rule, timesteps, rows[concept]) for concept in rows]
+
+
+def _selection(
+    store: Store,
+    sae: str,
+    family: str,
+    concept: str,
+    branch: str,
+    rule: dict[str, float],
+    timesteps: tuple[float, ...],
+    rows: pa.Table,
+) -> Selection:
+    config, run = load_config(store, sae), store.run or {}
     return Selection(
         family=family,
         concept=concept,
@@ -72,13 +105,13 @@ def select(
         hook=config["hook"],
         io=config["io"],
         sae=sae,
-        sae_hash=sae_hash(record),
+        sae_hash=sae_hash(sae_record(store, sae)),
         d_in=config["d_in"],
         n_latents=config["n_latents"],
         k=config["k"],
         run=run,
         store=str(store.root.resolve()),
-        timesteps=tuple(timestep for _, timestep in steps),
+        timesteps=timesteps,
         rows=rows.replace_schema_metadata(None),
     )
 
@@ -108,13 +141,22 @@ def save_selection(store: Store, selection: Selection) -> Record:
     columns |= {name: rows[name].combine_chunks() for name in ROWS.names}
     header = canonical_json({**selection.header(), "store": "."})
     contents = canonical_json([header, rows.to_pylist()])
-    slug = re.sub(r"[^a-z0-9]+", "-", selection.concept.lower()).strip("-")[:40] or "concept"
-    shard = f"{selection.family}-{slug}-{sha256_text(contents)[:16]}"
+    shard = f"{_slug(selection)}-{sha256_text(contents)[:16]}"
     table = pa.Table.from_pydict(columns).select(SCORES.names).cast(SCORES)
     table = table.replace_schema_metadata({METADATA_KEY: header.encode()})
     kept = store.append(f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash})
     write_card(store)
     return kept
+
+
+def file_name(selection: Selection) -> str:
+    """Return a name for a selection's file, without suffix: readable, and of its own for every concept."""
+    return f"{_slug(selection)}-{sha256_text(selection.concept)[:8]}"
+
+
+def _slug(selection: Selection) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", selection.concept.lower()).strip("-")[:40] or "concept"
+    return f"{selection.family}-{slug}"
 
 
 def split_concept(text: str) -> tuple[str, str]:
@@ -141,24 +183,49 @@ def _rule(top: int | None, percentile: float | None) -> dict[str, float]:
     return {"top": 2 if top is None else top}
 
 
-def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPyConnection:
-    """Return a connection with the table ``importance``."""
-    config = load_config(store, sae)
+def labelled_session(
+    store: Store, saes: Sequence[str], family: str | None, branch: str, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection over the codes of ``saes``, with the view ``labelled(sample_id, concept)`` of a family if one is named.
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+    """
+    for sae in saes:
+        load_config(store, sae)
     if branch not in BRANCHES:
         raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
     families = store.families()
-    if family not in families:
+    if family is not None and family not in families:
         known = nearest(family, families) or " Its prompts have no labels."
         raise QueryError(f"{store.root} has no concept family {family!r}.{known}")
-    _check_encoded(store, sae)
-    connection = connect(store, tables=["samples", f"codes/{sae}", f"stats/{sae}"])
+    for sae in saes:
+        check_encoded(store, sae)
+    tables = [f"{kind}/{sae}" for sae in saes for kind in ("codes", "stats")]
+    connection = connect(store, tables=["samples", *tables], memory_limit=memory_limit)
     try:
-        _check_branch(connection, sae, branch)
-        column = quote_identifier(family)
-        connection.execute(
-            f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
-        )
-        _check_concepts(connection, store, sae, family, branch)
+        for sae in saes:
+            _check_branch(connection, sae, branch)
+        if family is not None:
+            column = quote_identifier(family)
+            connection.execute(
+                f"create view labelled as select sample_id, {column} as concept from samples where {column} is not null"
+            )
+            _check_concepts(connection, store, saes[0], family, branch)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def scored_session(
+    store: Store, sae: str, family: str, branch: str, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the view ``labelled`` and the table ``importance``; raises as :func:`importance`."""
+    connection = labelled_session(store, [sae], family, branch, memory_limit)
+    try:
+        config = load_config(store, sae)
         parameters: dict[str, Any] = {"sae": sae, "branch": branch, "family": family, "delta": DELTA}
         parameters["map_positions"] = config["height"] * config["width"]
         connection.execute(f"create table importance as {question('importance')}", parameters)
@@ -168,7 +235,7 @@ def _scored(store: Store, sae: str, family: str, branch: str) -> duckdb.DuckDBPy
     return connection
 
 
-def _check_encoded(store: Store, sae: str) -> None:
+def check_encoded(store: Store, sae: str) -> None:
     """Refuse an SAE without codes, and codes whose statistics are missing: their samples would count as silent."""
     codes, stats = ({record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats"))
     run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
@@ -182,7 +249,7 @@ def _check_encoded(store: Store, sae: str) -> None:
 
 
 def _check_branch(connection: duckdb.DuckDBPyConnection, sae: str, branch: str) -> None:
-    branches = connection.execute("select distinct branch from codes order by branch").fetchall()
+    branches = connection.execute("select distinct branch from codes where sae = ? order by 1", [sae]).fetchall()
     found = [name for (name,) in branches]
     if branch not in found:
         raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(found)}, not {branch}.")
@@ -201,10 +268,17 @@ def _check_concepts(connection: duckdb.DuckDBPyConnection, store: Store, sae: st
         )
 
 
-def _check_concept(connection: duckdb.DuckDBPyConnection, store: Store, family: str, concept: str) -> None:
-    known = [name for (name,) in connection.execute("select distinct concept from importance order by 1").fetchall()]
+def check_concept(known: Sequence[str], store: Store, family: str, concept: str) -> None:
+    """Refuse a concept that is not among the scored ones, naming those.
+
+    Raises:
+        QueryError: it is not.
+    """
     if concept not in known:
-        raise QueryError(f"no encoded sample of {store.root} carries {family}={concept}.{nearest(concept, known)}")
+        near = nearest(concept, difflib.get_close_matches(concept, known))
+        raise QueryError(
+            f"no encoded sample of {store.root} carries {family}={concept}.{near} Known: {', '.join(known)}."
+        )
 
 
 def _source(store: Store, sae: str) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """A DuckDB connection over a store's committed, verified files."""
 
-import difflib
-import re
+import secrets
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from featurestore.errors import DamageError, QueryError, nearest
+from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.saes import load_config, sae_hash
-from featurestore.schemas import CODES, KINDS, SCORES, STATS, activations_schema, samples_schema
+from featurestore.schemas import CODES, KINDS, SCORES, STATS, activations_schema, family_names, samples_schema
 from featurestore.store import Store
 from featurestore.verify import check_file
+from queries.sql_errors import explain, one_line
 
-_SQL = Path(__file__).parent / "sql"
+SQL = Path(__file__).parent / "sql"
 _EMPTY = {
     "samples": samples_schema([]),
     "activations": activations_schema(1, 1),
@@ -30,7 +31,7 @@ _verified: set[tuple[str, int, int, str]] = set()
 
 def question(name: str) -> str:
     """Return the text of ``queries/sql/<name>.sql``."""
-    return (_SQL / f"{name}.sql").read_text(encoding="utf-8")
+    return (SQL / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def quote_identifier(name: str) -> str:
@@ -44,34 +45,67 @@ def quote_text(text: str) -> str:
 
 
 def connect(
-    store: Store, *, tables: Iterable[str] | None = None, verify: bool = True, memory_limit: str | None = None
+    store: Store,
+    *,
+    tables: Iterable[str] | None = None,
+    verify: bool = True,
+    memory_limit: str | None = None,
+    database: str | Path = ":memory:",
 ) -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB connection with a view of each kind of table; the caller closes it.
+    """Return a DuckDB connection, in memory or to a new ``database``, with views over the store; the caller closes it.
 
     ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``scores`` and ``selections`` with a
-    column ``sae``; and ``saes``. Only committed files are seen, of ``tables`` (such as ``stats/neon``) if that is given;
-    a view without files is empty. ``verify`` compares each file's SHA-256 with its record, once in a process:
-    DuckDB reads a damaged file without noticing.
+    column ``sae``; ``saes``; ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
+    ``labelled_stats``, each with one column more a concept family. Only committed files are seen, of ``tables`` (such as
+    ``stats/neon``) if that is given; a view without files is empty. ``verify`` compares each file's SHA-256 with its record,
+    once in a process: DuckDB reads a damaged file without noticing. Above ``memory_limit``, such as ``"2GB"``, a query spills
+    to the system's temporary directory. A result is an Arrow table by ``.to_arrow_table()``, Polars by ``.pl()``, pandas by
+    ``.df()``.
 
     Raises:
+        UsageError: the memory limit is none.
         DamageError: a file is not what its record says; the first five such files are named.
     """
     seen = [table for table in store.tables() if tables is None or table in set(tables)]
     if verify:
-        _verify(store, seen)
-    connection = duckdb.connect(config={"memory_limit": memory_limit} if memory_limit else {})
+        verify_files(store, seen)
+    connection = _open(database, memory_limit)
     try:
         connection.execute("set python_enable_replacements = false")
         for kind in ("samples", *KINDS):
             _create_view(connection, store, kind, [table for table in seen if table.split("/")[0] == kind])
         _create_saes(connection, store)
+        _create_labels(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def run_sql(store: Store, statement: str) -> pa.Table:
+def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> None:
+    """Add the views ``other_codes`` and ``other_stats`` of another store to a connection; raises as :func:`connect`."""
+    tables = [f"codes/{sae}", f"stats/{sae}"]
+    for table in tables:
+        other.require(table)
+    verify_files(other, tables)
+    for table in tables:
+        kind = table.partition("/")[0]
+        selected = f"select {quote_text(sae)} as sae, * from {_files(other, table)}"
+        connection.execute(f"create view other_{kind} as {selected}")
+
+
+def _open(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
+    spill = Path(tempfile.gettempdir(), f"featurestore-spill-{secrets.token_hex(6)}")
+    config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
+    if memory_limit is not None:
+        config["memory_limit"] = memory_limit
+    try:
+        return duckdb.connect(str(database), config=config)
+    except (duckdb.ParserException, duckdb.InvalidInputException) as error:
+        raise UsageError(f"memory limit {memory_limit!r}: expected a size such as 2GB ({one_line(error)}).") from error
+
+
+def run_sql(store: Store, statement: str, memory_limit: str | None = None) -> pa.Table:
     """Run one SELECT of a user over a store's views; it can read nothing else and change nothing.
 
     Only the tables that the statement names are verified, and only their files can be read. Columns of one name are
@@ -81,16 +115,15 @@ def run_sql(store: Store, statement: str) -> pa.Table:
         QueryError: it is not one SELECT, or DuckDB refuses it.
         DamageError: a file is not what its record says.
     """
-    named = [table for table in store.tables() if table.split("/")[0] in statement.lower()]
-    _verify(store, named)
-    with connect(store, verify=False) as connection:
+    words = statement.lower() + (" samples" if "label" in statement.lower() else "")
+    named = [table for table in store.tables() if table.split("/")[0] in words]
+    verify_files(store, named)
+    with connect(store, verify=False, memory_limit=memory_limit) as connection:
         _close_doors(connection, store, named)
         try:
             answer = connection.sql(_checked(connection, statement)).to_arrow_table()
-        except duckdb.BinderException as error:
-            raise QueryError(_with_near_columns(connection, statement, error)) from error
         except duckdb.Error as error:
-            raise QueryError(_one_line(error)) from error
+            raise QueryError(explain(connection, statement, error)) from error
     return answer.rename_columns(_distinct(answer.column_names))
 
 
@@ -106,12 +139,17 @@ def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.St
         raise QueryError(
             f"expected one SELECT, found {kinds}: a store is only read. Use 'featurestore export' to write files."
         )
-    connection.execute(f"create temp view checked as {parsed[0].query}")
+    connection.execute(f"create temp view checked as\n{parsed[0].query}")
     connection.execute("drop view temp.checked")
     return parsed[0]
 
 
-def _verify(store: Store, tables: Iterable[str]) -> None:
+def verify_files(store: Store, tables: Iterable[str]) -> None:
+    """Compare the SHA-256 of every file of the tables with its record, once in a process.
+
+    Raises:
+        DamageError: a file is not what its record says; the first five such files are named.
+    """
     problems = []
     for entry in (entry for table in tables for record in store.records(table) for entry in record.files):
         path = store.root / entry.path
@@ -142,7 +180,7 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
         connection.execute(f"create view {kind} as {' union all by name '.join(parts)}")
     except duckdb.Error as error:
         raise DamageError(
-            f"{store.root}: table {kind} cannot be opened ({_one_line(error)}). Run 'featurestore verify {store.root}'."
+            f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore verify {store.root}'."
         ) from error
 
 
@@ -169,30 +207,29 @@ def _create_saes(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
         connection.execute("insert into saes values (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
+def _create_labels(connection: duckdb.DuckDBPyConnection) -> None:
+    """Create ``labels``, one row a label, and the tables with a column a family."""
+    families = family_names(row[0] for row in connection.execute("describe samples").fetchall())
+    names = [quote_identifier(family) for family in families]
+    parts = [
+        f"select sample_id, {quote_text(family)} as family, {name} as concept from samples where {name} is not null"
+        for family, name in zip(families, names, strict=True)
+    ]
+    none = "select sample_id, '' as family, '' as concept from samples where false"
+    connection.execute(f"create view labels as {' union all '.join(parts) or none}")
+    for kind in ("activations", "codes", "stats"):
+        columns = ", ".join(["sample_id", *names])
+        connection.execute(
+            f"create view labelled_{kind} as select * from {kind} left join (select {columns} from samples) using (sample_id)"
+        )
+
+
 def _close_doors(connection: duckdb.DuckDBPyConnection, store: Store, tables: Iterable[str]) -> None:
     files = [str(path.resolve()) for table in tables for path in store.files(table)]
     connection.execute(f"set allowed_paths = [{', '.join(map(quote_text, files))}]")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
-
-
-def _one_line(error: duckdb.Error) -> str:
-    """Return DuckDB's message with its hint, without the picture of the statement that follows them."""
-    return " ".join(str(error).partition("\n\n")[0].split())
-
-
-def _with_near_columns(connection: duckdb.DuckDBPyConnection, statement: str, error: duckdb.Error) -> str:
-    """Return DuckDB's message with the columns that are near to the name it complains of, else with DuckDB's own hint."""
-    catalog = "select table_name, column_name from duckdb_columns() where not internal"
-    tables, columns = map(set, zip(*connection.execute(catalog).fetchall(), strict=True))
-    first = str(error).partition("\n")[0]
-    for word in re.findall(r"\w+", statement):
-        unknown = word not in tables | columns and f'"{word}"' in first
-        close = difflib.get_close_matches(word, sorted(columns)) if unknown else []
-        if close:
-            return f"{first}{nearest(word, close)}"
-    return _one_line(error)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -13,12 +13,12 @@ _HEAD = "# The command line\n\nMade from the help texts by `make docs`.\n"
 
 def reference() -> str:
     """Return the page."""
-    context = click.Context(cli, info_name="featurestore", max_content_width=110, terminal_width=110)
+    context = click.Context(cli, info_name="featurestore", terminal_width=110, **cli.context_settings)
     parts = [_HEAD, _block(cli, context)]
     for name in COMMANDS:
         command = cli.get_command(context, name)
         assert command is not None
-        own = click.Context(command, info_name=name, parent=context, max_content_width=110, terminal_width=110)
+        own = click.Context(command, info_name=name, parent=context, terminal_width=110)
         parts += [f"## {name}\n", _block(command, own)]
     return "\n".join(parts)
 

@@ -2,10 +2,14 @@
 --
 -- Relations: scored, the result of importance.sql for one family.
 -- Parameters: $top.
--- Columns: concept, feature, mean_score, best_score, best_timestep (where the score is largest), n_steps_in_top.
+-- Columns: concept, feature, mean_score, best_score, best_timestep (where the score is largest; of several the first), n_steps_in_top.
 with
 ranked as (
-    select *, row_number() over (partition by concept, step order by score desc, feature) as place from scored
+    select
+        *,
+        row_number() over (partition by concept, step order by score desc, feature) as place,
+        row_number() over (partition by concept, feature order by score desc, step) as turn
+    from scored
 ),
 steps as (
     select count(distinct step) as n from scored
@@ -16,7 +20,7 @@ features as (
         feature,
         sum(score) / (select n from steps) as mean_score,
         max(score) as best_score,
-        arg_max(timestep, score) as best_timestep,
+        max(case when turn = 1 then timestep end) as best_timestep,
         count(*) filter (place <= $top and score > 0) as n_steps_in_top
     from ranked
     group by concept, feature

@@ -13,17 +13,20 @@ scored as (
 steps as (
     select distinct step, timestep from scored
 ),
+latents as (
+    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers(feature)
+),
 every as (
     select
         steps.step,
         steps.timestep,
-        latents.feature::integer as feature,
+        latents.feature,
         coalesce(scored.score, 0) as score,
         coalesce(scored.mean_concept, 0) as mean_concept,
         coalesce(scored.mean_other, 0) as mean_other,
         coalesce(scored.mean_all, 0) as mean_all
     from steps
-    cross join range($n_latents) as latents(feature)
+    cross join latents
     left join scored on scored.step = steps.step and scored.feature = latents.feature
 ),
 ranked as (

@@ -51,7 +51,7 @@ def test_the_documented_command_line_is_the_real_one():
 
 def test_mistyped_commands_and_options_are_usage_errors_with_suggestions(capsys):
     status, _, err = run(capsys, "exprot")
-    assert (status, "Did you mean 'export'?" in err) == (2, True)
+    assert (status, "Did you mean 'export'" in err) == (2, True)
     status, _, err = run(capsys, "export", "store", "--percentil", "3")
     assert (status, "--percentile" in err) == (2, True)
 

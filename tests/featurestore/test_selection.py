@@ -9,7 +9,7 @@ from featurestore import Selection
 from featurestore.errors import SelectionError
 from featurestore.selection import ROWS
 
-SUFFIXES = [".json", ".csv", ".parquet", ".jsonl.zst"]
+SUFFIXES = [".json", ".csv", ".parquet", ".jsonl.zst", ".md"]
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 

@@ -189,3 +189,42 @@ def test_a_connection_is_for_free_use(original):
     with connect(original) as connection:
         assert isinstance(connection, duckdb.DuckDBPyConnection)
         assert connection.sql("select max(step) from stats").fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "statement, place",
+    [
+        ("select stile from samples", "line 1, column 8: stile"),
+        ("-- why\n\nselect style,\n  stile from samples", "line 4, column 3: stile"),
+        ("select 'ü', stile from samples", "line 1, column 13: stile"),
+        ("select * form samples", "line 1, column 15: samples"),
+        (f"select {'1 + ' * 60} stile {'+ 1' * 60} from samples", "line 1, column 249: stile"),
+        ("select 1\nfrom sampels", "line 2, column 6: sampels"),
+    ],
+)
+def test_an_error_says_where_in_the_statement(original, statement, place):
+    with pytest.raises(QueryError) as error:
+        run_sql(original, statement)
+    assert str(error.value).endswith(f" ({place})")
+
+
+def test_labels_and_labelled_views_of_a_user(store):
+    assert run_sql(store, "select family, count(*) as n from labels group by all order by 1").to_pylist() == [
+        {"family": "object", "n": 2},
+        {"family": "style", "n": 3},
+    ]
+    joined = run_sql(store, "select style, sum(sum) as n from labelled_stats group by all order by 1").to_pylist()
+    z = random_codes(0, samples=3).sum((1, 2, 3))
+    assert joined == [{"style": "a", "n": z[0] + z[2]}, {"style": "b", "n": z[1]}]
+    samples = store.files("samples")[0]
+    samples.write_bytes(samples.read_bytes()[:-1] + b"x")
+    with pytest.raises(DamageError):
+        run_sql(store, "select 1 from labels")
+
+
+def test_a_query_beyond_its_memory_spills_or_says_so(original, tmp_path):
+    statement = "select count(*) as n from (select distinct i, i * 7 as j, hash(i) from range(3000000) as r(i))"
+    assert run_sql(original, statement, memory_limit="60MB").to_pylist() == [{"n": 3_000_000}]
+    with pytest.raises(QueryError, match=r"Out of Memory Error: .*") as error:
+        run_sql(original, "select list(i) from range(30000000) as r(i)", memory_limit="30MB")
+    assert "\n" not in str(error.value)

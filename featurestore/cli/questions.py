@@ -1,0 +1,145 @@
+"""``featurestore query`` and ``plot``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.cli.tables import output_options, resolved_format, show
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurestore.store import Store
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path), required=False)
+@click.argument("name", required=False)
+@click.option("-p", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the question; repeated.")
+@click.option("--other", type=click.Path(path_type=Path), help="The other store of compare_stores.")
+@click.option("--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one.")
+@click.option(
+    "--engine",
+    type=click.Choice(["duckdb", "spark"]),
+    default="duckdb",
+    show_default=True,
+    help="Spark: as its configuration says, with the extra 'spark' and Java 17.",
+)
+@output_options
+def query(
+    store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
+    engine: str, form: str | None, output: Path | None, memory: str | None,
+) -> None:  # fmt: skip
+    """Ask STORE a question of the library, by NAME.
+
+    The questions are the files queries/sql/*.sql: scores, selections, profiles, cards, comparisons. --sae and --by of
+    other commands are the parameters sae and family here; where there is only one, it need not be named.
+
+    \b
+    featurestore query --list
+    featurestore query --list bootstrap
+    featurestore query ./store timestep_profile -p sae=styles -p feature=41
+    featurestore query ./store overlap -p concept=neon -p other_concept=sketch -o overlap.csv
+    """
+    from featurestore.errors import UsageError
+    from featurestore.store import Store
+    from queries import ask
+
+    if show_list:
+        name = name or (None if store is None else str(store))
+        click.echo(_explained(name) if name else _listed())
+        return
+    if store is None or name is None:
+        raise UsageError("expected STORE and NAME; 'featurestore query --list' shows the questions.")
+    form = resolved_format(form, output)
+    second = None if other is None else Store.open(other)
+    if engine == "spark":
+        if memory is not None:
+            raise UsageError("--memory is of DuckDB: give Spark its memory in its own configuration.")
+        table = _ask_spark(Store.open(store), name, _parsed(parameters), second)
+    else:
+        table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=memory)
+    show(table, form, output)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--sae", required=True, help="Name of the SAE.")
+@click.option("--concept", required=True, help="FAMILY=CONCEPT, such as style=neon.")
+@click.option(
+    "--kind",
+    type=click.Choice(["lines", "heatmap"]),
+    default="lines",
+    show_default=True,
+    help="Score over timesteps a feature, or a map of feature × timestep.",
+)
+@click.option(
+    "--top", type=click.IntRange(1), default=10, show_default=True, help="Features with the largest mean scores."
+)
+@click.option(
+    "--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True, help="Half of guidance."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file.")
+def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path) -> None:
+    """Draw the importance of a concept's best features over the timesteps.
+
+    \b
+    featurestore plot ./store --sae styles --concept style=neon -o neon.png
+    featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
+    """
+    from featurestore.store import Store
+    from queries.importance import split_concept
+    from queries.plots import plot_importance
+
+    family, name = split_concept(concept)
+    n = plot_importance(Store.open(store), sae, family, name, output, kind=kind, top=top, branch=branch)
+    click.echo(f"{n} features → {output}")
+
+
+def _ask_spark(
+    store: "Store", name: str, parameters: dict[str, str | int | float | None], other: "Store | None"
+) -> "pa.Table":
+    from featurestore.errors import UsageError
+
+    try:
+        from queries.spark import ask_spark, spark_session
+    except ImportError as error:
+        raise UsageError(f"--engine spark needs {error.name}: pip install 'featurestore[spark]'.") from error
+    with spark_session() as session:
+        return ask_spark(session, store, name, parameters, other=other)
+
+
+def _parsed(parameters: tuple[str, ...]) -> dict[str, str | int | float | None]:
+    from featurestore.errors import UsageError
+
+    values: dict[str, str | int | float | None] = {}
+    for text in parameters:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"-p {text!r}: expected KEY=VALUE, such as -p feature=41.")
+        if key in values:
+            raise UsageError(f"-p {key} is given twice.")
+        values[key] = value
+    return values
+
+
+def _listed() -> str:
+    from queries.questions import questions
+
+    lines = []
+    for asked in questions().values():
+        needed = [name if p.required else f"[{name}]" for name, p in asked.parameters.items()]
+        lines += [f"{asked.name}({', '.join(needed)})", f"    {asked.summary}"]
+    return "\n".join(lines)
+
+
+def _explained(name: str) -> str:
+    from queries.questions import find_question
+
+    asked = find_question(name)
+    lines = [asked.documentation, "", "Give with -p:"]
+    for parameter in asked.parameters.values():
+        default = "" if parameter.default is None else f"  [default: {parameter.default}]"
+        lines.append(f"  {parameter.name:14} {parameter.help}{default}")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""The library of questions: ``sql/*.sql``, their parameters and the columns of their answers (``sql/questions.toml``)."""
+
+import functools
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.errors import QueryError, UsageError, nearest
+from featurestore.schemas import BRANCHES
+from queries.session import SQL, question
+
+Value = str | int | float | None
+_NUMBERS: dict[str, Callable[[str], int | float]] = {"integer": int, "number": float}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a question; without a default it must be given."""
+
+    name: str
+    type: str
+    help: str
+    default: Value
+    minimum: float
+    maximum: float
+    required: bool
+
+    def parse(self, given: Value) -> Value:
+        """Return a value of the parameter's type.
+
+        Raises:
+            UsageError: it is none, or out of range.
+        """
+        wrong = UsageError(f"parameter {self.name} = {given!r}: expected {self.type}.")
+        if self.type == "text":
+            if not isinstance(given, str):
+                raise wrong
+            return given
+        try:
+            value = _NUMBERS[self.type](str(given))
+        except ValueError:
+            raise wrong from None
+        if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
+            limits = (
+                f"at least {self.minimum:g}" if self.maximum == math.inf else f"{self.minimum:g} to {self.maximum:g}"
+            )
+            raise UsageError(f"parameter {self.name} = {given!r}: expected {limits}.")
+        return value
+
+
+@dataclass(frozen=True)
+class Question:
+    """One SQL file and its schema entry."""
+
+    name: str
+    summary: str
+    """first line of its comment"""
+    documentation: str
+    """its whole comment"""
+    sql: str
+    parameters: Mapping[str, Parameter]
+    relations: tuple[str, ...]
+    columns: Mapping[str, str]
+    """name → Arrow type"""
+    nullable: tuple[str, ...]
+    key: tuple[str, ...]
+    tests: tuple[str, ...]
+
+    def bind(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """Return a value for every parameter, defaults for those not given.
+
+        Raises:
+            UsageError: one is unknown, missing or of the wrong type.
+        """
+        for name in given:
+            if name not in self.parameters:
+                raise UsageError(f"question {self.name!r} has no parameter {name!r}.{nearest(name, self.parameters)}")
+        missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
+        if missing:
+            wanted = " ".join(f"-p {name}=…" for name in missing)
+            raise UsageError(f"question {self.name!r} needs {wanted}; 'featurestore query --list' explains them.")
+        values = {name: p.parse(given[name]) if name in given else p.default for name, p in self.parameters.items()}
+        if values.get("branch", BRANCHES[0]) not in BRANCHES:
+            raise UsageError(f"parameter branch = {values['branch']!r}: it is one of {', '.join(BRANCHES)}.")
+        return values
+
+
+@functools.cache
+def questions() -> dict[str, Question]:
+    """Return all questions by name, in the order of ``questions.toml``."""
+    entries = tomllib.loads((SQL / "questions.toml").read_text(encoding="utf-8"))
+    parameters = entries.pop("parameters")
+    return {name: _question(name, entry, parameters) for name, entry in entries.items()}
+
+
+def find_question(name: str) -> Question:
+    """Return a question.
+
+    Raises:
+        QueryError: there is none of that name; near ones are offered.
+    """
+    if name not in questions():
+        raise QueryError(f"no question {name!r}.{nearest(name, questions())} 'featurestore query --list' shows all.")
+    return questions()[name]
+
+
+def _question(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> Question:
+    sql = question(name)
+    comment = [line.removeprefix("--").strip() for line in _leading_comment(sql)]
+    return Question(
+        name,
+        comment[0].removeprefix(f"{name}: "),
+        "\n".join(comment),
+        sql,
+        {p: _parameter(p, parameters[p], entry.get("defaults", {})) for p in entry["parameters"]},
+        tuple(entry["relations"]),
+        entry["columns"],
+        tuple(entry.get("nullable", ())),
+        tuple(entry["key"]),
+        tuple(entry["tests"]),
+    )
+
+
+def _parameter(name: str, entry: Mapping[str, Any], defaults: Mapping[str, Value]) -> Parameter:
+    default = defaults.get(name, entry.get("default"))
+    inferred = name in ("sae", "family")
+    return Parameter(
+        name,
+        entry["type"],
+        entry["help"],
+        None if default == "none" else default,
+        entry.get("minimum", -math.inf),
+        entry.get("maximum", math.inf),
+        required=default is None and not inferred,
+    )
+
+
+def _leading_comment(sql: str) -> list[str]:
+    lines = sql.splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("--"))
+    return lines[:end]

@@ -1,0 +1,41 @@
+-- compare_stores: the features whose mean differs most between two stores, as before and after an ablation.
+--
+-- Both stores are encoded with the same SAE.
+--
+-- Relations: stats, codes, saes, and other_stats and other_codes: those of the other store.
+-- Parameters: $sae, $branch, $top.
+-- Columns: feature, density, other_density (share of the rows in which it fired), mean, other_mean (over rows and positions), change (other_mean - mean).
+with
+fired as (
+    select feature, count(*) as n_fired, sum("sum"::double) as total
+    from stats
+    where sae = $sae and branch = $branch
+    group by feature
+),
+other_fired as (
+    select feature, count(*) as n_fired, sum("sum"::double) as total
+    from other_stats
+    where sae = $sae and branch = $branch
+    group by feature
+),
+sizes as (
+    select
+        (select count(*) from codes where sae = $sae and branch = $branch) as n_rows,
+        (select count(*) from other_codes where sae = $sae and branch = $branch) as n_other_rows,
+        (select max(map_positions) from saes where sae = $sae) as map_positions
+),
+compared as (
+    select
+        coalesce(fired.feature, other_fired.feature) as feature,
+        coalesce(fired.n_fired, 0) / n_rows as density,
+        coalesce(other_fired.n_fired, 0) / n_other_rows as other_density,
+        coalesce(fired.total, 0) / n_rows / map_positions as mean,
+        coalesce(other_fired.total, 0) / n_other_rows / map_positions as other_mean
+    from fired
+    full join other_fired on other_fired.feature = fired.feature
+    cross join sizes
+),
+final as (
+    select *, other_mean - mean as change from compared order by abs(other_mean - mean) desc, feature limit $top
+)
+select * from final

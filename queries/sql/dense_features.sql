@@ -1,0 +1,34 @@
+-- dense_features: the latents that fire in at least a share of all rows (samples × steps), densest first.
+--
+-- Relations: stats, codes, saes.
+-- Parameters: $sae, $branch, $threshold.
+-- Columns: feature, density, position_density (share of all positions), mean (over rows and positions), max.
+with
+encoded as (
+    select count(*) as n_rows from codes where sae = $sae and branch = $branch
+),
+fired as (
+    select
+        feature,
+        count(*) as n_fired,
+        sum(n_positions) as n_active,
+        sum("sum"::double) as total,
+        max("max") as highest
+    from stats
+    where sae = $sae and branch = $branch
+    group by feature
+),
+final as (
+    select
+        feature,
+        n_fired / n_rows as density,
+        n_active / n_rows / map_positions as position_density,
+        total / n_rows / map_positions as mean,
+        highest as "max"
+    from fired
+    cross join encoded
+    cross join (select map_positions from saes where sae = $sae) as sizes
+    where n_fired / n_rows >= $threshold
+    order by density desc, feature
+)
+select * from final

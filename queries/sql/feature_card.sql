@@ -1,0 +1,63 @@
+-- feature_card: a feature at a glance: in all samples, in each concept's, and in the samples that have most of it.
+--
+-- Relations: stats, codes, saes, labels.
+-- Parameters: $sae, $branch, $feature, $top (samples).
+-- Columns: what (all, concept or sample), family (of a concept), name (the concept, or the sample_id), n_rows (samples × steps), density (share of
+-- the rows in which it fired), position_density (share of the positions), mean (over rows and positions), max.
+with
+encoded as (
+    select sample_id, step from codes where sae = $sae and branch = $branch
+),
+fired as (
+    select sample_id, step, "sum"::double as total, "max" as highest, n_positions
+    from stats
+    where sae = $sae and branch = $branch and feature = $feature
+),
+every as (
+    select
+        encoded.sample_id,
+        case when fired.total is null then 0 else 1 end as is_active,
+        coalesce(fired.total, 0) as total,
+        coalesce(fired.highest, 0) as highest,
+        coalesce(fired.n_positions, 0) as n_positions
+    from encoded
+    left join fired on fired.sample_id = encoded.sample_id and fired.step = encoded.step
+),
+members as (
+    select distinct 0 as ordinal, 'all' as what, '' as family, '' as name, sample_id from encoded
+    union all
+    select 1 as ordinal, 'concept' as what, family, concept as name, sample_id from labels
+    union all
+    select distinct 2 as ordinal, 'sample' as what, '' as family, sample_id::varchar as name, sample_id from encoded
+),
+measured as (
+    select
+        ordinal,
+        what,
+        family,
+        name,
+        count(*) as n_rows,
+        sum(is_active) / count(*) as density,
+        sum(n_positions) / count(*) / max(map_positions) as position_density,
+        sum(total) / count(*) / max(map_positions) as mean,
+        max(highest) as "max"
+    from every
+    join members using (sample_id)
+    cross join (select map_positions from saes where sae = $sae) as sizes
+    group by ordinal, what, family, name
+),
+ranked as (
+    select
+        *,
+        row_number() over (
+            partition by what order by case when what = 'sample' then -mean else 0 end, family, name
+        ) as place
+    from measured
+),
+final as (
+    select what, family, name, n_rows, density, position_density, mean, "max"
+    from ranked
+    where what <> 'sample' or (place <= $top and density > 0)
+    order by ordinal, place
+)
+select * from final

@@ -1,0 +1,38 @@
+-- timestep_profile: when a feature is active: one row a step, also where it never fired.
+--
+-- Relations: stats, codes, saes.
+-- Parameters: $sae, $branch, $feature.
+-- Columns: step, timestep, density (share of the samples in which it fired), mean (over samples and positions), max,
+-- mean_active (over the positions at which it fired; null where there are none).
+with
+steps as (
+    select step, min(timestep) as timestep, count(*) as n_rows
+    from codes
+    where sae = $sae and branch = $branch
+    group by step
+),
+fired as (
+    select
+        step,
+        count(*) as n_fired,
+        sum("sum"::double) as total,
+        max("max") as highest,
+        sum(n_positions) as n_active
+    from stats
+    where sae = $sae and branch = $branch and feature = $feature
+    group by step
+),
+final as (
+    select
+        steps.step,
+        steps.timestep,
+        coalesce(n_fired, 0) / n_rows as density,
+        coalesce(total, 0) / n_rows / map_positions as mean,
+        coalesce(highest, 0) as "max",
+        total / n_active as mean_active
+    from steps
+    left join fired on fired.step = steps.step
+    cross join (select map_positions from saes where sae = $sae) as sizes
+    order by step
+)
+select * from final

@@ -1,0 +1,276 @@
+"""Every question of the library answered by NumPy from dense codes, written from its documentation and not from its SQL."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.queries.test_importance import DELTA, oracle
+from tests.stores import timestep
+
+
+class Case(NamedTuple):
+    """Dense codes ``z [samples, steps, positions, n_latents]`` and what a question is asked about them."""
+
+    z: np.ndarray
+    ids: list
+    labels: dict
+    other_z: np.ndarray
+    """the other SAE's or the other store's, of the same samples"""
+    feature: int
+    concept: str
+    other_concept: str
+    top: int
+    importance: list
+    """rows of importance.sql, which has its own oracle: the rules that follow compare its scores bit for bit"""
+
+    @property
+    def sums(self):
+        return self.z.astype(float).sum(2)
+
+    @property
+    def style(self):
+        return self.labels["style"]
+
+
+def concepts(case):
+    rows = []
+    for family, labels in case.labels.items():
+        for concept in sorted({c for c in labels if c is not None}, key=str.encode):
+            rows.append((family, concept, labels.count(concept), labels.count(concept)))
+    return sorted(rows, key=lambda row: (row[0], row[1].encode()))
+
+
+def _by_concept(case, values):
+    """Rows for every concept and every (step, feature) that fired in a labelled sample; ``values``: tuples of arrays."""
+    labelled = [label is not None for label in case.style]
+    fired = case.sums[labelled].sum(0) > 0
+    for concept in sorted(values, key=str.encode):
+        for step, feature in np.argwhere(fired).tolist():
+            numbers = tuple(float(array[step, feature]) for array in values[concept])
+            yield ("style", concept, "cond", step, timestep(step), feature, *numbers)
+
+
+def _shares(case):
+    _, means, others, _ = oracle(case.z, case.style)
+    divide = lambda mean: mean / (mean.sum(-1, keepdims=True) + DELTA)  # noqa: E731
+    return {c: divide(m) for c, m in means.items()}, {c: divide(m) for c, m in others.items()}
+
+
+def importance(case):
+    scores, means, others, mean_all = oracle(case.z, case.style)
+    return list(_by_concept(case, {c: (scores[c], means[c], others[c], mean_all) for c in scores}))
+
+
+def importance_one_vs_max(case):
+    shares, _ = _shares(case)
+    values = {}
+    for concept, share in shares.items():
+        largest = np.max([other for name, other in shares.items() if name != concept], axis=0)
+        values[concept] = (share - largest, share, largest)
+    return list(_by_concept(case, values))
+
+
+def importance_log_ratio(case):
+    shares, others = _shares(case)
+    values = {c: (np.log((shares[c] + 1e-6) / (others[c] + 1e-6)), shares[c], others[c]) for c in shares}
+    return list(_by_concept(case, values))
+
+
+def importance_auroc(case):
+    values = {}
+    for concept in {c for c in case.style if c is not None}:
+        mine = case.sums[[c == concept for c in case.style]][:, None]
+        other = case.sums[[c is not None and c != concept for c in case.style]][None]
+        values[concept] = ((mine > other).mean((0, 1)) + (mine == other).mean((0, 1)) / 2,)
+    return list(_by_concept(case, values))
+
+
+def _chosen(case, concept):
+    """The top n of a concept: {step: rows}."""
+    chosen = {}
+    for step in range(case.z.shape[1]):
+        rows = [r for r in case.importance if r["concept"] == concept and r["step"] == step and r["score"] > 0]
+        chosen[step] = sorted(rows, key=lambda r: (-r["score"], r["feature"]))[: case.top]
+    return chosen
+
+
+_SELECTED = ("step", "timestep", "feature", "score", "mean_concept", "mean_other", "mean_all")
+
+
+def selection(case):
+    return [tuple(row[k] for k in _SELECTED) for rows in _chosen(case, case.concept).values() for row in rows]
+
+
+def random_control(case):
+    order = np.random.default_rng(0).permutation(case.z.shape[3]).tolist()
+    result = []
+    for step, rows in _chosen(case, case.concept).items():
+        taken = {row["feature"] for row in rows}
+        here = {r["feature"]: r for r in case.importance if r["concept"] == case.concept and r["step"] == step}
+        drawn = [here[f] for f in order if f in here and f not in taken and here[f]["mean_concept"] > 0][: len(rows)]
+        drawn.sort(key=lambda r: (-r["score"], r["feature"]))
+        result += [tuple(row[k] for k in _SELECTED) for row in drawn]
+    return result
+
+
+def overlap(case):
+    mine, other = _chosen(case, case.concept), _chosen(case, case.other_concept)
+    rows = []
+    for step in sorted({r["step"] for r in case.importance}):
+        a, b = ({r["feature"] for r in chosen[step]} for chosen in (mine, other))
+        rows.append((step, timestep(step), len(a), len(b), len(a & b), len(a & b) / len(a | b) if a | b else None))
+    return rows
+
+
+def best_features(case):
+    n_steps = len({r["step"] for r in case.importance})
+    rows = []
+    for concept in sorted({r["concept"] for r in case.importance}, key=str.encode):
+        mine = [r for r in case.importance if r["concept"] == concept]
+        top = _chosen(case, concept)
+        found = []
+        for feature in sorted({r["feature"] for r in mine}):
+            here = [r for r in mine if r["feature"] == feature]
+            best = max(here, key=lambda r: r["score"])
+            n_top = sum(feature in {r["feature"] for r in rows} for rows in top.values())
+            mean = sum(r["score"] for r in here) / n_steps
+            found.append((concept, feature, mean, best["score"], best["timestep"], n_top))
+        rows += found
+    return rows
+
+
+def bootstrap(case):
+    random = np.random.default_rng(0)
+    order = np.argsort(case.ids)
+    weights = np.zeros((20, len(case.ids)))
+    for concept in sorted({c for c in case.style if c is not None}):
+        members = [i for i in order if case.style[i] == concept]
+        weights[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=20)
+    mu = case.z.astype(float).mean(2)
+    share = {}
+    for is_mine in (True, False):
+        members = [c is not None and (c == case.concept) == is_mine for c in case.style]
+        w = weights[:, members]
+        mean = np.einsum("rs,stf->rtf", w, mu[members]) / w.sum(1)[:, None, None]
+        share[is_mine] = mean / (mean.sum(-1, keepdims=True) + DELTA)
+    scores = share[True] - share[False]
+    low, high = np.quantile(scores, [0.025, 0.975], axis=0)
+    return [
+        (
+            r["step"],
+            r["timestep"],
+            r["feature"],
+            r["score"],
+            low[r["step"], r["feature"]],
+            high[r["step"], r["feature"]],
+        )
+        for rows in _chosen(case, case.concept).values()
+        for r in rows
+    ]
+
+
+def timestep_profile(case):
+    z, rows = case.z[..., case.feature].astype(float), []
+    for step in range(z.shape[1]):
+        here = z[:, step]
+        active = here[here > 0]
+        mean_active = active.mean() if active.size else None
+        rows.append((step, timestep(step), (here > 0).any(1).mean(), here.mean(), here.max(), mean_active))
+    return rows
+
+
+def feature_card(case):
+    z = case.z[..., case.feature].astype(float)
+
+    def measures(members):
+        part = z[members]
+        return part.shape[0] * part.shape[1], (part > 0).any(2).mean(), (part > 0).mean(), part.mean(), part.max()
+
+    rows = [("all", "", "", *measures(list(range(len(z)))))]
+    for family, concept, *_ in concepts(case):
+        rows.append(
+            ("concept", family, concept, *measures([i for i, c in enumerate(case.labels[family]) if c == concept]))
+        )
+    samples = [("sample", "", str(case.ids[i]), *measures([i])) for i in range(len(z)) if z[i].any()]
+    return rows + sorted(samples, key=lambda row: (-row[6], row[2]))[: case.top]
+
+
+def top_samples(case):
+    z, rows = case.z[..., case.feature].astype(float), []
+    for i in range(len(z)):
+        if z[i].any():
+            step = int(z[i].max(1).argmax())
+            n_steps = int(z[i].any(1).sum())
+            rows.append((case.ids[i], f"prompt {i}", 0, z[i].sum(), z[i].max(), step, timestep(step), n_steps))
+    return sorted(rows, key=lambda row: (-row[3], row[0]))[: case.top]
+
+
+def top_positions(case):
+    z = case.z[..., case.feature].astype(float)
+    rows = [
+        (case.ids[i], f"prompt {i}", 0, step, timestep(step), p, p // 2, p % 2, z[i, step, p])
+        for i, step, p in np.argwhere(z > 0).tolist()
+    ]
+    return sorted(rows, key=lambda row: (-row[8], row[0], row[3], row[5]))[: case.top]
+
+
+def dead_features(case):
+    return [(f,) for f in range(case.z.shape[3]) if not case.z[..., f].any()]
+
+
+def dense_features(case):
+    rows = []
+    for f in range(case.z.shape[3]):
+        z = case.z[..., f].astype(float)
+        density = (z > 0).any(2).mean()
+        if z.any() and density >= 0.1:
+            rows.append((f, density, (z > 0).mean(), z.mean(), z.max()))
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def coactivation(case):
+    active = case.z.any(2).reshape(-1, case.z.shape[3])
+    mine, rows = active[:, case.feature], []
+    for f in range(active.shape[1]):
+        n_both, n_mine, n_other = (int(v.sum()) for v in (active[:, f] & mine, mine, active[:, f]))
+        if f != case.feature and n_both:
+            lift = n_both * len(active) / (n_mine * n_other)
+            rows.append((f, n_both, n_mine, n_other, n_both / (n_mine + n_other - n_both), lift))
+    return sorted(rows, key=lambda row: (-row[4], row[0]))[: case.top]
+
+
+def _cosine(a, b):
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return a @ b / norm if norm else None
+
+
+def drift(case):
+    x = case.sums[..., case.feature]
+    peak = int(x.sum(0).argmax())
+    rows = []
+    for step in range(x.shape[1]):
+        previous = _cosine(x[:, step], x[:, step - 1]) if step else None
+        mean = x[:, step].mean() / case.z.shape[2]
+        rows.append((step, timestep(step), mean, previous, _cosine(x[:, step], x[:, peak])))
+    return rows
+
+
+def compare_saes(case):
+    mine, other = (z.astype(float).sum(2).reshape(-1, z.shape[3]) for z in (case.z, case.other_z))
+    rows = []
+    for f in range(mine.shape[1]):
+        similar = [(_cosine(mine[:, f], other[:, g]) or 0, g) for g in range(other.shape[1])]
+        cosine, _ = max(similar)
+        if cosine > 0:
+            rows.append((f, min(g for c, g in similar if c > cosine - 1e-12), cosine))
+    return rows
+
+
+def compare_stores(case):
+    rows = []
+    for f in range(case.z.shape[3]):
+        mine, other = case.z[..., f].astype(float), case.other_z[..., f].astype(float)
+        if mine.any() or other.any():
+            density = [(z > 0).any(2).mean() for z in (mine, other)]
+            rows.append((f, *density, mine.mean(), other.mean(), other.mean() - mine.mean()))
+    return sorted(rows, key=lambda row: (-abs(row[5]), row[0]))[: case.top]

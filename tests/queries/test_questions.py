@@ -1,0 +1,220 @@
+"""Every question of the library: its answer is NumPy's, its columns and rows are what questions.toml promises."""
+
+import re
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurestore.errors import QueryError, UsageError
+from featurestore.saes import load_config
+from queries import ask
+from queries.answers import schema
+from queries.importance import importance
+from queries.questions import questions
+from queries.session import SQL, quote_text
+from tests.queries import oracles
+from tests.queries.test_importance import HOSTILE, random_codes
+from tests.stores import make_store
+
+
+def make_case(root, seed, labels, silent, feature, top):
+    """Two stores and an oracle's case: the first store has two SAEs, the second the other codes under the first SAE's name."""
+    z, other_z = random_codes(seed, samples=len(labels)), random_codes(seed + 1, samples=len(labels))
+    if silent is not None:
+        z[silent % len(labels)] = 0
+    families = {"style": labels, "total": ["cat", None, *["it's"] * (len(labels) - 2)]}
+    store = make_store(root / "store", z, families, size=(2, 2))
+    make_store(root / "store", other_z, families, sae="t", size=(2, 2))
+    other = make_store(root / "other", other_z, families, size=(2, 2))
+    ids = list(store.records("samples")[0].sample_ids)
+    concepts = sorted({label for label in labels if label is not None})
+    rows = importance(store, "s", "style").to_pylist()
+    named = [concept for concept in concepts if concept in {row["concept"] for row in rows}] or concepts
+    case = oracles.Case(z, ids, families, other_z, feature, named[0], named[-1], top, rows)
+    return store, other, case
+
+
+def parameters(name, case):
+    values = {"sae": "s", "other_sae": "t", "family": "style", "replicates": 20}
+    values |= {"feature": case.feature, "concept": case.concept, "other_concept": case.other_concept, "top": case.top}
+    return {key: value for key, value in values.items() if key in questions()[name].parameters}
+
+
+def answer(name, store, other, case):
+    second = other if "other_stats" in questions()[name].relations else None
+    return ask(store, name, parameters(name, case), other=second)
+
+
+def equal(found, expected):
+    return all(
+        a == b if isinstance(b, (str, int)) or b is None or a is None else a == pytest.approx(b, abs=1e-9, rel=1e-6)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+CASES = {
+    "seed": st.integers(0, 10**6),
+    "labels": st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=6).filter(lambda x: len(set(x) - {None}) > 1),
+    "silent": st.none() | st.integers(0, 5),
+    "feature": st.integers(0, 11),
+    "top": st.integers(1, 6),
+}
+SETTINGS = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("name", list(questions()))
+@SETTINGS
+@given(**CASES)
+def test_an_answer_is_that_of_numpy(tmp_path_factory, name, **drawn):
+    store, other, case = make_case(tmp_path_factory.mktemp("q"), **drawn)
+    if not case.importance and "importance" in "".join(questions()[name].relations):
+        return
+    table = answer(name, store, other, case)
+    found, expected = [tuple(row.values()) for row in table.to_pylist()], getattr(oracles, name)(case)
+    if name == "best_features":  # its oracle has every feature: equal means may come in either order
+        every = {row[:2]: row for row in expected}
+        for concept in {row[0] for row in expected}:
+            means = sorted((row[2] for row in expected if row[0] == concept), reverse=True)[: case.top]
+            assert [row[2] for row in found if row[0] == concept] == pytest.approx(means, abs=1e-12)
+        expected = [every[row[:2]] for row in found]
+    assert len(found) == len(expected), (found, expected)
+    for a, b in zip(found, expected, strict=True):
+        assert equal(a, b), (a, b)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    return make_case(tmp_path_factory.mktemp("q"), 3, ["neon", "a\"b'; --", "neon", "雪", None], None, 2, 3)
+
+
+@pytest.mark.parametrize("name", list(questions()))
+def test_an_answer_passes_its_own_data_tests(example, name):
+    asked = questions()[name]
+    table = answer(name, *example)
+    assert table.schema == schema(asked)
+    assert table.num_rows
+    with duckdb.connect() as connection:
+        connection.register("answer", table)
+        for test in asked.tests:
+            assert connection.sql(f"select * from answer where not coalesce({test}, false)").fetchall() == [], test
+        keys = connection.execute(f"select count(*), count(distinct ({', '.join(asked.key)})) from answer").fetchall()[
+            0
+        ]
+        assert keys[0] == keys[1]
+        for column in set(asked.columns) - set(asked.nullable):
+            quoted = '"' + column + '"'
+            assert connection.sql(f"select * from answer where {quoted} is null").fetchall() == [], column
+
+
+@pytest.mark.parametrize("name", list(questions()))
+def test_the_comment_names_the_relations_and_parameters_that_the_statement_uses(name):
+    asked = questions()[name]
+    assert asked.sql.startswith(f"-- {name}: ")
+    assert asked.sql.rstrip().endswith("select * from final")
+    code = re.sub(r"--.*", "", asked.sql)
+    in_code = set(re.findall(r"\$(\w+)", code))
+    documented = asked.documentation.partition("Parameters:")[2].partition("Columns:")[0]
+    assert set(re.findall(r"\$(\w+)", documented)) == in_code
+    relations = asked.documentation.partition("Relations:")[2].partition("Parameters:")[0]
+    for relation in asked.relations:
+        assert relation in relations
+        assert re.search(rf"\b{relation}\b", code)
+    assert code == code.lower()
+
+
+def test_every_file_is_a_question_with_an_oracle():
+    assert {path.stem for path in SQL.glob("*.sql")} == set(questions())
+    for name in questions():
+        assert callable(getattr(oracles, name))
+
+
+def test_one_sample_answers_what_needs_no_other_concept(tmp_path):
+    store = make_store(tmp_path / "store", random_codes(2, samples=1), {"style": ["only"]})
+    assert ask(store, "concepts").to_pylist() == [
+        {"family": "style", "concept": "only", "n_samples": 1, "n_encoded": 1}
+    ]
+    assert ask(store, "timestep_profile", {"feature": "0"}).num_rows == 3
+    with pytest.raises(QueryError, match="needs at least two concepts"):
+        ask(store, "importance")
+
+
+def test_what_is_wrong_is_said_in_one_line(example):
+    store, other, _ = example
+    sae = {"sae": "s"}
+    for name, values, error, message in [
+        ("profil", {}, QueryError, "no question 'profil'"),
+        ("timestep_profil", {}, QueryError, "Did you mean 'timestep_profile'"),
+        ("timestep_profile", sae, UsageError, "needs -p feature=…"),
+        ("timestep_profile", {**sae, "feature": "x"}, UsageError, "feature = 'x': expected integer"),
+        ("timestep_profile", {**sae, "feature": "-1"}, UsageError, "feature = '-1': expected at least 0"),
+        ("timestep_profile", {**sae, "feature": 12}, QueryError, "has the features 0 to 11, not 12"),
+        ("timestep_profile", {**sae, "feature": 1, "fetaure": 1}, UsageError, "Did you mean 'feature'"),
+        ("timestep_profile", {**sae, "feature": 1, "branch": "both"}, UsageError, "one of cond, uncond"),
+        ("timestep_profile", {"feature": 1}, UsageError, "needs -p"),
+        ("bootstrap", {**sae, "family": "style", "concept": "neon", "level": "nan"}, UsageError, "expected 0 to 1"),
+        ("overlap", {**sae, "family": "style", "concept": "neon", "other_concept": "x"}, QueryError, "Known: "),
+        ("importance", {**sae, "family": "styl"}, QueryError, "Did you mean 'style'"),
+        ("importance", {"sae": "z", "family": "style"}, Exception, "'z'"),
+        ("compare_stores", sae, UsageError, "needs another store: --other STORE"),
+    ]:
+        if message == "needs -p":
+            error, message = QueryError, "expected one SAE that it was encoded with, found several, s, t: add -p sae="
+        with pytest.raises(error) as raised:
+            ask(store, name, values)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UsageError, match="takes no other store"):
+        ask(store, "concepts", sae, other=other)
+
+
+def test_a_concept_that_does_not_exist_lists_those_that_do(example):
+    store, *_ = example
+    with pytest.raises(QueryError, match=re.escape("style=noen. Did you mean 'neon'? Known: ")) as raised:
+        ask(store, "selection", {"sae": "s", "family": "style", "concept": "noen"})
+    for concept in ("neon", "雪"):
+        assert concept in str(raised.value)
+
+
+def test_a_percentile_replaces_the_top_n(example):
+    store, *_ = example
+    common = {"sae": "s", "family": "style", "concept": "neon"}
+    n_rows = [ask(store, "selection", {**common, "percentile": p}).num_rows for p in (50, 90)]
+    assert n_rows[0] > n_rows[1] > 0
+
+
+def test_memory_that_does_not_suffice_is_said(tmp_path, example):
+    store, *_ = example
+    with pytest.raises(UsageError, match="memory limit 'much': expected a size such as 2GB"):
+        ask(store, "concepts", {"sae": "s"}, memory_limit="much")
+    assert ask(store, "importance", {"sae": "s", "family": "style"}, memory_limit="1GB").num_rows
+
+
+def test_the_resampled_samples_stay_within_their_concepts(example):
+    from queries.answers import resamples
+
+    labelled = [(1, "a"), (2, "b"), (3, "a")]
+    rows = resamples(labelled, 50, {"random_seed": 1}).to_pylist()
+    for replicate in range(50):
+        drawn = {row["sample_id"]: row["weight"] for row in rows if row["replicate"] == replicate}
+        assert drawn[2] == 1
+        assert drawn.get(1, 0) + drawn.get(3, 0) == 2
+    assert len({row["weight"] for row in rows}) > 1
+    assert np.isclose(np.mean([r["weight"] for r in rows if r["sample_id"] == 1]), 1.3, atol=0.4)
+
+
+def test_labels_are_joined(example):
+    from queries import connect
+
+    store, *_ = example
+    with connect(store) as connection:
+        assert set(connection.sql("select distinct family from labels").fetchall()) == {("style",), ("total",)}
+        n = connection.execute("select count(*) from stats").fetchall()[0]
+        assert connection.execute("select count(*) from labelled_stats").fetchall()[0] == n
+        row = connection.execute(f"select count(*) from labelled_codes where style = {quote_text('雪')}").fetchall()[0]
+        assert row == (6,)
+        relation = connection.sql("select feature, sum from labelled_stats order by all limit 3")
+        assert relation.pl().rows() == list(relation.df().itertuples(index=False, name=None))
+        assert load_config(store, "s")["n_latents"] == 12
