@@ -50,7 +50,10 @@ def _columns(store: Store, tables: list[str]) -> list[str]:
     lines = ["## Columns", ""] if tables else []
     for table in tables:
         first = store.records(table)[0]
-        schema = pq.read_schema(store.root / first.files[0].path)
+        try:
+            schema = pq.read_schema(store.root / first.files[0].path)
+        except (OSError, pa.ArrowInvalid):  # damaged: `verify` says so, and what else is
+            continue
         columns = ", ".join(f"`{field.name}` {_type(field.type)}" for field in schema)
         made_by = ", ".join(f"{key} {value}" for key, value in sorted(first.made_by.items()) if isinstance(value, str))
         lines += [f"- `{schemas.config_name(table)}`: {columns}" + (f" (made by {made_by})" if made_by else "")]
