@@ -8,11 +8,13 @@ import argparse
 import itertools
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from record import interleaved, record
 
@@ -21,6 +23,7 @@ from collectors.estimate import table_bytes
 from collectors.models import Model, RunSettings, generate, load_model
 from collectors.prompts import Prompt
 from featurestore import Store
+from featurestore.schemas import activations_schema
 from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
 
@@ -45,26 +48,37 @@ def sd15_shape() -> Model:
     return Model("sd15-shape", made, 50, 7.5)
 
 
-def their_writer(store: Store, hooks: list[str], out: Path) -> None:
-    """Write the same tensors as SAeUron's runner does: ``datasets`` from a tensor, Array2D, ``save_to_disk``."""
-    for hook in hooks:
-        for number, shard in enumerate(store.activations(hook)):
-            values = torch.from_numpy(np.concatenate(shard.groups))
-            column = datasets.Array2D(shape=tuple(values.shape[1:]), dtype="float16")
-            features = datasets.Features({"activations": column, "timestep": datasets.Value("uint16")})
-            rows = {"activations": values, "timestep": shard.timestep.astype(np.uint16)}
-            datasets.Dataset.from_dict(rows, features=features).save_to_disk(out / hook / f"{number:05d}", num_shards=1)
+def sd15_rows(n_samples: int = 4) -> dict[str, pa.Table]:
+    """Return activations of SD-1.5's shape (256 positions of 1280, 50 steps) at two hooks, as a collection holds them."""
+    schema, steps = activations_schema(256, 1280), np.tile(np.arange(50, dtype=np.int32), n_samples)
+    ids = np.repeat(np.arange(n_samples), 50)
+    rng, found = np.random.default_rng(0), {}
+    for hook in ("first", "second"):
+        values = rng.standard_normal((len(steps), 256 * 1280), np.float32).astype(np.float16)
+        outer = schema.field("activation").type
+        nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
+        tensor = pa.FixedSizeListArray.from_arrays(nested, type=outer)
+        columns = [pa.array(ids), pa.array(steps), pa.array(steps.astype(np.float32)), pa.array(["cond"] * len(steps))]
+        found[hook] = pa.Table.from_arrays([*columns, tensor], schema=schema)
+    return found
 
 
-def our_writer(store: Store, hooks: list[str], out: Path) -> None:
-    """Write them as a collection does: tables to durable, hashed, memory-mappable shards."""
-    import pyarrow.parquet as pq
+def their_writer(rows: dict[str, pa.Table], out: Path) -> None:
+    """Write activations as SAeUron's runner does: ``datasets`` from a tensor, Array2D, ``save_to_disk``."""
+    for hook, table in rows.items():
+        flat = table["activation"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
+        column = datasets.Array2D(shape=(256, 1280), dtype="float16")
+        features = datasets.Features({"activations": column, "timestep": datasets.Value("uint16")})
+        values = torch.from_numpy(flat.reshape(-1, 256, 1280))
+        contents = {"activations": values, "timestep": table["timestep"].to_numpy().astype(np.uint16)}
+        datasets.Dataset.from_dict(contents, features=features).save_to_disk(out / hook, num_shards=1)
 
-    copy = Store.create(out, store.run or {})
-    for hook in hooks:
-        for record_ in store.records(f"activations/{hook}"):
-            rows = pq.read_table(store.root / record_.files[0].path, partitioning=None)
-            copy.append(record_.table, record_.shard, rows, record_.sample_ids, record_.made_by)
+
+def our_writer(rows: dict[str, pa.Table], out: Path) -> None:
+    """Write them as a collection does: durable, hashed, memory-mappable shards, the tables beside each other."""
+    store = Store.create(out, {})
+    with ThreadPoolExecutor(len(rows)) as pool:
+        list(pool.map(lambda hook: store.append(f"activations/{hook}", "0", rows[hook], range(4), {}), rows))
 
 
 def codes_share(n_rows: int = 16, n_firing: int = 1900) -> float:
@@ -113,22 +127,27 @@ def main() -> None:
             reports.append(collect(next(fresh), model, prompts, run, settings, progress=False))
             shutil.rmtree(reports[-2].store.root) if len(reports) > 1 else None
 
-        seconds = interleaved(3, plain=plain, collecting=collecting)
+        seconds = interleaved(7, plain=plain, collecting=collecting)
         report = reports[-1]
         assert verify(report.store, deep=True) == []
         raw = sum(group.nbytes for hook in hooks for shard in report.store.activations(hook) for group in shard.groups)
         n_bytes = sum(path.stat().st_size for hook in hooks for path in report.store.files(f"activations/{hook}"))
+        rows, ours, theirs = sd15_rows(), next(fresh), next(fresh)
+        our_writer(rows, ours)
+        assert all(Store.open(ours).read(f"activations/{hook}").equals(table) for hook, table in rows.items())
+        their_writer(rows, theirs)
+        assert all(len(datasets.load_from_disk(theirs / hook)) == len(table) for hook, table in rows.items())
         writers = interleaved(
-            3, ours=lambda: our_writer(report.store, hooks, next(fresh)),
-            datasets=lambda: their_writer(report.store, hooks, next(fresh)),
-        )  # fmt: skip
+            5, ours=lambda: our_writer(rows, next(fresh)), datasets=lambda: their_writer(rows, next(fresh))
+        )
+        n_written = sum(table["activation"].nbytes for table in rows.values())
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if cuda else "cpu", "model": model.name}
     figures |= {f"{name}_s": value for name, value in seconds.items()}
     figures["collecting_over_plain"] = seconds["collecting"] / seconds["plain"]
     figures["waiting_for_the_writer_share"] = report.timing.waiting / report.timing.total
     figures["writer_busy_share"] = report.timing.writing / report.timing.total
     figures["disk_bytes_over_raw"] = n_bytes / raw
-    figures |= {f"write_{name}_mb_per_s": raw / 1e6 / value for name, value in writers.items()}
+    figures |= {f"write_{name}_mb_per_s": n_written / 1e6 / value for name, value in writers.items()}
     figures["our_writer_over_datasets"] = writers["datasets"] / writers["ours"]
     figures["codes_and_stats_bytes_over_activations"] = codes_share()
     record("collect", figures)

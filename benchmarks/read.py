@@ -95,7 +95,7 @@ def main() -> None:
         for name, call in candidates.items():
             assert checksum(call()) == expected, name
         consume = {name: (lambda call=call: [None for _ in call()]) for name, call in candidates.items()}
-        seconds = interleaved(3, **consume)
+        seconds = interleaved(7, **consume)
         figures: dict[str, Any] = {f"{name}_gb_per_s": values.nbytes / 1e9 / s for name, s in seconds.items()}
         for ours, peers in {
             "shuffled": ("plain_batches", "datasets_shuffled", "plain_one_copy"),
