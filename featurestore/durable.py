@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -12,6 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 from featurestore.errors import DiskError
 
 TEMPORARY_SUFFIX = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Written(NamedTuple):
@@ -24,24 +26,26 @@ class Written(NamedTuple):
 class _HashingFile:
     """A binary file that hashes what is written to it; append-only, so the hash is that of the file."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self) -> None:
+        self.file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self.size = 0
         self.closed = False
 
     def write(self, data: bytes) -> int:
+        assert self.file is not None, "opened"
         view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self._file.write(view)
         self.size += len(view)
+        self._hash.update(view)
+        self.file.write(view)
         return len(view)
 
     def tell(self) -> int:
         return self.size
 
     def flush(self) -> None:
-        self._file.flush()
+        assert self.file is not None, "opened"
+        self.file.flush()
 
     def close(self) -> None:
         """Leave the file open: the caller flushes, syncs and closes it."""
@@ -67,8 +71,9 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     Raises:
         DiskError: the operating system refused; the temporary file is gone.
     """
-    with disk_errors(path), _temporary(path) as (temporary, file):
-        hashing = _HashingFile(file)
+    hashing = _HashingFile()
+    with disk_errors(path, lambda: hashing.size), _temporary(path) as (temporary, file):
+        hashing.file = file
         write(cast(BinaryIO, hashing))
         _sync(file)
         temporary.replace(path)
@@ -120,12 +125,20 @@ def _make_directory(path: Path) -> None:
 
 
 def rename_directory(source: Path, target: Path) -> None:
-    """Rename a directory whose files are durable; their parents are synced first."""
+    """Rename, within its parent, a directory whose files are durable: by :func:`write_file`, or :func:`sync_tree`."""
     with disk_errors(target):
-        for directory, _, _ in os.walk(source):
-            _sync_directory(Path(directory))
         source.rename(target)
         _sync_directory(target.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Make durable what another program wrote into a directory."""
+    with disk_errors(path):
+        for directory, _, names in os.walk(path):
+            for name in names:
+                with Path(directory, name).open("rb") as file:
+                    os.fsync(file.fileno())
+            _sync_directory(Path(directory))
 
 
 @contextlib.contextmanager
@@ -140,17 +153,21 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a DiskError about ``path``."""
+def disk_errors(path: Path, n_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Turn an OSError of the block into a DiskError about ``path``, of which ``n_bytes()`` were to be written so far."""
     try:
         yield
     except OSError as error:
-        advice = " Free some space and run the same command again: it goes on where it stopped."
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = error.strerror or str(error)
-        raise DiskError(
-            f"cannot write {path}: {reason}; nothing half-written is left.{advice if full else ''}"
-        ) from error
+        advice = _advice(path, n_bytes()) if error.errno in _FULL else ""
+        raise DiskError(f"cannot write {path}: {reason}; nothing half-written is left.{advice}") from error
+
+
+def _advice(path: Path, needed: int) -> str:
+    at_least = f" It needs at least {needed:,} bytes" if needed else " It needs space"
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    return f"{at_least}, {free:,} are free: free some and run the same command again, it goes on where it stopped."
 
 
 def _sync(file: BinaryIO) -> None:

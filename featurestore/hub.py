@@ -94,6 +94,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Store:
     if out.exists():
         out.rmdir()
     durable.make_directory(out.parent)
+    durable.sync_tree(partial)
     durable.rename_directory(partial, out)
     return Store(out, store.run)
 

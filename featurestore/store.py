@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from featurestore import activations, durable, parquet, schemas
 from featurestore.canonical import run_id, sealed
 from featurestore.errors import NotAStoreError, RunError, TableError, nearest
+from featurestore.integrity import check_files
 from featurestore.records import FileEntry, Record, read_record, read_sealed
 
 _MARK = Path("manifest", "store.json")
@@ -55,7 +56,7 @@ class Store:
             store = cls.open(root)
             store._check_run(run)
             return store
-        if root.exists() and (not root.is_dir() or any(not p.name.startswith(".") for p in root.iterdir())):
+        if root.exists() and (not root.is_dir() or _holds_files(root)):
             raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
         return cls(root, dict(run))
 
@@ -182,8 +183,10 @@ class Store:
 
         Raises:
             TableError: there is no such table.
+            DamageError: a file is not what its record says.
         """
         records = self.require(table)
+        self.check(records)
         wanted = list(columns) if columns is not None else None
         parts = [
             pq.read_table(self.root / entry.path, columns=wanted, page_checksum_verification=True, partitioning=None)
@@ -192,9 +195,24 @@ class Store:
         ]
         return pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
 
+    def check(self, records: Iterable[Record]) -> None:
+        """Compare the files of some shards with their records, each once in a process.
+
+        Raises:
+            DamageError: a file is not what its record says; the first five such files are named.
+        """
+        check_files(self.root, [entry for record in records for entry in record.files])
+
+    def remove(self, record: Record) -> None:
+        """Remove a shard: its record, then its files. Only derived tables may lose a shard (docs/format.md, section 1.5)."""
+        durable.remove(self.root / record.location)
+        for entry in record.files:
+            durable.remove(self.root / entry.path)
+
     def families(self) -> list[str]:
         """Return the concept families that the samples are labelled with."""
         records = self.require("samples")
+        self.check(records[:1])
         return schemas.family_names(pq.read_schema(self.root / records[0].files[0].path).names)
 
     def activations(self, hook: str) -> Iterator["activations.ActivationShard"]:
@@ -202,6 +220,13 @@ class Store:
 
         Raises:
             TableError: nothing was collected at ``hook``.
+            DamageError: a file is not what its record says.
         """
         for record in self.require(f"activations/{hook}"):
+            self.check([record])
             yield activations.read_shard(self.root, record)
+
+
+def _holds_files(root: Path) -> bool:
+    """Say whether a directory holds more than what an interrupted first commit leaves: empty folders and hidden files."""
+    return any(path.is_file() and not path.name.startswith(".") for path in root.rglob("*"))

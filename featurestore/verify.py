@@ -1,6 +1,5 @@
 """Verification of a store against its commit records (docs/format.md, section 4)."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from featurestore import schemas
 from featurestore.activations import read_shard
 from featurestore.durable import TEMPORARY_SUFFIX
 from featurestore.errors import DamageError, VersionError
+from featurestore.integrity import check_file
 from featurestore.records import FileEntry, Record, read_record, read_sealed
 from featurestore.store import Store
 
@@ -28,23 +28,6 @@ class Problem(NamedTuple):
     what: str
     damage: bool
     """False for leftovers, which readers ignore"""
-
-
-def check_file(root: Path, entry: FileEntry) -> str | None:
-    """Return what is wrong with a file (absent, size, SHA-256), or None."""
-    path = root / entry.path
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return f"has {size} bytes, its record says {entry.bytes}"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return (
-        None
-        if digest == entry.sha256
-        else f"was changed: its SHA-256 is {digest[:12]}…, its record says {entry.sha256[:12]}…"
-    )
 
 
 def verify(store: Store, deep: bool = False, progress: Callable[[str], object] = lambda path: None) -> list[Problem]:

@@ -8,7 +8,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from featurestore import durable
 from featurestore.canonical import canonical_json, sha256_text
 from featurestore.card import write_card
 from featurestore.errors import QueryError, UsageError, nearest
@@ -127,7 +126,7 @@ def save_scores(store: Store, sae: str, family: str, branch: str = "cond") -> pa
     scores = importance(store, sae, family, branch)
     for record in store.records(table):
         if record.shard.startswith(f"{family}-{branch}-") and record.shard != shard:
-            _remove(store, record)
+            store.remove(record)
     store.append(table, shard, scores, (), source)
     write_card(store)
     return scores
@@ -286,9 +285,3 @@ def _source(store: Store, sae: str) -> dict[str, Any]:
     tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
     hashes = {key: [record.files[0].sha256 for record in store.records(table)] for key, table in tables.items()}
     return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes}
-
-
-def _remove(store: Store, record: Record) -> None:
-    durable.remove(store.root / record.location)
-    for entry in record.files:
-        durable.remove(store.root / entry.path)

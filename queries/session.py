@@ -12,7 +12,6 @@ from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.saes import load_config, sae_hash
 from featurestore.schemas import CODES, KINDS, SCORES, STATS, activations_schema, family_names, samples_schema
 from featurestore.store import Store
-from featurestore.verify import check_file
 from queries.sql_errors import explain, one_line
 
 SQL = Path(__file__).parent / "sql"
@@ -26,7 +25,6 @@ _EMPTY = {
 }
 _TYPES = {"int64": "bigint", "int32": "integer", "float": "float", "double": "double", "string": "varchar"}
 _NESTED = {"features": "integer[][]", "values": "float[][]", "activation": "float[][]"}
-_verified: set[tuple[str, int, int, str]] = set()
 
 
 def question(name: str) -> str:
@@ -150,21 +148,7 @@ def verify_files(store: Store, tables: Iterable[str]) -> None:
     Raises:
         DamageError: a file is not what its record says; the first five such files are named.
     """
-    problems = []
-    for entry in (entry for table in tables for record in store.records(table) for entry in record.files):
-        path = store.root / entry.path
-        stat = path.stat() if path.is_file() else None
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, entry.sha256) if stat else None
-        if key in _verified:
-            continue
-        wrong = check_file(store.root, entry)
-        if wrong:
-            problems.append(f"{entry.path} {wrong}")
-        elif key:
-            _verified.add(key)
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise DamageError(f"{store.root}: {'; '.join(problems[:5])}{more}. Run 'featurestore verify {store.root}'.")
+    store.check(record for table in tables for record in store.records(table))
 
 
 def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str, tables: list[str]) -> None:

@@ -78,12 +78,14 @@ def activation_rows(
 
     Raises:
         SAEError: nothing was collected at ``hook`` or of what is wanted, or the shards do not belong together.
+        DamageError: a file is not what its record says.
     """
     if branch not in BRANCHES:
         raise UsageError(f"branch {branch!r} is not one of {', '.join(BRANCHES)}.")
     records = hook_records(store, hook)
     if samples is not None:
         records = [record for record in records if not set(samples).isdisjoint(record.sample_ids)]
+    store.check(records)
     shards: list[ActivationShard | None] = []
     parts: list[tuple[npt.NDArray, ...]] = []
     found: set[str] = set()

@@ -73,6 +73,7 @@ def _encode_shard(store: Store, sae: SAE, name: str, record: Record, made_by: Ma
             )
     if len(existing) == 2:
         return False
+    store.check([record])
     shard = read_shard(store.root, record)
     _check_fits(store, sae, name, shard)
     metadata = codes_metadata(sae, made_by, shard.metadata["height"], shard.metadata["width"])

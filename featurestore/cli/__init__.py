@@ -1,8 +1,12 @@
 """The command line: thin commands over the libraries, imported only when one of them runs."""
 
+import contextlib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 import click
 
@@ -70,16 +74,41 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line: errors are one line on stderr and exit status 1, usage errors exit with 2."""
-    try:
-        status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. What was committed stays; run the same command again to go on.", err=True)
-        sys.exit(130)
-    except FeatureStoreError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+    """Run the command line: errors are one line on stderr and exit status 1, usage errors exit with 2.
+
+    SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
+    """
+    with _termination() as terminated:
+        try:
+            status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted. What was committed stays; run the same command again to go on.", err=True)
+            sys.exit(143 if terminated else 130)
+        except FeatureStoreError as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Make SIGTERM, which schedulers send, act as SIGINT; the list is no longer empty when it has come."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handler = signal.getsignal(signal.SIGINT)
+        # In the background a shell has SIGINT ignored.
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -163,7 +163,7 @@ def test_a_missing_and_a_truncated_file_are_reported_and_refused(store):
     paths[1].write_bytes(paths[1].read_bytes()[:-10])
     what = {p.path: p.what for p in verify(store)}
     assert [what[str(p.relative_to(store.root))].split()[0] for p in paths] == ["is", "has"]
-    with pytest.raises(DamageError, match=r"is missing, its record says \d+: run 'featurestore verify"):
+    with pytest.raises(DamageError, match=r"parquet is missing\. Run 'featurestore verify"):
         list(store.activations(HOOK))
 
 
