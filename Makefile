@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test check format bench docs torture clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -27,6 +27,9 @@ docs: .venv/installed  ## docs/cli.md from the commands' help texts
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
 	for file in benchmarks/ablate.py benchmarks/collect.py benchmarks/read.py; do $(BIN)/python $$file || exit 1; done
+
+torture: .venv/installed  ## power cuts, full disks, kills, damage: ten minutes; writes docs/reliability.md
+	$(BIN)/python -m tests.torture
 
 clean:  ## the virtual environment and the demo's output
 	rm -rf .venv demo

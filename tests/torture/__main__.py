@@ -1,0 +1,87 @@
+"""The long form: python -m tests.torture. Writes the figures into docs/reliability.md.
+
+On a disk in memory (TMPDIR=/dev/shm) it takes about ten minutes; the power cuts are simulated either way.
+"""
+
+import datetime
+import errno
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from collectors.models import load_model
+from tests.pipelines import save, tiny_stable_diffusion
+from tests.torture import crashes, flips, processes
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- figures: make torture -->\n", "<!-- end of figures -->"
+Row = tuple[str, int, int, list[str]]
+
+
+def rows(work: Path) -> Iterator[Row]:
+    """Yield what was done, how often, how many things broke, and which."""
+    scenarios = {"appending": crashes.append_shards, "superseding scores": crashes.supersede_scores,
+                 "unpacking": crashes.unpack_bundle(crashes.make_bundle(work))}  # fmt: skip
+    for name, scenario in scenarios.items():
+        (work / name).mkdir()
+        outcome = crashes.cut_power(scenario, work / name, states_per_moment=40)
+        yield f"power cuts while {name}: states", outcome.tried, len(outcome.broken), outcome.broken
+        needless = []
+        sites = crashes.sync_sites(scenario, work / name)
+        for number, site in enumerate(sites):
+            (work / name / str(number)).mkdir()
+            if not crashes.cut_power(scenario, work / name / str(number), 12, site, stop_at_first=True).broken:
+                needless.append(site)
+        yield f"{name} without one of its `fsync`s: not noticed", len(sites), len(needless), needless
+        for error, word in ((errno.ENOSPC, "ENOSPC"), (errno.EIO, "EIO"), (0, "short writes")):
+            (work / name / word).mkdir()
+            outcome = crashes.refuse_each(scenario, work / name / word, error)
+            yield f"{word} at each operation of {name}", outcome.tried, len(outcome.broken), outcome.broken
+    flips.make(work / "flips")
+    outcome = flips.damage(work / "flips", 10_000)
+    yield (
+        "flipped bits and cut files, each through every reader: reads",
+        outcome.tried,
+        len(outcome.broken),
+        outcome.broken,
+    )
+    for own in (True, False):
+        outcome = processes.write_at_once(work / f"writers-{own}", 8, 1000, own)
+        what = "of their own" if own else "of the same shards"
+        yield f"commits {what} by 8 processes at once, and a reader", outcome.tried, len(outcome.broken), outcome.broken
+    torch.set_num_threads(1)
+    model = load_model(str(save(tiny_stable_diffusion(work / "tiny"), work / "tiny" / "model")), "cpu")
+    (work / "kills").mkdir()
+    kills = processes.kill(model, work / "kills", 1000)
+    yield (
+        f"`kill -9` while collecting ({kills.runs} runs came to their end)",
+        kills.tried,
+        len(kills.broken),
+        kills.broken,
+    )
+    yield "samples lost by them", kills.tried, kills.lost, []
+
+
+def main() -> None:
+    """Run everything, print it, and write the table."""
+    began, lines, broken = time.perf_counter(), ["| what | times | broken |", "|---|---:|---:|"], 0
+    with tempfile.TemporaryDirectory() as directory:
+        for what, tried, wrong, which in tqdm(rows(Path(directory)), unit="part"):
+            lines.append(f"| {what} | {tried:,} | {wrong} |")
+            tqdm.write(f"{what}: {tried:,}, broken {wrong} {which[:3] or ''}")
+            broken += wrong
+    minutes = (time.perf_counter() - began) / 60
+    lines.append(f"\nMeasured on {datetime.date.today().isoformat()} in {minutes:.0f} minutes.\n")
+    if broken:
+        raise SystemExit(f"{broken} broken: {PAGE.name} stays as it was.")
+    page = PAGE.read_text(encoding="utf-8")
+    head, _, rest = page.partition(BEGIN)
+    PAGE.write_text(head + BEGIN + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

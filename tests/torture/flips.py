@@ -1,0 +1,122 @@
+"""Bits flipped in, and ends cut off, the files of a store: nothing may be read as if it were what was written."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore import Store, durable
+from featurestore.canonical import sample_id, shard_name
+from featurestore.errors import FeatureStoreError
+from featurestore.saes import load_config
+from featurestore.schemas import activations_schema
+from queries.session import connect, run_sql
+from sae.checkpoint import config_bytes, load_sae, weights_bytes
+from sae.model import SAE, SAEConfig
+from tests.stores import HOOK, make_store
+from tests.torture.crashes import Outcome
+
+VIEWS = ("samples", "activations", "codes", "stats")
+
+
+def make(root: Path) -> Store:
+    """Return a small store with every kind of table and an SAE."""
+    rng = np.random.default_rng(0)
+    z = rng.random((4, 3, 6, 16)).astype(np.float32) * (rng.random((4, 3, 6, 16)) < 0.3)
+    store = make_store(root, z, {"style": ["a", "b", "a", "b"]})
+    ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(4)]
+    schema = activations_schema(6, 8)
+    nested = pa.FixedSizeListArray.from_arrays(
+        pa.array(rng.standard_normal(4 * 3 * 6 * 8).astype(np.float16)), type=schema.field("activation").type.value_type
+    )
+    tensor = pa.FixedSizeListArray.from_arrays(nested, type=schema.field("activation").type)
+    columns = [np.repeat(ids, 3), np.tile(np.arange(3, dtype=np.int32), 4), np.tile(np.float32([3, 2, 1]), 4)]
+    arrays = [*map(pa.array, columns), pa.array(["cond"] * 12), tensor]
+    named = {
+        "featurestore.hook": HOOK,
+        "featurestore.io": "output",
+        "featurestore.height": "1",
+        "featurestore.width": "6",
+    }
+    rows = pa.Table.from_arrays(arrays, schema=schema.with_metadata(named))
+    store.append(f"activations/{HOOK}", shard_name(0, ids), rows, ids, {})
+    (record,) = store.records("saes")
+    store.remove(record)
+    _add_sae(store)
+    return store
+
+
+def _add_sae(store: Store) -> None:
+    from featurestore.records import FileEntry, Record
+
+    sae = SAE(SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6))
+    files = {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
+    entries = [FileEntry(f"saes/s/{n}", *durable.write_bytes(store.root / "saes/s" / n, b)) for n, b in files.items()]
+    store.commit(Record("saes", "s", "", 0, (), tuple(entries), {}))
+
+
+def read_everything(root: Path) -> None:
+    """Read all of a store through Python and through SQL."""
+    store = Store.open(root)
+    for table in store.tables():
+        store.read(table)
+    list(store.activations(HOOK))
+    load_sae((store, "s"))
+    load_config(store, "s")
+    with connect(store) as connection:
+        for view in VIEWS:
+            connection.sql(f"select * from {view}").to_arrow_table()
+    for view in VIEWS:
+        run_sql(store, f"select * from {view}")
+
+
+def readers(path: str) -> dict[str, Callable[[Store], object]]:
+    """Return the ways in which a file's contents are read: each must refuse it."""
+    kind = path.split("/")[0]
+    if kind in VIEWS:
+        table = path.rpartition("/")[0]
+        ways: dict[str, Callable[[Store], object]] = {
+            "Store.read": lambda store: store.read(table), "connect": lambda store: connect(store, tables=[table]).close(),
+            "sql": lambda store: run_sql(store, f"select * from {kind}"),
+        }  # fmt: skip
+        return ways | ({"activations": lambda store: list(store.activations(HOOK))} if kind == "activations" else {})
+    if kind == "saes":
+        return {"load_sae": lambda store: load_sae((store, "s"))}
+    if path == "manifest/store.json":
+        return {"open": lambda store: Store.open(store.root)}
+    table = path.removeprefix("manifest/").rpartition("/")[0]
+    if table == "saes":
+        return {"load_sae": lambda store: load_sae((store, "s"))}
+    return {
+        "Store.read": lambda store: store.read(table),
+        "connect": lambda store: connect(store, tables=[table]).close(),
+    }
+
+
+def damage(root: Path, n: int, seed: int = 0) -> Outcome:
+    """Damage one file at a time, ``n`` times, each time undone; every reader of that file must refuse it with one line."""
+    store, rng, outcome = Store.open(root), random.Random(seed), Outcome()
+    read_everything(root)  # nothing is damaged yet; what was checked once is known by now
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in ("README.md", "metrics.json"))
+    for number in range(n):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        if rng.random() < 0.3:
+            what, left = "cut", whole[: rng.randrange(len(whole))]
+        else:
+            at, bit = rng.randrange(len(whole)), rng.randrange(8)
+            what, left = f"bit {bit} of byte {at}", whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+        path.write_bytes(left)
+        relative = path.relative_to(root).as_posix()
+        for way, read in readers(relative).items():
+            outcome.tried += 1
+            try:
+                read(store)
+                outcome.broken.append(f"{relative}, {what}: read by {way}")
+            except FeatureStoreError as error:
+                if "\n" in str(error):
+                    outcome.broken.append(f"{relative}, {what}: {way} says it in several lines")
+        path.write_bytes(whole)
+    return outcome
