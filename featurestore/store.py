@@ -231,4 +231,5 @@ class Store:
 
 def _holds_files(root: Path) -> bool:
     """Say whether a directory holds more than what an interrupted first commit leaves: empty folders and hidden files."""
-    return any(path.is_file() and not path.name.startswith(".") for path in root.rglob("*"))
+    found = (path.relative_to(root).parts for path in root.rglob("*") if path.is_file())
+    return any(not any(part.startswith(".") for part in parts) for parts in found)
