@@ -1,10 +1,11 @@
-"""The two sparse operations of a TopK SAE, with gradients that never form a dense ``[batch, n_latents]`` code.
+"""The two sparse operations of an SAE, with gradients that never form a dense ``[batch, n_latents]`` code.
 
 A step on one CPU core (batch 1024, d_in 128, n_latents 1024, k 16) takes half the time of the dense formula under
 automatic differentiation: forward is the encoder's matrix product and the selection, backward touches k rows a
 position.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +56,17 @@ def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tenso
     Shapes: ``x`` is ``[rows, d_in]``, ``weight`` ``[n_latents, d_in]``, ``bias`` ``[n_latents]``. Differentiable in
         all three; the gradient reaches positive values only.
     """
-    values, indices = _Encode.apply(x, weight, bias, k)
+    return encode_selected(x, weight, bias, lambda pre: top_k(pre, k))
+
+
+def encode_selected(
+    x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return what ``select`` takes of ``x weightᵀ + bias`` ``[rows, n_latents]``: values and indices ``[rows, width]``.
+
+    Values that are not positive become 0. Differentiable as :func:`encode_top_k`; ``select`` is taken as constant.
+    """
+    values, indices = _Encode.apply(x, weight, bias, select)
     return values, indices
 
 
@@ -66,8 +77,10 @@ def weighted_rows(values: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = top_k(F.linear(x, weight, bias), k)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = select(F.linear(x, weight, bias))
         values = values.relu()
         ctx.save_for_backward(x, weight, values > 0, indices)
         ctx.mark_non_differentiable(indices)
@@ -77,7 +90,7 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positive, indices = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _k = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _select = ctx.needs_input_grad
         grad = grad * positive
         n_latents = weight.shape[0]
         grad_bias = grad.new_zeros(n_latents).index_add_(0, indices.flatten(), grad.flatten()) if needs_bias else None
