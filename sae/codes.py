@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from featurestore import schemas
@@ -42,9 +43,9 @@ class RowCodes(NamedTuple):
     """The codes of one row, on the SAE's device."""
 
     values: Tensor
-    """float32 ``[n_positions, k]``"""
+    """float32 ``[n_positions, width]``; rows may differ in width"""
     indices: Tensor
-    """int32 ``[n_positions, k]``, ascending; ``n_latents`` where nothing is active"""
+    """int32 ``[n_positions, width]``, ascending; ``n_latents`` where nothing is active"""
 
 
 CHUNK_ROWS = 64
@@ -71,7 +72,11 @@ def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
     Raises:
         SAEError: an activation of a latent is not finite, or does not fit float16.
     """
-    values, indices = (torch.stack(part).cpu().numpy() for part in zip(*rows, strict=True))
+    width = max(row.values.shape[-1] for row in rows)
+    values, indices = (
+        torch.stack([F.pad(part, (0, width - part.shape[-1]), value=empty) for part in parts]).cpu().numpy()
+        for parts, empty in zip(zip(*rows, strict=True), (0, n_latents), strict=True)
+    )
     return _columns(values, indices.astype(np.int64), n_latents)
 
 

@@ -11,6 +11,8 @@ from sae.metrics import chunks_of_rows, evaluate
 from sae.model import SAE
 from sae.settings import Plan
 
+_DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False}
+
 
 def existing(store: Store, name: str, plan: Plan) -> Record | None:
     """Return the record of an SAE that exists already, provided it was trained by this plan.
@@ -22,7 +24,8 @@ def existing(store: Store, name: str, plan: Plan) -> Record | None:
     if record is None:
         return None
     there, here = dict(record.made_by), plan.made_by()
-    old, new = there.get("settings", {}), here["settings"]
+    # An SAE of before a setting existed was trained by its default.
+    old, new = _DEFAULTS | there.get("settings", {}), here["settings"]
     changed = [f"{k}: {old.get(k)} there, {v} here" for k, v in new.items() if old.get(k) != v]
     if not changed and there.get("data") != here["data"]:
         changed = ["activations were added or replaced since"]

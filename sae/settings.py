@@ -9,12 +9,14 @@ import torch
 
 import featurestore
 from featurestore.canonical import canonical_json, sha256_text
-from featurestore.errors import UsageError
+from featurestore.errors import UsageError, nearest
 from featurestore.store import Store
 from sae.batches import PositionBatches
 from sae.data import data_hash
 from sae.loss import AUX_ALPHA
+from sae.matryoshka import default_groups
 from sae.model import SAEConfig
+from sae.variants import VARIANTS
 
 _EPOCHS = 5
 _MIN_STEPS = 1000
@@ -48,8 +50,19 @@ class TrainSettings:
     """positions without firing after which a latent is dead; None: 10 million, at most a third of all to be seen"""
     aux_alpha: float = AUX_ALPHA
     """weight of the auxiliary loss"""
+    architecture: str = "topk"
+    """a name in :data:`sae.variants.VARIANTS`"""
+    group_sizes: tuple[int, ...] = ()
+    """of a Matryoshka SAE; (): 1/32, 1/16, 1/8 and 1/4 of the latents and the rest"""
+    scale_inputs: bool | None = None
+    """train on inputs divided by their root mean squared distance from ``b_dec``, and scale the trained SAE back; None:
+    only where the variant has units, as JumpReLU"""
 
     def __post_init__(self) -> None:
+        if self.architecture not in VARIANTS:
+            raise UsageError(f"architecture {self.architecture!r} is not known.{nearest(self.architecture, VARIANTS)}")
+        if self.group_sizes and self.architecture != "matryoshka_batchtopk":
+            raise UsageError(f"group sizes are for matryoshka_batchtopk, the architecture is {self.architecture}.")
         for name, low in (("k", 1), ("n_latents", 1), ("steps", 1), ("batch_size", 2), ("seed", 0), ("dead_after", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -75,6 +88,12 @@ class Plan:
     data: str
     """names the contents of the shards that are trained on"""
 
+    @property
+    def scale_inputs(self) -> bool:
+        """Whether inputs are scaled in training."""
+        chosen = self.settings.scale_inputs
+        return VARIANTS[self.config.architecture].learns_threshold if chosen is None else chosen
+
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: a short linear warm-up, then linear decay to 0 after the last step."""
         warmup = min(1000, self.steps // 20)
@@ -90,6 +109,7 @@ class Plan:
         fields = dataclasses.asdict(self.settings)
         fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
         fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
+        fields |= {"group_sizes": list(self.config.group_sizes), "scale_inputs": self.scale_inputs}
         return {key: fields[key] for key in sorted(fields) if key != "expansion"}
 
     def identity(self) -> str:
@@ -101,7 +121,7 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, batches: Positio
     """Work out what ``settings`` mean for a hook's activations.
 
     Raises:
-        UsageError: k does not fit the number of latents.
+        UsageError: k or the groups do not fit the number of latents.
     """
     rows, run = batches.rows, store.run or {}
     n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
@@ -109,10 +129,17 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, batches: Positio
         raise UsageError(
             f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a larger --expansion."
         )
+    groups = settings.group_sizes
+    if settings.architecture == "matryoshka_batchtopk":
+        groups = groups or default_groups(n_latents)
+        if sum(groups) != n_latents or min(groups) < 1:
+            raise UsageError(f"group sizes {list(groups)} must be positive and add up to the {n_latents} latents.")
     config = SAEConfig(
         d_in=rows.d_in,
         n_latents=n_latents,
         k=settings.k,
+        architecture=settings.architecture,
+        group_sizes=groups,
         hook=hook,
         io=rows.metadata["io"] or "output",
         height=int(rows.metadata["height"] or 0),

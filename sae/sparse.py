@@ -4,6 +4,7 @@ Forward is the encoder's matrix product and the selection, backward touches k ro
 under automatic differentiation a step takes half the time, see benchmarks/train.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +53,17 @@ def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tenso
     Shapes: ``x`` is ``[rows, d_in]``, ``weight`` ``[n_latents, d_in]``, ``bias`` ``[n_latents]``. Differentiable in
         all three; the gradient reaches positive values only.
     """
-    values, indices = _Encode.apply(x, weight, bias, k)
+    return encode_selected(x, weight, bias, lambda pre: top_k(pre, k))
+
+
+def encode_selected(
+    x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return what ``select`` takes of ``x weightᵀ + bias`` ``[rows, n_latents]``: values and indices ``[rows, width]``.
+
+    Values that are not positive become 0. Differentiable as :func:`encode_top_k`; ``select`` is taken as constant.
+    """
+    values, indices = _Encode.apply(x, weight, bias, select)
     return values, indices
 
 
@@ -102,8 +113,10 @@ def _dots(vectors: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = top_k(F.linear(x, weight, bias), k)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = select(F.linear(x, weight, bias))
         values = values.relu()
         ctx.save_for_backward(x, weight, values > 0, indices)
         ctx.mark_non_differentiable(indices)
@@ -113,7 +126,7 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positive, indices = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _k = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _select = ctx.needs_input_grad
         grad = grad * positive
         n_latents = weight.shape[0]
         grad_bias = grad.new_zeros(n_latents).index_add_(0, indices.flatten(), grad.flatten()) if needs_bias else None

@@ -71,6 +71,7 @@ def train(
         return record
     run = _Run(store, name, plan, batches, pick_device(device))
     run.loop(progress, on_report)
+    run.state.sae.rescale_(run.scale)
     record = finish(store, name, plan, run.state.sae, batches)
     discard(store, name)
     return record
@@ -93,7 +94,10 @@ class _Run:
                 raise SAEError(
                     f"all activations of hook {self.plan.config.hook!r} are equal: there is nothing to learn."
                 )
-            sae.b_dec.copy_(geometric_median(first))
+            median = geometric_median(first)
+            self.scale = float((first - median).square().sum(dim=1).mean().sqrt()) if self.plan.scale_inputs else 1.0
+            sae.b_dec.copy_(median / self.scale)
+            sae.variant.start(sae, sae.centred(first / self.scale)[0])
         return State(sae.to(self.device))
 
     def loop(self, progress: bool, on_report: Callable[[Progress], object]) -> None:
@@ -105,7 +109,7 @@ class _Run:
         bar = tqdm(desc=title, total=total, initial=done, unit=" positions", unit_scale=True, disable=quiet)
         with bar, interruption() as stop:
             for x in itertools.islice(self._stream(), steps - state.step):
-                sums += self._step(x.to(self.device))
+                sums += self._step(x.to(self.device) / self.scale)
                 last = state.step == steps
                 if state.step % _REPORT_EVERY == 0 or last:
                     report = self._report(sums / (state.step - since))
@@ -139,6 +143,7 @@ class _Run:
         sae.remove_parallel_gradient_()
         state.optimizer.step()
         sae.normalize_decoder_()
+        sae.variant.after_step(sae, loss.codes.values)
         state.count(loss.codes)
         active = (loss.codes.values > 0).sum() / len(x)
         return torch.stack([loss.fvu.double(), active.double()]).cpu()
