@@ -18,10 +18,11 @@ from sae.batches import PositionBatches
 from sae.checkpoint import pick_device
 from sae.finish import existing, finish
 from sae.interrupt import interruption
-from sae.loss import geometric_median, training_loss
+from sae.loss import geometric_median
 from sae.model import SAE
 from sae.settings import Plan, TrainSettings, make_plan
 from sae.state import State, discard, restore, save
+from sae.step import take_step
 
 __all__ = ["Progress", "TrainSettings", "train"]
 
@@ -133,18 +134,8 @@ class _Run:
 
     def _step(self, x: Tensor) -> Tensor:
         """Take one step; return its FVU and L0, float64 on the CPU."""
-        state, sae = self.state, self.state.sae
-        dead = state.positions_since_fired > self.plan.dead_after
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.plan.lr_at(state.step)
-        state.optimizer.zero_grad()
-        loss = training_loss(sae, x, dead, self.plan.settings.aux_alpha)
-        loss.total.backward()
-        sae.remove_parallel_gradient_()
-        state.optimizer.step()
-        sae.normalize_decoder_()
-        sae.variant.after_step(sae, loss.codes.values)
-        state.count(loss.codes)
+        lr, alpha = self.plan.lr_at(self.state.step), self.plan.settings.aux_alpha
+        loss = take_step(self.state, x, lr, self.plan.dead_after, alpha)
         active = (loss.codes.values > 0).sum() / len(x)
         return torch.stack([loss.fvu.double(), active.double()]).cpu()
 
