@@ -30,13 +30,12 @@ _GLOBALS = {
     ("torch._utils", "_rebuild_parameter"),
     *(("torch", f"{kind}Storage") for kind in _STORAGES),
 }
-_OPCODES = frozenset(
-    """
+_TENSOR_OPCODES = """
     PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MARK STOP REDUCE BUILD BINPERSID EMPTY_DICT EMPTY_LIST EMPTY_TUPLE
     TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS BINUNICODE BININT BININT1 BININT2 LONG1 BINFLOAT NEWTRUE
     NEWFALSE NONE
-    """.split()
-)
+"""
+_OPCODES = frozenset(_TENSOR_OPCODES.split())
 
 
 def state_dict(path: Path, within: str = "") -> Taken:
