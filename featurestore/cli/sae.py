@@ -201,7 +201,7 @@ def import_(
     are never run.
 
     \b
-    featurestore sae import bcywinski/SAeUron/unet.up_blocks.1.attentions.1 --store ./store --name saeuron
+    featurestore sae import someone/saes/unet.up_blocks.1.attentions.1 --store ./store --name theirs
     featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
     """
     from featurestore.saes import load_config

@@ -7,7 +7,7 @@ from featurestore.errors import SAEError
 from sae.formats.overcomplete import SUFFIXES
 from sae.formats.registry import FORMATS
 
-_SOURCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<inner>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
+_SOURCE = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(?:/(?P<inner>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 
 
 def local_path(source: str) -> Path:

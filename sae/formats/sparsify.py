@@ -72,11 +72,13 @@ def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | No
         return None
     if trained == ["batch_topk"] and choice.threshold is not None:
         return choice.threshold
-    threshold = " or --threshold with the smallest activation that training kept," if trained == ["batch_topk"] else ""
+    whole, give = "sample", ""
+    if trained == ["batch_topk"]:
+        whole, give = "batch", "--threshold with the smallest activation that training kept, or "
     raise SAEError(
-        f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a whole "
-        f"{'batch' if threshold else 'sample'}, and holds no threshold. Give{threshold} --architecture topk to serve it "
-        f"with {fields['k']} latents a position, as SAeUron's own loader does."
+        f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a whole {whole}, and holds no "
+        f"threshold. Give {give}--architecture topk to serve it with {fields['k']} latents a position, as SAeUron's own "
+        f"loader does."
     )
 
 
