@@ -17,6 +17,7 @@ COMMANDS = {
     "collect": "featurestore.cli.collect",
     "train": "featurestore.cli.sae",
     "encode": "featurestore.cli.sae",
+    "sae": "featurestore.cli.sae",
     "score": "featurestore.cli.queries",
     "query": "featurestore.cli.questions",
     "sql": "featurestore.cli.queries",
