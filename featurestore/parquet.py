@@ -132,5 +132,5 @@ def _one_page(header: npt.NDArray, num_values: int) -> bool:
     except ValueError:
         return False
     # Field 5 describes a data page, 8 a data page of version 2; the first field of either counts the values.
-    kind, page = fields.get(5) or fields.get(8) or (None, None)
+    kind, page = fields.get(5) or fields.get(8) or (thrift.STRUCT, {})
     return kind == thrift.STRUCT and page.get(1) == (thrift.I32, num_values)
