@@ -112,10 +112,9 @@ class _Reader:
         return self._data[self._position - 1]
 
     def _take(self, n: int) -> bytes:
-        start, self._position = self._position, self._position + n
-        if self._position > len(self._data):
-            raise IndexError(self._position)
-        return self._data[start : self._position]
+        # Fewer at the end of the data: then the byte that ends the struct is missing too, and reading it fails.
+        self._position += n
+        return self._data[self._position - n : self._position]
 
     def _varint(self) -> int:
         result = shift = 0

@@ -158,6 +158,12 @@ def test_any_shape_is_read_back(rows, positions, d_in, dtype):
     assert len(data) < len(write_by_pyarrow(table)) + 4 * rows * positions
 
 
+@pytest.mark.parametrize(("positions", "d_in"), [(4096, 1), (1, 4096), (32, 128)])
+def test_levels_take_little_space(positions, d_in):
+    few, many = (write(activation_table(3, n * positions, d_in)[0]) for n in (1, 9))
+    assert len(many) - len(few) < 8 * 3 * positions * (2 * d_in + (5 if d_in > 1 else 0)) + 100
+
+
 @shapes
 def test_a_file_is_mapped(tmp_path, shape):
     table, values = activation_table(**shape)
