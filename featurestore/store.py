@@ -103,9 +103,11 @@ class Store:
 
     def records(self, table: str) -> list[Record]:
         """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
+        return [read_record(path) for path in sorted(self._record_paths(table))]
+
+    def _record_paths(self, table: str) -> Iterator[Path]:
         directory = self.root / "manifest" / table
-        paths = (p for p in directory.glob("*.json") if p.name != _MARK.name)
-        return [read_record(path) for path in sorted(paths)]
+        return (path for path in directory.glob("*.json") if path.name != _MARK.name)
 
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
@@ -169,12 +171,13 @@ class Store:
         Raises:
             TableError: the columns differ; it names them.
         """
-        # Any shard will do, all have one schema; reading every record would make each commit slower than the last.
-        path = next((self.root / "manifest" / table).glob("*.json"), None)
-        first = read_record(path) if path is not None else None
-        if first is None or first.schema == schemas.schema_id(schema):
+        path = next(self._record_paths(table), None)
+        if path is None:
             return
-        there = {f.name: f.type for f in pq.read_schema(self.root / first.files[0].path)}
+        found = read_record(path)  # any one: all have the same schema, and there may be thousands
+        if found.schema == schemas.schema_id(schema):
+            return
+        there = {f.name: f.type for f in pq.read_schema(self.root / found.files[0].path)}
         new = {f.name: f.type for f in schema}
         changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
         detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
