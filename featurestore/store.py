@@ -45,7 +45,7 @@ class Store:
 
     @classmethod
     def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
-        """Return the store at ``path`` for a run; one that does not exist yet is made by its first commit.
+        """Return the store at ``path`` for a run; one that does not exist yet is made when the first shard is written.
 
         Raises:
             RunError: the store holds another run.
@@ -64,10 +64,11 @@ class Store:
     def create(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
         """Return the store at ``path`` for a run, on disk; raises as :meth:`prepare`."""
         store = cls.prepare(path, run)
-        store._mark()
+        store.begin()
         return store
 
-    def _mark(self) -> None:
+    def begin(self) -> None:
+        """Make the store exist: nothing else may be written to a new one before."""
         if not (self.root / _MARK).exists():
             mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": self.run}
             durable.create_once(self.root / _MARK, sealed(mark))
@@ -150,6 +151,7 @@ class Store:
         if existing is not None:
             return existing
         self.check_schema(table, rows.schema)
+        self.begin()
         path = Path(*table.split("/"), f"{shard}.parquet")
         written = durable.write_file(self.root / path, lambda file: parquet.write_table(file, rows))
         entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
@@ -160,7 +162,7 @@ class Store:
 
     def commit(self, record: Record) -> Record:
         """Create a commit record; if another process was first, return its record."""
-        self._mark()
+        self.begin()
         if durable.create_once(self.root / record.location, record.to_bytes()):
             return record
         return read_record(self.root / record.location)
