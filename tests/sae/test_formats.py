@@ -276,9 +276,11 @@ def test_serving_a_batch_topk_otherwise_has_to_be_asked_for(tmp_path, in_process
     served = loaded(tmp_path, choice=Choice("topk"))
     assert (served.config.architecture, served.config.group_sizes) == ("topk", ())
     assert (served.encode_dense(x).count_nonzero(dim=1) == K).all()
-    higher = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
-    assert higher.count_nonzero() < loaded(tmp_path).encode_dense(x).count_nonzero()
-    assert float(higher[higher > 0].min()) > 2.5
+    with pytest.raises(SAEError, match=r"has threshold = 1.3: --threshold 2.5 would be another function"):
+        loaded(tmp_path, choice=Choice(threshold=2.5))
+    formats.dictionary_learning(tmp_path, "MatryoshkaBatchTopKSAE", threshold=-1.0)
+    given = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
+    assert float(given[given > 0].min()) > 2.5
 
 
 @pytest.mark.parametrize(
