@@ -23,15 +23,13 @@ from sae.formats.hub import local_path
 from sae.formats.pickles import check_pickle, state_dict
 from sae.formats.registry import FORMATS, detect, read_checkpoint
 from sae.importing import export_sae, foreign_sae, import_sae
-from sae.model import SAEConfig
 from tests.sae import formats
 from tests.sae.formats import D_IN, K
 from tests.sae.helpers import HOOK, make_store, random_sae
 
 
 def loaded(path, format="auto", choice=Choice()):  # noqa: B008
-    found = read_checkpoint(path, format, choice)
-    return foreign_sae(SAEConfig(**found.fields), found)
+    return foreign_sae(path, read_checkpoint(path, format, choice))
 
 
 def check_same(sae, reference, x=None):
@@ -181,7 +179,7 @@ def change(directory, name, **fields):
         ({"colour": 1}, r"has fields that are not known and may change the function: \['colour'\]"),
         ({"k": "absent"}, "has no k, expected an integer of at least 1"),
         ({"k": 2.5}, "has k = 2.5, expected an integer"),
-        ({"k": 31}, "k = 31 does not fit n_latents = 30"),
+        ({"k": 31}, r": k = 31 does not fit n_latents = 30"),
         ({"num_latents": 31}, r"encoder.weight is float32 \[30, 12\], expected floating point \[31, 12\]"),
         ({"d_in": 13}, r"expected floating point \[30, 13\]"),
     ],
@@ -485,6 +483,7 @@ def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
     record = import_sae(store, str(directory), "theirs")
     sae = load_sae((store, "theirs"))
     check_same(sae, reference)
+    assert record.made_by["imported"] == "sparsify"
     assert (sae.config.hook, sae.config.io, sae.config.height, sae.config.width) == (HOOK, "output", 4, 4)
     assert import_sae(store, str(directory), "theirs") == record
     encode(store, "theirs", progress=False, device="cpu")
