@@ -54,7 +54,7 @@ CHUNK_ROWS = 64
 
 @torch.no_grad()
 def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
-    """Return the codes of one row ``[n_positions, d_in]``, without waiting for a GPU.
+    """Return the codes of one row ``[n_positions, d_in]``; of a TopK SAE without waiting for a GPU.
 
     Each row goes through the encoder alone, since the rounding of a matrix product may depend on its shape: so a row's
     result does not depend on the rows beside it, to the last bit on one machine.

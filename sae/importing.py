@@ -1,7 +1,10 @@
 """Take an SAE of another library into a store, and give one to it."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -45,14 +48,12 @@ def import_sae(
     schemas.check_name(name, "an SAE's name")
     path = local_path(source)
     found = read_checkpoint(path, format, choice)
-    config = SAEConfig(**found.fields | _place(store, source, found, hook, io))
-    check_tensors(path, config, found.tensors)
-    sae = foreign_sae(config, found)
-    files = {CONFIG: config_bytes(config), WEIGHTS: weights_bytes(sae)}
+    sae = foreign_sae(path, found, _place(store, source, found, hook, io))
+    files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
     entries = tuple(
         FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest()) for file, data in files.items()
     )
-    made_by = {"featurestore": featurestore.__version__, "imported": True}
+    made_by = {"featurestore": featurestore.__version__, "imported": found.format}
     record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)
     if there is not None and sae_hash(there) != sae_hash(record):
         raise SAEError(f"{store.root} has another SAE {name!r}: use another --name.")
@@ -62,8 +63,19 @@ def import_sae(
     return there or record
 
 
-def foreign_sae(config: SAEConfig, found: Foreign) -> SAE:
-    """Return a checkpoint's SAE; its weights need no gradient."""
+def foreign_sae(path: Path, found: Foreign, place: Mapping[str, Any] = MappingProxyType({})) -> SAE:
+    """Return the SAE of a checkpoint that was read from ``path``; its weights need no gradient.
+
+    ``place``: further fields of its configuration, such as ``hook``.
+
+    Raises:
+        SAEError: the fields or the tensors do not fit each other.
+    """
+    try:
+        config = SAEConfig(**found.fields, **place)
+    except SAEError as error:
+        raise SAEError(f"{path}: {error}") from error
+    check_tensors(path, config, found.tensors)
     with torch.device("meta"):
         sae = SAE(config)
     sae.load_state_dict({key: tensor.contiguous() for key, tensor in found.tensors.items()}, assign=True)

@@ -1,5 +1,6 @@
 """dictionary_learning (saprmarks): ``config.json`` with ``trainer``, ``ae.pt`` with a state dict; version 0.1."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,16 @@ def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
     if choice.architecture == "topk":
         fields = {key: value for key, value in found.fields.items() if key != "group_sizes"}
         return found._replace(fields=fields | {"architecture": "topk"})
-    if choice.threshold is not None:
-        threshold = choice.threshold
-    if threshold < 0:
+    if threshold >= 0 and choice.threshold is not None and not math.isclose(choice.threshold, threshold, rel_tol=1e-6):
+        given = f"--threshold {choice.threshold:g}"
+        raise SAEError(f"{taken.path} has threshold = {threshold:g}: {given} would be another function.")
+    if threshold < 0 and choice.threshold is None:
         raise SAEError(
             f"{taken.path} has threshold = {threshold:g}: it was never calibrated. Give --threshold, or --architecture "
             f"topk to serve it with {found.fields['k']} latents a position."
         )
+    if threshold < 0 and choice.threshold is not None:
+        threshold = choice.threshold
     n_latents = found.fields["n_latents"]
     return found._replace(tensors=found.tensors | {"threshold": torch.full((n_latents,), threshold)})
 

@@ -32,6 +32,8 @@ class Foreign(NamedTuple):
     """where the checkpoint says that it belongs; empty: it does not"""
     io: str = ""
     """what the checkpoint, or its library, was trained on; empty: unknown"""
+    format: str = ""
+    """the name of the format that it was read from"""
 
 
 class Taken:

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path, name: str = "auto", choice: Choice = Choice()) -
         name = detect(path)
     elif name not in FORMATS:
         raise SAEError(f"format {name!r} is not known. Known: {', '.join(FORMATS)}.")
-    found = FORMATS[name].read(path, choice)
+    found = FORMATS[name].read(path, choice)._replace(format=name)
     _check_choice(path, choice, found)
     return found
 

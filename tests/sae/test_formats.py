@@ -23,15 +23,13 @@ from sae.formats.hub import local_path
 from sae.formats.pickles import check_pickle, state_dict
 from sae.formats.registry import FORMATS, detect, read_checkpoint
 from sae.importing import export_sae, foreign_sae, import_sae
-from sae.model import SAEConfig
 from tests.sae import formats
 from tests.sae.formats import D_IN, K
 from tests.sae.helpers import HOOK, make_store, random_sae
 
 
 def loaded(path, format="auto", choice=Choice()):  # noqa: B008
-    found = read_checkpoint(path, format, choice)
-    return foreign_sae(SAEConfig(**found.fields), found)
+    return foreign_sae(path, read_checkpoint(path, format, choice))
 
 
 def check_same(sae, reference, x=None):
@@ -181,7 +179,7 @@ def change(directory, name, **fields):
         ({"colour": 1}, r"has fields that are not known and may change the function: \['colour'\]"),
         ({"k": "absent"}, "has no k, expected an integer of at least 1"),
         ({"k": 2.5}, "has k = 2.5, expected an integer"),
-        ({"k": 31}, "k = 31 does not fit n_latents = 30"),
+        ({"k": 31}, r": k = 31 does not fit n_latents = 30"),
         ({"num_latents": 31}, r"encoder.weight is float32 \[30, 12\], expected floating point \[31, 12\]"),
         ({"d_in": 13}, r"expected floating point \[30, 13\]"),
     ],
@@ -276,9 +274,11 @@ def test_serving_a_batch_topk_otherwise_has_to_be_asked_for(tmp_path, in_process
     served = loaded(tmp_path, choice=Choice("topk"))
     assert (served.config.architecture, served.config.group_sizes) == ("topk", ())
     assert (served.encode_dense(x).count_nonzero(dim=1) == K).all()
-    higher = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
-    assert higher.count_nonzero() < loaded(tmp_path).encode_dense(x).count_nonzero()
-    assert float(higher[higher > 0].min()) > 2.5
+    with pytest.raises(SAEError, match=r"has threshold = 1.3: --threshold 2.5 would be another function"):
+        loaded(tmp_path, choice=Choice(threshold=2.5))
+    formats.dictionary_learning(tmp_path, "MatryoshkaBatchTopKSAE", threshold=-1.0)
+    given = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
+    assert float(given[given > 0].min()) > 2.5
 
 
 @pytest.mark.parametrize(
@@ -483,6 +483,7 @@ def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
     record = import_sae(store, str(directory), "theirs")
     sae = load_sae((store, "theirs"))
     check_same(sae, reference)
+    assert record.made_by["imported"] == "sparsify"
     assert (sae.config.hook, sae.config.io, sae.config.height, sae.config.width) == (HOOK, "output", 4, 4)
     assert import_sae(store, str(directory), "theirs") == record
     encode(store, "theirs", progress=False, device="cpu")

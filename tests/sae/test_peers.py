@@ -18,7 +18,6 @@ import torch
 from sae.formats.foreign import Choice
 from sae.formats.registry import WRITERS, read_checkpoint
 from sae.importing import foreign_sae
-from sae.model import SAEConfig
 from tests.sae.helpers import random_sae
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -40,8 +39,7 @@ def randomise(module, skip=()):
 
 
 def loaded(path, choice=Choice()):  # noqa: B008
-    found = read_checkpoint(path, choice=choice)
-    return foreign_sae(SAEConfig(**found.fields), found)
+    return foreign_sae(path, read_checkpoint(path, choice=choice))
 
 
 def check_same(sae, codes, reconstruction):

@@ -1,5 +1,6 @@
 """BatchTopK, JumpReLU and Matryoshka SAEs against their formulas, dense and in float64."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -329,6 +330,20 @@ def test_scaled_inputs_change_units_only(tmp_path):
     assert not torch.equal(a.W_enc, b.W_enc)
     x = torch.from_numpy(next(store.activations(HOOK)).row(0).astype(np.float32))
     assert ((a(x) - x).norm() / x.norm()) < 0.7, "takes raw activations"
+
+
+def test_an_sae_of_before_there_were_variants_is_the_topk_that_it_was(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s")
+    settings = TrainSettings(**SMALL, steps=2)
+    record = train(store, HOOK, "a", settings, progress=False, device="cpu")
+    new = {"architecture", "group_sizes", "scale_inputs"}
+    old = {key: value for key, value in record.made_by["settings"].items() if key not in new}
+    assert len(old) == len(record.made_by["settings"]) - 3
+    before = dataclasses.replace(record, made_by={**record.made_by, "settings": old})
+    monkeypatch.setattr(store, "record", lambda table, shard: before)
+    assert train(store, HOOK, "a", settings, progress=False) is before
+    with pytest.raises(SAEError, match="another SAE 'a' \\(architecture: topk there, jumprelu here"):
+        train(store, HOOK, "a", dataclasses.replace(settings, architecture="jumprelu"), progress=False)
 
 
 def test_default_groups_are_all_latents():

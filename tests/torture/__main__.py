@@ -27,7 +27,7 @@ def rows(work: Path) -> Iterator[Row]:
                  "unpacking": crashes.unpack_bundle(crashes.make_bundle(work))}  # fmt: skip
     for name, scenario in scenarios.items():
         (work / name).mkdir()
-        outcome = crashes.cut_power(scenario, work / name, states_per_moment=40)
+        outcome = crashes.cut_power(scenario, work / name, states_per_moment=45)
         yield f"power cuts while {name}: states", outcome.tried, len(outcome.broken), outcome.broken
         needless = []
         sites = crashes.sync_sites(scenario, work / name)
