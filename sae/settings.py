@@ -11,13 +11,13 @@ import featurestore
 from featurestore.canonical import canonical_json, sha256_text
 from featurestore.errors import UsageError, nearest
 from featurestore.store import Store
-from sae.batches import PositionBatches
-from sae.data import data_hash
+from sae.batches import Source
 from sae.loss import AUX_ALPHA
 from sae.matryoshka import default_groups
 from sae.model import SAEConfig
 from sae.variants import VARIANTS
 
+PRECISIONS = ("float32", "bfloat16")
 _EPOCHS = 5
 _MIN_STEPS = 1000
 _LR_AT = (4e-4, 20480)
@@ -50,6 +50,8 @@ class TrainSettings:
     """positions without firing after which a latent is dead; None: 10 million, at most a third of all to be seen"""
     aux_alpha: float = AUX_ALPHA
     """weight of the auxiliary loss"""
+    precision: str = "float32"
+    """``bfloat16``: of the encoder's matrix product in training; everything else stays float32"""
     architecture: str = "topk"
     """a name in :data:`sae.variants.VARIANTS`"""
     group_sizes: tuple[int, ...] = ()
@@ -63,6 +65,8 @@ class TrainSettings:
             raise UsageError(f"architecture {self.architecture!r} is not known.{nearest(self.architecture, VARIANTS)}")
         if self.group_sizes and self.architecture != "matryoshka_batchtopk":
             raise UsageError(f"group sizes are for matryoshka_batchtopk, the architecture is {self.architecture}.")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
         for name, low in (("k", 1), ("n_latents", 1), ("steps", 1), ("batch_size", 2), ("seed", 0), ("dead_after", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -117,13 +121,13 @@ class Plan:
         return sha256_text(canonical_json({"data": self.data, "settings": self.described()}))
 
 
-def make_plan(store: Store, hook: str, settings: TrainSettings, batches: PositionBatches) -> Plan:
+def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) -> Plan:
     """Work out what ``settings`` mean for a hook's activations.
 
     Raises:
         UsageError: k or the groups do not fit the number of latents.
     """
-    rows, run = batches.rows, store.run or {}
+    rows, run = source.rows, store.run or {}
     n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
     if settings.k > n_latents:
         raise UsageError(
@@ -148,7 +152,7 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, batches: Positio
         model_hash=str(run.get("model_hash", "")),
         run_id=store.run_id,
     )
-    steps = settings.steps or max(_MIN_STEPS, _EPOCHS * batches.n_batches)
+    steps = settings.steps or max(_MIN_STEPS, _EPOCHS * source.n_batches)
     lr = settings.lr or _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
     dead_after = settings.dead_after or min(_MAX_DEAD_AFTER, max(1, steps * settings.batch_size // 3))
-    return Plan(settings, config, steps, lr, dead_after, data_hash(rows.records))
+    return Plan(settings, config, steps, lr, dead_after, source.data)

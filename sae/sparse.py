@@ -116,8 +116,8 @@ class _Encode(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        values, indices = select(F.linear(x, weight, bias))
-        values = values.relu()
+        values, indices = select(F.linear(x, weight, bias))  # in bfloat16 where autocast says so
+        values = values.relu().to(weight.dtype)
         ctx.save_for_backward(x, weight, values > 0, indices)
         ctx.mark_non_differentiable(indices)
         return values, indices

@@ -293,7 +293,7 @@ def test_training_is_resumed_to_the_last_bit(architecture, tmp_path):
 
     stores = [make_store(tmp_path / name) for name in ("whole", "parts")]
     train(stores[0], HOOK, "a", settings, progress=False, device="cpu")
-    import sae.train as module
+    import sae.training as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
