@@ -14,6 +14,9 @@ from featurestore.store import Store
 from sae.data import ActivationRows, activation_rows, data_hash, held_out
 from sae.shuffle import WINDOW_BYTES, ShuffledPositions
 
+_EPOCHS = 5
+_MIN_STEPS = 1000
+
 
 class Source(Protocol):
     """What an SAE is trained on.
@@ -22,6 +25,7 @@ class Source(Protocol):
         hook: The module.
         n_positions, n_batches: Of training, an epoch.
         data: Digits that name the contents.
+        default_steps: How long to train if nothing is said.
         rows: Rows of the hook, for their shape.
     """
 
@@ -29,6 +33,7 @@ class Source(Protocol):
     n_positions: int
     n_batches: int
     data: str
+    default_steps: int
     rows: ActivationRows
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
@@ -45,7 +50,7 @@ class PositionBatches:
         rows: All rows of the branch.
         train, test: Indices into ``rows``; the samples of ``test`` are :func:`~sae.data.held_out`. Without a second
             sample, ``test`` is empty.
-        hook, n_positions, n_batches, data: As :class:`Source` says.
+        hook, n_positions, n_batches, data, default_steps: As :class:`Source` says.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class PositionBatches:
         self.train, self.test = np.flatnonzero(~is_out), np.flatnonzero(is_out)
         self._shuffled = ShuffledPositions(self.rows, self.train, batch_size, seed, window_bytes)
         self.n_positions, self.n_batches = self._shuffled.n_positions, self._shuffled.n_batches
+        self.default_steps = max(_MIN_STEPS, _EPOCHS * self.n_batches)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
         """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""

@@ -18,8 +18,6 @@ from sae.model import SAEConfig
 from sae.variants import VARIANTS
 
 PRECISIONS = ("float32", "bfloat16")
-_EPOCHS = 5
-_MIN_STEPS = 1000
 _LR_AT = (4e-4, 20480)
 _MAX_DEAD_AFTER = 10_000_000
 
@@ -35,7 +33,7 @@ class TrainSettings:
     n_latents: int | None = None
     """overrides ``expansion``"""
     steps: int | None = None
-    """None: five times all training positions, and 1000 steps at least"""
+    """None: five times all training positions, and 1000 steps at least; once all of live activations"""
     batch_size: int = 4096
     """positions a step; a small map's data does with 1024"""
     lr: float | None = None
@@ -152,7 +150,7 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) 
         model_hash=str(run.get("model_hash", "")),
         run_id=store.run_id,
     )
-    steps = settings.steps or max(_MIN_STEPS, _EPOCHS * source.n_batches)
+    steps = settings.steps or source.default_steps
     lr = settings.lr or _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
     dead_after = settings.dead_after or min(_MAX_DEAD_AFTER, max(1, steps * settings.batch_size // 3))
     return Plan(settings, config, steps, lr, dead_after, source.data)

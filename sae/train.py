@@ -55,7 +55,7 @@ def train_many(
     device: str = "auto",
     on_report: Report = lambda progress: None,
 ) -> list[Record]:
-    """Train one SAE a name, each on its source, a step of each in turn; otherwise as :func:`train`."""
+    """Train one SAE a name, each on its source, side by side; otherwise as :func:`train`."""
     for name in sources:
         schemas.check_name(name, "an SAE's name")
     plans = {name: make_plan(store, source.hook, settings, source) for name, source in sources.items()}
@@ -76,9 +76,11 @@ def train_many(
 def _run(trainings: Sequence[Training], progress: bool, on_report: Report) -> None:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interruption())
-        walks = [training.walk(stack, progress, on_report, stop) for training in trainings]
-        while walks:
-            walks = [walk for walk in walks if next(walk, None) is not None]
+        walks = [(training, training.walk(stack, progress, on_report, stop)) for training in trainings]
+        while walks:  # All get as far in the same time: what they learn from may be generated for all at once.
+            training, walk = min(walks, key=lambda pair: (pair[0].state.step + 1) / pair[0].plan.steps)
+            if next(walk, None) is None:
+                walks.remove((training, walk))
 
 
 def _commit(store: Store, training: Training, source: Source, ranks: Ranks) -> None:
