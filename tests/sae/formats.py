@@ -1,6 +1,6 @@
 """Checkpoints in the layouts of other libraries, and what those libraries compute of them, written from their formulas.
 
-The references are dense, in NumPy and float64, and share nothing with the package. ``tests/sae/test_peers.py`` compares with
+The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/test_peers.py`` compares with
 the libraries themselves.
 """
 
@@ -9,6 +9,10 @@ import json
 import numpy as np
 import safetensors.torch
 import torch
+
+from sae.formats.foreign import Choice
+from sae.formats.registry import read_checkpoint
+from sae.importing import foreign_sae
 
 D_IN, N_LATENTS, K = 12, 30, 4
 
@@ -25,6 +29,22 @@ def weights(d=D_IN, n=N_LATENTS):
 
 def inputs(n=60, d=D_IN):
     return 1.5 * randn(n, d, seed=7) + 0.3
+
+
+def loaded(path, format="auto", choice=Choice()):  # noqa: B008
+    return foreign_sae(path, read_checkpoint(path, format, choice))
+
+
+def check_same(sae, reference, x=None):
+    """Codes and reconstruction, and what an ablation of three latents changes, equal the reference's."""
+    x = inputs() if x is None else x
+    z, x_hat = reference(x)
+    assert (z > 0).any(0).sum() > 5
+    np.testing.assert_allclose(sae.encode_dense(x).double(), z, atol=1e-5)
+    np.testing.assert_allclose(sae(x).double(), x_hat, atol=2e-5)
+    features = torch.from_numpy(np.sort(np.argsort((z > 0).sum(0))[-3:]))
+    np.testing.assert_allclose(sae.encode_some(x, features), z[:, features], atol=1e-5)
+    return z, x_hat
 
 
 def write_json(directory, name, fields):
