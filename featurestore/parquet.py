@@ -1,5 +1,6 @@
 """Parquet as the store writes it, and tensors mapped straight out of it (docs/format.md, section 1.2)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,12 +20,20 @@ _LEAF = ".list.element.list.element"
 
 def write_table(file: BinaryIO, table: pa.Table) -> None:
     """Write a table to an append-only binary file, with the encodings that every reader of this project's stack can read."""
-    tensor = TENSOR in table.schema.names
-    options = _tensor_options() if tensor else _column_options(table.schema)
-    rows = rows_per_group(table.schema) if tensor else ROW_GROUP_ROWS
-    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), table.schema, write_page_checksum=True, **options) as writer:
-        for start in range(0, table.num_rows, rows):
-            writer.write_table(table.slice(start, rows), row_group_size=rows)
+    write_parts(file, table.schema, [table])
+
+
+def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
+    """Write the parts of a table as :func:`write_table` does, a row group within one part; return the number of rows."""
+    tensor, n_rows = TENSOR in schema.names, 0
+    options = _tensor_options() if tensor else _column_options(schema)
+    rows = rows_per_group(schema) if tensor else ROW_GROUP_ROWS
+    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options) as writer:
+        for part in parts:
+            n_rows += part.num_rows
+            for start in range(0, part.num_rows, rows):
+                writer.write_table(part.slice(start, rows), row_group_size=rows)
+    return n_rows
 
 
 def rows_per_group(schema: pa.Schema) -> int:
