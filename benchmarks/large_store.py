@@ -119,7 +119,9 @@ def _encoded(chosen: list[tuple[int, int, int]], ids: list[int], first: int) -> 
         np.tile(TIMESTEPS, len(ids)), np.full(len(ids) * N_STEPS, "cond"),
     )  # fmt: skip
     empty = [pa.array([[]] * len(keys.step), CODES.field(name).type) for name in ("features", "values")]
-    columns = (rows, features, (mean * n_positions).astype(np.float32), largest.astype(np.float32), n_positions)
+    # The mean over the map is a float16: SAeUron's dictionary and this store then hold the same numbers.
+    total = (mean * n_positions / SIDE**2).astype(np.float16).astype(np.float32) * SIDE**2
+    columns = (rows, features, total, largest.astype(np.float32), n_positions)
     return keys, Encoded(*empty, *columns)
 
 
