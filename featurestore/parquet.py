@@ -1,5 +1,6 @@
 """Parquet as the store writes it, and tensors mapped straight out of it (docs/format.md, section 1.2)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -30,10 +31,22 @@ def write_table(file: BinaryIO, table: pa.Table) -> None:
     if TENSOR in table.schema.names:
         tensor_column.write_table(file, table, TENSOR, rows_per_group(table.schema), _TENSOR_OPTIONS)
         return
-    options = _column_options(table.schema)
-    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), table.schema, write_page_checksum=True, **options) as writer:
-        for start in range(0, table.num_rows, ROW_GROUP_ROWS):
-            writer.write_table(table.slice(start, ROW_GROUP_ROWS), row_group_size=ROW_GROUP_ROWS)
+    write_parts(file, table.schema, [table])
+
+
+def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
+    """Write the parts of a table as :func:`write_table` does, a row group within one part; return the number of rows."""
+    if TENSOR in schema.names:
+        table = pa.concat_tables(parts)
+        write_table(file, table)
+        return int(table.num_rows)
+    options, n_rows = _column_options(schema), 0
+    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options) as writer:
+        for part in parts:
+            n_rows += part.num_rows
+            for start in range(0, part.num_rows, ROW_GROUP_ROWS):
+                writer.write_table(part.slice(start, ROW_GROUP_ROWS), row_group_size=ROW_GROUP_ROWS)
+    return n_rows
 
 
 def rows_per_group(schema: pa.Schema) -> int:

@@ -11,7 +11,7 @@ from featurestore.errors import TableError
 
 FORMAT = "featurestore"
 FORMAT_VERSION = 1
-KINDS = ("activations", "codes", "stats", "scores", "selections")
+KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
 BRANCHES = ("cond", "uncond")
 IO = ("output", "input", "difference")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -105,6 +105,19 @@ SCORES = pa.schema(
             "score": pa.float64(),
             "mean_concept": pa.float64(),
             "mean_other": pa.float64(),
+            "mean_all": pa.float64(),
+        }
+    )
+)
+TOTALS = pa.schema(
+    _required(
+        {
+            "family": pa.string(),
+            "branch": pa.string(),
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "feature": pa.int32(),
+            "total": pa.float64(),
             "mean_all": pa.float64(),
         }
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,17 +147,33 @@ class Store:
             TableError: ``rows`` have other columns than the table's other shards.
             DiskError: the operating system refused; nothing was committed.
         """
+        return self.append_parts(table, shard, rows.schema, [rows], sample_ids, made_by)
+
+    def append_parts(
+        self,
+        table: str,
+        shard: str,
+        schema: pa.Schema,
+        parts: Iterable[pa.Table],
+        sample_ids: Sequence[int],
+        made_by: Mapping[str, Any],
+    ) -> Record:
+        """Write and commit a shard that does not fit memory, part by part; else as :meth:`append`."""
         existing = self.record(table, shard)
         if existing is not None:
             return existing
-        self.check_schema(table, rows.schema)
+        self.check_schema(table, schema)
         self.begin()
         path = Path(*table.split("/"), f"{shard}.parquet")
-        written = durable.write_file(self.root / path, lambda file: parquet.write_table(file, rows))
+        n_rows = 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal n_rows
+            n_rows = parquet.write_parts(file, schema, parts)
+
+        written = durable.write_file(self.root / path, write)
         entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
-        record = Record(
-            table, shard, schemas.schema_id(rows.schema), rows.num_rows, tuple(sample_ids), (entry,), made_by
-        )
+        record = Record(table, shard, schemas.schema_id(schema), n_rows, tuple(sample_ids), (entry,), made_by)
         return self.commit(record)
 
     def commit(self, record: Record) -> Record:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import duckdb
 import numpy as np
@@ -11,9 +11,14 @@ import pyarrow as pa
 from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.importance import DELTA, check_concept, labelled_session, scored_session
+from queries.importance import DELTA
+from queries.labelled import add_importance, labelled_session
 from queries.questions import Question, Value, find_question
-from queries.session import add_other, one_line
+from queries.session import add_other, one_line, open_database
+
+_SCORED = {"importance", "scored"}
+_MADE = _SCORED | {"shuffled"}
+"""relations that are not views of the store's files"""
 
 
 def ask(
@@ -74,23 +79,22 @@ def session(
     store: Store, asked: Question, values: Mapping[str, Value], other: Store | None, memory_limit: str | None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a connection with the question's relations."""
-    sae, branch, family = (values.get(name) for name in ("sae", "branch", "family"))
-    saes = [str(values[name]) for name in ("sae", "other_sae") if values.get(name) is not None]
-    scored = {"importance", "scored"} & set(asked.relations)
-    try:
-        if scored:
-            connection = scored_session(store, str(sae), str(family), str(branch), memory_limit)
-        else:
-            name = None if family is None else str(family)
-            connection = labelled_session(store, saes, name, str(branch), memory_limit)
-    except duckdb.OutOfMemoryException as error:
-        raise QueryError(one_line(error)) from error
-    with connection:
-        wanted = [str(values[name]) for name in ("concept", "other_concept") if name in values]
-        if wanted:
-            known = connection.execute("select distinct concept from importance order by 1").fetchall()
-            for name in wanted:
-                check_concept([concept for (concept,) in known], store, str(family), name)
+    sae, branch = str(values["sae"]), str(values["branch"])
+    family = None if values.get("family") is None else str(values["family"])
+    saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
+    files = set(asked.relations) - _MADE
+    wanted = [str(values[name]) for name in ("concept", "other_concept") if name in values]
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(
+                labelled_session(store, saes, family, branch, memory_limit)
+                if files
+                else open_database(":memory:", memory_limit)
+            )
+            if _SCORED & set(asked.relations):
+                add_importance(connection, store, sae, str(family), branch, list(dict.fromkeys(wanted)) or None)
+        except duckdb.OutOfMemoryException as error:
+            raise QueryError(one_line(error)) from error
         if "scored" in asked.relations:
             connection.execute("create view scored as from importance")
         if "resamples" in asked.relations:
@@ -100,7 +104,7 @@ def session(
         if "shuffled" in asked.relations:
             connection.register("shuffled", shuffled(_int(values, "n_latents"), _int(values, "random_seed")))
         if other is not None:
-            add_other(connection, other, str(sae))
+            add_other(connection, other, sae)
         yield connection
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from featurestore import durable
 from featurestore.errors import QueryError, UsageError
 from featurestore.store import Store
-from queries.importance import check_concept, importance
+from queries.importance import importance
 
 FORMATS = ("png", "svg")
 
@@ -40,9 +39,7 @@ def plot_importance(
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise UsageError(f"{path}: a picture is .png or .svg; the suffix says which.")
-    table = importance(store, sae, family, branch)
-    check_concept(table["concept"].unique().to_pylist(), store, family, concept)
-    features, timesteps, scores = grid(table, concept, top)
+    features, timesteps, scores = grid(importance(store, sae, family, branch, [concept]), top)
     if not features:
         raise QueryError(
             f"no feature of SAE {sae!r} has a positive mean score for {family}={concept}: nothing to draw."
@@ -55,10 +52,9 @@ def plot_importance(
     return len(features)
 
 
-def grid(table: pa.Table, concept: str, top: int) -> tuple[list[int], list[float], np.ndarray]:
+def grid(mine: pa.Table, top: int) -> tuple[list[int], list[float], np.ndarray]:
     """Return the best features by mean score, the timesteps in the order of the steps, and the scores ``[feature, step]``."""
-    steps = table.select(["step", "timestep"]).group_by("step").aggregate([("timestep", "min")]).sort_by("step")
-    mine = table.filter(pc.equal(table["concept"], concept))
+    steps = mine.select(["step", "timestep"]).group_by("step").aggregate([("timestep", "min")]).sort_by("step")
     features, columns = mine["feature"].to_numpy(), np.searchsorted(steps["step"].to_numpy(), mine["step"].to_numpy())
     names, rows = np.unique(features, return_inverse=True)
     scores = np.zeros((len(names), steps.num_rows))

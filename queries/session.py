@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.saes import load_config, sae_hash
-from featurestore.schemas import CODES, KINDS, SCORES, STATS, activations_schema, family_names, samples_schema
+from featurestore.schemas import CODES, KINDS, SCORES, STATS, TOTALS, activations_schema, family_names, samples_schema
 from featurestore.store import Store
 from queries.sql_errors import explain, one_line
 
@@ -20,6 +20,7 @@ _EMPTY = {
     "activations": activations_schema(1, 1),
     "codes": CODES,
     "stats": STATS,
+    "totals": TOTALS,
     "scores": SCORES,
     "selections": SCORES,
 }
@@ -52,7 +53,7 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection, in memory or to a new ``database``, with views over the store; the caller closes it.
 
-    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``scores`` and ``selections`` with a
+    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``totals``, ``scores`` and ``selections`` with a
     column ``sae``; ``saes``; ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
     ``labelled_stats``, each with one column more a concept family. Only committed files are seen, of ``tables`` (such as
     ``stats/neon``) if that is given; a view without files is empty. ``verify`` compares each file's SHA-256 with its record,
@@ -67,7 +68,7 @@ def connect(
     seen = [table for table in store.tables() if tables is None or table in set(tables)]
     if verify:
         verify_files(store, seen)
-    connection = _open(database, memory_limit)
+    connection = open_database(database, memory_limit)
     try:
         connection.execute("set python_enable_replacements = false")
         for kind in ("samples", *KINDS):
@@ -92,7 +93,8 @@ def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> 
         connection.execute(f"create view other_{kind} as {selected}")
 
 
-def _open(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
+def open_database(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
+    """Return a connection without views that spills above ``memory_limit``; raises UsageError if that is none."""
     spill = Path(tempfile.gettempdir(), f"featurestore-spill-{secrets.token_hex(6)}")
     config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
     if memory_limit is not None:
@@ -174,9 +176,12 @@ def _files(store: Store, table: str) -> str:
 
 
 def _create_empty(connection: duckdb.DuckDBPyConnection, kind: str, columns: list[str]) -> None:
-    for field in _EMPTY[kind]:
-        columns.append(f"{quote_identifier(field.name)} {_NESTED.get(field.name) or _TYPES[str(field.type)]}")
-    connection.execute(f"create table {kind} ({', '.join(columns)})")
+    connection.execute(f"create table {kind} ({', '.join([*columns, *column_types(_EMPTY[kind])])})")
+
+
+def column_types(schema: pa.Schema) -> list[str]:
+    """Return a table's columns as ``create table`` takes them."""
+    return [f"{quote_identifier(field.name)} {_NESTED.get(field.name) or _TYPES[str(field.type)]}" for field in schema]
 
 
 def _create_saes(connection: duckdb.DuckDBPyConnection, store: Store) -> None:

@@ -17,8 +17,8 @@ from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from featurestore.store import Store
 from queries.answers import complete, resamples, schema, shuffled, used
-from queries.importance import check_concept, check_encoded
 from queries.questions import Question, Value, find_question
+from queries.scope import check_concept, check_encoded
 from queries.session import quote_text, verify_files
 
 CANNOT = {"top_positions": "it reads the float16 values of codes, and Spark has no such type"}

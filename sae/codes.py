@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from featurestore import schemas
+from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
 from sae.model import SAE
 
@@ -163,7 +164,8 @@ def codes_table(encoded: list[Encoded], rows: Rows, metadata: Mapping[str, str])
 def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], metadata: Mapping[str, str]) -> pa.Table:
     """Return the rows of a ``stats`` shard, by step, branch, sample and feature.
 
-    ``cond`` comes first, samples in the order of ``sample_ids``.
+    ``cond`` comes first, samples in the order of ``sample_ids``. The schema's metadata say which steps were encoded, if they
+    are the same for all samples: whoever counts the samples need not read ``codes``.
     """
     firsts = np.cumsum([0, *(len(part.features) for part in encoded)])
     row = np.concatenate([part.row + first for part, first in zip(encoded, firsts, strict=False)])
@@ -175,7 +177,18 @@ def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], m
     columns = [column[row[order]] for column in rows]
     columns += [np.concatenate([part[i] for part in encoded])[order] for i in range(3, 7)]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.STATS, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, metadata))
+    return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, {**metadata, **_steps(rows, len(sample_ids))}))
+
+
+def _steps(rows: Rows, n_samples: int) -> dict[str, str]:
+    """Return the steps of each branch with their timesteps as JSON, if every sample has all of them."""
+    kinds = sorted(set(zip(rows.branch.tolist(), rows.step.tolist(), rows.timestep.tolist(), strict=True)))
+    if len(kinds) * n_samples != len(rows.step):
+        return {}
+    steps: dict[str, list[list[float]]] = {}
+    for branch, step, timestep in kinds:
+        steps.setdefault(branch, []).append([step, timestep])
+    return {"steps": canonical_json(steps)}
 
 
 def _with(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:

@@ -37,11 +37,10 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
     """
     from featurestore.store import Store
     from queries.importance import save_scores
-    from queries.summary import best_features
 
-    scores = save_scores(Store.open(store), sae, family, branch)
-    click.echo(as_text(best_features(scores, top), rows=None))
-    click.echo(f"\n{scores.num_rows:,} scores kept in {store}/scores/{sae}.")
+    record, best = save_scores(Store.open(store), sae, family, branch, top, progress=True)
+    click.echo(as_text(best, rows=None))
+    click.echo(f"\n{record.rows:,} scores kept in {store}/scores/{sae}.")
 
 
 @click.command()
@@ -122,7 +121,7 @@ def export(
     from featurestore.errors import UsageError
     from featurestore.store import Store
     from queries.database import export_database
-    from queries.importance import select_all, split_concept
+    from queries.selections import select_all, split_concept
 
     opened = Store.open(store)
     if database is not None:
@@ -138,7 +137,7 @@ def export(
     if len(families) > 1:
         raise UsageError(f"--concept: expected one family, found {', '.join(sorted(families))}.")
     names = [name for _, name in wanted] or None
-    selections = select_all(opened, sae, families.pop(), names, top, percentile, branch)
+    selections = select_all(opened, sae, families.pop(), names, top, percentile, branch, progress=True)
     for selection in selections:
         where = _keep(opened, selection, output, form, alone=len(selections) == 1 and family is None)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)
@@ -147,7 +146,7 @@ def export(
 
 def _keep(store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool) -> str:
     """Write a selection to the file ``output``, to the directory ``output`` if it is not alone, or into the store."""
-    from queries.importance import file_name, save_selection
+    from queries.selections import file_name, save_selection
 
     if output is None:
         return f"{store.root}/{save_selection(store, selection).files[0].path}"

@@ -89,8 +89,8 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
     featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
     """
     from featurestore.store import Store
-    from queries.importance import split_concept
     from queries.plots import plot_importance
+    from queries.selections import split_concept
 
     family, name = split_concept(concept)
     n = plot_importance(Store.open(store), sae, family, name, output, kind=kind, top=top, branch=branch)

@@ -11,9 +11,10 @@ import pytest
 import zstandard
 
 from featurestore import Selection
-from queries.importance import importance, select
+from queries.importance import importance
 from queries.plots import grid
 from queries.questions import questions
+from queries.selections import select
 from tests.cli.test_cli import run
 from tests.queries.test_importance import oracle, random_codes
 from tests.stores import make_store
@@ -129,7 +130,7 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
     path = tmp_path / "store.duckdb"
     path.write_bytes(b"what was there")
     status, out, _ = run(capsys, "export", store.root, "--duckdb", path)
-    assert (status, "11 views" in out) == (0, True)
+    assert (status, "12 views" in out) == (0, True)
     with duckdb.connect(str(path), read_only=True) as connection:
         assert (
             connection.sql("select count(*) from labelled_stats").fetchall()[0][0] == store.records("stats/s")[0].rows
@@ -141,7 +142,7 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
 
 
 def test_the_grid_of_a_plot_holds_the_scores_of_the_best_features(store):
-    features, timesteps, scores = grid(importance(store, "s", "style"), "neon", top=3)
+    features, timesteps, scores = grid(importance(store, "s", "style", concepts=["neon"]), top=3)
     expected = oracle(random_codes(1, samples=6), STYLES)[0]["neon"]
     means = expected.mean(0)
     assert timesteps == [981.0, 961.0, 941.0]

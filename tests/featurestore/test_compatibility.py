@@ -52,7 +52,8 @@ READER = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    from queries.importance import save_scores, save_selection, select
+    from queries.importance import save_scores
+    from queries.selections import save_selection, select
     from sae.encode import encode
     from sae.train import TrainSettings, train
 
@@ -72,7 +73,15 @@ def store(model, tmp_path_factory):
 
 def test_everyone_reads_the_same(store, tmp_path):
     tables = store.tables()
-    assert {t.split("/")[0] for t in tables} == {"samples", "activations", "codes", "stats", "scores", "selections"}
+    assert {t.split("/")[0] for t in tables} == {
+        "samples",
+        "activations",
+        "codes",
+        "stats",
+        "totals",
+        "scores",
+        "selections",
+    }
     (tmp_path / "reader.py").write_text(READER)
     # Without `site`, the packages are there but the project, installed as a link, is not.
     packages = sysconfig.get_path("purelib")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from featurestore import durable
 from featurestore.errors import QueryError, SAEError, UsageError
-from queries.importance import importance, save_scores, save_selection, select, split_concept
-from queries.summary import best_features
+from queries.importance import importance, save_scores
+from queries.selections import save_selection, select, split_concept
 from tests.stores import make_store, timestep
 
 DELTA = 1e-8
@@ -159,13 +159,13 @@ def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_pa
     store = make_store(
         tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1]
     )
-    first = save_scores(store, "s", "style")
-    assert store.read("scores/s").num_rows == first.num_rows
+    first, _ = save_scores(store, "s", "style")
+    assert store.read("scores/s").num_rows == first.rows
     save_scores(store, "s", "style")
     assert len(store.records("scores/s")) == 1
     make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[2, 3])
-    second = save_scores(store, "s", "style")
-    assert store.read("scores/s").equals(second.replace_schema_metadata(None))
+    save_scores(store, "s", "style")
+    assert store.read("scores/s").equals(importance(store, "s", "style"))
     save_scores(store, "s", "object")
     assert set(store.read("scores/s")["family"].to_pylist()) == {"style", "object"}
 
@@ -217,7 +217,7 @@ def test_the_best_features_are_those_of_the_largest_mean_score(tmp_path):
     z = random_codes(6, samples=4)
     store = make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"]})
     scores = oracle(z, ["a", "b", "a", "b"])[0]
-    best = best_features(importance(store, "s", "style"), top=1).to_pylist()
+    best = save_scores(store, "s", "style", top=1)[1].to_pylist()
     assert [row["concept"] for row in best] == ["a", "b"]
     for row in best:
         assert row["mean_score"] == pytest.approx(scores[row["concept"]].mean(0).max())

@@ -93,7 +93,8 @@ def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, second
 
 
 def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
-    from queries.importance import save_scores, select
+    from queries.importance import save_scores
+    from queries.selections import select
     from sae.encode import encode
     from sae.train import TrainSettings, train
 

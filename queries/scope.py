@@ -1,0 +1,166 @@
+"""What a score is about: the concepts of a family, their encoded samples, the steps; read without ``codes``."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.errors import DamageError, QueryError, nearest
+from featurestore.records import Record
+from featurestore.saes import load_config
+from featurestore.schemas import BRANCHES
+from featurestore.store import Store
+
+Steps = dict[int, float]
+"""step → timestep"""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The labelled, encoded samples of a family, and the shards with their statistics."""
+
+    store: Store
+    sae: str
+    family: str
+    branch: str
+    concepts: tuple[str, ...]
+    """those of at least one encoded sample, in the order of their UTF-8 bytes, as SQL has them"""
+    counts: tuple[int, ...]
+    """how many encoded samples carry each"""
+    steps: Steps
+    """every encoded step, ascending"""
+    sample_ids: npt.NDArray[np.int64]
+    """the labelled samples, ascending"""
+    places: npt.NDArray[np.int64]
+    """of each its concept's place in ``concepts``; -1 if that has no encoded sample"""
+    n_latents: int
+    n_positions: int
+
+    def records(self, wanted: Iterable[int]) -> list[Record]:
+        """Return the shards of ``stats`` that hold samples of the concepts at these places."""
+        mine = set(self.sample_ids[np.isin(self.places, list(wanted))].tolist())
+        return [record for record in self.store.records(f"stats/{self.sae}") if not mine.isdisjoint(record.sample_ids)]
+
+    def place(self, concept: str) -> int:
+        """Return a concept's place.
+
+        Raises:
+            QueryError: no encoded sample carries it; those that exist are named.
+        """
+        check_concept(self.concepts, self.store, self.family, concept)
+        return self.concepts.index(concept)
+
+
+def labels(store: Store, family: str) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Return the samples that carry a label of the family, by ascending id, and the labels."""
+    rows = store.read("samples", ["sample_id", family]).drop_null().sort_by("sample_id")
+    return rows["sample_id"].to_numpy(), rows[family].to_pylist()
+
+
+def encoded(store: Store, sae: str, branch: str) -> tuple[set[int], Steps]:
+    """Return the samples that are encoded for a branch, and its steps.
+
+    Every ``stats`` shard says in its metadata which steps its samples have; where one does not, ``codes`` are read.
+    The files of ``stats`` are not verified here: whoever reads their rows does.
+
+    Raises:
+        QueryError: the branch is not encoded.
+        DamageError: a file cannot be opened.
+    """
+    records = store.require(f"stats/{sae}")
+    told = [_told_steps(store, record) for record in records]
+    if any(steps is None for steps in told):
+        samples, steps = _from_codes(store, sae)
+    else:
+        samples, steps = {}, {}
+        for record, mine in zip(records, told, strict=True):
+            for name, pairs in (mine or {}).items():
+                samples.setdefault(name, set()).update(record.sample_ids)
+                steps.setdefault(name, {}).update(pairs)
+    if branch not in samples:
+        raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(sorted(samples))}, not {branch}.")
+    return samples[branch], dict(sorted(steps[branch].items()))
+
+
+def _told_steps(store: Store, record: Record) -> dict[str, Steps] | None:
+    path = store.root / record.files[0].path
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        told = json.loads(metadata.get(b"featurestore.steps", b"null"))
+        return told and {branch: {int(step): float(timestep) for step, timestep in told[branch]} for branch in told}
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DamageError(
+            f"{path} cannot be opened ({str(error).splitlines()[0]}). Run 'featurestore verify {store.root}'."
+        ) from error
+
+
+def _from_codes(store: Store, sae: str) -> tuple[dict[str, set[int]], dict[str, Steps]]:
+    keys = store.read(f"codes/{sae}", ["sample_id", "branch", "step", "timestep"])
+    samples: dict[str, set[int]] = {}
+    steps: dict[str, Steps] = {}
+    for row in keys.group_by(["branch", "sample_id"]).aggregate([]).to_pylist():
+        samples.setdefault(row["branch"], set()).add(row["sample_id"])
+    for row in keys.group_by(["branch", "step"]).aggregate([("timestep", "min")]).to_pylist():
+        steps.setdefault(row["branch"], {})[row["step"]] = row["timestep_min"]
+    return samples, steps
+
+
+def check_scored(store: Store, sae: str, family: str | None, branch: str) -> None:
+    """Refuse what the records alone show to be impossible.
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there.
+        SAEError: there is no such SAE.
+    """
+    load_config(store, sae)
+    if branch not in BRANCHES:
+        raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
+    families = store.families()
+    if family is not None and family not in families:
+        known = nearest(family, families) or " Its prompts have no labels."
+        raise QueryError(f"{store.root} has no concept family {family!r}.{known}")
+    check_encoded(store, sae)
+
+
+def check_encoded(store: Store, sae: str) -> None:
+    """Refuse an SAE without codes, and codes whose statistics are missing: their samples would count as silent."""
+    codes, stats = ({record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats"))
+    run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
+    if not codes:
+        raise QueryError(f"{store.root} has no codes of SAE {sae!r}: {run}.")
+    if codes != stats:
+        n = len(codes ^ stats)
+        raise QueryError(
+            f"encoding {store.root} with SAE {sae!r} was interrupted ({n} of its shards half done): {run}."
+        )
+
+
+def check_concepts(store: Store, family: str, found: Sequence[str]) -> None:
+    """Refuse a family without two concepts: nothing to compare with.
+
+    Raises:
+        QueryError: it has fewer among its encoded samples.
+    """
+    if len(found) < 2:
+        what = f"only {found[0]!r}" if found else "none"
+        raise QueryError(
+            f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {what}."
+        )
+
+
+def check_concept(known: Sequence[str], store: Store, family: str, concept: str) -> None:
+    """Refuse a concept that is not among the scored ones, naming those.
+
+    Raises:
+        QueryError: it is not.
+    """
+    if concept not in known:
+        near = nearest(concept, difflib.get_close_matches(concept, known))
+        raise QueryError(
+            f"no encoded sample of {store.root} carries {family}={concept}.{near} Known: {', '.join(known)}."
+        )
