@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -123,8 +124,8 @@ def generate_files(
 
     Pictures that are there already, from the same command, are replaced; each is whole or absent.
     """
-    described = describe_run(model, run)
-    edited = [_described(one) for one in ablation.interventions] if ablation else []
+    settings = describe_run(model, run)
+    edited = [described(one) for one in ablation.interventions] if ablation else []
     how = {"ablated": edited, "mode": ablation.mode if ablation else None}
     lines, files = [], []
     images = generate_images(model, prompts, run, ablation, batch_size, "generate" if progress else None)
@@ -133,17 +134,22 @@ def generate_files(
         durable.write_file(path, functools.partial(image.save, format="PNG"))
         lines.append({"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how})
         files.append(path)
-    body = [json.dumps({**line, "run": described}, ensure_ascii=False) for line in lines]
+    body = [json.dumps({**line, "run": settings}, ensure_ascii=False) for line in lines]
     durable.write_bytes(out / "generated.jsonl", "".join(f"{line}\n" for line in body).encode())
     return files
 
 
-def _described(one: Intervention) -> dict[str, Any]:
+def described(one: Intervention) -> dict[str, Any]:
+    """Return what an intervention does, as JSON."""
     selection, window = one.selection, one.window
     named = {"family": selection.family, "concept": selection.concept, "sae": selection.sae, "hook": selection.hook}
     ends = None if window == ALWAYS else {"first": window.first, "last": window.last, "parts": window.parts}
     rule = {"intervention": one.kind, "strength": one.strength, "branches": list(one.branches)}
-    return {**named, **rule, "window": ends, "masked": one.mask is not None}
+    return {**named, **rule, "window": ends, "mask": _mask_hash(one)}
+
+
+def _mask_hash(one: Intervention) -> str | None:
+    return None if one.mask is None else hashlib.sha256(bytes(one.mask.flatten().tolist())).hexdigest()[:16]
 
 
 def _slug(text: str) -> str:
