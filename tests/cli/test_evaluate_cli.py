@@ -25,7 +25,8 @@ def store(model_dir, prompts, tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluate") / "store"
     commands = [
         ["collect", "--model", model_dir, "--prompts", prompts, "--hook", HOOK, "--store", root, "--steps", 2, "--guidance", 3],
-        ["train", "--store", root, "--hook", HOOK, "--k", 4, "--expansion", 2, "--steps", 5, "--batch-size", 64, "--name", "small"],
+        ["train", "--store", root, "--hook", HOOK, "--k", 4, "--expansion", 2, "--steps", 5, "--batch-size", 64,
+         "--name", "small"],
         ["encode", "--store", root, "--sae", "small"],
     ]  # fmt: skip
     for command in commands:
@@ -100,7 +101,7 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     status, _, err = run(capsys, *command)
     assert (status, err.count("\n")) == (1, 1) and "4 settings a concept: say what to choose them by" in err
     search = ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 2]
-    status, text, said = run(capsys, *command, *search)
+    status, _, said = run(capsys, *command, *search)
     assert status == 0 and "search style=neon: 4/4" in said
     body = json.loads((out / "evaluation.json").read_text())
     assert body["search_judge"] == "minicanvas:selection"
