@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test check format bench results docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -21,6 +21,9 @@ check: .venv/installed  ## lint, format, types
 format: .venv/installed  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
+	$(BIN)/python -m benchmarks.unlearning.results
 
 docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
