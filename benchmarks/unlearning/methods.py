@@ -58,6 +58,9 @@ class Grid:
     esd: ESDSettings = field(default_factory=ESDSettings)
     salun: SalUnSettings = field(default_factory=SalUnSettings)
     examples_per_prompt: int = 8
+    """SalUn's pictures to forget"""
+    retained: int = 90
+    """SalUn's pictures to retain, of one prompt each"""
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,8 @@ def _examples(bench: Bench, family: str, concept: str) -> tuple[Examples, list[s
     concepts = [c for c in (STYLES if family == "style" else OBJECTS) if c != concept]
     asked = [p for p in _prompts_of(family, concept) for _ in range(n)]
     pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
-    kept = [p for c in concepts for p in _prompts_of(family, c)]
+    others = [p for c in concepts for p in _prompts_of(family, c)]
+    kept = others[:: max(1, len(others) // bench.grid.retained)][: bench.grid.retained]
     return _drawn(bench, asked), pseudo, _drawn(bench, kept)
 
 

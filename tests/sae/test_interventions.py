@@ -411,7 +411,8 @@ def test_gradients_flow_through_the_edit_as_through_the_dense_formula(model, kin
     assert not torch.equal(x.grad, weight) or kind == "add"
 
 
-def test_a_compiled_denoiser_is_edited_and_is_plain_again_afterwards(model_dir):
+@pytest.mark.parametrize("part", ["block", pytest.param("denoiser", marks=pytest.mark.slow)])
+def test_what_is_compiled_is_edited_and_is_plain_again_afterwards(model_dir, part):
     compiled = load_model(str(model_dir), "cpu")
     eager = load_model(str(model_dir), "cpu")
     run = RunSettings(2, 3.0)
@@ -419,7 +420,10 @@ def test_a_compiled_denoiser_is_edited_and_is_plain_again_afterwards(model_dir):
     selection = strong(eager, n_steps=2)
     with ablate(eager.pipe, selection, sae=make_sae(3)):
         edited = generate(eager, run, ["a"], [0], "latent")[0]
-    compiled.pipe.unet = torch.compile(compiled.pipe.unet, backend="eager")
+    if part == "block":
+        compiled.pipe.unet.up_blocks[1].attentions[1].compile(backend="eager")
+    else:
+        compiled.pipe.unet = torch.compile(compiled.pipe.unet, backend="eager")
     torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
     with ablate(compiled.pipe, selection, sae=make_sae(3)):
         torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], edited, atol=1e-4, rtol=1e-4)
