@@ -1,9 +1,9 @@
 """Generate pictures with concepts removed, judge them, and keep each outcome as a file (docs/evaluation.md)."""
 
 import functools
+import hashlib
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from collectors.generate import Ablation, described, generate_images
 from collectors.judge import Judge
 from collectors.models import Model, RunSettings, describe_run
+from collectors.peak import peak_bytes, reset_peak
 from collectors.prompts import Prompt
 from featurestore import durable
 from featurestore.canonical import canonical_json, sha256_text
-from featurestore.errors import UsageError
 from sae.frechet import frechet_distance
 from sae.unlearning import Answer, Interval, Targets, Unlearning, average, intervals, unlearning
 
@@ -53,7 +52,7 @@ class Outcome:
     """between the pictures not asked for a target and the reference's, in the judge's features; NaN without a reference"""
     seconds_per_picture: float
     peak_bytes: int
-    """of the device's memory, or of the process on a CPU, so far"""
+    """of the device's memory on CUDA, else of the process, while the pictures were made"""
     stored_bytes: int
     scores: Unlearning = field(init=False)
 
@@ -93,21 +92,23 @@ def judged(
 ) -> Outcome:
     """Generate and judge a removal's pictures, or read the outcome of the same from ``folder``.
 
-    ``identity`` is what the outcome depends on beside the removal and the prompts: the run, the reference.
+    ``identity`` is what else the outcome depends on: the run.
     """
     asked = [[p.prompt, p.seed, _labels(p)] for p in prompts]
     about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
+    about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
     key = sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
     path = folder / f"{_name(removal)}-{key}.json"
     if path.is_file():
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    reset_peak()
     began = time.perf_counter()
     images = list(removal.images(prompts))
     seconds = time.perf_counter() - began
     answers = judge_pictures(judge, prompts, images)
     distance = _distance(judge, prompts, images, removal.targets, reference)
     outcome = Outcome(
-        removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), _peak(),
+        removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
         removal.stored_bytes,
     )  # fmt: skip
     durable.write_bytes(path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode())
@@ -193,19 +194,6 @@ def _figure(value: float, interval: Interval) -> dict[str, float] | None:
     return {"value": value, "low": interval.low, "high": interval.high} if math.isfinite(value) else None
 
 
-def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> None:
-    """Refuse labels that a judge cannot answer.
-
-    Raises:
-        UsageError: a family or a concept is unknown to it.
-    """
-    for labels in asked:
-        for family, concept in labels.items():
-            if concept is not None and concept not in judge.labels.get(family, ()):
-                known = ", ".join(judge.labels.get(family, judge.labels))
-                raise UsageError(f"judge {judge.name} cannot answer {family}={concept}: it knows {known}.")
-
-
 def _labels(prompt: Prompt) -> dict[str, str]:
     return {family: concept for family, concept in prompt.labels.items() if concept is not None}
 
@@ -225,12 +213,6 @@ def _distance(
         place = {key: i for i, key in enumerate(reference.keys)}
         compared = compared[[place[(prompts[i].prompt, prompts[i].seed)] for i in rows]]
     return frechet_distance(judge.features([images[i] for i in rows]), compared)
-
-
-def _peak() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _name(removal: Removal) -> str:

@@ -1,7 +1,7 @@
 """Classifiers that judge pictures: minicanvas's own, or any timm model with its labels (docs/evaluation.md)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featurestore.errors import ModelError
+from featurestore.errors import ModelError, UsageError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH = 64
@@ -58,6 +58,19 @@ def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
 
     labels = {family: names for judge in judges for family, names in judge.labels.items()}
     return Judge(" + ".join(judge.name for judge in judges), labels, classify, judges[0].features)
+
+
+def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> None:
+    """Refuse labels that a judge cannot answer.
+
+    Raises:
+        UsageError: a family or a concept is unknown to it.
+    """
+    for labels in asked:
+        for family, concept in labels.items():
+            if concept is not None and concept not in judge.labels.get(family, ()):
+                known = ", ".join(judge.labels.get(family, judge.labels))
+                raise UsageError(f"judge {judge.name} cannot answer {family}={concept}: it knows {known}.")
 
 
 def _minicanvas(source: str, device: str) -> Judge:

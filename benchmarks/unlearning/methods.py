@@ -45,6 +45,8 @@ class Defence(NamedTuple):
     stored_bytes: int = 0
     interventions: Sequence[Intervention] = ()
     """what it is made of, if of SAE features"""
+    prepare: Callable[[], object] = lambda: None
+    """what has to be done once before it is attached: training"""
 
 
 @dataclass(frozen=True)
@@ -208,25 +210,28 @@ def _prompts_of(family: str, concept: str) -> list[str]:
 def _trained(
     bench: Bench, family: str, concept: str, setting: dict[str, Any], train: Callable[[], dict[str, Tensor]]
 ) -> Defence:
-    """Return weights as a defence: trained when first attached, then kept."""
+    """Return weights as a defence: trained once, then kept."""
     name = f"{setting['method']}-{family}-{concept}-{setting['learning_rate']:g}-{setting['iterations']}"
     path = bench.root / "weights" / f"{name}.safetensors"
 
+    def prepare() -> None:
+        if path.is_file():
+            return
+        began = time.perf_counter()
+        data = safetensors.torch.save({n: w.half().contiguous() for n, w in train().items()})
+        seconds = {"training_seconds": time.perf_counter() - began}
+        durable.write_bytes(path.with_suffix(".json"), json.dumps(seconds).encode())
+        durable.write_bytes(path, data)
+
     @contextlib.contextmanager
     def attached() -> Iterator[None]:
-        if not path.is_file():
-            began = time.perf_counter()
-            data = safetensors.torch.save({n: w.half().contiguous() for n, w in train().items()})
-            durable.write_bytes(path, data)
-            seconds = {"training_seconds": time.perf_counter() - began}
-            durable.write_bytes(path.with_suffix(".json"), json.dumps(seconds).encode())
         weights = {n: w.float() for n, w in safetensors.torch.load_file(path).items()}
         with with_weights(bench.model.pipe.unet, weights):
             yield
 
     sizes = bench.model.pipe.unet.named_parameters()
     stored = 2 * sum(p.numel() for n, p in sizes if setting["method"] == "SalUn" or ".attn2." in n)
-    return Defence({family: [concept]}, setting, attached, bench.run, stored)
+    return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:

@@ -102,6 +102,7 @@ def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
     prompts = thinned(run.search_prompts, defence.targets, run.amounts.n_others) if searched else run.prompts
     judge, reference = (run.chooser, None) if searched else (run.judge, run.reference)
     identity = {"run": describe_run(run.bench.model, run.bench.run)}
+    defence.prepare()
     folder = run.bench.root / "cells" / ("search" if searched else "")
     return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
 

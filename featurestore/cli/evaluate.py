@@ -127,8 +127,7 @@ def evaluate(
         --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
         --search-judge minicanvas:selection --search-seeds 50 --out searched
     """  # fmt: skip
-    from collectors.evaluate import check_labels
-    from collectors.judge import load_judge
+    from collectors.judge import check_labels, load_judge
     from collectors.models import RunSettings, load_model
     from collectors.prompts import read_prompts
     from collectors.protocols import Evaluation, Search, report, run_protocol

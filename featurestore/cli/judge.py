@@ -35,8 +35,8 @@ def judge(
     featurestore judge pictures --judge style50 --judge class20 --target "style=Van_Gogh" \\
         --names "{style}_{object}_seed{seed}" --names "{object}_seed{seed}"
     """  # fmt: skip
-    from collectors.evaluate import Outcome, check_labels, summary
-    from collectors.judge import load_judge
+    from collectors.evaluate import Outcome, summary
+    from collectors.judge import check_labels, load_judge
     from collectors.pictures import read_pictures
     from featurestore import durable
     from sae.frechet import frechet_distance

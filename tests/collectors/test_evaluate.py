@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collectors.evaluate import Outcome, Reference, Removal, check_labels, judged, sequence, thinned, value
-from collectors.judge import Judge
+from collectors.evaluate import Outcome, Reference, Removal, judged, sequence, thinned, value
+from collectors.judge import Judge, check_labels
 from collectors.models import RunSettings
+from collectors.peak import peak_bytes, reset_peak
 from collectors.pictures import read_pictures
 from collectors.prompts import Prompt
 from collectors.protocols import Evaluation, Request, Search, report, run_protocol
@@ -74,7 +75,10 @@ def test_an_outcome_is_scored_kept_and_read_again(tmp_path):
     judged(tmp_path, removal, PROMPTS, judge("other"), {"run": {}}, reference)
     judged(tmp_path, Removal({"style": ["red"]}, {"method": "other"}, images), PROMPTS, judge(), {"run": {}}, reference)
     judged(tmp_path, removal, PROMPTS, judge(), {"run": {"n_steps": 3}}, reference)
-    assert calls == [12, 6, 12, 12, 12]
+    real = Reference(judge().features(paint(PROMPTS[:4])))
+    other = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, real)
+    assert calls == [12, 6, 12, 12, 12, 12]
+    assert other.frechet > 1 and other.answers == first.answers
 
 
 def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp_path):
@@ -237,3 +241,13 @@ def test_folders_of_pictures_by_their_names(tmp_path):
 def test_an_outcome_keeps_its_answers_exactly():
     answers = [Answer({"style": "red"}, {"style": "green", "object": "cat"}, 3)]
     assert Outcome({"style": ["red"]}, {}, "j", answers, math.nan, 0.1, 5, 6).scores.ua == 1
+
+
+def test_the_peak_is_that_since_it_was_reset():
+    reset_peak()
+    quiet = peak_bytes()
+    block = np.ones(30_000_000)
+    loud = peak_bytes()
+    del block
+    reset_peak()
+    assert loud - quiet > 200e6 > peak_bytes() - quiet
