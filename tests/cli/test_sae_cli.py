@@ -31,7 +31,7 @@ def test_train_then_encode_then_again(root):
     lines = output.splitlines()
     assert lines[0] == "SAE 'styles': 32 latents on 16 channels, k 3"
     assert "positions of" in lines[1] and "held-out samples" in lines[1]
-    assert [line.split()[0] for line in lines[1:]] == ["FVU", "L0", "dead", "time", "in"]
+    assert [line.split()[0] for line in lines[1:]] == ["FVU", "L0", "dead", "time", "plot", "in"]
     assert lines[-1].endswith("saes/styles")
     output, error = run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")
     assert error is None
