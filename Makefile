@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench docs torture clean
+.PHONY: help demo test check format bench peers docs torture clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -21,6 +21,11 @@ check: .venv/installed  ## lint, format, types
 format: .venv/installed  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+peers: .venv/installed  ## install other SAE libraries and compare with them
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 overcomplete==0.3.0
+	$(BIN)/python -m pytest -m peers
 
 docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md

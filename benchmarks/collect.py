@@ -137,17 +137,22 @@ def main() -> None:
         assert all(Store.open(ours).read(f"activations/{hook}").equals(table) for hook, table in rows.items())
         their_writer(rows, theirs)
         assert all(len(datasets.load_from_disk(theirs / hook)) == len(table) for hook, table in rows.items())
+        alone = {"first": rows["first"]}
         writers = interleaved(
-            5, ours=lambda: our_writer(rows, next(fresh)), datasets=lambda: their_writer(rows, next(fresh))
+            5,
+            ours=lambda: our_writer(rows, next(fresh)),
+            ours_one_hook=lambda: our_writer(alone, next(fresh)),
+            datasets=lambda: their_writer(rows, next(fresh)),
         )
-        n_written = sum(table["activation"].nbytes for table in rows.values())
+        n_hook = alone["first"]["activation"].nbytes
+        n_written = {"ours": 2 * n_hook, "ours_one_hook": n_hook, "datasets": 2 * n_hook}
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name() if cuda else "cpu", "model": model.name}
     figures |= {f"{name}_s": value for name, value in seconds.items()}
     figures["collecting_over_plain"] = seconds["collecting"] / seconds["plain"]
     figures["waiting_for_the_writer_share"] = report.timing.waiting / report.timing.total
     figures["writer_busy_share"] = report.timing.writing / report.timing.total
     figures["disk_bytes_over_raw"] = n_bytes / raw
-    figures |= {f"write_{name}_mb_per_s": n_written / 1e6 / value for name, value in writers.items()}
+    figures |= {f"write_{name}_mb_per_s": n_written[name] / 1e6 / value for name, value in writers.items()}
     figures["our_writer_over_datasets"] = writers["datasets"] / writers["ours"]
     figures["codes_and_stats_bytes_over_activations"] = codes_share()
     record("collect", figures)

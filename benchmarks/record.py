@@ -38,10 +38,14 @@ def record(benchmark: str, figures: dict[str, Any]) -> None:
 
 
 def interleaved(runs: int, **candidates: Callable[[], object]) -> dict[str, float]:
-    """Return the median seconds of each candidate; they take turns, so that a slow moment of the machine hits all."""
+    """Return the median seconds of each candidate; they take turns, so that a slow moment of the machine hits all.
+
+    What one leaves to the system to write is written before the next begins, outside its time.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(runs + 1):
         for name, call in candidates.items():
+            os.sync()
             began = time.perf_counter()
             call()
             if turn:

@@ -9,30 +9,42 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featurestore import tensor_column, thrift
+
 TENSOR = "activation"
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 2**20
 _ZSTD_LEVEL = 3
 _DELTA = {"sample_id", "step", "feature", "n_positions"}
 _SPLIT = {"sum", "max"}
+_PAGE_HEADER_BYTES = 128  # at most; a data page's has about 30
 _LEAF = ".list.element.list.element"
+_TENSOR_OPTIONS = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_statistics": ["sample_id", "step", "timestep", "branch"],
+}
 
 
-def write_table(file: BinaryIO, table: pa.Table) -> None:
-    """Write a table to an append-only binary file, with the encodings that every reader of this project's stack can read."""
-    write_parts(file, table.schema, [table])
+def write_table(file: BinaryIO, table: pa.Table) -> int:
+    """Write a table to an append-only binary file, with encodings that every reader of this project's stack can read.
+
+    Returns the number of rows.
+    """
+    if TENSOR not in table.schema.names:
+        return write_parts(file, table.schema, [table])
+    tensor_column.write_table(file, table, TENSOR, rows_per_group(table.schema), _TENSOR_OPTIONS)
+    return int(table.num_rows)
 
 
 def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
-    """Write the parts of a table as :func:`write_table` does, a row group within one part; return the number of rows."""
-    tensor, n_rows = TENSOR in schema.names, 0
-    options = _tensor_options() if tensor else _column_options(schema)
-    rows = rows_per_group(schema) if tensor else ROW_GROUP_ROWS
+    """Write the parts of a table without a tensor as :func:`write_table` does; a row group lies within one part."""
+    n_rows, options = 0, _column_options(schema)
     with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options) as writer:
         for part in parts:
             n_rows += part.num_rows
-            for start in range(0, part.num_rows, rows):
-                writer.write_table(part.slice(start, rows), row_group_size=rows)
+            for start in range(0, part.num_rows, ROW_GROUP_ROWS):
+                writer.write_table(part.slice(start, ROW_GROUP_ROWS), row_group_size=ROW_GROUP_ROWS)
     return n_rows
 
 
@@ -46,18 +58,6 @@ def tensor_shape(schema: pa.Schema) -> tuple[int, int, np.dtype]:
     """Return ``(n_positions, d_in, dtype)`` of an activation table's rows."""
     outer = schema.field(TENSOR).type
     return outer.list_size, outer.value_type.list_size, np.dtype(outer.value_type.value_type.to_pandas_dtype())
-
-
-def _tensor_options() -> dict[str, object]:
-    # One page a row group makes the tensor contiguous in the file; statistics of a tensor help nobody.
-    return {
-        "compression": "none",
-        "use_dictionary": False,
-        "write_statistics": ["sample_id", "step", "timestep", "branch"],
-        "data_page_size": 2**31 - 1,
-        "max_rows_per_page": 2**31 - 1,
-        "write_batch_size": 2**31 - 1,
-    }
 
 
 def _column_options(schema: pa.Schema) -> dict[str, object]:
@@ -115,7 +115,7 @@ def map_tensor(path: Path, bytes_recorded: int) -> list[MappedGroup] | None:
     for block in blocks:
         assert block is not None
         start, length, header = block
-        if not _one_page(raw[header : header + 64], length // dtype.itemsize):
+        if not _one_page(raw[header : header + _PAGE_HEADER_BYTES], length // dtype.itemsize):
             return None
         groups.append(MappedGroup(raw[start : start + length].view(dtype).reshape(-1, positions, d_in), start))
     return groups
@@ -138,36 +138,11 @@ def _block(group: pq.RowGroupMetaData, index: int, values: int, dtype: np.dtype)
 
 
 def _one_page(header: npt.NDArray, num_values: int) -> bool:
-    """Say whether the page header (Thrift compact protocol) is of a data page that holds ``num_values`` values."""
-    data = header.tobytes()
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        result = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            result |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return (result >> 1) ^ -(result & 1)
-            shift += 7
-
-    # Field 1 type, 2 uncompressed size, 3 compressed size, optional 4 checksum: all i32. Then 5 (v1) or 8 (v2), a struct
-    # whose field 1 is num_values.
-    field = 0
+    """Say whether the page header is of a data page that holds ``num_values`` values."""
     try:
-        while True:
-            tag = data[position]
-            position += 1
-            field += tag >> 4
-            if tag & 0x0F == 12:
-                break
-            if tag & 0x0F != 5:
-                return False
-            varint()
-        is_data_page = field in (5, 8)
-        first, position = data[position], position + 1
-        return is_data_page and first == 0x15 and varint() == num_values
-    except IndexError:
+        fields = thrift.read(header.tobytes())
+    except ValueError:
         return False
+    # Field 5 describes a data page, 8 a data page of version 2; the first field of either counts the values.
+    kind, page = fields.get(5) or fields.get(8) or (thrift.STRUCT, {})
+    return kind == thrift.STRUCT and page.get(1) == (thrift.I32, num_values)

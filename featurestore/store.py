@@ -1,6 +1,6 @@
 """A store: create, open, append shards, list, read (docs/format.md)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,7 +45,7 @@ class Store:
 
     @classmethod
     def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
-        """Return the store at ``path`` for a run; one that does not exist yet is made by its first commit.
+        """Return the store at ``path`` for a run; one that does not exist yet is made when the first shard is written.
 
         Raises:
             RunError: the store holds another run.
@@ -64,10 +64,11 @@ class Store:
     def create(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
         """Return the store at ``path`` for a run, on disk; raises as :meth:`prepare`."""
         store = cls.prepare(path, run)
-        store._mark()
+        store.begin()
         return store
 
-    def _mark(self) -> None:
+    def begin(self) -> None:
+        """Make the store exist: nothing else may be written to a new one before."""
         if not (self.root / _MARK).exists():
             mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": self.run}
             durable.create_once(self.root / _MARK, sealed(mark))
@@ -103,9 +104,11 @@ class Store:
 
     def records(self, table: str) -> list[Record]:
         """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
+        return [read_record(path) for path in sorted(self._record_paths(table))]
+
+    def _record_paths(self, table: str) -> Iterator[Path]:
         directory = self.root / "manifest" / table
-        paths = (p for p in directory.glob("*.json") if p.name != _MARK.name)
-        return [read_record(path) for path in sorted(paths)]
+        return (path for path in directory.glob("*.json") if path.name != _MARK.name)
 
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
@@ -144,37 +147,45 @@ class Store:
             TableError: ``rows`` have other columns than the table's other shards.
             DiskError: the operating system refused; nothing was committed.
         """
-        return self.append_parts(table, shard, rows.schema, [rows], sample_ids, made_by)
+        return self._append(
+            table, shard, rows.schema, lambda file: parquet.write_table(file, rows), sample_ids, made_by
+        )
 
     def append_parts(
+        self, table: str, shard: str, schema: pa.Schema, parts: Iterable[pa.Table], made_by: Mapping[str, Any]
+    ) -> Record:
+        """Write and commit a shard of a derived table part by part, as :meth:`append` does one that fits memory."""
+        return self._append(table, shard, schema, lambda file: parquet.write_parts(file, schema, parts), (), made_by)
+
+    def _append(
         self,
         table: str,
         shard: str,
         schema: pa.Schema,
-        parts: Iterable[pa.Table],
+        write: Callable[[BinaryIO], int],
         sample_ids: Sequence[int],
         made_by: Mapping[str, Any],
     ) -> Record:
-        """Write and commit a shard that does not fit memory, part by part; else as :meth:`append`."""
         existing = self.record(table, shard)
         if existing is not None:
             return existing
         self.check_schema(table, schema)
+        self.begin()
         path = Path(*table.split("/"), f"{shard}.parquet")
         n_rows = 0
 
-        def write(file: BinaryIO) -> None:
+        def counted(file: BinaryIO) -> None:
             nonlocal n_rows
-            n_rows = parquet.write_parts(file, schema, parts)
+            n_rows = write(file)
 
-        written = durable.write_file(self.root / path, write)
+        written = durable.write_file(self.root / path, counted)
         entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
         record = Record(table, shard, schemas.schema_id(schema), n_rows, tuple(sample_ids), (entry,), made_by)
         return self.commit(record)
 
     def commit(self, record: Record) -> Record:
         """Create a commit record; if another process was first, return its record."""
-        self._mark()
+        self.begin()
         if durable.create_once(self.root / record.location, record.to_bytes()):
             return record
         return read_record(self.root / record.location)
@@ -185,12 +196,13 @@ class Store:
         Raises:
             TableError: the columns differ; it names them.
         """
-        # Any shard will do, all have one schema; reading every record would make each commit slower than the last.
-        path = next((self.root / "manifest" / table).glob("*.json"), None)
-        first = read_record(path) if path is not None else None
-        if first is None or first.schema == schemas.schema_id(schema):
+        path = next(self._record_paths(table), None)
+        if path is None:
             return
-        there = {f.name: f.type for f in pq.read_schema(self.root / first.files[0].path)}
+        found = read_record(path)  # any one: all have the same schema, and there may be thousands
+        if found.schema == schemas.schema_id(schema):
+            return
+        there = {f.name: f.type for f in pq.read_schema(self.root / found.files[0].path)}
         new = {f.name: f.type for f in schema}
         changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
         detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
@@ -247,4 +259,5 @@ class Store:
 
 def _holds_files(root: Path) -> bool:
     """Say whether a directory holds more than what an interrupted first commit leaves: empty folders and hidden files."""
-    return any(path.is_file() and not path.name.startswith(".") for path in root.rglob("*"))
+    found = (path.relative_to(root).parts for path in root.rglob("*") if path.is_file())
+    return any(not any(part.startswith(".") for part in parts) for parts in found)

@@ -162,10 +162,10 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
     """Return the positions that the rules change and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
 
     Exact without encoding everything: only selected latents can change, and one changes only where its own pre-activation
-    exceeds its threshold; only there is the full encoder needed, to know whether it is among the k largest.
+    exceeds its threshold; only there does TopK need the full encoder, to know whether it is among the k largest.
     """
     features = torch.unique(torch.cat([rule.features for rule in rules]))
-    own = torch.relu((x - sae.b_dec) @ sae.W_enc[features].T + sae.b_enc[features])
+    own = torch.relu(sae.pre_acts(x, features))
     thresholds = torch.full((len(features),), float("inf"), device=x.device)
     for rule in rules:
         at = torch.searchsorted(features, rule.features)
@@ -181,4 +181,5 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
         new = torch.where(f[:, at] > rule.threshold, (rule.factor - 1) * f[:, at], torch.zeros(()).to(f))
         delta[:, at] = torch.where(new.abs() > delta[:, at].abs(), new, delta[:, at])
     changed = (delta != 0).any(1)
-    return rows[changed], delta[changed] @ sae.W_dec[features]
+    rows = rows[changed]
+    return rows, sae.change(x[rows], delta[changed], features)

@@ -63,6 +63,7 @@ def attachable(store: Store, source: str, device: torch.device) -> Attached:
 
 def attach(store: Store, attached: Attached) -> None:
     """Write and commit an SAE that the store does not have."""
+    store.begin()
     for path, data in attached.files.items():
         durable.write_bytes(store.root / path, data)
     if attached.files:

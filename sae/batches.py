@@ -1,7 +1,7 @@
 """Batches of positions: for training an SAE, and for anybody's own loop."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +11,46 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import SAEError, nearest
 from featurestore.store import Store
-from sae.data import activation_rows, held_out
+from sae.data import ActivationRows, activation_rows, data_hash, held_out
 from sae.shuffle import WINDOW_BYTES, ShuffledPositions
+
+_EPOCHS = 5
+_MIN_STEPS = 1000
+
+
+class Source(Protocol):
+    """What an SAE is trained on.
+
+    Attributes:
+        hook: The module.
+        n_positions, n_batches: Of training, an epoch.
+        data: Digits that name the contents.
+        default_steps: How long to train if nothing is said.
+        rows: Rows of the hook, for their shape.
+    """
+
+    hook: str
+    n_positions: int
+    n_batches: int
+    data: str
+    default_steps: int
+    rows: ActivationRows
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""
+
+    def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
+        """Return the rows to evaluate on: all, the indices of those that count, and whether training left them out."""
 
 
 class PositionBatches:
-    """What an SAE is trained on: :class:`~sae.shuffle.ShuffledPositions` of most samples; the others are held out.
+    """A store's rows of a hook: :class:`~sae.shuffle.ShuffledPositions` of most samples; the others are held out.
 
     Attributes:
         rows: All rows of the branch.
         train, test: Indices into ``rows``; the samples of ``test`` are :func:`~sae.data.held_out`. Without a second
             sample, ``test`` is empty.
-        n_positions, n_batches: Of training, an epoch.
+        hook, n_positions, n_batches, data, default_steps: As :class:`Source` says.
     """
 
     def __init__(
@@ -35,21 +63,24 @@ class PositionBatches:
         holdout: float = 0.1,
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
+        self.hook = hook
         self.rows = activation_rows(store, hook, branch)
+        self.data = data_hash(self.rows.records)
         out = held_out(np.unique(self.rows.sample_id).tolist(), holdout)
         is_out = np.isin(self.rows.sample_id, np.fromiter(out, np.int64, len(out)))
         self.train, self.test = np.flatnonzero(~is_out), np.flatnonzero(is_out)
         self._shuffled = ShuffledPositions(self.rows, self.train, batch_size, seed, window_bytes)
         self.n_positions, self.n_batches = self._shuffled.n_positions, self._shuffled.n_batches
+        self.default_steps = max(_MIN_STEPS, _EPOCHS * self.n_batches)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
         """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""
         for batch in self._shuffled.epoch(number, start):
             yield batch.float()
 
-    def test_or_train(self) -> npt.NDArray[np.integer]:
-        """Return the rows to evaluate on: the held-out ones, or all if none are."""
-        return self.test if len(self.test) else self.train
+    def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
+        """Return the rows, and the indices of the held-out ones, or of all if none are."""
+        return self.rows, self.test if len(self.test) else self.train, bool(len(self.test))
 
 
 class ActivationBatches(IterableDataset[Tensor]):

@@ -18,10 +18,13 @@ from featurestore.saes import load_config, sae_hash, sae_record, weights_path
 from featurestore.selection import Selection
 from featurestore.store import Store
 from sae.model import SAE, SAEConfig
+from sae.variants import VARIANTS
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
 WEIGHTS = "sae.safetensors"
+OPTIONAL = {"group_sizes": (), "normalize_activations": "none", "apply_b_dec_to_input": True}
+"""fields of ``config.json`` that an SAE need not have, and what their absence means"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,12 +44,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def config_bytes(config: SAEConfig) -> bytes:
-    """Return ``config.json``: canonical JSON and a newline."""
-    return (canonical_json(dataclasses.asdict(config)) + "\n").encode()
+    """Return ``config.json``: canonical JSON and a newline; optional fields are left out where they say nothing."""
+    fields = dataclasses.asdict(config)
+    said = {key: value for key, value in fields.items() if key not in OPTIONAL or value != OPTIONAL[key]}
+    return (canonical_json(said) + "\n").encode()
 
 
 def weights_bytes(sae: SAE) -> bytes:
-    """Return ``sae.safetensors``: the four parameters under their names, in the precision that they have."""
+    """Return ``sae.safetensors``: the parameters under their names, in the precision that they have."""
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()})
 
 
@@ -75,7 +80,7 @@ def load_sae(
         _check_recorded(store, name, path, data)
     tensors = _tensors(path, data)
     config = parse_config(fields, path.parent / CONFIG)
-    _check_tensors(path, config, tensors)
+    check_tensors(path, config, tensors)
     with torch.device("meta"):
         sae = SAE(config)
     sae.load_state_dict({key: tensor.to(device, dtype, copy=True) for key, tensor in tensors.items()}, assign=True)
@@ -110,7 +115,7 @@ def parse_config(fields: dict[str, Any], path: Path) -> SAEConfig:
     Raises:
         SAEError: a field is missing, unknown or of another type.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(SAEConfig)}
+    kinds = {field.name: field.type for field in dataclasses.fields(SAEConfig)} | {"group_sizes": list}
     unknown = sorted(set(fields) - set(kinds))
     missing = sorted({"d_in", "n_latents", "k"} - set(fields))
     if unknown or missing:
@@ -118,7 +123,10 @@ def parse_config(fields: dict[str, Any], path: Path) -> SAEConfig:
     for name, value in fields.items():
         if type(value) is not kinds[name]:
             raise SAEError(f"{path}: {name} is {value!r}, expected {getattr(kinds[name], '__name__', kinds[name])}.")
-    return SAEConfig(**fields)
+    groups = tuple(fields.get("group_sizes", ()))
+    if any(type(size) is not int for size in groups):
+        raise SAEError(f"{path}: group_sizes is {list(groups)!r}, expected a list of int.")
+    return SAEConfig(**fields | {"group_sizes": groups})
 
 
 def _read(path: Path) -> bytes:
@@ -157,9 +165,16 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
         raise SAEError(f"{path} is no safetensors file: {error}.") from error
 
 
-def _check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> None:
+def check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that are not those of an SAE of that configuration; ``path`` is where they come from.
+
+    Raises:
+        SAEError: a tensor is missing, unknown, of another shape or kind, or not finite.
+    """
     matrix = [config.n_latents, config.d_in]
     expected = {"W_enc": matrix, "b_enc": matrix[:1], "W_dec": matrix, "b_dec": matrix[1:]}
+    if VARIANTS[config.architecture].has_threshold:
+        expected["threshold"] = matrix[:1]
     if set(tensors) != set(expected):
         raise SAEError(f"{path} has tensors {sorted(tensors)}, expected {sorted(expected)}.")
     for name, shape in expected.items():

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from featurestore import schemas
@@ -43,9 +44,9 @@ class RowCodes(NamedTuple):
     """The codes of one row, on the SAE's device."""
 
     values: Tensor
-    """float32 ``[n_positions, k]``"""
+    """float32 ``[n_positions, width]``; rows may differ in width"""
     indices: Tensor
-    """int32 ``[n_positions, k]``, ascending; ``n_latents`` where nothing is active"""
+    """int32 ``[n_positions, width]``, ascending; ``n_latents`` where nothing is active"""
 
 
 CHUNK_ROWS = 64
@@ -54,7 +55,7 @@ CHUNK_ROWS = 64
 
 @torch.no_grad()
 def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
-    """Return the codes of one row ``[n_positions, d_in]``, without waiting for a GPU.
+    """Return the codes of one row ``[n_positions, d_in]``; of a TopK SAE without waiting for a GPU.
 
     Each row goes through the encoder alone, since the rounding of a matrix product may depend on its shape: so a row's
     result does not depend on the rows beside it, to the last bit on one machine.
@@ -72,7 +73,11 @@ def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
     Raises:
         SAEError: an activation of a latent is not finite, or does not fit float16.
     """
-    values, indices = (torch.stack(part).cpu().numpy() for part in zip(*rows, strict=True))
+    width = max(row.values.shape[-1] for row in rows)
+    values, indices = (
+        torch.stack([F.pad(part, (0, width - part.shape[-1]), value=empty) for part in parts]).cpu().numpy()
+        for parts, empty in zip(zip(*rows, strict=True), (0, n_latents), strict=True)
+    )
     return _columns(values, indices.astype(np.int64), n_latents)
 
 

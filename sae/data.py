@@ -43,6 +43,7 @@ class ActivationRows:
     step: npt.NDArray[np.int32]
     timestep: npt.NDArray[np.float32]
     sample_id: npt.NDArray[np.int64]
+    branch: npt.NDArray[np.str_]
     offset: npt.NDArray[np.int64]
     """where the row's tensor begins, in bytes: in its file, or in the decoded tensor of its shard"""
     n_positions: int
@@ -101,18 +102,21 @@ def activation_rows(
         rows = np.flatnonzero(wanted).astype(np.int32)
         numbers = np.full(len(rows), number, np.int32)
         offset = shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
-        parts.append((numbers, rows, shard.step[rows], shard.timestep[rows], shard.sample_id[rows], offset[rows]))
+        sample, of_branch = shard.sample_id[rows], shard.branch[rows]
+        parts.append((numbers, rows, shard.step[rows], shard.timestep[rows], sample, of_branch, offset[rows]))
         shards.append(shard if shard.mapped else None)
     if first is None:
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the {len(samples or ())} samples that are wanted.")
-    of_shard, row, step, timestep, sample_id, offset = (np.concatenate(column) for column in zip(*parts, strict=True))
+    of_shard, row, step, timestep, sample_id, branches, offset = map(np.concatenate, zip(*parts, strict=True))
     if not len(row) and (steps is not None or samples is not None) and (branch == "both" or branch in found):
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the steps and samples that are wanted.")
     if not len(row):
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of branch {branch!r}.{nearest(branch, sorted(found))}")
     size = first.n_positions, first.d_in, first.groups[0].dtype
     metadata = {key: first.metadata.get(key, "") for key in ("io", "height", "width")}
-    return ActivationRows(store, records, shards, of_shard, row, step, timestep, sample_id, offset, *size, metadata)
+    return ActivationRows(
+        store, records, shards, of_shard, row, step, timestep, sample_id, branches, offset, *size, metadata
+    )
 
 
 def hook_records(store: Store, hook: str) -> list[Record]:

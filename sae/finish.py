@@ -5,11 +5,14 @@ from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
 from featurestore.records import FileEntry, Record
 from featurestore.store import Store
-from sae.batches import PositionBatches
+from sae.batches import Source
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
 from sae.metrics import chunks_of_rows, evaluate
-from sae.model import SAE
+from sae.plots import PICTURE, draw_training
 from sae.settings import Plan
+from sae.state import State
+
+_DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False}
 
 
 def existing(store: Store, name: str, plan: Plan) -> Record | None:
@@ -22,7 +25,8 @@ def existing(store: Store, name: str, plan: Plan) -> Record | None:
     if record is None:
         return None
     there, here = dict(record.made_by), plan.made_by()
-    old, new = there.get("settings", {}), here["settings"]
+    # An SAE of before a setting existed was trained by its default.
+    old, new = _DEFAULTS | there.get("settings", {}), here["settings"]
     changed = [f"{k}: {old.get(k)} there, {v} here" for k, v in new.items() if old.get(k) != v]
     if not changed and there.get("data") != here["data"]:
         changed = ["activations were added or replaced since"]
@@ -31,19 +35,22 @@ def existing(store: Store, name: str, plan: Plan) -> Record | None:
     return record
 
 
-def finish(store: Store, name: str, plan: Plan, sae: SAE, batches: PositionBatches) -> Record:
-    """Measure an SAE, write its three files and commit them."""
-    sae = sae.cpu().requires_grad_(False)
-    rows = batches.test_or_train()
-    metrics = evaluate(sae, chunks_of_rows(batches.rows, rows))
-    sampled = {"held_out": bool(len(batches.test)), "n_samples": len(set(batches.rows.sample_id[rows].tolist()))}
+def finish(store: Store, name: str, plan: Plan, state: State, source: Source) -> Record:
+    """Measure an SAE, write its three files and commit them; a picture of the training lies beside them."""
+    sae = state.sae.cpu().requires_grad_(False)
+    rows, indices, held_out = source.evaluation()
+    metrics = evaluate(sae, chunks_of_rows(rows, indices)).to_json()
+    metrics |= {"held_out": held_out, "n_samples": len(set(rows.sample_id[indices].tolist()))}
+    columns = zip(*state.history, strict=True)
+    metrics["training"] = dict(zip(("step", "fvu", "l0", "n_dead"), map(list, columns), strict=False))
     files = {
         CONFIG: config_bytes(plan.config),
-        METRICS: (canonical_json({**metrics.to_json(), **sampled}) + "\n").encode(),
+        METRICS: (canonical_json(metrics) + "\n").encode(),
         WEIGHTS: weights_bytes(sae),
     }
     entries = []
     for file, data in files.items():
         path = f"saes/{name}/{file}"
         entries.append(FileEntry(path, *durable.write_bytes(store.root / path, data)))
+    draw_training(metrics, f"SAE {name}", store.root / "saes" / name / PICTURE)
     return store.commit(Record("saes", name, "", 0, (), tuple(entries), plan.made_by()))

@@ -1,4 +1,4 @@
-"""The training loss: ``FVU + α · AuxK`` (Gao et al. 2024, sections 2.1 and A.2)."""
+"""The training loss: ``FVU + α · AuxK``, and what the variant changes of it (Gao et al. 2024, sections 2.1 and A.2)."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Loss(NamedTuple):
     """A batch's loss and what it is made of."""
 
     total: Tensor
-    """``fvu + alpha · aux``, a scalar to differentiate"""
+    """``misfit + alpha · aux + penalty``, a scalar to differentiate; the variant says what misfit (TopK: fvu) and penalty are"""
     fvu: Tensor
     """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²`` over the batch"""
     aux: Tensor
@@ -30,12 +30,15 @@ def training_loss(sae: SAE, x: Tensor, dead: Tensor | None = None, alpha: float 
 
     The batch must not be constant: its variance is the unit of the loss.
     """
-    codes = sae.encode(x)
-    residual = x - sae.decode(codes)
+    codes = sae.variant.training_codes(sae, sae.centred(x)[0])
+    residual = x - sae.decode(Codes(codes.values, codes.indices))
     variance = (x - x.mean(dim=0)).square().sum()
-    fvu = residual.square().sum() / variance
+    fvu = residual.detach().square().sum() / variance
     aux = x.new_zeros(()) if dead is None else _aux_k(sae, x, residual.detach(), dead) / variance
-    return Loss(fvu + alpha * aux, fvu.detach(), aux.detach(), Codes(codes.values.detach(), codes.indices))
+    total = sae.variant.misfit(sae, residual, codes) / variance + alpha * aux
+    if codes.penalty is not None:
+        total = total + codes.penalty
+    return Loss(total, fvu, aux.detach(), Codes(codes.values.detach(), codes.indices))
 
 
 def _aux_k(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:

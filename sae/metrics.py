@@ -1,7 +1,8 @@
-"""How well an SAE reconstructs, per timestep and overall, measured in one pass and bounded memory."""
+"""How well an SAE reconstructs, per timestep, per branch and overall, measured in one pass and bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,29 @@ from sae.model import SAE
 
 _CHUNK_POSITIONS = 2048
 _DENSITY_DECADES = 7
+_DENSE = 0.1
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """Of one timestep."""
+class Chunk(NamedTuple):
+    """Positions of one step and branch."""
 
     step: int
     timestep: float
+    branch: str
+    x: Tensor
+    """``[n, d_in]``"""
+
+
+@dataclass(frozen=True)
+class PartMetrics:
+    """Of one timestep and branch, or of all timesteps of a branch."""
+
+    branch: str
+    step: int | None
+    """None: all"""
+    timestep: float | None
     fvu: float | None
-    """fraction of variance unexplained, the variance being that of this timestep's positions; None if it is 0"""
+    """fraction of variance unexplained, the variance being that of this part's positions; None if it is 0"""
     l0: float
     """active latents a position"""
     n_positions: int
@@ -38,15 +52,21 @@ class Metrics:
     """active latents a position"""
     n_dead: int
     """latents that never fired"""
+    n_dense: int
+    """latents that fired at more than a tenth of the positions"""
     n_positions: int
     density: tuple[float, ...]
     """for each latent, the share of positions at which it fired"""
-    timesteps: tuple[StepMetrics, ...]
-    """by step"""
+    branches: tuple[PartMetrics, ...]
+    timesteps: tuple[PartMetrics, ...]
+    """by step, then branch"""
 
     def to_json(self) -> dict[str, object]:
         """Return JSON values; of the densities only how many lie in each decade, ``(0.1, 1]`` first."""
-        body = asdict(self) | {"timesteps": [asdict(step) for step in self.timesteps]}
+        body = asdict(self)
+        body |= {"explained_variance": None if self.fvu is None else 1 - self.fvu}
+        for parts in ("branches", "timesteps"):
+            body[parts] = [{k: v for k, v in part.items() if v is not None or k == "fvu"} for part in body[parts]]
         fired = np.array([value for value in body.pop("density") if value > 0])
         decades = np.minimum(np.floor(-np.log10(fired)).astype(int), _DENSITY_DECADES)
         return body | {"density_decades": np.bincount(decades, minlength=_DENSITY_DECADES + 1).tolist()}
@@ -93,32 +113,41 @@ class Sums:
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, chunks: Iterable[tuple[int, float, Tensor]]) -> Metrics:
-    """Return the metrics over chunks ``(step, timestep, x [n, d_in])``, in any order, any number a step."""
+def evaluate(sae: SAE, chunks: Iterable[Chunk]) -> Metrics:
+    """Return the metrics over chunks in any order, any number a step and branch."""
     device = sae.b_dec.device
-    sums: dict[int, Sums] = {}
+    sums: dict[tuple[int, str], Sums] = {}
     timesteps: dict[int, float] = {}
     counts = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)
-    for step, timestep, x in chunks:
+    for step, timestep, branch, x in chunks:
         codes = sae.encode(x.to(device))
         fired = codes.indices[codes.values > 0]
         counts += torch.bincount(fired, minlength=sae.config.n_latents)
         timesteps[step] = timestep
-        sums.setdefault(step, Sums(sae.b_dec)).add(x.to(device), sae.decode(codes), len(fired))
-    total = Sums(sae.b_dec)
-    for step in sorted(sums):
-        total.merge(sums[step])
-    per_step = tuple(StepMetrics(i, timesteps[i], s.fvu, s.l0, s.n_positions) for i, s in sorted(sums.items()))
-    density = tuple((counts.double() / max(1, total.n_positions)).tolist())
-    return Metrics(total.fvu, total.l0, int((counts == 0).sum()), total.n_positions, density, per_step)
+        sums.setdefault((step, branch), Sums(sae.b_dec)).add(x.to(device), sae.decode(codes), len(fired))
+    total, of_branch = Sums(sae.b_dec), {branch: Sums(sae.b_dec) for _, branch in sorted(sums)}
+    for step, branch in sorted(sums):
+        total.merge(sums[step, branch])
+        of_branch[branch].merge(sums[step, branch])
+    per_step = tuple(_part(s, branch, step, timesteps[step]) for (step, branch), s in sorted(sums.items()))
+    per_branch = tuple(_part(s, branch) for branch, s in sorted(of_branch.items()))
+    density = counts.double() / max(1, total.n_positions)
+    n_dead, n_dense = int((counts == 0).sum()), int((density > _DENSE).sum())
+    every = tuple(density.tolist())
+    return Metrics(total.fvu, total.l0, n_dead, n_dense, total.n_positions, every, per_branch, per_step)
 
 
-def chunks_of_rows(rows: ActivationRows, indices: npt.NDArray[np.integer]) -> Iterator[tuple[int, float, Tensor]]:
+def _part(sums: Sums, branch: str, step: int | None = None, timestep: float | None = None) -> PartMetrics:
+    return PartMetrics(branch, step, timestep, sums.fvu, sums.l0, sums.n_positions)
+
+
+def chunks_of_rows(rows: ActivationRows, indices: npt.NDArray[np.integer]) -> Iterator[Chunk]:
     """Yield the positions of some rows as :func:`evaluate` takes them, a few thousand at a time."""
     per_chunk = max(1, _CHUNK_POSITIONS // rows.n_positions)
     for step in np.unique(rows.step[indices]):
-        of_step = indices[rows.step[indices] == step]
-        for start in range(0, len(of_step), per_chunk):
-            part = of_step[start : start + per_chunk]
-            positions = torch.from_numpy(rows.fill(part)).to(torch.float32, copy=True)
-            yield int(step), float(rows.timestep[part[0]]), positions.flatten(0, 1)
+        for branch in np.unique(rows.branch[indices]):
+            of_part = indices[(rows.step[indices] == step) & (rows.branch[indices] == branch)]
+            for start in range(0, len(of_part), per_chunk):
+                part = of_part[start : start + per_chunk]
+                positions = torch.from_numpy(rows.fill(part)).to(torch.float32, copy=True)
+                yield Chunk(int(step), float(rows.timestep[part[0]]), str(branch), positions.flatten(0, 1))

@@ -1,6 +1,6 @@
-"""The TopK sparse autoencoder: ``z = TopK_k(ReLU(W_enc (x − b_dec) + b_enc))``, ``x̂ = z W_dec + b_dec``.
+"""A sparse autoencoder: ``z = act(W_enc (x − b_dec) + b_enc)``, ``x̂ = z W_dec + b_dec``; ``act`` is that of its variant.
 
-Gao et al., "Scaling and evaluating sparse autoencoders" (2024), sections 2.3 and A.
+Gao et al., "Scaling and evaluating sparse autoencoders" (2024), sections 2.3 and A; docs/saes.md.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featurestore.errors import SAEError
-from sae.sparse import encode_top_k, weighted_rows
+from sae.sparse import weighted_rows
+from sae.variants import VARIANTS
+
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+_LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,15 @@ class SAEConfig:
     n_latents: int
     """rows of the encoder and of the decoder"""
     k: int
-    """latents that may be active at a position"""
+    """latents that may be active at a position; with a threshold, on average; 0: unknown, with a threshold only"""
     architecture: str = "topk"
-    """the only one so far"""
+    """a name in :data:`sae.variants.VARIANTS`"""
+    group_sizes: tuple[int, ...] = ()
+    """of a Matryoshka SAE: latents of each group, first to last; () for others"""
+    normalize_activations: str = "none"
+    """what is done to each position before it is encoded, and undone after it is decoded; see :meth:`SAE.decode`"""
+    apply_b_dec_to_input: bool = True
+    """whether ``b_dec`` is subtracted before encoding; it is always added in decoding"""
     hook: str = ""
     """module whose activations it was trained on"""
     io: str = "output"
@@ -42,75 +52,143 @@ class SAEConfig:
     """the run whose activations it was trained on; empty: unknown"""
 
     def __post_init__(self) -> None:
-        if self.architecture != "topk":
-            raise SAEError(f"SAE architecture {self.architecture!r} is not known. Known: 'topk'.")
+        if self.architecture not in VARIANTS:
+            known = ", ".join(map(repr, VARIANTS))
+            raise SAEError(f"SAE architecture {self.architecture!r} is not known. Known: {known}.")
         if self.d_in < 1 or self.n_latents < 1:
             raise SAEError(f"an SAE needs d_in and n_latents of at least 1, found {self.d_in} and {self.n_latents}.")
-        if not 1 <= self.k <= self.n_latents:
-            raise SAEError(f"k = {self.k} does not fit n_latents = {self.n_latents}: it must be in 1…{self.n_latents}.")
+        least = 0 if VARIANTS[self.architecture].has_threshold else 1
+        if not least <= self.k <= self.n_latents:
+            found = f"k = {self.k} does not fit n_latents = {self.n_latents}"
+            raise SAEError(f"{found}: it must be in {least}…{self.n_latents}.")
+        if self.normalize_activations not in NORMALIZATIONS:
+            known = ", ".join(NORMALIZATIONS)
+            raise SAEError(f"normalize_activations {self.normalize_activations!r} is not known. Known: {known}.")
+        grouped = self.architecture == "matryoshka_batchtopk"
+        if grouped and (sum(self.group_sizes) != self.n_latents or min(self.group_sizes) < 1):
+            raise SAEError(
+                f"group_sizes {list(self.group_sizes)} do not fit n_latents = {self.n_latents}: they must be positive "
+                f"and add up to it."
+            )
+        if self.group_sizes and not grouped:
+            raise SAEError(f"group_sizes are for 'matryoshka_batchtopk', the architecture is {self.architecture!r}.")
 
 
 class Codes(NamedTuple):
-    """The k places of each position, largest value first; a place of value 0 is empty, whatever its index."""
+    """The active latents of each position, in ``width`` places; a place of value 0 is empty, whatever its index.
+
+    ``width`` is k for TopK; with a threshold, as many as the fullest of the positions has, at least 1.
+    """
 
     values: Tensor
-    """``[..., k]``, none negative"""
+    """``[..., width]``, none negative; TopK's are in descending order"""
     indices: Tensor
-    """``[..., k]``, int64; ties as :func:`sae.sparse.top_k` says"""
+    """``[..., width]``, int64; ties as :func:`sae.sparse.top_k` says"""
+    shift: Tensor | None = None
+    """``[..., 1]``, of an SAE that normalises each position: what it subtracts"""
+    scale: Tensor | None = None
+    """``[..., 1]``, of an SAE that normalises each position: what decoding multiplies by"""
 
 
 class SAE(nn.Module):
-    """A TopK SAE with its weights.
+    """An SAE with its weights.
 
-    Parameters: ``W_enc [n_latents, d_in]``, ``b_enc [n_latents]``, ``W_dec [n_latents, d_in]``, ``b_dec [d_in]``. A
-        new one has ``W_dec = W_enc`` with random unit rows (drawn from ``generator``, or from torch's) and zero
-        biases.
+    Parameters: ``W_enc [n_latents, d_in]``, ``b_enc [n_latents]``, ``W_dec [n_latents, d_in]``, ``b_dec [d_in]``, and
+        ``threshold [n_latents]`` if its variant has one. A new one has ``W_dec = W_enc`` with random unit rows (drawn
+        from ``generator``, or from torch's), zero biases and thresholds.
 
-    Inputs have shape ``[..., d_in]`` and are cast to the precision of the weights.
+    Inputs have shape ``[..., d_in]``, are raw activations, and are cast to the precision of the weights.
     """
 
     def __init__(self, config: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
+        self.variant = VARIANTS[config.architecture]
         rows = F.normalize(torch.randn(config.n_latents, config.d_in, generator=generator), dim=-1)
         self.W_enc = nn.Parameter(rows)
         self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
         self.W_dec = nn.Parameter(rows.clone())
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        if self.variant.has_threshold:
+            self.threshold = nn.Parameter(torch.zeros(config.n_latents), requires_grad=self.variant.learns_threshold)
 
-    def pre_acts(self, x: Tensor) -> Tensor:
-        """Return ``W_enc (x − b_dec) + b_enc``, ``[..., n_latents]``."""
-        return F.linear(self._centred(x), self.W_enc, self.b_enc)
+    def pre_acts(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return ``W_enc (x − b_dec) + b_enc``, ``[..., n_latents]``, or only those of some latents, ``[..., n]``."""
+        W_enc, b_enc = (self.W_enc, self.b_enc) if features is None else (self.W_enc[features], self.b_enc[features])
+        return F.linear(self.centred(x)[0], W_enc, b_enc)
 
     def encode(self, x: Tensor) -> Codes:
         """Return the code of each position, differentiable in ``x`` and the weights."""
-        flat = self._centred(x).reshape(-1, self.config.d_in)
-        values, indices = encode_top_k(flat, self.W_enc, self.b_enc, self.config.k)
-        shape = (*x.shape[:-1], self.config.k)
-        return Codes(values.view(shape), indices.view(shape))
+        inner, shift, scale = self.centred(x)
+        values, indices = self.variant.encode(self, inner.reshape(-1, self.config.d_in))
+        shape = (*x.shape[:-1], values.shape[-1])
+        return Codes(values.view(shape), indices.view(shape), shift, scale)
 
     def encode_dense(self, x: Tensor) -> Tensor:
         """Return the code as ``[..., n_latents]``, zero where a latent is not active."""
-        values, indices = self.encode(x)
-        return values.new_zeros(*x.shape[:-1], self.config.n_latents).scatter(-1, indices, values)
+        codes = self.encode(x)
+        dense = codes.values.new_zeros(*x.shape[:-1], self.config.n_latents)
+        return dense.scatter_add(-1, codes.indices, codes.values)
 
     def encode_some(self, x: Tensor, features: Tensor) -> Tensor:
-        """Return the activations of some latents ``[n]``, ``[..., n]``: 0 where one is not among the position's k."""
-        values, indices = self.encode(x)
-        n = len(features)
-        place = torch.full((self.config.n_latents,), n, device=indices.device)
-        place[features] = torch.arange(n, device=indices.device)
-        return values.new_zeros(*x.shape[:-1], n + 1).scatter(-1, place[indices], values)[..., :n]
+        """Return the activations of some latents ``[n]``, ``[..., n]``: 0 where one is not active.
+
+        With a threshold no other latent is computed; TopK needs all of them.
+        """
+        flat = self.centred(x)[0].reshape(-1, self.config.d_in)
+        return self.variant.encode_some(self, flat, features).view(*x.shape[:-1], len(features))
 
     def decode(self, codes: Codes) -> Tensor:
-        """Return ``z W_dec + b_dec``, ``[..., d_in]``, reading only the rows that the codes name."""
+        """Return ``z W_dec + b_dec``, ``[..., d_in]``, reading only the rows that the codes name.
+
+        With ``normalize_activations`` the SAE works on ``(x − shift) / s`` and this returns ``scale · (…) + shift``:
+        ``layer_norm`` has ``shift`` the mean over channels, ``scale`` their standard deviation (that of a sample), ``s
+        = scale + 1e-5``; ``constant_norm_rescale`` has ``shift = 0``, ``s = scale = ‖x‖ / √d_in``.
+        """
         shape = codes.indices.shape
         values, indices = codes.values.reshape(-1, shape[-1]), codes.indices.reshape(-1, shape[-1])
-        return weighted_rows(values, indices, self.W_dec).view(*shape[:-1], self.config.d_in) + self.b_dec
+        inner = weighted_rows(values, indices, self.W_dec).view(*shape[:-1], self.config.d_in) + self.b_dec
+        if codes.scale is not None:
+            inner = inner * codes.scale
+        return inner if codes.shift is None else inner + codes.shift
+
+    def change(self, x: Tensor, delta: Tensor, features: Tensor) -> Tensor:
+        """Return by how much the reconstruction of ``x`` changes with its codes: ``[..., d_in]``.
+
+        ``delta`` ``[..., n]`` is added to the activations of the latents ``features`` ``[n]``.
+        """
+        change = delta @ self.W_dec[features]
+        scale = self.centred(x)[2]
+        return change if scale is None else change * scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the reconstruction, ``[..., d_in]``, in the precision of the weights."""
         return self.decode(self.encode(x))
+
+    def centred(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what the encoder's matrix takes of ``x``, and the ``shift`` and ``scale`` of :class:`Codes`."""
+        if x.shape[-1] != self.config.d_in:
+            raise SAEError(f"activations have {x.shape[-1]} channels, the SAE expects {self.config.d_in}.")
+        inner, shift, scale = x.to(self.W_enc.dtype), None, None
+        if self.config.normalize_activations == "layer_norm":
+            shift = inner.mean(dim=-1, keepdim=True)
+            scale = (inner - shift).std(dim=-1, keepdim=True)
+            inner = (inner - shift) / (scale + _LAYER_NORM_EPS)
+        elif self.config.normalize_activations == "constant_norm_rescale":
+            scale = torch.linalg.vector_norm(inner, dim=-1, keepdim=True) / self.config.d_in**0.5
+            inner = inner / scale.clamp_min(torch.finfo(inner.dtype).tiny)
+        return inner - self.b_dec if self.config.apply_b_dec_to_input else inner, shift, scale
+
+    @torch.no_grad()
+    def rescale_(self, factor: float) -> None:
+        """Turn an SAE of inputs divided by ``factor`` into one of the inputs themselves; activations grow as they do.
+
+        The weights stay, so decoder rows keep their norm: ``act(a · factor) = factor · act(a)`` for every variant once its
+        threshold is scaled too.
+        """
+        for name, parameter in self.named_parameters():
+            if name in ("b_enc", "b_dec", "threshold"):
+                parameter.mul_(factor)
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
@@ -124,8 +202,3 @@ class SAE(nn.Module):
         assert self.W_dec.grad is not None, "no gradient yet"
         along = (self.W_dec.grad * self.W_dec).sum(dim=-1, keepdim=True)
         self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
-
-    def _centred(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.config.d_in:
-            raise SAEError(f"activations have {x.shape[-1]} channels, the SAE expects {self.config.d_in}.")
-        return x.to(self.W_enc.dtype) - self.b_dec

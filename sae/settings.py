@@ -9,15 +9,15 @@ import torch
 
 import featurestore
 from featurestore.canonical import canonical_json, sha256_text
-from featurestore.errors import UsageError
+from featurestore.errors import UsageError, nearest
 from featurestore.store import Store
-from sae.batches import PositionBatches
-from sae.data import data_hash
+from sae.batches import Source
 from sae.loss import AUX_ALPHA
+from sae.matryoshka import default_groups
 from sae.model import SAEConfig
+from sae.variants import VARIANTS
 
-_EPOCHS = 5
-_MIN_STEPS = 1000
+PRECISIONS = ("float32", "bfloat16")
 _LR_AT = (4e-4, 20480)
 _MAX_DEAD_AFTER = 10_000_000
 
@@ -33,7 +33,7 @@ class TrainSettings:
     n_latents: int | None = None
     """overrides ``expansion``"""
     steps: int | None = None
-    """None: five times all training positions, and 1000 steps at least"""
+    """None: five times all training positions, and 1000 steps at least; once all of live activations"""
     batch_size: int = 4096
     """positions a step; a small map's data does with 1024"""
     lr: float | None = None
@@ -48,8 +48,23 @@ class TrainSettings:
     """positions without firing after which a latent is dead; None: 10 million, at most a third of all to be seen"""
     aux_alpha: float = AUX_ALPHA
     """weight of the auxiliary loss"""
+    precision: str = "float32"
+    """``bfloat16``: of the encoder's matrix product in training; everything else stays float32"""
+    architecture: str = "topk"
+    """a name in :data:`sae.variants.VARIANTS`"""
+    group_sizes: tuple[int, ...] = ()
+    """of a Matryoshka SAE; (): 1/32, 1/16, 1/8 and 1/4 of the latents and the rest"""
+    scale_inputs: bool | None = None
+    """train on inputs divided by their root mean squared distance from ``b_dec``, and scale the trained SAE back; None:
+    only where the variant has units, as JumpReLU"""
 
     def __post_init__(self) -> None:
+        if self.architecture not in VARIANTS:
+            raise UsageError(f"architecture {self.architecture!r} is not known.{nearest(self.architecture, VARIANTS)}")
+        if self.group_sizes and self.architecture != "matryoshka_batchtopk":
+            raise UsageError(f"group sizes are for matryoshka_batchtopk, the architecture is {self.architecture}.")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
         for name, low in (("k", 1), ("n_latents", 1), ("steps", 1), ("batch_size", 2), ("seed", 0), ("dead_after", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -75,6 +90,12 @@ class Plan:
     data: str
     """names the contents of the shards that are trained on"""
 
+    @property
+    def scale_inputs(self) -> bool:
+        """Whether inputs are scaled in training."""
+        chosen = self.settings.scale_inputs
+        return VARIANTS[self.config.architecture].learns_threshold if chosen is None else chosen
+
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: a short linear warm-up, then linear decay to 0 after the last step."""
         warmup = min(1000, self.steps // 20)
@@ -90,6 +111,7 @@ class Plan:
         fields = dataclasses.asdict(self.settings)
         fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
         fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
+        fields |= {"group_sizes": list(self.config.group_sizes), "scale_inputs": self.scale_inputs}
         return {key: fields[key] for key in sorted(fields) if key != "expansion"}
 
     def identity(self) -> str:
@@ -97,22 +119,29 @@ class Plan:
         return sha256_text(canonical_json({"data": self.data, "settings": self.described()}))
 
 
-def make_plan(store: Store, hook: str, settings: TrainSettings, batches: PositionBatches) -> Plan:
+def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) -> Plan:
     """Work out what ``settings`` mean for a hook's activations.
 
     Raises:
-        UsageError: k does not fit the number of latents.
+        UsageError: k or the groups do not fit the number of latents.
     """
-    rows, run = batches.rows, store.run or {}
+    rows, run = source.rows, store.run or {}
     n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
     if settings.k > n_latents:
         raise UsageError(
             f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a larger --expansion."
         )
+    groups = settings.group_sizes
+    if settings.architecture == "matryoshka_batchtopk":
+        groups = groups or default_groups(n_latents)
+        if sum(groups) != n_latents or min(groups) < 1:
+            raise UsageError(f"group sizes {list(groups)} must be positive and add up to the {n_latents} latents.")
     config = SAEConfig(
         d_in=rows.d_in,
         n_latents=n_latents,
         k=settings.k,
+        architecture=settings.architecture,
+        group_sizes=groups,
         hook=hook,
         io=rows.metadata["io"] or "output",
         height=int(rows.metadata["height"] or 0),
@@ -121,7 +150,7 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, batches: Positio
         model_hash=str(run.get("model_hash", "")),
         run_id=store.run_id,
     )
-    steps = settings.steps or max(_MIN_STEPS, _EPOCHS * batches.n_batches)
+    steps = settings.steps or source.default_steps
     lr = settings.lr or _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
     dead_after = settings.dead_after or min(_MAX_DEAD_AFTER, max(1, steps * settings.batch_size // 3))
-    return Plan(settings, config, steps, lr, dead_after, data_hash(rows.records))
+    return Plan(settings, config, steps, lr, dead_after, source.data)

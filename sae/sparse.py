@@ -1,10 +1,10 @@
-"""The two sparse operations of a TopK SAE, with gradients that never form a dense ``[batch, n_latents]`` code.
+"""The two sparse operations of an SAE, with gradients that never form a dense ``[batch, n_latents]`` code.
 
-A step on one CPU core (batch 1024, d_in 128, n_latents 1024, k 16) takes half the time of the dense formula under
-automatic differentiation: forward is the encoder's matrix product and the selection, backward touches k rows a
-position.
+Forward is the encoder's matrix product and the selection, backward touches k rows a position. Against the same formulas
+under automatic differentiation a step takes half the time, see benchmarks/train.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _GROUPS = 8
-_CHUNK_ELEMENTS = {"cpu": 2**18}
-_CHUNK_ELEMENTS_ELSEWHERE = 2**26
 
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -55,20 +53,71 @@ def encode_top_k(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tenso
     Shapes: ``x`` is ``[rows, d_in]``, ``weight`` ``[n_latents, d_in]``, ``bias`` ``[n_latents]``. Differentiable in
         all three; the gradient reaches positive values only.
     """
-    values, indices = _Encode.apply(x, weight, bias, k)
+    return encode_selected(x, weight, bias, lambda pre: top_k(pre, k))
+
+
+def encode_selected(
+    x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return what ``select`` takes of ``x weightᵀ + bias`` ``[rows, n_latents]``: values and indices ``[rows, width]``.
+
+    Values that are not positive become 0. Differentiable as :func:`encode_top_k`; ``select`` is taken as constant.
+    """
+    values, indices = _Encode.apply(x, weight, bias, select)
     return values, indices
 
 
 def weighted_rows(values: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
-    """Return ``Σ_j values[r, j] · matrix[indices[r, j]]``, ``[rows, d]``, differentiable in both."""
-    return F.embedding_bag(indices, matrix, per_sample_weights=values, mode="sum")
+    """Return ``Σ_j values[r, j] · matrix[indices[r, j]]``, ``[rows, d]``, differentiable in values and matrix."""
+    result: Tensor = _WeightedRows.apply(values, indices, matrix)
+    return result
+
+
+def weighted_rows_transposed(values: Tensor, indices: Tensor, vectors: Tensor, n: int) -> Tensor:
+    """Return ``[n, d]``: the sum over rows r and places j of ``values[r, j] · vectors[r]`` in row ``indices[r, j]``.
+
+    Sorted by index it is the same kind of sum as :func:`weighted_rows`: no ``[rows, k, d]`` in between, and on a CPU
+    every row is added up in one order, whatever the number of threads.
+    """
+    order = indices.flatten().argsort(stable=True)
+    counts = torch.bincount(indices.flatten(), minlength=n)
+    weights, rows = values.flatten()[order], order // indices.shape[1]
+    return F.embedding_bag(rows, vectors, counts.cumsum(0) - counts, per_sample_weights=weights, mode="sum")
+
+
+class _WeightedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, matrix)
+        return F.embedding_bag(indices, matrix, per_sample_weights=values, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, matrix = ctx.saved_tensors
+        needs_values, _, needs_matrix = ctx.needs_input_grad
+        return (
+            _dots(grad, indices, matrix) if needs_values else None,
+            None,
+            weighted_rows_transposed(values, indices, grad, len(matrix)) if needs_matrix else None,
+        )
+
+
+def _dots(vectors: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
+    """Return ``vectors[r] · matrix[indices[r, j]]``, ``[rows, k]``: the gradient of a weighted sum by its weights."""
+    with torch.enable_grad():
+        ones = vectors.new_ones(indices.shape, requires_grad=True)
+        total = F.embedding_bag(indices, matrix.detach(), per_sample_weights=ones, mode="sum")
+    return torch.autograd.grad(total, ones, vectors)[0]
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = top_k(F.linear(x, weight, bias), k)
-        values = values.relu()
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, select: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = select(F.linear(x, weight, bias))  # in bfloat16 where autocast says so
+        values = values.relu().to(weight.dtype)
         ctx.save_for_backward(x, weight, values > 0, indices)
         ctx.mark_non_differentiable(indices)
         return values, indices
@@ -77,32 +126,13 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, positive, indices = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _k = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _select = ctx.needs_input_grad
         grad = grad * positive
         n_latents = weight.shape[0]
         grad_bias = grad.new_zeros(n_latents).index_add_(0, indices.flatten(), grad.flatten()) if needs_bias else None
         return (
             weighted_rows(grad, indices, weight) if needs_x else None,
-            _scatter_outer(grad, indices, x, n_latents) if needs_weight else None,
+            weighted_rows_transposed(grad, indices, x, n_latents) if needs_weight else None,
             grad_bias,
             None,
         )
-
-
-def _chunks(indices: Tensor, d: int) -> range:
-    """Return the first rows of chunks whose ``[rows, k, d]`` intermediate stays in cache (CPU) or in bounds."""
-    rows, k = indices.shape
-    elements = _CHUNK_ELEMENTS.get(indices.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-    return range(0, rows, max(1, elements // (k * d)))
-
-
-def _scatter_outer(values: Tensor, indices: Tensor, vectors: Tensor, n: int) -> Tensor:
-    """Return ``[n, d]``: the sum over rows r and places j of ``values[r, j] · vectors[r]`` in row ``indices[r, j]``."""
-    d = vectors.shape[1]
-    total = vectors.new_zeros(n, d)
-    chunks = _chunks(indices, d)
-    for start in chunks:
-        part = slice(start, start + chunks.step)
-        outer = values[part].unsqueeze(-1) * vectors[part].unsqueeze(1)
-        total.index_add_(0, indices[part].flatten(), outer.view(-1, d))
-    return total

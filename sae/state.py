@@ -13,9 +13,11 @@ from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
 from featurestore.store import Store
 from sae.model import SAE, Codes
+from sae.ranks import Ranks
 from sae.settings import Plan
 
 _BETAS = (0.9, 0.999)
+_HISTORY = 400
 
 
 class State:
@@ -26,18 +28,27 @@ class State:
         device = sae.b_dec.device
         self.optimizer = torch.optim.Adam(sae.parameters(), betas=_BETAS, fused=device.type in ("cpu", "cuda"))
         self.positions_since_fired = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)
+        self.history: list[tuple[int, float, float, int]] = []
+        """at some steps: the step, FVU and L0 of its batch, dead latents"""
         self.step = 0
         for parameter in sae.parameters():
             step = torch.zeros((), device=parameter.device)
             moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             self.optimizer.state[parameter] = {"step": step, **moments}
 
-    def count(self, codes: Codes) -> None:
-        """Count a step in which ``codes`` fired."""
+    def count(self, codes: Codes, ranks: Ranks) -> None:
+        """Count a step in which ``codes`` fired, here or in another process."""
         fired = codes.indices[codes.values > 0]
-        self.positions_since_fired += codes.values.shape[0]
+        self.positions_since_fired += codes.values.shape[0] * ranks.world_size
         self.positions_since_fired[fired] = 0
+        ranks.least_(self.positions_since_fired)
         self.step += 1
+
+    def remember(self, seen: list[float], n_dead: int) -> None:
+        """Add the step just taken, with its FVU and L0, to the history; at most ``_HISTORY`` entries, evenly spread, are kept."""
+        self.history.append((self.step, *map(float, seen), n_dead))  # type: ignore[arg-type]
+        if len(self.history) > _HISTORY:
+            self.history = self.history[1::2]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor under a name: the live ones, not copies."""
@@ -56,6 +67,7 @@ def state_path(store: Store, name: str) -> Path:
 def save(store: Store, name: str, plan: Plan, state: State) -> None:
     """Write the state, atomically and durably."""
     about = {"step": state.step, "identity": plan.identity(), "settings": plan.described(), "data": plan.data}
+    about |= {"history": state.history}
     tensors = {key: tensor.cpu().contiguous() for key, tensor in state.tensors().items()}
     durable.write_bytes(state_path(store, name), safetensors.torch.save(tensors, {"state": canonical_json(about)}))
 
@@ -78,6 +90,7 @@ def restore(store: Store, name: str, plan: Plan, state: State) -> None:
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise SAEError(f"{path} is no state of a training ({error}): delete it to start anew.") from error
     state.step = about["step"]
+    state.history = [tuple(entry) for entry in about["history"]]
 
 
 def discard(store: Store, name: str) -> None:

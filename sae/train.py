@@ -1,45 +1,24 @@
-"""Train an SAE on a hook's activations, resumable to the last bit on a CPU."""
+"""Train SAEs on activations, resumable to the last bit on a CPU."""
 
-import itertools
-import math
-import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-from tqdm import tqdm
+import contextlib
+from collections.abc import Callable, Sequence
 
 from featurestore import schemas
 from featurestore.errors import SAEError
 from featurestore.records import Record
 from featurestore.store import Store
-from sae.batches import PositionBatches
+from sae.batches import PositionBatches, Source
 from sae.checkpoint import pick_device
 from sae.finish import existing, finish
 from sae.interrupt import interruption
-from sae.loss import geometric_median, training_loss
-from sae.model import SAE
-from sae.settings import Plan, TrainSettings, make_plan
-from sae.state import State, discard, restore, save
+from sae.ranks import Ranks, join_ranks
+from sae.settings import TrainSettings, make_plan
+from sae.state import discard
+from sae.training import Progress, Training
 
-__all__ = ["Progress", "TrainSettings", "train"]
+__all__ = ["Progress", "TrainSettings", "train", "train_many"]
 
-CHECKPOINT_SECONDS = 60.0
-_REPORT_EVERY = 10
-
-
-class Progress(NamedTuple):
-    """How training stands."""
-
-    step: int
-    """steps done"""
-    steps: int
-    fvu: float
-    """of the batches since the last report"""
-    l0: float
-    n_dead: int
-    """latents that count as dead in the loss"""
+Report = Callable[[Progress], object]
 
 
 def train(
@@ -49,14 +28,14 @@ def train(
     settings: TrainSettings,
     progress: bool = True,
     device: str = "auto",
-    on_report: Callable[[Progress], object] = lambda progress: None,
+    on_report: Report = lambda progress: None,
 ) -> Record:
     """Train an SAE on the activations of ``hook`` and commit it to the store as ``saes/<name>``.
 
     A checkpoint under ``.work/`` is written every ``CHECKPOINT_SECONDS`` and when SIGINT arrives (KeyboardInterrupt
     follows); the same call goes on from it and ends, on a CPU, with the same bits as one that was never interrupted.
     An SAE that was trained already with the same settings on the same data is returned as it is. ``on_report`` is
-    called every few steps.
+    called every few steps. Started by torchrun or accelerate, each process learns from its part of every batch.
 
     Raises:
         SAEError: the hook has no activations, the name is taken by another SAE or by an interrupted training with
@@ -65,91 +44,48 @@ def train(
     """
     schemas.check_name(name, "an SAE's name")
     batches = PositionBatches(store, hook, settings.branch, settings.batch_size, settings.seed, settings.holdout)
-    plan = make_plan(store, hook, settings, batches)
-    record = existing(store, name, plan)
-    if record is not None:
-        return record
-    run = _Run(store, name, plan, batches, pick_device(device))
-    run.loop(progress, on_report)
-    record = finish(store, name, plan, run.state.sae, batches)
-    discard(store, name)
-    return record
+    return train_many(store, {name: batches}, settings, progress, device, on_report)[0]
 
 
-class _Run:
-    """A training in progress: its weights, optimiser and counters."""
+def train_many(
+    store: Store,
+    sources: dict[str, Source],
+    settings: TrainSettings,
+    progress: bool = True,
+    device: str = "auto",
+    on_report: Report = lambda progress: None,
+) -> list[Record]:
+    """Train one SAE a name, each on its source, side by side; otherwise as :func:`train`."""
+    for name in sources:
+        schemas.check_name(name, "an SAE's name")
+    plans = {name: make_plan(store, source.hook, settings, source) for name, source in sources.items()}
+    records = {name: existing(store, name, plan) for name, plan in plans.items()}
+    missing = [name for name, record in records.items() if record is None]
+    with join_ranks(settings.batch_size) if missing else contextlib.nullcontext(Ranks()) as ranks:
+        there = pick_device(ranks.device(device))
+        trainings = [Training(store, name, plans[name], sources[name], there, ranks) for name in missing]
+        _run(trainings, progress and ranks.rank == 0, on_report)
+        for training in trainings:
+            _commit(store, training, sources[training.name], ranks)
+    found = [store.record("saes", name) for name in sources]
+    if None in found:
+        raise SAEError(f"{store.root}: process 0 committed no SAE: it says why.")
+    return [record for record in found if record is not None]
 
-    def __init__(self, store: Store, name: str, plan: Plan, batches: PositionBatches, device: torch.device) -> None:
-        self.store, self.name, self.plan, self.batches, self.device = store, name, plan, batches, device
-        self.state = self._start()
-        restore(store, name, plan, self.state)
 
-    def _start(self) -> State:
-        generator = torch.Generator().manual_seed(self.plan.settings.seed)
-        sae = SAE(self.plan.config, generator)
-        with torch.no_grad():
-            first = next(self.batches.epoch(0))
-            if not bool((first != first[0]).any()):
-                raise SAEError(
-                    f"all activations of hook {self.plan.config.hook!r} are equal: there is nothing to learn."
-                )
-            sae.b_dec.copy_(geometric_median(first))
-        return State(sae.to(self.device))
+def _run(trainings: Sequence[Training], progress: bool, on_report: Report) -> None:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(interruption())
+        walks = [(training, training.walk(stack, progress, on_report, stop)) for training in trainings]
+        while walks:  # All get as far in the same time: what they learn from may be generated for all at once.
+            training, walk = min(walks, key=lambda pair: (pair[0].state.step + 1) / pair[0].plan.steps)
+            if next(walk, None) is None:
+                walks.remove((training, walk))
 
-    def loop(self, progress: bool, on_report: Callable[[Progress], object]) -> None:
-        """Take the steps that are left."""
-        state, steps, size = self.state, self.plan.steps, self.plan.settings.batch_size
-        done, total = state.step * size, steps * size
-        title, quiet = f"train {self.name}", None if progress else True
-        saved, since, sums = time.monotonic(), state.step, torch.zeros(2, dtype=torch.float64)
-        bar = tqdm(desc=title, total=total, initial=done, unit=" positions", unit_scale=True, disable=quiet)
-        with bar, interruption() as stop:
-            for x in itertools.islice(self._stream(), steps - state.step):
-                sums += self._step(x.to(self.device))
-                last = state.step == steps
-                if state.step % _REPORT_EVERY == 0 or last:
-                    report = self._report(sums / (state.step - since))
-                    bar.set_postfix_str(
-                        f"fvu {report.fvu:.4f}, l0 {report.l0:.1f}, dead {report.n_dead}", refresh=False
-                    )
-                    bar.update(state.step * size - bar.n)
-                    since = state.step
-                    sums.zero_()
-                    on_report(report)
-                if stop.wanted or last or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save(self.store, self.name, self.plan, state)
-                    saved = time.monotonic()
-                stop.check()
 
-    def _stream(self) -> Iterator[Tensor]:
-        epoch, start = divmod(self.state.step, self.batches.n_batches)
-        while True:
-            yield from self.batches.epoch(epoch, start)
-            epoch, start = epoch + 1, 0
-
-    def _step(self, x: Tensor) -> Tensor:
-        """Take one step; return its FVU and L0, float64 on the CPU."""
-        state, sae = self.state, self.state.sae
-        dead = state.positions_since_fired > self.plan.dead_after
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.plan.lr_at(state.step)
-        state.optimizer.zero_grad()
-        loss = training_loss(sae, x, dead, self.plan.settings.aux_alpha)
-        loss.total.backward()
-        sae.remove_parallel_gradient_()
-        state.optimizer.step()
-        sae.normalize_decoder_()
-        state.count(loss.codes)
-        active = (loss.codes.values > 0).sum() / len(x)
-        return torch.stack([loss.fvu.double(), active.double()]).cpu()
-
-    def _report(self, means: Tensor) -> Progress:
-        fvu, l0 = means.tolist()
-        if not math.isfinite(fvu):
-            discard(self.store, self.name)
-            raise SAEError(
-                f"the loss is not finite at step {self.state.step} of {self.plan.steps}: use a smaller learning rate "
-                f"than {self.plan.lr:.2g}. Nothing was committed."
-            )
-        dead = int((self.state.positions_since_fired > self.plan.dead_after).sum())
-        return Progress(self.state.step, self.plan.steps, fvu, l0, dead)
+def _commit(store: Store, training: Training, source: Source, ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        training.state.sae.rescale_(training.scale)
+        finish(store, training.name, training.plan, training.state, source)
+        discard(store, training.name)
+    ranks.wait()

@@ -16,7 +16,9 @@ from featurestore.errors import FeatureStoreError, nearest
 COMMANDS = {
     "collect": "featurestore.cli.collect",
     "train": "featurestore.cli.sae",
+    "train-live": "featurestore.cli.live",
     "encode": "featurestore.cli.sae",
+    "sae": "featurestore.cli.sae",
     "score": "featurestore.cli.queries",
     "query": "featurestore.cli.questions",
     "sql": "featurestore.cli.queries",
@@ -31,7 +33,7 @@ COMMANDS = {
     "pull": "featurestore.cli.share",
     "demo": "featurestore.cli.demo",
 }
-"""command → the module that defines a function of that name; the order of the help text: that of the work"""
+"""command → the module that defines a function of that name, "-" being "_"; the order of the help text: that of the work"""
 
 
 class LazyGroup(click.Group):
@@ -46,7 +48,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name])
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

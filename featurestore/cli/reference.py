@@ -20,6 +20,9 @@ def reference() -> str:
         assert command is not None
         own = click.Context(command, info_name=name, parent=context, terminal_width=110)
         parts += [f"## {name}\n", _block(command, own)]
+        for inner in command.commands.values() if isinstance(command, click.Group) else ():
+            below = click.Context(inner, info_name=inner.name, parent=own, terminal_width=110)
+            parts += [f"### {name} {inner.name}\n", _block(inner, below)]
     return "\n".join(parts)
 
 

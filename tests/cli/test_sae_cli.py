@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
 from featurestore.cli import cli, main
+from tests.sae import formats
 from tests.sae.helpers import HOOK, make_store
 
 SMALL = ["--k", "3", "--expansion", "2", "--steps", "5", "--batch-size", "16", "--device", "cpu", "--quiet"]
@@ -81,3 +84,71 @@ def test_help_has_an_example(command):
     output, error = run(command, "--help")
     assert error is None
     assert f"featurestore {command} --store ./store" in output
+
+
+def refused(capsys, *args):
+    """The one line that a mistake prints, with exit status 1."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(arg) for arg in args])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert error.startswith("Error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu", "matryoshka_batchtopk"])
+def test_other_architectures(root, architecture):
+    groups = ["--group-sizes", "8,24"] if architecture.startswith("matryoshka") else []
+    output, error = run(*train(root, "--architecture", architecture, *groups))
+    assert error is None
+    assert output.splitlines()[0] == f"SAE 'styles': {architecture}, 32 latents on 16 channels, k 3"
+    assert run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")[1] is None
+
+
+def test_group_sizes_that_are_none_or_do_not_fit(root, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(train(root, "--group-sizes", "8;24"))
+    assert exit_.value.code == 2
+    assert "is no list of sizes: expected something like 32,96,384." in capsys.readouterr().err
+    assert "group sizes are for matryoshka_batchtopk" in refused(capsys, *train(root, "--group-sizes", "8,24"))
+
+
+def test_export_then_import_again(root, tmp_path, capsys):
+    run(*train(root))
+    out = tmp_path / HOOK
+    output, error = run("sae", "export", root, "styles", "--format", "sparsify", "--out", str(out))
+    assert error is None
+    assert output.split() == [f"{out}/cfg.json", f"{out}/sae.safetensors"]
+    output, error = run("sae", "import", str(out), "--store", root, "--name", "again")
+    assert error is None
+    assert output.splitlines() == [
+        "SAE 'again': 32 latents on 16 channels, k 3",
+        f"  hook  {HOOK}, its output",
+        f"  in    {root}/saes/again",
+    ]
+    weights = [(Path(root) / f"saes/{name}/sae.safetensors").read_bytes() for name in ("styles", "again")]
+    assert weights[0] == weights[1]
+    assert "exists: name a new directory" in refused(
+        capsys, "sae", "export", root, "styles", "--format", "saelens", "--out", out
+    )
+
+
+def test_mistakes_of_import_are_one_line(root, tmp_path, capsys):
+    place = ["--store", root, "--name", "theirs"]
+    assert "there is no /absent." in refused(capsys, "sae", "import", "/absent", *place)
+    (tmp_path / "empty").mkdir()
+    error = refused(capsys, "sae", "import", tmp_path / "empty", *place)
+    assert (
+        "is no checkpoint of a known format: found nothing; expected cfg.json and sae.safetensors (sparsify)" in error
+    )
+    formats.sparsify(tmp_path / "wide")
+    error = refused(capsys, "sae", "import", tmp_path / "wide", *place, "--hook", HOOK)
+    assert f"takes 12 channels, hook '{HOOK}' of {root} has 16." in error
+    assert not (Path(root) / "saes/theirs").exists()
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_help_of_the_group_has_examples(command):
+    output, error = run("sae", command, "--help")
+    assert error is None
+    assert f"featurestore sae {command} " in output

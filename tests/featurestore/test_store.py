@@ -8,6 +8,7 @@ import pytest
 from featurestore import Store
 from featurestore.canonical import sample_id, sealed, shard_name
 from featurestore.errors import DamageError, NotAStoreError, RunError, TableError, VersionError
+from featurestore.records import read_record
 from featurestore.schemas import STATS, activations_schema
 from featurestore.verify import verify
 
@@ -106,6 +107,15 @@ def test_rows_with_other_columns_are_refused_by_name(store):
         TableError, match=r"activation: fixed_size_list.*there, fixed_size_list.*here.*Nothing was changed"
     ):
         append(store, [2], d_in=9)
+
+
+def test_appending_takes_no_longer_in_a_table_of_many_shards(store, monkeypatch):
+    for i in range(20):
+        append(store, [i], index=i)
+    read = []
+    monkeypatch.setattr("featurestore.store.read_record", lambda path: read.append(path) or read_record(path))
+    append(store, [20], index=20)
+    assert len(read) == 1
 
 
 def test_other_run_settings_are_refused(store):

@@ -121,7 +121,7 @@ def test_held_out_samples_stay_so_when_the_store_grows():
 def test_a_single_sample_is_not_held_out(tmp_path):
     made = batches(make_store(tmp_path / "s", n_shards=1, samples_per_shard=1), size=4)
     assert len(made.test) == 0
-    assert len(made.test_or_train()) == 3
+    assert len(made.evaluation()[1]) == 3
 
 
 def test_shards_that_cannot_be_mapped_give_the_same_batches(tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from featurestore.canonical import canonical_json
 from sae.data import activation_rows
-from sae.metrics import chunks_of_rows, evaluate
+from sae.metrics import Chunk, chunks_of_rows, evaluate
 from tests.sae.helpers import HOOK, make_store, random_sae
 
 
@@ -51,12 +51,15 @@ def test_a_large_mean_costs_no_precision():
     x = torch.randn(500, 16)
     shifted = random_sae().requires_grad_(False)
     shifted.b_dec += 4096.0
-    one, other = (evaluate(s, [(0, 1.0, y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
+    one, other = (evaluate(s, [Chunk(0, 1.0, "cond", y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
     assert other.fvu == pytest.approx(one.fvu, rel=1e-2)
 
 
 def test_positions_that_are_all_equal_have_no_fvu():
-    metrics = evaluate(random_sae().requires_grad_(False), [(0, 1.0, torch.ones(4, 16)), (1, 0.5, torch.randn(9, 16))])
+    metrics = evaluate(
+        random_sae().requires_grad_(False),
+        [Chunk(0, 1.0, "cond", torch.ones(4, 16)), Chunk(1, 0.5, "cond", torch.randn(9, 16))],
+    )
     assert metrics.timesteps[0].fvu is None
     assert metrics.fvu is not None
     assert json.loads(canonical_json(metrics.to_json()))["timesteps"][0]["fvu"] is None
@@ -70,7 +73,20 @@ def test_densities_are_counted_by_decade():
     sae.b_dec.zero_()
     x = torch.zeros(100, 16)
     x[:2, 0] = 5.0
-    metrics = evaluate(sae, [(0, 1.0, x)])
+    metrics = evaluate(sae, [Chunk(0, 1.0, "cond", x)])
     assert metrics.density[:2] == (0.98, 0.02)
-    assert metrics.n_dead == 8
+    assert (metrics.n_dead, metrics.n_dense) == (8, 1)
     assert metrics.to_json()["density_decades"] == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_branches_are_told_apart(tmp_path):
+    rows = activation_rows(make_store(tmp_path / "store", branches=("cond", "uncond")), HOOK, "both")
+    sae = random_sae().requires_grad_(False)
+    metrics = evaluate(sae, chunks_of_rows(rows, np.arange(len(rows))))
+    assert [(part.step, part.branch) for part in metrics.timesteps][:3] == [(0, "cond"), (0, "uncond"), (1, "cond")]
+    for part in metrics.branches:
+        fvu, l0, _ = naive(sae, rows.fill(np.flatnonzero(rows.branch == part.branch)))
+        assert (part.fvu, part.l0, part.step) == (pytest.approx(fvu, rel=1e-5), pytest.approx(l0), None)
+    body = metrics.to_json()
+    assert body["explained_variance"] == 1 - metrics.fvu
+    assert set(body["branches"][0]) == {"branch", "fvu", "l0", "n_positions"}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from featurestore.errors import SAEError
 from sae.model import SAE, Codes, SAEConfig
-from sae.sparse import _select, encode_top_k, top_k, weighted_rows
+from sae.sparse import _select, encode_top_k, top_k, weighted_rows, weighted_rows_transposed
 from tests.sae.helpers import random_sae
 
 
@@ -104,15 +104,20 @@ def test_gradients_equal_those_of_the_dense_formula(k):
         torch.testing.assert_close(gradient, tensor.grad)
 
 
-def test_gradients_do_not_depend_on_the_chunks(monkeypatch):
-    def gradients():
-        sae, x = random_sae(), torch.randn(33, 16, generator=torch.Generator().manual_seed(3))
-        sae(x).square().sum().backward()
-        return [parameter.grad for parameter in sae.parameters()]
-
-    whole = gradients()
-    monkeypatch.setattr("sae.sparse._CHUNK_ELEMENTS", {"cpu": 100})
-    torch.testing.assert_close(gradients(), whole)
+def test_decoder_gradients_are_the_same_bits_on_any_number_of_threads():
+    generator = torch.Generator().manual_seed(3)
+    values, vectors = torch.rand(500, 8, generator=generator), torch.randn(500, 64, generator=generator)
+    indices = torch.randint(40, (500, 8), generator=generator)
+    before, found = torch.get_num_threads(), []
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        found.append(weighted_rows_transposed(values, indices, vectors, 41))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and not found[0][40].any()
+    naive = torch.zeros(41, 64).index_add_(
+        0, indices.flatten(), (values.unsqueeze(-1) * vectors.unsqueeze(1)).flatten(0, 1)
+    )
+    torch.testing.assert_close(found[0], naive)
 
 
 def test_some_latents_are_columns_of_the_dense_code():

@@ -10,7 +10,7 @@ import torch
 
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.verify import verify
-from sae import train as module
+from sae import training as module
 from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
 from sae.interrupt import interruption

@@ -29,7 +29,7 @@ Promise = Callable[[], object]
 
 def append_shards(root: Path, done: Callable[[str], object]) -> None:
     """Fill a store: two tables, three shards each; ``done`` hears of every shard that is promised to stay."""
-    store = Store.create(root, RUN)
+    store = Store.prepare(root, RUN)
     for number, table in itertools.product(range(3), ("scores/one", "scores/two")):
         store.append(table, f"{number:08d}", ROWS.slice(100 * number, 100), (), {"number": number})
         done(f"{table}/{number:08d}")

@@ -1,0 +1,131 @@
+"""dictionary_learning (saprmarks): ``config.json`` with ``trainer``, ``ae.pt`` with a state dict; version 0.1."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featurestore.errors import SAEError
+from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse
+from sae.formats.pickles import state_dict
+
+CONFIG = "config.json"
+WEIGHTS = "ae.pt"
+FILES = (CONFIG, WEIGHTS)
+
+_IO = {"in": "input", "out": "output"}
+
+
+def read(directory: Path, choice: Choice) -> Foreign:
+    """Read a checkpoint.
+
+    Raises:
+        SAEError: it is malformed, or says what cannot be honoured.
+    """
+    path = directory / CONFIG
+    fields = read_fields(path)
+    trainer = fields.get("trainer")
+    if not isinstance(trainer, dict):
+        raise SAEError(f"{path} has no trainer: it is no configuration of dictionary_learning.")
+    kind = trainer.get("dict_class")
+    if kind not in _READERS:
+        refuse(path, "dict_class", kind, f"only {', '.join(_READERS)} are known here")
+    buffer = fields.get("buffer") or {}
+    side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
+    if side not in _IO:
+        refuse(path, "io", side, "it predicts another tensor than it reads")
+    d_in, n_latents = integer(path, trainer, "activation_dim"), integer(path, trainer, "dict_size")
+    taken = state_dict(directory / WEIGHTS)
+    config = {"d_in": d_in, "n_latents": n_latents, "k": 0}
+    found = _READERS[kind](path, trainer, taken, choice, config)
+    taken.finish()
+    return found._replace(hook=str(trainer.get("submodule_name") or ""), io=_IO[side] if buffer else "")
+
+
+def _linear(taken: Taken, d_in: int, n_latents: int, bias: str) -> dict[str, torch.Tensor]:
+    return {
+        "W_enc": taken.take("encoder.weight", (n_latents, d_in)),
+        "b_enc": taken.take("encoder.bias", (n_latents,)),
+        "W_dec": taken.take("decoder.weight", (d_in, n_latents)).T,
+        "b_dec": taken.take(bias, (d_in,)),
+    }
+
+
+def _matrices(taken: Taken, d_in: int, n_latents: int) -> dict[str, torch.Tensor]:
+    return {
+        "W_enc": taken.take("W_enc", (d_in, n_latents)).T,
+        "b_enc": taken.take("b_enc", (n_latents,)),
+        "W_dec": taken.take("W_dec", (n_latents, d_in)),
+        "b_dec": taken.take("b_dec", (d_in,)),
+    }
+
+
+def _k(path: Path, trainer: dict[str, Any], taken: Taken) -> int:
+    k = integer(path, trainer, "k")
+    if "k" in taken and taken.number("k") != k:
+        raise SAEError(f"{path} has k = {k}, {taken.path} has k = {taken.number('k'):g}.")
+    return k
+
+
+def _standard(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+    """``ReLU``: a threshold of 0."""
+    tensors = _linear(taken, config["d_in"], config["n_latents"], "bias")
+    tensors["threshold"] = torch.zeros(config["n_latents"])
+    return Foreign(config | {"architecture": "jumprelu"}, tensors)
+
+
+def _topk(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+    """TopK; the threshold in the file is not used unless one asks for it."""
+    taken.ignore("threshold")
+    tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
+    return Foreign(config | {"k": _k(path, trainer, taken)}, tensors)
+
+
+def _batchtopk(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+    tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
+    config |= {"k": _k(path, trainer, taken), "architecture": "batchtopk"}
+    return _with_threshold(Foreign(config, tensors), taken, choice)
+
+
+def _matryoshka(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+    tensors = _matrices(taken, config["d_in"], config["n_latents"])
+    config |= {"k": _k(path, trainer, taken), "architecture": "matryoshka_batchtopk"}
+    config["group_sizes"] = tuple(taken.integers("group_sizes"))
+    return _with_threshold(Foreign(config, tensors), taken, choice)
+
+
+def _jumprelu(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+    """Thresholds a latent; this library's JumpReLU does not subtract ``b_dec`` from its input."""
+    tensors = _matrices(taken, config["d_in"], config["n_latents"])
+    tensors["threshold"] = taken.take("threshold", (config["n_latents"],))
+    return Foreign(config | {"architecture": "jumprelu", "apply_b_dec_to_input": False}, tensors)
+
+
+def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
+    """Add the one threshold of a file, or serve as TopK if that was asked for."""
+    threshold = taken.number("threshold")
+    if choice.architecture == "topk":
+        fields = {key: value for key, value in found.fields.items() if key != "group_sizes"}
+        return found._replace(fields=fields | {"architecture": "topk"})
+    if threshold >= 0 and choice.threshold is not None and not math.isclose(choice.threshold, threshold, rel_tol=1e-6):
+        given = f"--threshold {choice.threshold:g}"
+        raise SAEError(f"{taken.path} has threshold = {threshold:g}: {given} would be another function.")
+    if threshold < 0 and choice.threshold is None:
+        raise SAEError(
+            f"{taken.path} has threshold = {threshold:g}: it was never calibrated. Give --threshold, or --architecture "
+            f"topk to serve it with {found.fields['k']} latents a position."
+        )
+    if threshold < 0 and choice.threshold is not None:
+        threshold = choice.threshold
+    n_latents = found.fields["n_latents"]
+    return found._replace(tensors=found.tensors | {"threshold": torch.full((n_latents,), threshold)})
+
+
+_READERS = {
+    "AutoEncoder": _standard,
+    "AutoEncoderTopK": _topk,
+    "BatchTopKSAE": _batchtopk,
+    "MatryoshkaBatchTopKSAE": _matryoshka,
+    "JumpReluAutoEncoder": _jumprelu,
+}

@@ -1,0 +1,182 @@
+"""What readers of other libraries' checkpoints share: options, tensors that are checked as they are taken, refusals."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featurestore.errors import SAEError
+
+
+class Choice(NamedTuple):
+    """What a user says because the file does not."""
+
+    architecture: str | None = None
+    k: int | None = None
+    threshold: float | None = None
+
+
+class Foreign(NamedTuple):
+    """A checkpoint as an SAE of this project."""
+
+    fields: dict[str, Any]
+    """of :class:`sae.model.SAEConfig`"""
+    tensors: dict[str, Tensor]
+    """float32, under the names of :class:`sae.model.SAE`"""
+    hook: str = ""
+    """where the checkpoint says that it belongs; empty: it does not"""
+    io: str = ""
+    """what the checkpoint, or its library, was trained on; empty: unknown"""
+    format: str = ""
+    """the name of the format that it was read from"""
+
+
+class Taken:
+    """The tensors of a file, each to be taken once; none may be left."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.path, self._tensors, self._taken = path, dict(tensors), set[str]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str, n_dims: int) -> list[int]:
+        """Return the shape of a tensor.
+
+        Raises:
+            SAEError: it is missing, or has another number of dimensions.
+        """
+        shape = list(self._get(name).shape)
+        if len(shape) != n_dims:
+            raise SAEError(f"{self.path}: {name} is {shape}, expected {n_dims} dimensions.")
+        return shape
+
+    def take(self, name: str, shape: Collection[int]) -> Tensor:
+        """Return a tensor as float32.
+
+        Raises:
+            SAEError: it is missing, of another shape, of integers, or not finite.
+        """
+        tensor = self._get(name)
+        if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            found = f"{name} is {kind} {list(tensor.shape)}"
+            raise SAEError(f"{self.path}: {found}, expected floating point {list(shape)}.")
+        if not bool(tensor.isfinite().all()):
+            raise SAEError(f"{self.path}: {name} holds values that are not finite.")
+        self._taken.add(name)
+        return tensor.to(torch.float32)
+
+    def number(self, name: str) -> float:
+        """Return a tensor of one number.
+
+        Raises:
+            SAEError: it is missing, or something else.
+        """
+        tensor = self._get(name)
+        if tensor.numel() != 1 or not bool(tensor.isfinite().all()):
+            raise SAEError(f"{self.path}: {name} is {list(tensor.shape)}, expected one finite number.")
+        self._taken.add(name)
+        return float(tensor)
+
+    def integers(self, name: str) -> list[int]:
+        """Return a list of integers.
+
+        Raises:
+            SAEError: it is missing, or something else.
+        """
+        tensor = self._get(name)
+        if tensor.dim() != 1 or tensor.is_floating_point():
+            raise SAEError(f"{self.path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected a list of integers.")
+        self._taken.add(name)
+        return [int(value) for value in tensor.tolist()]
+
+    def ignore(self, *names: str) -> None:
+        """Take tensors that do not matter for the function, if they are there."""
+        self._taken |= set(names)
+
+    def finish(self) -> None:
+        """Refuse tensors that were not taken.
+
+        Raises:
+            SAEError: there are some: they may change the function.
+        """
+        left = sorted(set(self._tensors) - self._taken)
+        if left:
+            raise SAEError(f"{self.path} has tensors that are not known and may change the function: {left}.")
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise SAEError(f"{self.path} has no tensor {name!r}: it has {sorted(self._tensors)}.")
+        return self._tensors[name]
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        SAEError: there is none.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise SAEError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise SAEError(f"{path} holds {type(fields).__name__}, expected an object.")
+    return fields
+
+
+def read_tensors(path: Path) -> Taken:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        SAEError: there is none.
+    """
+    try:
+        return Taken(path, safetensors.torch.load(path.read_bytes()))
+    except OSError as error:
+        raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
+    except safetensors.SafetensorError as error:
+        raise SAEError(f"{path} is no safetensors file: {error}.") from error
+
+
+def integer(path: Path, fields: Mapping[str, Any], name: str, least: int = 1) -> int:
+    """Return a field that must be an integer.
+
+    Raises:
+        SAEError: it is missing or something else.
+    """
+    value = fields.get(name)
+    if type(value) is float and value == int(value):
+        value = int(value)
+    if type(value) is not int or value < least:
+        found = f"has no {name}" if name not in fields else f"has {name} = {value!r}"
+        raise SAEError(f"{path} {found}, expected an integer of at least {least}.")
+    return value
+
+
+def check_known(path: Path, fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse fields that this project does not know.
+
+    Raises:
+        SAEError: there are some: they may change the function.
+    """
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise SAEError(f"{path} has fields that are not known and may change the function: {unknown}.")
+
+
+def refuse(path: Path, name: str, value: object, why: str) -> NoReturn:
+    """Refuse what a file says.
+
+    Raises:
+        SAEError: always.
+    """
+    raise SAEError(f"{path} has {name} = {value!r}, which cannot be honoured: {why}.")

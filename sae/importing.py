@@ -1,0 +1,128 @@
+"""Take an SAE of another library into a store, and give one to it."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+import featurestore
+from featurestore import durable, schemas
+from featurestore.activations import read_shard
+from featurestore.card import write_card
+from featurestore.errors import SAEError, TableError, UsageError
+from featurestore.records import FileEntry, Record
+from featurestore.saes import sae_hash
+from featurestore.store import Store
+from sae.attach import Attached, attach
+from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
+from sae.formats.foreign import Choice, Foreign
+from sae.formats.hub import local_path
+from sae.formats.registry import WRITERS, read_checkpoint
+from sae.model import SAE, SAEConfig
+
+IO = ("output", "input", "difference")
+
+
+def import_sae(
+    store: Store,
+    source: str,
+    name: str,
+    format: str = "auto",
+    hook: str | None = None,
+    io: str | None = None,
+    choice: Choice = Choice(),  # noqa: B008 - immutable
+) -> Record:
+    """Read a checkpoint of another library, from a directory, a file or a hub, and commit it as ``saes/<name>``.
+
+    ``hook`` and ``io`` default to what the checkpoint says, then ``io`` to what the store holds of the hook. An SAE that is
+    in the store already, the same to the last bit, is returned as it is.
+
+    Raises:
+        SAEError: the checkpoint is unknown, malformed or says what cannot be honoured; it does not fit the hook's
+            activations; or the store has another SAE of that name.
+        UsageError: nobody says which hook it belongs to.
+    """
+    schemas.check_name(name, "an SAE's name")
+    path = local_path(source)
+    found = read_checkpoint(path, format, choice)
+    sae = foreign_sae(path, found, _place(store, source, found, hook, io))
+    files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
+    entries = tuple(
+        FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest()) for file, data in files.items()
+    )
+    made_by = {"featurestore": featurestore.__version__, "imported": found.format}
+    record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)
+    if there is not None and sae_hash(there) != sae_hash(record):
+        raise SAEError(f"{store.root} has another SAE {name!r}: use another --name.")
+    if there is None:
+        attach(store, Attached(name, sae, record, {Path("saes", name, file): data for file, data in files.items()}))
+        write_card(store)
+    return there or record
+
+
+def foreign_sae(path: Path, found: Foreign, place: Mapping[str, Any] = MappingProxyType({})) -> SAE:
+    """Return the SAE of a checkpoint that was read from ``path``; its weights need no gradient.
+
+    ``place``: further fields of its configuration, such as ``hook``.
+
+    Raises:
+        SAEError: the fields or the tensors do not fit each other.
+    """
+    try:
+        config = SAEConfig(**found.fields, **place)
+    except SAEError as error:
+        raise SAEError(f"{path}: {error}") from error
+    check_tensors(path, config, found.tensors)
+    with torch.device("meta"):
+        sae = SAE(config)
+    sae.load_state_dict({key: tensor.contiguous() for key, tensor in found.tensors.items()}, assign=True)
+    return sae.requires_grad_(False)
+
+
+def _place(store: Store, source: str, found: Foreign, hook: str | None, io: str | None) -> dict[str, object]:
+    """Return the fields that say of which activations it is, checked against those that the store has."""
+    known = store.names("activations")
+    if hook is None:
+        hook = found.hook
+        if hook not in known:
+            says = f"names {hook!r}, of which the store has no activations" if hook else "does not say which"
+            hooks = f" The store has {', '.join(known)}." if known else ""
+            raise UsageError(f"{source} {says}: give the SAE's hook with --hook.{hooks}")
+    wanted = io or found.io
+    if wanted and wanted not in IO:
+        raise UsageError(f"{source}: io {wanted!r} is not one of {', '.join(IO)}: give --io.")
+    try:
+        shard = read_shard(store.root, store.require(f"activations/{hook}")[0])
+    except TableError:
+        return {"hook": hook, "io": wanted or "output"}
+    held = shard.metadata.get("io", "output")
+    if wanted and wanted != held:
+        raise SAEError(
+            f"{source} was trained on the {wanted} of its module, {store.root} holds the {held} of {hook!r}: collect with "
+            f"--io {wanted}{'' if io else f', or give --io {held} if that is wrong'}."
+        )
+    if shard.d_in != found.fields["d_in"]:
+        raise SAEError(
+            f"{source} takes {found.fields['d_in']} channels, hook {hook!r} of {store.root} has {shard.d_in}."
+        )
+    return {"hook": hook, "io": held, "height": int(shard.metadata["height"]), "width": int(shard.metadata["width"])}
+
+
+def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
+    """Write an SAE of a store in another library's format into a new directory; return the files.
+
+    Raises:
+        SAEError: the store has no such SAE, or the format cannot express it.
+        UsageError: the format is not known, or ``out`` holds something.
+    """
+    if format not in WRITERS:
+        raise UsageError(f"format {format!r} cannot be written. Known: {', '.join(WRITERS)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists: name a new directory.")
+    files = WRITERS[format](load_sae((store, name)))
+    for file, data in files.items():
+        durable.write_bytes(out / file, data)
+    return [out / file for file in files]

@@ -1,0 +1,44 @@
+"""Where the course of a training can be watched, by programs that the user has installed."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from featurestore.errors import UsageError
+from sae.training import Progress
+
+KINDS = ("tensorboard", "wandb")
+
+
+@contextlib.contextmanager
+def open_log(kind: str | None, directory: Path) -> Iterator[Callable[[Progress], object]]:
+    """Yield what hears of every report: nothing, TensorBoard (files under ``directory``), or Weights & Biases.
+
+    Raises:
+        UsageError: the program is not installed.
+    """
+    if kind is None:
+        yield lambda progress: None
+        return
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+        else:
+            import wandb
+    except ImportError as error:
+        raise UsageError(f"--log {kind}: it is not installed: pip install {kind}.") from error
+    if kind == "tensorboard":
+        with contextlib.closing(SummaryWriter(str(directory))) as writer:
+
+            def report(progress: Progress) -> None:
+                for key, value in _values(progress).items():
+                    writer.add_scalar(f"{progress.name}/{key}", value, progress.step)
+
+            yield report
+    else:
+        with wandb.init(project="featurestore", dir=str(directory)) as run:
+            yield lambda p: run.log({f"{p.name}/{k}": v for k, v in _values(p).items()})
+
+
+def _values(progress: Progress) -> dict[str, float]:
+    return {"fvu": progress.fvu, "l0": progress.l0, "n_dead": progress.n_dead}
