@@ -26,21 +26,20 @@ _TENSOR_OPTIONS = {
 }
 
 
-def write_table(file: BinaryIO, table: pa.Table) -> None:
-    """Write a table to an append-only binary file, with the encodings that every reader of this project's stack can read."""
-    if TENSOR in table.schema.names:
-        tensor_column.write_table(file, table, TENSOR, rows_per_group(table.schema), _TENSOR_OPTIONS)
-        return
-    write_parts(file, table.schema, [table])
+def write_table(file: BinaryIO, table: pa.Table) -> int:
+    """Write a table to an append-only binary file, with encodings that every reader of this project's stack can read.
+
+    Returns the number of rows.
+    """
+    if TENSOR not in table.schema.names:
+        return write_parts(file, table.schema, [table])
+    tensor_column.write_table(file, table, TENSOR, rows_per_group(table.schema), _TENSOR_OPTIONS)
+    return int(table.num_rows)
 
 
 def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
-    """Write the parts of a table as :func:`write_table` does, a row group within one part; return the number of rows."""
-    if TENSOR in schema.names:
-        table = pa.concat_tables(parts)
-        write_table(file, table)
-        return int(table.num_rows)
-    options, n_rows = _column_options(schema), 0
+    """Write the parts of a table without a tensor as :func:`write_table` does; a row group lies within one part."""
+    n_rows, options = 0, _column_options(schema)
     with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options) as writer:
         for part in parts:
             n_rows += part.num_rows

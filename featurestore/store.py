@@ -1,6 +1,6 @@
 """A store: create, open, append shards, list, read (docs/format.md)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,18 +147,25 @@ class Store:
             TableError: ``rows`` have other columns than the table's other shards.
             DiskError: the operating system refused; nothing was committed.
         """
-        return self.append_parts(table, shard, rows.schema, [rows], sample_ids, made_by)
+        return self._append(
+            table, shard, rows.schema, lambda file: parquet.write_table(file, rows), sample_ids, made_by
+        )
 
     def append_parts(
+        self, table: str, shard: str, schema: pa.Schema, parts: Iterable[pa.Table], made_by: Mapping[str, Any]
+    ) -> Record:
+        """Write and commit a shard of a derived table part by part, as :meth:`append` does one that fits memory."""
+        return self._append(table, shard, schema, lambda file: parquet.write_parts(file, schema, parts), (), made_by)
+
+    def _append(
         self,
         table: str,
         shard: str,
         schema: pa.Schema,
-        parts: Iterable[pa.Table],
+        write: Callable[[BinaryIO], int],
         sample_ids: Sequence[int],
         made_by: Mapping[str, Any],
     ) -> Record:
-        """Write and commit a shard that does not fit memory, part by part; else as :meth:`append`."""
         existing = self.record(table, shard)
         if existing is not None:
             return existing
@@ -167,11 +174,11 @@ class Store:
         path = Path(*table.split("/"), f"{shard}.parquet")
         n_rows = 0
 
-        def write(file: BinaryIO) -> None:
+        def counted(file: BinaryIO) -> None:
             nonlocal n_rows
-            n_rows = parquet.write_parts(file, schema, parts)
+            n_rows = write(file)
 
-        written = durable.write_file(self.root / path, write)
+        written = durable.write_file(self.root / path, counted)
         entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
         record = Record(table, shard, schemas.schema_id(schema), n_rows, tuple(sample_ids), (entry,), made_by)
         return self.commit(record)

@@ -20,8 +20,10 @@ def above(score: npt.NDArray[np.float64], percentile: float) -> npt.NDArray[np.i
     are all but tied (SAeUron, arXiv 2501.18052, section 3).
     """
     rank = percentile / 100 * (len(score) - 1)
-    low, high = np.partition(score, (math.floor(rank), math.ceil(rank)))[[math.floor(rank), math.ceil(rank)]]
-    weight = rank - math.floor(rank)
+    below = math.floor(rank)
+    ordered, weight = np.partition(score, below), rank - below
+    low = ordered[below]
+    high = ordered[below + 1 :].min() if weight else low
     threshold = low + weight * (high - low) if weight < 0.5 else high - (high - low) * (1 - weight)
     return _ordered(score, np.flatnonzero(score > threshold))
 

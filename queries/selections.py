@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.canonical import canonical_json, sha256_text
@@ -58,21 +59,22 @@ def select_all(
             f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {max(scope.steps)}."
         )
     wanted = scope.concepts if concepts is None else list(dict.fromkeys(concepts))
-    parts: dict[str, list[pa.Table]] = {concept: [] for concept in wanted}
+    parts: dict[str, list[tuple[npt.NDArray, ...]]] = {concept: [] for concept in wanted}
     for found in score(scope, kept, None if concepts is None else wanted, progress):
         parts[found.concept].append(_chosen(found, rule))
-    return [_selection(scope, concept, rule, pa.concat_tables(parts[concept]).combine_chunks()) for concept in wanted]
+    return [_selection(scope, concept, rule, _rows(parts[concept])) for concept in wanted]
 
 
-def _chosen(found: Scores, rule: dict[str, float]) -> pa.Table:
-    """Return the rows of one step."""
+def _chosen(found: Scores, rule: dict[str, float]) -> tuple[npt.NDArray, ...]:
+    """Return the columns of one step's rows."""
     chosen = largest(found.score, int(rule["top"])) if "top" in rule else above(found.score, rule["percentile"])
-    columns = [pa.repeat(pa.scalar(found.step, pa.int32()), len(chosen))]
-    columns += [pa.repeat(pa.scalar(found.timestep, pa.float32()), len(chosen)), pa.array(chosen.astype(np.int32))]
-    columns += [
-        pa.array(array[chosen]) for array in (found.score, found.mean_concept, found.mean_other, found.mean_all)
-    ]
-    return pa.Table.from_arrays(columns, schema=ROWS)
+    step, timestep = np.full(len(chosen), found.step, np.int32), np.full(len(chosen), found.timestep, np.float32)
+    numbers = (found.score, found.mean_concept, found.mean_other, found.mean_all)
+    return step, timestep, chosen.astype(np.int32), *(array[chosen] for array in numbers)
+
+
+def _rows(parts: list[tuple[npt.NDArray, ...]]) -> pa.Table:
+    return pa.Table.from_arrays([pa.array(np.concatenate(column)) for column in zip(*parts, strict=True)], schema=ROWS)
 
 
 def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Table) -> Selection:

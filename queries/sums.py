@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class Runs(NamedTuple):
-    """The rows of a row group, cut where the sample or the step changes; only runs of wanted samples and steps."""
+    """The rows of a row group, cut where the concept or the step changes; only runs of wanted concepts and steps."""
 
     feature: npt.NDArray[np.int32]
     sum: npt.NDArray[np.float32]
-    bounds: list[tuple[int, int]]
-    """first row of a run, and first row behind it"""
+    bounds: list[list[int]]
+    """of each run its first row, and the first row behind it"""
     place: list[int]
     """of each run the place of its concept"""
     step: list[int]
@@ -137,12 +137,16 @@ def _load(
     code = branch.indices.to_numpy()
     changes = (sample_id[1:] != sample_id[:-1]) | (step[1:] != step[:-1]) | (code[1:] != code[:-1])
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1]) if len(feature) else np.empty(0, np.int64)
-    ends = np.append(starts[1:], len(feature))
     names = np.array(branch.dictionary.to_pylist())
     place = _places(scope, sample_id[starts])
     mine = np.isin(place, list(wanted)) & np.isin(step[starts], list(steps)) & (names[code[starts]] == scope.branch)
-    bounds = list(zip(starts[mine].tolist(), ends[mine].tolist(), strict=True))
-    return table.num_rows, Runs(feature, total, bounds, place[mine].tolist(), step[starts][mine].tolist())
+    # Neighbours of one concept and step are one run: every run costs a pass over all latents.
+    group_of = np.where(mine, place * (max(steps) + 1) + step[starts], -1)
+    firsts = np.flatnonzero(np.append(True, group_of[1:] != group_of[:-1])[: len(starts)])
+    bounds = np.stack([starts[firsts], np.append(starts[firsts[1:]], len(feature))[: len(firsts)]], axis=1)
+    kept = mine[firsts]
+    places, numbers = place[firsts][kept].tolist(), step[starts[firsts]][kept].tolist()
+    return table.num_rows, Runs(feature, total, bounds[kept].tolist(), places, numbers)
 
 
 def _places(scope: Scope, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

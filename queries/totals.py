@@ -132,7 +132,7 @@ def append_derived(scope: Scope, kind: str, schema: pa.Schema, parts: Iterable[p
     for record in store.records(table):
         if record.shard.startswith(f"{scope.family}-{scope.branch}-") and record.shard != shard:
             store.remove(record)
-    return store.append_parts(table, shard, schema, parts, (), source(store, scope.sae))
+    return store.append_parts(table, shard, schema, parts, source(store, scope.sae))
 
 
 def _all_totals(scope: Scope, progress: bool) -> Iterator[tuple[range, Totals]]:
