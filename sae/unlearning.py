@@ -106,8 +106,8 @@ def _scores(
         rows = range(len(answers)) if among is None else among
         return [i for i in rows if (answers[i].asked.get(family) == concept if concept else family in answers[i].asked)]
 
-    unlearned: list[npt.NDArray] = []
-    retained: list[npt.NDArray] = []
+    unlearned: list[npt.NDArray[np.float64]] = []
+    retained: list[npt.NDArray[np.float64]] = []
     for family, removed in targets.items():
         for concept in sorted({a.asked[family] for a in answers if family in a.asked}):
             accuracies = right(family, asked(family, concept))

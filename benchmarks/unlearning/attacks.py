@@ -22,9 +22,12 @@ N_TOKENS = {"style": 3, "object": 5}
 
 
 def attack_all(run: "Run", family: str, defences: dict[str, dict[str, Defence]]) -> dict[str, tuple[float, float, int]]:
-    """Return for each method the shares of pictures that showed the concept before and under attack, and their number."""
+    """Return for each method the shares of pictures that showed a concept before and under attack, and their number.
+
+    ``defences``: concept → method → defence.
+    """
     found: dict[str, list[Attack]] = {}
-    for concept in list(defences)[: run.amounts.attacked_concepts]:
+    for concept in defences:
         asked = [p for p in run.prompts if p.labels[family] == concept and p.labels["style"] is not None]
         spread = asked[:: max(1, len(asked) // max(1, run.amounts.attacked))][: run.amounts.attacked]
         for method, defence in defences[concept].items():

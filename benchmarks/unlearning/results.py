@@ -4,6 +4,9 @@ python -m benchmarks.unlearning.results
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,21 +135,26 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
 METHODS = ("ours", "ours, no error", "released arithmetic", "random features", *COMPETITORS)
 
 
-def results(run: Run, methods: Sequence[str] = METHODS) -> dict[str, Any]:
-    """Run every cell that is not there yet; return the outcomes: per family and method, and of several removals at once."""
+def results(run: Run, methods: Sequence[str] = METHODS, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Run every cell that is not there yet; return the outcomes: per family and method, and of several removals at once.
+
+    ``share``: of so many processes this one does every n-th concept, and no removals of several.
+    """
+    first, n = share
     tables: dict[str, dict[str, list[Outcome]]] = {}
     mine: dict[tuple[str, str], Intervention] = {}
     attacks: dict[str, dict[str, tuple[float, float, int]]] = {}
     for family, concepts in run.amounts.concepts.items():
         defences: dict[str, dict[str, Defence]] = {}
-        for concept in concepts:
+        for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
             defences[concept] = one_concept(run, family, concept, methods)
             (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
-        attacks[family] = attack_all(run, family, defences)
-    return {"tables": tables, "attacks": attacks, **_several(run, mine)}
+        attacked = [c for c in concepts[: run.amounts.attacked_concepts] if c in defences]
+        attacks[family] = attack_all(run, family, {c: defences[c] for c in attacked})
+    return {"tables": tables, "attacks": attacks, **(_several(run, mine) if n == 1 else {})}
 
 
 def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, list[Outcome]]:
@@ -169,12 +177,26 @@ def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, l
     }
 
 
+def _in_processes(n: int, arguments: Sequence[str]) -> None:
+    """Run the cells in n processes of one thread each: batches of one picture gain nothing from more."""
+    command = [sys.executable, "-m", "benchmarks.unlearning.results", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)]
+    statuses = [process.wait() for process in processes]
+    if any(statuses):
+        raise click.ClickException("a process failed; the same command goes on where they stopped.")
+
+
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), default=Path("build/results"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True)
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Beside ours.  [default: all]")
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
-def main(root: Path, out: Path, methods: tuple[str, ...], concepts: tuple[str, ...]) -> None:
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
+def main(
+    root: Path, out: Path, methods: tuple[str, ...], concepts: tuple[str, ...], processes: int, share: str | None
+) -> None:
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
     from benchmarks.unlearning.tables import write_page
 
@@ -187,6 +209,13 @@ def main(root: Path, out: Path, methods: tuple[str, ...], concepts: tuple[str, .
         amounts = Amounts(concepts=chosen)
     model = load_model("minicanvas")
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
+    if share:
+        index, _, n = share.partition("/")
+        results(run, methods or METHODS, (int(index), int(n)))
+        return
+    if processes > 1:
+        named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
+        _in_processes(processes, [f"--root={root}", *named])
     write_page(out, run, results(run, methods or METHODS))
 
 

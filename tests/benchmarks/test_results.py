@@ -31,6 +31,12 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     monkeypatch.setattr(table, "HOOKS", table.HOOKS[:1])
     model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
     run = table.prepare(root, model, settings, AMOUNTS, GRID)
+    shared = [table.results(run, share=(i, 2)) for i in range(2)]
+    assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
+        [{"style": ["neon"]}],
+        [{"style": ["sketch"]}],
+    ]
+    assert not list((root / "cells").glob("neon+sketch-*.json"))
     found = table.results(run)
     assert {family: set(methods) for family, methods in found["tables"].items()} == {
         "style": set(table.METHODS),
