@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.canonical import canonical_json, sha256_text
+from featurestore.card import write_card
 from featurestore.errors import QueryError
 from featurestore.records import Record
 from featurestore.saes import load_config, sae_hash, sae_record
@@ -105,16 +106,23 @@ def read_totals(scope: Scope, record: Record) -> Totals:
 def keep_totals(store: Store, sae: str, progress: bool = False) -> list[Record]:
     """Keep the totals of every family and branch in ``totals/<sae>``; those that are there and up to date stay.
 
-    A family without two concepts among the encoded samples has none. Returns their records.
+    What cannot be scored has none: samples without labels, a branch that is not encoded, a family with fewer than two concepts
+    among the encoded samples.
+    Returns the records.
+
+    Raises:
+        DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
     """
     kept = []
-    for family in store.families():
+    for family in store.families() if store.records("samples") else []:
         for branch in BRANCHES:
             try:
                 scope, record = find_scope(store, sae, family, branch)
             except QueryError:
                 continue
             kept.append(record or append_totals(scope, list(_all_totals(scope, progress))))
+    write_card(store)
     return kept
 
 

@@ -19,11 +19,13 @@ RUN = {
 
 
 def make_store(
-    root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond"
-) -> Store:
+    root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond", told=True,
+    uncond: np.ndarray | None = None,
+) -> Store:  # fmt: skip
     """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without activations.
 
-    ``encoded`` are the indices of the samples that were encoded (default: all); ``size`` the map (default: a row).
+    ``encoded`` are the indices of the samples that were encoded (default: all), one shard a call; ``size`` the map (default: a
+    row); ``told``: the statistics say which steps they are of; ``uncond``: the codes of the other branch, in the same shard.
     """
     n, _, positions, n_latents = z.shape
     store = Store.create(root, RUN)
@@ -44,8 +46,15 @@ def make_store(
     chosen = list(range(n)) if encoded is None else encoded
     kept = [ids[i] for i in chosen]
     metadata = {"sae": sae, "hook": HOOK, "height": str(height), "width": str(width), "n_latents": str(n_latents)}
+    if told:
+        branches = [branch, "uncond"] if uncond is not None else [branch]
+        metadata["steps"] = json.dumps({name: [[i, timestep(i)] for i in range(z.shape[1])] for name in branches})
     named = {f"featurestore.{key}": value for key, value in metadata.items()}
-    for kind, rows in (("codes", _codes(z[chosen], kept, branch)), ("stats", _stats(z[chosen], kept, branch))):
+    for kind, make in (("codes", _codes), ("stats", _stats)):
+        rows = make(z[chosen], kept, branch)
+        if uncond is not None:
+            rows = pa.concat_tables([rows, make(uncond[chosen], kept, "uncond")])
+            rows = rows.take(np.lexsort((np.arange(len(rows)), rows["step"].to_numpy())))
         store.append(f"{kind}/{sae}", shard_name(0, kept), rows.replace_schema_metadata(named), kept, {})
     return store
 

@@ -48,12 +48,12 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
 @click.argument("statement", required=False)
 @output_options
 def sql(store: Path, statement: str | None, form: str | None, output: Path | None, memory: str | None) -> None:
-    """Run one SELECT over STORE, or open a prompt: the views samples, activations, codes, stats, scores, selections, saes.
+    """Run one SELECT over STORE, or open a prompt: the views samples, codes, stats, scores and others.
 
-    activations has a column hook; codes, stats, scores and selections have a column sae. labels has a row a label;
-    labelled_activations, labelled_codes and labelled_stats have a column a concept family. The statement can read the
-    store and nothing else, and changes nothing. 'describe stats' lists columns. At the prompt, or piped in, a statement
-    ends with ';' and may take several lines; Ctrl-D leaves.
+    Also activations (column hook), totals, selections and saes; what belongs to an SAE has a column sae. labels has a row
+    a label; labelled_activations, labelled_codes and labelled_stats have a column a concept family. The statement can
+    read the store and nothing else, and changes nothing. 'describe stats' lists columns. At the prompt, or piped in, a
+    statement ends with ';' and may take several lines; Ctrl-D leaves.
 
     \b
     featurestore sql ./store "select style, count(*) from samples group by style"
