@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench peers docs torture clean
+.PHONY: help demo test check format bench peers results docs torture clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -27,11 +27,14 @@ peers: .venv/installed  ## install other SAE libraries and compare with them
 	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 overcomplete==0.3.0
 	$(BIN)/python -m pytest -m peers
 
+results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
+	$(BIN)/python -m benchmarks.unlearning.results
+
 docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
-	for file in benchmarks/ablate.py benchmarks/collect.py benchmarks/read.py; do $(BIN)/python $$file || exit 1; done
+	for file in ablate collect read layout train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 torture: .venv/installed  ## power cuts, full disks, kills, damage: ten minutes; writes docs/reliability.md
 	$(BIN)/python -m tests.torture

@@ -51,7 +51,8 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
     elif Path(name).is_dir():
         label = Path(name).resolve().name
     pipe = _from_pretrained(source, weights).to(device)
-    architecture(pipe)
+    if architecture(pipe).needs_image:
+        raise ModelError(f"{type(pipe).__name__} starts from a picture: only text-to-image pipelines are run here.")
     pipe.set_progress_bar_config(disable=True)
     if name == EMBEDDED:
         return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE)

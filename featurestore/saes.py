@@ -1,5 +1,6 @@
 """SAEs in a store: configuration, weights' path and identity, without torch."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,21 @@ def weights_path(store: Store, name: str) -> Path:
 def sae_hash(record: Record) -> str:
     """Return an SAE's identity: SHA-256 over the SHA-256 of its configuration and that of its weights."""
     return sha256_text(_entry(record, "config.json").sha256 + _entry(record, "sae.safetensors").sha256)
+
+
+def sae_files_hash(directory: Path) -> str:
+    """Return the identity, as :func:`sae_hash` has it, of the SAE whose files lie in a directory.
+
+    Raises:
+        SAEError: a file cannot be read.
+    """
+    digests = []
+    for name in ("config.json", "sae.safetensors"):
+        try:
+            digests.append(hashlib.sha256((directory / name).read_bytes()).hexdigest())
+        except OSError as error:
+            raise SAEError(f"{directory / name} cannot be read: {error.strerror}.") from error
+    return sha256_text("".join(digests))
 
 
 def _entry(record: Record, name: str) -> FileEntry:

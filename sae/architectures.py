@@ -95,11 +95,15 @@ class Architecture(NamedTuple):
     """latent pixels a token, in each direction"""
     options: Mapping[str, Any] = {}
     """further arguments of the pipeline's call"""
+    needs_image: bool = False
+    """whether the pipeline starts from a picture: it can be edited, but nothing is collected from it"""
 
 
 ARCHITECTURES = {
     "StableDiffusionPipeline": Architecture(_guided_by_property),
     "StableDiffusionXLPipeline": Architecture(_guided_by_property),
+    "StableDiffusionImg2ImgPipeline": Architecture(_guided_by_property, needs_image=True),
+    "StableDiffusionXLImg2ImgPipeline": Architecture(_guided_by_property, needs_image=True),
     "StableDiffusion3Pipeline": Architecture(_guided_by_property, patch=2),
     # Pictures of exactly the size asked for, and prompts as they are stored, whatever else is installed.
     "PixArtSigmaPipeline": Architecture(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
 from sae.architectures import Branches, architecture, output_index, split_hook
-from sae.modules import denoiser
+from sae.modules import denoiser, is_compiled
 
 
 class DenoiserCall(NamedTuple):
@@ -49,11 +49,16 @@ class Watch:
 
 @contextlib.contextmanager
 def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: None) -> Iterator[Watch]:
-    """Observe the denoiser's calls; ``before`` is called at the start of each."""
+    """Observe the denoiser's calls; ``before`` is called at the start of each.
+
+    A compiled denoiser keeps the hooks that it was compiled with, so all that is compiled is compiled anew: at its next call,
+    and again after this.
+    """
     state = Watch()
     kind = architecture(pipe)
-    with kind.guidance(pipe) as branches_now:
+    with kind.guidance(pipe) as branches_now, _recompiled(is_compiled(pipe)):
 
+        @torch.compiler.disable
         def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             branches = branches_now()
             if branches is None:
@@ -69,6 +74,17 @@ def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: Non
             yield state
         finally:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _recompiled(needed: bool) -> Iterator[None]:
+    if needed:
+        torch.compiler.reset()
+    try:
+        yield
+    finally:
+        if needed:
+            torch.compiler.reset()
 
 
 def _scalar(timestep: Any) -> float:

@@ -22,9 +22,14 @@ def model_hash(module: nn.Module) -> str:
     Computed once for each module object: later changes of its weights are not seen.
 
     Raises:
-        ModelError: its weights are in a precision other than float32, float16 or bfloat16.
+        ModelError: its weights are in a precision other than float32, float16 or bfloat16, or are elsewhere.
     """
     if module not in _known:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ModelError(
+                "the denoiser's weights are offloaded piece by piece and cannot be identified: call sae.identity.model_hash "
+                "on it once before enable_sequential_cpu_offload(), or use enable_model_cpu_offload()."
+            )
         dtype = next(module.parameters()).dtype
         if dtype not in _CASTS:
             raise ModelError(f"the denoiser's weights are {dtype}: load it in float32, float16 or bfloat16.")

@@ -14,14 +14,23 @@ _DENOISERS = ("unet", "transformer")
 
 
 def denoiser(pipe: Any) -> nn.Module:
-    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``.
+    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``; if that is compiled, the module inside.
 
     Raises:
         ModelError: it has neither.
     """
     module = getattr(pipe, _denoiser_name(pipe))
+    module = getattr(module, "_orig_mod", module)
     assert isinstance(module, nn.Module)
     return module
+
+
+def is_compiled(pipe: Any) -> bool:
+    """Say whether the denoiser, or a module of it, is compiled by torch."""
+    inner = denoiser(pipe)
+    compiled = (getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
+    wrapped = any(hasattr(module, "_orig_mod") for module in inner.modules())
+    return getattr(pipe, _denoiser_name(pipe)) is not inner or wrapped or any(compiled)
 
 
 def _denoiser_name(pipe: Any) -> str:

@@ -25,6 +25,8 @@ COMMANDS = {
     "plot": "featurestore.cli.questions",
     "export": "featurestore.cli.queries",
     "generate": "featurestore.cli.generate",
+    "judge": "featurestore.cli.judge",
+    "evaluate": "featurestore.cli.evaluate",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
     "pack": "featurestore.cli.share",

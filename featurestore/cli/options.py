@@ -76,3 +76,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+judge_option = click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    required=True,
+    help="minicanvas, minicanvas:selection, or the directory of a timm classifier; several for several families.",
+)

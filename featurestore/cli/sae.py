@@ -166,7 +166,8 @@ def summary(store: "Store", record: "Record", seconds: float) -> str:
             f"  L0    {metrics['l0']:.1f}",
             f"  dead  {metrics['n_dead']} of {config['n_latents']} never fired there",
             f"  time  {seconds:.0f} s",
-            f"  in    {files['config.json'].parent}, its course in training.png",
+            f"  plot  {files['config.json'].parent / 'training.png'}",
+            f"  in    {files['config.json'].parent}",
         ]
     )
 

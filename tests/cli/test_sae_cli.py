@@ -21,8 +21,8 @@ def run(*args):
     return result.output, result.exception
 
 
-def train(root, *args, name="styles"):
-    return ["train", "--store", root, "--hook", HOOK, "--name", name, *SMALL, *args]
+def train(root, *args, name="styles", hook=HOOK):
+    return ["train", "--store", root, "--hook", hook, "--name", name, *SMALL, *args]
 
 
 def test_train_then_encode_then_again(root):
@@ -31,7 +31,7 @@ def test_train_then_encode_then_again(root):
     lines = output.splitlines()
     assert lines[0] == "SAE 'styles': 32 latents on 16 channels, k 3"
     assert "positions of" in lines[1] and "held-out samples" in lines[1]
-    assert [line.split()[0] for line in lines[1:]] == ["FVU", "L0", "dead", "time", "in"]
+    assert [line.split()[0] for line in lines[1:]] == ["FVU", "L0", "dead", "time", "plot", "in"]
     assert lines[-1].endswith("saes/styles")
     output, error = run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")
     assert error is None
@@ -48,15 +48,16 @@ def test_train_then_encode_then_again(root):
         (["--k", "33"], "k = 33 is more than the 32 latents: use a smaller --k or a larger --expansion."),
         (["--expansion", "0"], "expansion is 0.0, it must be positive."),
         (["--lr", "-1"], "lr is -1.0, it must be positive."),
-        (["--hook", "unet.up_blocks.1.attentions.2"], "Did you mean 'unet.up_blocks.1.attentions.1'?"),
-        (["--name", "a/b"], "an SAE's name 'a/b' cannot be a name in a store"),
+        ({"hook": "unet.up_blocks.1.attentions.2"}, "Did you mean 'unet.up_blocks.1.attentions.1'?"),
+        ({"name": "a/b"}, "an SAE's name 'a/b' cannot be a name in a store"),
+        (["--name", "second"], "1 --hook and 2 different --name: give each hook a name of its own."),
         (["--batch-size", "100000"], "use a smaller --batch-size, or collect more."),
         (["--branch", "uncond"], "has no rows of branch 'uncond'."),
     ],
 )
 def test_mistakes_are_one_line_and_exit_status_1(root, capsys, args, message):
     with pytest.raises(SystemExit) as exit_:
-        main(train(root, *args))
+        main(train(root, **args) if isinstance(args, dict) else train(root, *args))
     error = capsys.readouterr().err
     assert exit_.value.code == 1
     assert error.startswith("Error: ") and error.count("\n") == 1
@@ -66,7 +67,7 @@ def test_mistakes_are_one_line_and_exit_status_1(root, capsys, args, message):
 @pytest.mark.parametrize("args", [["--k", "0"], ["--steps", "0"], ["--batch-size", "1"], ["--seed", "-1"]])
 def test_numbers_out_of_range_are_usage_errors(root, capsys, args):
     with pytest.raises(SystemExit) as exit_:
-        main(train(root, *args))
+        main(train(root, **args) if isinstance(args, dict) else train(root, *args))
     assert exit_.value.code == 2
     assert "is not in the range" in capsys.readouterr().err
 

@@ -214,7 +214,7 @@ def test_normalised_positions_and_ablation_in_raw_space(architecture, normalize,
     features = torch.from_numpy(np.sort(np.argsort((z > 0).sum(0))[-3:]))
     rule = Rule(features, torch.tensor([-1.0, -2.0, 0.5]), torch.tensor([0.3, 0.0, 0.9]))
     edited = z.copy()
-    for i, factor, threshold in zip(*(part.tolist() for part in rule), strict=True):
+    for i, factor, threshold in zip(*(part.tolist() for part in rule[:3]), strict=True):
         edited[:, i] = np.where(z[:, i] > threshold, factor * z[:, i], z[:, i])
     rows, change = ablation_change(sae.requires_grad_(False), x, [rule])
     found = np.zeros_like(x_hat)

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from collectors.collect import CollectSettings, collect
+from collectors.evaluate import judge_pictures
 from collectors.generate import Ablation, generate_images
+from collectors.judge import load_judge
 from collectors.models import Model, RunSettings, load_model
 from collectors.prompts import Prompt, read_prompts
 from featurestore import durable
@@ -109,33 +111,23 @@ def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
         selection = select(store, name, study.family, study.concept, top=study.top)
         path = demo.out / f"{study.concept}.json"
         selection.save(path)
-    demo.results.append(Result(study, Selection.load(path), [], [], Unlearning(0, 0, 0)))
+    demo.results.append(Result(study, Selection.load(path), [], [], unlearning([], {})))
     demo.commands += _learn_commands(demo.out, study, amounts)
 
 
 def _generate(demo: Demo, model: Model, run: RunSettings, amounts: Amounts) -> None:
-    from minicanvas.classifier import load_classifier
-
     demo.prompts = read_prompts(demo.out / "prompts.jsonl", amounts.test_seeds)
-    judge = load_classifier("judge")
+    judge = load_judge(["minicanvas"])
     with _stage(demo.seconds, "generate as it is"):
         demo.before = list(generate_images(model, demo.prompts, run, batch_size=20))
-        demo.before_answers = _judge(judge, demo.prompts, demo.before)
+        demo.before_answers = judge_pictures(judge, demo.prompts, demo.before)
     for result in demo.results:
         study = result.study
         with _stage(demo.seconds, f"generate without {study.concept}"):
             ablation = Ablation([result.selection], study.multiplier)
             result.images = list(generate_images(model, demo.prompts, run, ablation, batch_size=20))
-            result.answers = _judge(judge, demo.prompts, result.images)
-            result.score = unlearning(result.answers, study.family, study.concept)
-
-
-def _judge(judge: Any, prompts: list[Prompt], images: list[Any]) -> list[Answer]:
-    styles, objects = judge.classify(images)
-    return [
-        Answer({"style": str(p.labels["style"]), "object": str(p.labels["object"])}, {"style": s, "object": o})
-        for p, s, o in zip(prompts, styles, objects, strict=True)
-    ]
+            result.answers = judge_pictures(judge, demo.prompts, result.images)
+            result.score = unlearning(result.answers, {study.family: [study.concept]})
 
 
 def _collect_command(out: Path, amounts: Amounts) -> str:
@@ -178,7 +170,7 @@ def rows_of_table(demo: Demo) -> list[list[str]]:
     ]
     for result in demo.results:
         family, concept = result.study.family, result.study.concept
-        before = unlearning(demo.before_answers, family, concept)
+        before = unlearning(demo.before_answers, {family: [concept]})
         score = result.score
         cells = [(1 - before.ua, 1 - score.ua), (before.ua, score.ua), (before.ira, score.ira), (before.cra, score.cra)]
         rows.append([f"{family} {concept}", *(f"{a:.0%} → {b:.0%}" for a, b in cells)])

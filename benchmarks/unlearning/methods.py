@@ -1,0 +1,261 @@
+"""Every method with the settings among which one is searched: a defence is what is attached to the model."""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from benchmarks.unlearning.diffusion import with_weights
+from benchmarks.unlearning.esd import ESDSettings, train_esd
+from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
+from benchmarks.unlearning.random_features import random_selection
+from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
+from collectors.evaluate import Removal, ablation_removal
+from collectors.generate import Ablation
+from collectors.models import Model, RunSettings
+from collectors.models import generate as generate_batch
+from collectors.prompts import Prompt
+from featurestore import durable
+from featurestore.store import Store
+from minicanvas import OBJECTS, STYLES, prompt
+from queries.importance import importance
+from queries.selections import select
+from sae.ablate import ablate
+from sae.checkpoint import load_sae
+from sae.interventions import Intervention
+from sae.model import SAE
+
+
+class Defence(NamedTuple):
+    """A method with one setting, for one or several concepts."""
+
+    targets: dict[str, list[str]]
+    setting: dict[str, Any]
+    attached: Callable[[], AbstractContextManager[Any]]
+    """attaches it to the model while the block runs"""
+    run: RunSettings
+    stored_bytes: int = 0
+    interventions: Sequence[Intervention] = ()
+    """what it is made of, if of SAE features"""
+    prepare: Callable[[], object] = lambda: None
+    """what has to be done once before it is attached: training"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings that are tried, as fairly for each method as for ours."""
+
+    tops: Sequence[int] = (2, 4, 8)
+    multipliers: Sequence[float] = (-1.0, -5.0, -20.0)
+    strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0)
+    learning_rates: Sequence[float] = (1e-5, 1e-4)
+    esd: ESDSettings = field(default_factory=ESDSettings)
+    salun: SalUnSettings = field(default_factory=SalUnSettings)
+    examples_per_prompt: int = 8
+    """SalUn's pictures to forget"""
+    retained: int = 90
+    """SalUn's pictures to retain, of one prompt each"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all methods are made from."""
+
+    root: Path
+    """where trained weights are kept"""
+    model: Model
+    run: RunSettings
+    store: Store
+    saes: dict[str, str]
+    """hook → the name of its SAE"""
+    grid: Grid
+    batch_size: int = 20
+
+
+def removal(bench: Bench, defence: Defence) -> Removal:
+    """Return a defence as what is evaluated; it is attached anew for every batch."""
+
+    def images(prompts: Sequence[Prompt]) -> Iterator[Any]:
+        for start in range(0, len(prompts), bench.batch_size):
+            batch = prompts[start : start + bench.batch_size]
+            with defence.attached():
+                pictures = generate_batch(bench.model, defence.run, [p.prompt for p in batch], [p.seed for p in batch])
+            yield from pictures
+
+    return Removal(defence.targets, defence.setting, images, defence.stored_bytes)
+
+
+def ours(bench: Bench, family: str, concept: str) -> list[Defence]:
+    """Return the paper's rule over hooks, features a step and multipliers."""
+    found = []
+    for sae, top in itertools.product(bench.saes.values(), bench.grid.tops):
+        selection = select(bench.store, sae, family, concept, top=top)
+        found += [features(bench, [Intervention(selection, strength=m)]) for m in bench.grid.multipliers]
+    return found
+
+
+def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:
+    """Return the defence of some interventions with the bench's SAEs."""
+    targets: dict[str, list[str]] = {}
+    for one in interventions:
+        targets.setdefault(one.selection.family, []).append(one.selection.concept)
+    ablation = Ablation(interventions, mode=mode)
+    as_removal = ablation_removal(bench.model, bench.run, targets, ablation, bench.batch_size)
+    setting = {**as_removal.setting, "method": method}
+    saes: dict[str, SAE] = {}
+
+    def attached() -> AbstractContextManager[Any]:
+        for one in interventions:
+            if one.selection.sae not in saes:
+                saes[one.selection.sae] = load_sae((bench.store, one.selection.sae))
+        return ablate(bench.model.pipe, interventions, sae=saes, mode=mode)
+
+    return Defence(targets, setting, attached, bench.run, as_removal.stored_bytes, interventions)
+
+
+def random_control(bench: Bench, chosen: Intervention) -> Defence:
+    """Return the chosen setting with random features in the place of the selected ones."""
+    selection = chosen.selection
+    scores = importance(bench.store, selection.sae, selection.family)
+    control = replace(chosen, selection=random_selection(selection, scores))
+    return features(bench, [control], method="random features")
+
+
+def negative_prompts(bench: Bench, family: str, concept: str) -> list[Defence]:
+    """Return negative prompts that name the concept."""
+    texts = [concept, f"in {concept} style" if family == "style" else f"An image of {concept}."]
+    return [
+        Defence(
+            {family: [concept]}, {"method": "negative prompt", "text": text}, contextlib.nullcontext,
+            replace(bench.run, negative_prompt=text),
+        )
+        for text in texts
+    ]  # fmt: skip
+
+
+def mean_direction(bench: Bench, family: str, concept: str) -> list[Defence]:
+    """Return differences of means over hooks and strengths, subtracted or projected out."""
+    found = []
+    for hook in bench.saes:
+        directions = mean_directions(bench.store, hook, family, concept)
+        for strength, project in itertools.product(bench.grid.strengths, (False, True)):
+            found.append(_steered(bench, family, concept, directions, strength, project))
+    return found
+
+
+def _steered(
+    bench: Bench, family: str, concept: str, directions: Directions, strength: float, project: bool
+) -> Defence:
+    setting = {"method": "mean direction", "hook": directions.hook, "strength": strength, "project": project}
+    return Defence(
+        {family: [concept]},
+        setting,
+        lambda: steered_away(bench.model.pipe, directions, strength, project),
+        bench.run,
+        2 * directions.difference.numel() * 4,
+    )
+
+
+def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
+    """Return ESD-x over learning rates."""
+    asked = _prompts_of(family, concept)
+    return [
+        _trained(
+            bench, family, concept, {"method": "ESD-x", "learning_rate": rate, "iterations": bench.grid.esd.iterations},
+            lambda rate=rate: train_esd(bench.model.pipe, asked, replace(bench.grid.esd, learning_rate=rate)),
+        )
+        for rate in bench.grid.learning_rates
+    ]  # fmt: skip
+
+
+def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
+    """Return SalUn over learning rates; the pictures are the untouched model's own."""
+
+    def train(rate: float) -> dict[str, Tensor]:
+        forget, pseudo, retain = _examples(bench, family, concept)
+        return train_salun(bench.model.pipe, forget, pseudo, retain, replace(bench.grid.salun, learning_rate=rate))
+
+    return [
+        _trained(
+            bench, family, concept, {"method": "SalUn", "learning_rate": rate, "iterations": bench.grid.salun.iterations},
+            lambda rate=rate: train(rate),
+        )
+        for rate in bench.grid.learning_rates
+    ]  # fmt: skip
+
+
+COMPETITORS: dict[str, Callable[[Bench, str, str], list[Defence]]] = {
+    "negative prompt": negative_prompts,
+    "mean direction": mean_direction,
+    "ESD-x": esd,
+    "SalUn": salun,
+}
+"""method → its settings for a concept"""
+
+
+def _prompts_of(family: str, concept: str) -> list[str]:
+    if family == "style":
+        return [prompt(o, concept) for o in OBJECTS]
+    return [prompt(concept, s) for s in STYLES]
+
+
+def _trained(
+    bench: Bench, family: str, concept: str, setting: dict[str, Any], train: Callable[[], dict[str, Tensor]]
+) -> Defence:
+    """Return weights as a defence: trained once, then kept."""
+    name = f"{setting['method']}-{family}-{concept}-{setting['learning_rate']:g}-{setting['iterations']}"
+    path = bench.root / "weights" / f"{name}.safetensors"
+
+    def prepare() -> None:
+        if path.is_file():
+            return
+        began = time.perf_counter()
+        data = safetensors.torch.save({n: w.half().contiguous() for n, w in train().items()})
+        seconds = {"training_seconds": time.perf_counter() - began}
+        durable.write_bytes(path.with_suffix(".json"), json.dumps(seconds).encode())
+        durable.write_bytes(path, data)
+
+    @contextlib.contextmanager
+    def attached() -> Iterator[None]:
+        weights = {n: w.float() for n, w in safetensors.torch.load_file(path).items()}
+        with with_weights(bench.model.pipe.unet, weights):
+            yield
+
+    sizes = bench.model.pipe.unet.named_parameters()
+    stored = 2 * sum(p.numel() for n, p in sizes if setting["method"] == "SalUn" or ".attn2." in n)
+    return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
+
+
+def training_seconds(bench: Bench, method: str) -> list[float]:
+    """Return how long each kept training of a method took."""
+    files = (bench.root / "weights").glob(f"{method}-*.json")
+    return [json.loads(path.read_text(encoding="utf-8"))["training_seconds"] for path in files]
+
+
+def _examples(bench: Bench, family: str, concept: str) -> tuple[Examples, list[str], Examples]:
+    """Return pictures to forget, the prompts to tie them to, and pictures to retain, drawn by the untouched model."""
+    n = bench.grid.examples_per_prompt
+    concepts = [c for c in (STYLES if family == "style" else OBJECTS) if c != concept]
+    asked = [p for p in _prompts_of(family, concept) for _ in range(n)]
+    pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
+    others = [p for c in concepts for p in _prompts_of(family, c)]
+    kept = others[:: max(1, len(others) // bench.grid.retained)][: bench.grid.retained]
+    return _drawn(bench, asked), pseudo, _drawn(bench, kept)
+
+
+def _drawn(bench: Bench, prompts: list[str]) -> Examples:
+    latents = []
+    for start in range(0, len(prompts), bench.batch_size):
+        batch = prompts[start : start + bench.batch_size]
+        seeds = [100_000 + start + i for i in range(len(batch))]
+        latents += generate_batch(bench.model, bench.run, batch, seeds, "latent")
+    return Examples(torch.stack(latents), prompts)

@@ -1,0 +1,223 @@
+"""The whole table: every method, searched on one classifier and judged by another; ``docs/results.md``.
+
+python -m benchmarks.unlearning.results
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from benchmarks.unlearning.attacks import attack_all
+from benchmarks.unlearning.methods import COMPETITORS, Bench, Defence, Grid, features, ours, random_control, removal
+from collectors.collect import CollectSettings, collect
+from collectors.evaluate import Outcome, Reference, judged, sequence, thinned, untouched, value
+from collectors.judge import Judge, load_judge
+from collectors.models import Model, RunSettings, describe_run, load_model
+from collectors.prompts import Prompt, read_prompts
+from featurestore import durable
+from featurestore.store import Store
+from minicanvas import OBJECTS, STYLES, all_prompts, prompt
+from sae.encode import encode
+from sae.interventions import Intervention
+from sae.train import TrainSettings, train
+
+HOOKS = ("unet.up_blocks.1.attentions.1", "unet.up_blocks.0.attentions.1")
+FAMILIES = {"style": STYLES, "object": OBJECTS}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything."""
+
+    concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
+    collect_seeds: Sequence[int] = (0, 1)
+    search_seeds: Sequence[int] = (50,)
+    report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
+    n_others: int = 40
+    """pictures a searched setting that do not ask for the target"""
+    train_steps: int = 3000
+    train_batch: int = 1024
+    k: int = 16
+    expansion: float = 8.0
+    sequence: int = 6
+    """requests in a row"""
+    attacked: int = 3
+    """pictures of a concept that are attacked"""
+    attacked_concepts: int = 4
+    """of each family"""
+    attack_iterations: int = 40
+    attack_timesteps: int = 50
+    n_prompts: int = 10
+    """objects and styles in the prompts"""
+
+
+class Run(NamedTuple):
+    """What is shared by all cells."""
+
+    bench: Bench
+    amounts: Amounts
+    prompts: list[Prompt]
+    search_prompts: list[Prompt]
+    judge: Judge
+    chooser: Judge
+    reference: Reference
+    before: Outcome
+
+
+def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: Grid) -> Run:
+    """Collect, train, encode and judge the untouched model, or find it done in ``root``."""
+    path = root / "prompts.jsonl"
+    _write_prompts(path, amounts.n_prompts)
+    styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
+    store = collect(root / "store", model, styled, run, CollectSettings(list(HOOKS), batch_size=20)).store
+    saes = {hook: f"sae{i}" for i, hook in enumerate(HOOKS)}
+    for hook, name in saes.items():
+        if store.record("saes", name) is None:
+            settings = TrainSettings(
+                k=amounts.k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
+            )
+            train(store, hook, name, settings)
+        encode(store, name)
+    bench = Bench(root, model, run, Store.open(store.root), saes, grid)
+    judge, chooser = load_judge(["minicanvas:judge"]), load_judge(["minicanvas:selection"])
+    prompts = read_prompts(path, amounts.report_seeds)
+    before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
+    return Run(bench, amounts, prompts, read_prompts(path, amounts.search_seeds), judge, chooser, reference, before)
+
+
+def _write_prompts(path: Path, n: int) -> None:
+    styles, objects = STYLES[:n], OBJECTS[:n]
+    rows = [p for p in all_prompts() if p["style"] in styles and p["object"] in objects]
+    lines = [{"prompt": p["prompt"], "style": p["style"], "object": p["object"]} for p in rows]
+    lines += [{"prompt": prompt(o), "style": None, "object": o} for o in objects]
+    durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
+    """Return a defence's outcome: on the search's judge and pictures, or on those that are reported."""
+    prompts = thinned(run.search_prompts, defence.targets, run.amounts.n_others) if searched else run.prompts
+    judge, reference = (run.chooser, None) if searched else (run.judge, run.reference)
+    identity = {"run": describe_run(run.bench.model, run.bench.run)}
+    defence.prepare()
+    folder = run.bench.root / "cells" / ("search" if searched else "")
+    return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
+
+
+def best(run: Run, candidates: Sequence[Defence]) -> Defence:
+    """Return the candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds."""
+    if len(candidates) == 1:
+        return candidates[0]
+    found = [value(cell(run, one, searched=True).scores) for one in candidates]
+    return candidates[found.index(max(found))]
+
+
+def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
+    """Return each method's best defence against a concept; the controls take our own setting."""
+    mine = best(run, ours(run.bench, family, concept))
+    chosen = {"ours": mine}
+    (intervention,) = mine.interventions
+    controls = {
+        "ours, no error": lambda: features(run.bench, [intervention], "no-error", "ours, no error"),
+        "released arithmetic": lambda: features(run.bench, [intervention], "saeuron", "released arithmetic"),
+        "random features": lambda: random_control(run.bench, intervention),
+    }
+    chosen |= {name: make() for name, make in controls.items() if name in methods}
+    return chosen | {m: best(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
+
+
+METHODS = ("ours", "ours, no error", "released arithmetic", "random features", *COMPETITORS)
+
+
+def results(run: Run, methods: Sequence[str] = METHODS, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """Run every cell that is not there yet; return the outcomes: per family and method, and of several removals at once.
+
+    ``share``: of so many processes this one does every n-th concept, and no removals of several.
+    """
+    first, n = share
+    tables: dict[str, dict[str, list[Outcome]]] = {}
+    mine: dict[tuple[str, str], Intervention] = {}
+    attacks: dict[str, dict[str, tuple[float, float, int]]] = {}
+    for family, concepts in run.amounts.concepts.items():
+        defences: dict[str, dict[str, Defence]] = {}
+        for concept in concepts[first::n]:
+            click.echo(f"— {family}={concept}", err=True)
+            defences[concept] = one_concept(run, family, concept, methods)
+            (mine[family, concept],) = defences[concept]["ours"].interventions
+            for method, defence in defences[concept].items():
+                tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
+        attacked = [c for c in concepts[: run.amounts.attacked_concepts] if c in defences]
+        attacks[family] = attack_all(run, family, {c: defences[c] for c in attacked})
+    return {"tables": tables, "attacks": attacks, **(_several(run, mine) if n == 1 else {})}
+
+
+def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, list[Outcome]]:
+    """Remove concepts in a row, all styles but one, and a style with an object."""
+    styles = [key for key in mine if key[0] == "style"]
+    objects = [key for key in mine if key[0] == "object"]
+    in_a_row = sequence([{family: [concept]} for family, concept in styles[: run.amounts.sequence]])
+    pairs = [*zip(styles, objects, strict=False)][:2]
+    wanted = {
+        "sequential": list(in_a_row),
+        "all but one": [{"style": [c for _, c in styles if c != kept]} for _, kept in styles[:1] if len(styles) > 1],
+        "joint": [{"style": [s], "object": [o]} for (_, s), (_, o) in pairs],
+    }
+    return {
+        name: [
+            cell(run, features(run.bench, [mine[f, c] for f, concepts in targets.items() for c in concepts]))
+            for targets in removals
+        ]
+        for name, removals in wanted.items()
+    }
+
+
+def _in_processes(n: int, arguments: Sequence[str]) -> None:
+    """Run the cells in n processes of one thread each: batches of one picture gain nothing from more."""
+    command = [sys.executable, "-m", "benchmarks.unlearning.results", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)]
+    statuses = [process.wait() for process in processes]
+    if any(statuses):
+        raise click.ClickException("a process failed; the same command goes on where they stopped.")
+
+
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path("build/results"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True)
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Beside ours.  [default: all]")
+@click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
+def main(
+    root: Path, out: Path, methods: tuple[str, ...], concepts: tuple[str, ...], processes: int, share: str | None
+) -> None:
+    """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
+    from benchmarks.unlearning.tables import write_page
+
+    amounts = Amounts()
+    if concepts:
+        chosen: dict[str, list[str]] = {}
+        for text in concepts:
+            family, _, concept = text.partition("=")
+            chosen.setdefault(family, []).append(concept)
+        amounts = Amounts(concepts=chosen)
+    model = load_model("minicanvas")
+    run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
+    if share:
+        index, _, n = share.partition("/")
+        results(run, methods or METHODS, (int(index), int(n)))
+        return
+    if processes > 1:
+        named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
+        _in_processes(processes, [f"--root={root}", *named])
+    write_page(out, run, results(run, methods or METHODS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""``docs/results.md`` from the outcomes."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.record import machine
+from benchmarks.unlearning.attacks import SKIPPED
+from benchmarks.unlearning.methods import training_seconds
+from collectors.evaluate import Outcome, per_target, summary
+from featurestore import durable
+from sae.unlearning import accuracy
+
+if TYPE_CHECKING:
+    from benchmarks.unlearning.results import Run
+
+FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
+PUBLISHED = {
+    "style": {"SAeUron": (95.80, 99.10, 99.40), "ESD": (98.58, 80.97, 93.96), "SalUn": (86.26, 90.39, 95.08)},
+    "object": {"SAeUron": (78.82, 95.47, 95.58), "ESD": (92.15, 55.78, 44.23), "SalUn": (86.91, 96.35, 99.59)},
+}
+"""UnlearnCanvas on SD-1.5, from the papers; SAeUron's later re-run of objects: 87.16, 85.57, 74.14"""
+
+
+def write_page(path: Path, run: "Run", found: Mapping[str, Any]) -> None:
+    """Write the page."""
+    durable.write_bytes(path, page(run, found).encode())
+
+
+def page(run: "Run", found: Mapping[str, Any]) -> str:
+    """Return the page as Markdown."""
+    seeds = run.amounts.report_seeds
+    plain = {family: accuracy(run.before.answers, family) for family in ("style", "object")}
+    parts = [
+        "# Results\n",
+        "Made by `make results`; interrupted, it goes on where it stopped. Do not edit.\n",
+        f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
+        f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
+        f"classifier and the seeds {', '.join(map(str, run.amounts.search_seeds))}. In brackets: 95 % bootstrap intervals over "
+        f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
+        f"Machine: {machine()['cpu']}, {machine()['cores']} cores.\n",
+    ]
+    for family, methods in found["tables"].items():
+        parts += [
+            f"## One {family} at a time ({len(methods['ours'])} concepts)\n",
+            _methods(run, methods),
+            _published(family),
+        ]
+        parts += [f"### Ours, each {family}\n", _concepts(methods["ours"])]
+        parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
+    titles = {
+        "sequential": "Styles removed in a row, none put back",
+        "all but one": "All styles but one at once",
+        "joint": "A style and an object at once",
+    }
+    for name, title in titles.items():
+        if found[name]:
+            parts += [f"## {title}\n", _removals(found[name])]
+    return "\n".join(parts)
+
+
+def _methods(run: "Run", methods: Mapping[str, Sequence[Outcome]]) -> str:
+    distance = "Fréchet (judge's features)"
+    header = [
+        "method",
+        *FIGURES.values(),
+        "mean of three",
+        distance,
+        "s a picture",
+        "training, s",
+        "kept, MB",
+        "peak, MB",
+    ]
+    rows = []
+    for name, outcomes in methods.items():
+        figures = summary(outcomes)
+        trained = training_seconds(run.bench, name)
+        known = [figures[key]["value"] for key in ("ua", "ira", "cra") if figures[key]]
+        cells = [name, *(_figure(figures[key]) for key in FIGURES), f"{100 * statistics.mean(known):.2f}"]
+        cells += [
+            "" if figures["frechet"] is None else f"{figures['frechet']:.2f}",
+            f"{figures['seconds_per_picture']:.2f}",
+        ]
+        cells += [f"{statistics.mean(trained):.0f}" if trained else ""]
+        rows.append([*cells, f"{figures['stored_bytes'] / 1e6:.1f}", f"{figures['peak_bytes'] / 1e6:.0f}"])
+    return _table(header, rows)
+
+
+def _concepts(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for outcome in outcomes:
+        figures, edit = summary([outcome]), outcome.setting["edits"][0]
+        ((_, (concept,)),) = outcome.targets.items()
+        rows.append(
+            [concept, *(_figure(figures[key]) for key in FIGURES), f"`{edit['hook']}`", f"{edit['strength']:g}"]
+        )
+    return _table(["removed", *FIGURES.values(), "hook", "multiplier"], rows)
+
+
+def _removals(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for outcome in outcomes:
+        figures = summary([outcome])
+        removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
+        each = ", ".join(f"{name.partition('=')[2]} {100 * ua:.1f}" for name, ua in per_target(outcome).items())
+        rows.append([removed, *(_figure(figures[key]) for key in FIGURES), each])
+    return _table(["removed", *FIGURES.values(), "UA of each"], rows)
+
+
+def _attacks(attacks: Mapping[str, tuple[float, float, int]]) -> str:
+    rows = [[name, f"{100 * before:.1f}", f"{100 * after:.1f}", str(n)] for name, (before, after, n) in attacks.items()]
+    left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
+    table = _table(["method", "shown without attack, %", "shown under attack (ASR), %", "pictures"], rows)
+    return f"{table}\nGradients go through each defence. Not attacked: {left_out}.\n"
+
+
+def _published(family: str) -> str:
+    figures = "; ".join(
+        f"{name} {ua:.2f} / {ira:.2f} / {cra:.2f}" for name, (ua, ira, cra) in PUBLISHED[family].items()
+    )
+    what = f"published for {family}s on UnlearnCanvas and SD-1.5, another model and another benchmark (UA / IRA / CRA)"
+    return f"For comparison, {what}: {figures}.\n"
+
+
+def _figure(figure: Mapping[str, float] | None) -> str:
+    if figure is None or not math.isfinite(figure["value"]):
+        return ""
+    return f"{100 * figure['value']:.2f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

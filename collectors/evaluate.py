@@ -1,0 +1,233 @@
+"""Generate pictures with concepts removed, judge them, and keep each outcome as a file (docs/evaluation.md)."""
+
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from collectors.generate import Ablation, described, generate_images
+from collectors.judge import Judge
+from collectors.models import Model, RunSettings, describe_run
+from collectors.peak import peak_bytes, reset_peak
+from collectors.prompts import Prompt
+from featurestore import durable
+from featurestore.canonical import canonical_json, sha256_text
+from sae.frechet import frechet_distance
+from sae.unlearning import Answer, Interval, Targets, Unlearning, average, intervals, unlearning
+
+Features = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Concepts, and how they are taken out."""
+
+    targets: dict[str, list[str]]
+    """family → concepts; empty: nothing is removed"""
+    setting: dict[str, Any]
+    """what else tells it from others: method, features a step, multiplier, hook, …"""
+    images: Callable[[Sequence[Prompt]], Iterable[Any]]
+    """prompts → their pictures, in order"""
+    stored_bytes: int = 0
+    """what has to be kept beside the model"""
+
+
+@dataclass
+class Outcome:
+    """A removal's pictures as the judge saw them."""
+
+    targets: dict[str, list[str]]
+    setting: dict[str, Any]
+    judge: str
+    answers: list[Answer]
+    frechet: float
+    """between the pictures not asked for a target and the reference's, in the judge's features; NaN without a reference"""
+    seconds_per_picture: float
+    peak_bytes: int
+    """of the device's memory on CUDA, else of the process, while the pictures were made"""
+    stored_bytes: int
+    scores: Unlearning = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scores = unlearning(self.answers, self.targets)
+
+
+class Reference(NamedTuple):
+    """What retained pictures are compared with."""
+
+    features: Features
+    """``[n, d]``"""
+    keys: list[tuple[str, int]] | None = None
+    """prompt and seed of each row, of the untouched model's pictures; None: of real pictures"""
+
+
+def ablation_removal(
+    model: Model, run: RunSettings, targets: dict[str, list[str]], ablation: Ablation, batch_size: int
+) -> Removal:
+    """Return the removal that an ablation makes."""
+    selections = [i.selection for i in ablation.interventions]
+    sizes = {s.sae_hash: 4 * (s.n_latents * (2 * s.d_in + 1) + s.d_in) for s in selections}
+    contents = [sha256_text(canonical_json([s.sae_hash, s.timesteps, s.rows.to_pylist()]))[:16] for s in selections]
+    edits = [{**described(i), "rows": rows} for i, rows in zip(ablation.interventions, contents, strict=True)]
+    setting = {"method": "sae", "mode": ablation.mode, "edits": edits}
+    images = functools.partial(generate_images, model, run=run, ablation=ablation, batch_size=batch_size, progress=None)
+    return Removal(targets, setting, images, sum(sizes.values()))
+
+
+def judged(
+    folder: Path,
+    removal: Removal,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    identity: Mapping[str, Any],
+    reference: Reference | None,
+) -> Outcome:
+    """Generate and judge a removal's pictures, or read the outcome of the same from ``folder``.
+
+    ``identity`` is what else the outcome depends on: the run.
+    """
+    asked = [[p.prompt, p.seed, _labels(p)] for p in prompts]
+    about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
+    about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
+    key = sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
+    path = folder / f"{_name(removal)}-{key}.json"
+    if path.is_file():
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    reset_peak()
+    began = time.perf_counter()
+    images = list(removal.images(prompts))
+    seconds = time.perf_counter() - began
+    answers = judge_pictures(judge, prompts, images)
+    distance = _distance(judge, prompts, images, removal.targets, reference)
+    outcome = Outcome(
+        removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
+        removal.stored_bytes,
+    )  # fmt: skip
+    durable.write_bytes(path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode())
+    return outcome
+
+
+def judge_pictures(judge: Judge, prompts: Sequence[Prompt], images: Sequence[Any]) -> list[Answer]:
+    """Return what a judge sees in the pictures of prompts, in order."""
+    seen = judge.classify(images)
+    return [
+        Answer(_labels(p), {family: concepts[i] for family, concepts in seen.items()}, p.seed)
+        for i, p in enumerate(prompts)
+    ]
+
+
+def untouched(
+    folder: Path, model: Model, run: RunSettings, prompts: Sequence[Prompt], judge: Judge, batch_size: int
+) -> tuple[Outcome, Reference]:
+    """Judge the untouched model's pictures, and keep their features as a reference."""
+    images = functools.partial(generate_images, model, run=run, batch_size=batch_size, progress=None)
+    kept: list[Any] = []
+
+    def remember(wanted: Sequence[Prompt]) -> list[Any]:
+        kept[:] = images(wanted)
+        return kept
+
+    identity = {"run": describe_run(model, run)}
+    outcome = judged(folder, Removal({}, {"method": "none"}, remember), prompts, judge, identity, None)
+    key = sha256_text(canonical_json([judge.name, identity, [[p.prompt, p.seed] for p in prompts]]))[:16]
+    path = folder / f"features-{key}.npy"
+    if kept or not path.is_file():
+        features = judge.features(kept or remember(prompts))
+        durable.write_file(path, lambda file: np.save(file, features))
+    return outcome, Reference(np.load(path), [(p.prompt, p.seed) for p in prompts])
+
+
+def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
+    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly taken, in order."""
+    others = [i for i, p in enumerate(prompts) if not _asks(p.labels, targets)]
+    n = min(n_others, len(others))
+    kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
+    return [p for i, p in enumerate(prompts) if i in kept or _asks(p.labels, targets)]
+
+
+def value(scores: Unlearning) -> float:
+    """Return what a search maximises: the mean of UA, IRA and CRA, of those that there are."""
+    known = [x for x in scores[:3] if math.isfinite(x)]
+    return sum(known) / len(known) if known else float("-inf")
+
+
+def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:
+    """Yield the targets after each request of a sequence: the first, the first two, …"""
+    so_far: dict[str, list[str]] = {}
+    for targets in removals:
+        for family, concepts in targets.items():
+            so_far = {**so_far, family: [*so_far.get(family, []), *concepts]}
+        yield so_far
+
+
+def per_target(outcome: Outcome) -> dict[str, float]:
+    """Return UA of each target by itself: ``family=concept`` → UA."""
+    pairs = [(family, concept) for family, concepts in outcome.targets.items() for concept in concepts]
+    return {f"{family}={concept}": unlearning(outcome.answers, {family: [concept]}).ua for family, concept in pairs}
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the average over removals with its intervals, as JSON."""
+    scores = average([o.scores for o in outcomes])
+    ends = intervals([(o.answers, o.targets) for o in outcomes])
+    figures = {name: _figure(x, i) for name, x, i in zip(Unlearning._fields, scores, ends, strict=True)}
+    distances = [o.frechet for o in outcomes if math.isfinite(o.frechet)]
+    return {
+        **figures,
+        "frechet": sum(distances) / len(distances) if distances else None,
+        "seconds_per_picture": sum(o.seconds_per_picture for o in outcomes) / len(outcomes),
+        "peak_bytes": max(o.peak_bytes for o in outcomes),
+        "stored_bytes": max(o.stored_bytes for o in outcomes),
+        "pictures": sum(len(o.answers) for o in outcomes),
+    }
+
+
+def _figure(value: float, interval: Interval) -> dict[str, float] | None:
+    return {"value": value, "low": interval.low, "high": interval.high} if math.isfinite(value) else None
+
+
+def _labels(prompt: Prompt) -> dict[str, str]:
+    return {family: concept for family, concept in prompt.labels.items() if concept is not None}
+
+
+def _asks(labels: Mapping[str, str | None], targets: Targets) -> bool:
+    return any(labels.get(family) in concepts for family, concepts in targets.items())
+
+
+def _distance(
+    judge: Judge, prompts: Sequence[Prompt], images: Sequence[Any], targets: Targets, reference: Reference | None
+) -> float:
+    rows = [i for i, p in enumerate(prompts) if not _asks(p.labels, targets)]
+    if reference is None or len(rows) < 2:
+        return float("nan")
+    compared = reference.features
+    if reference.keys is not None:
+        place = {key: i for i, key in enumerate(reference.keys)}
+        compared = compared[[place[(prompts[i].prompt, prompts[i].seed)] for i in rows]]
+    return frechet_distance(judge.features([images[i] for i in rows]), compared)
+
+
+def _name(removal: Removal) -> str:
+    concepts = [c for concepts in removal.targets.values() for c in concepts]
+    return "+".join(concepts)[:40].replace("/", "-").replace(" ", "-") or "untouched"
+
+
+def _to_json(outcome: Outcome, about: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: getattr(outcome, name) for name in ("seconds_per_picture", "peak_bytes", "stored_bytes")}
+    distance = outcome.frechet if math.isfinite(outcome.frechet) else None
+    return {**about, **rest, "frechet": distance, "answers": [[a.seed, a.asked, a.seen] for a in outcome.answers]}
+
+
+def _from_json(body: dict[str, Any]) -> Outcome:
+    answers = [Answer(asked, seen, seed) for seed, asked, seen in body["answers"]]
+    distance = float("nan") if body["frechet"] is None else body["frechet"]
+    names = ("targets", "setting", "judge", "seconds_per_picture", "peak_bytes", "stored_bytes")
+    return Outcome(answers=answers, frechet=distance, **{name: body[name] for name in names})

@@ -1,0 +1,153 @@
+"""Classifiers that judge pictures: minicanvas's own, or any timm model with its labels (docs/evaluation.md)."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from featurestore.errors import ModelError, UsageError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BATCH = 64
+Pictures = Sequence[Image.Image]
+
+
+class Judge(NamedTuple):
+    """One or several classifiers as one."""
+
+    name: str
+    labels: dict[str, tuple[str, ...]]
+    """family → the concepts that it can answer"""
+    classify: Callable[[Pictures], dict[str, list[str]]]
+    """pictures → family → the concept seen in each"""
+    features: Callable[[Pictures], npt.NDArray[np.float32]]
+    """pictures → ``[n, d]``, of the first classifier, for distances between sets of pictures"""
+
+
+def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
+    """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``, or directories of timm models, one a family.
+
+    A directory has ``model.safetensors`` and ``config.json``: ``{"timm": <model>, "family": <name>, "labels": [<concept>, …],
+    "image_size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``, labels in the order of the model's outputs.
+
+    Raises:
+        ModelError: there is no such classifier, timm is needed and missing, or two answer for one family.
+    """
+    judges = [
+        _minicanvas(one, device) if one.partition(":")[0] == "minicanvas" else _timm(Path(one), device)
+        for one in sources
+    ]
+    families = [family for judge in judges for family in judge.labels]
+    if not judges or len(set(families)) < len(families):
+        raise ModelError(
+            f"judges {', '.join(sources) or '(none)'}: expected at least one, and one a family, found {families}."
+        )
+    if len(judges) == 1:
+        return judges[0]
+
+    def classify(images: Pictures) -> dict[str, list[str]]:
+        return {family: seen for judge in judges for family, seen in judge.classify(images).items()}
+
+    labels = {family: names for judge in judges for family, names in judge.labels.items()}
+    return Judge(" + ".join(judge.name for judge in judges), labels, classify, judges[0].features)
+
+
+def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> None:
+    """Refuse labels that a judge cannot answer.
+
+    Raises:
+        UsageError: a family or a concept is unknown to it.
+    """
+    for labels in asked:
+        for family, concept in labels.items():
+            if concept is not None and concept not in judge.labels.get(family, ()):
+                known = ", ".join(judge.labels.get(family, judge.labels))
+                raise UsageError(f"judge {judge.name} cannot answer {family}={concept}: it knows {known}.")
+
+
+def _minicanvas(source: str, device: str) -> Judge:
+    from minicanvas import OBJECTS, STYLE_LABELS
+    from minicanvas.classifier import load_classifier
+
+    name = source.partition(":")[2] or "judge"
+    if name not in ("judge", "selection"):
+        raise ModelError(f"no judge {source!r}: expected minicanvas:judge or minicanvas:selection.")
+    classifier = load_classifier("judge" if name == "judge" else "selection", device=device)
+
+    def classify(images: Pictures) -> dict[str, list[str]]:
+        styles, objects = classifier.classify(images)
+        return {"style": styles, "object": objects}
+
+    return Judge(f"minicanvas:{name}", {"style": STYLE_LABELS, "object": OBJECTS}, classify, classifier.features)
+
+
+def _timm(directory: Path, device: str) -> Judge:
+    config = _read_config(directory)
+    network = _network(directory, config).eval().to(device)
+    family, labels = str(config["family"]), tuple(map(str, config["labels"]))
+    prepare = _preparation(config)
+
+    @torch.no_grad()
+    def run(images: Pictures, function: Callable[[Tensor], Tensor]) -> npt.NDArray[np.float32]:
+        chunks = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+        return np.concatenate([function(prepare(chunk).to(device)).float().cpu().numpy() for chunk in chunks])
+
+    def classify(images: Pictures) -> dict[str, list[str]]:
+        return {family: [labels[int(i)] for i in run(images, network).argmax(1)]} if len(images) else {family: []}
+
+    def features(images: Pictures) -> npt.NDArray[np.float32]:
+        inner: Any = network
+        return run(images, lambda x: inner.forward_head(inner.forward_features(x), pre_logits=True))
+
+    return Judge(directory.resolve().name, {family: labels}, classify, features)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"judge {directory} has no readable {CONFIG}: {error}.") from error
+    missing = [key for key in ("timm", "family", "labels") if not (isinstance(config, dict) and config.get(key))]
+    if missing:
+        raise ModelError(f"{path} lacks {', '.join(missing)}: expected timm, family and labels (docs/evaluation.md).")
+    return config
+
+
+def _network(directory: Path, config: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(
+            f"judge {directory} is the timm model {config['timm']!r}, and timm is not installed: pip install timm."
+        ) from error
+    try:
+        network = timm.create_model(config["timm"], pretrained=False, num_classes=len(config["labels"]))
+        network.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"judge {directory}: {WEIGHTS} is not {config['timm']!r} with {len(config['labels'])} labels: {reason}."
+        ) from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _preparation(config: dict[str, Any]) -> Callable[[Pictures], Tensor]:
+    size = int(config.get("image_size", 224))
+    mean, std = (torch.tensor(config.get(key, [0.5] * 3)).view(3, 1, 1) for key in ("mean", "std"))
+
+    def prepare(images: Pictures) -> Tensor:
+        resized = [image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+        return (pixels.float() / 255 - mean) / std
+
+    return prepare

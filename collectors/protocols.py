@@ -1,0 +1,165 @@
+"""UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings found on another judge."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from collectors.evaluate import (
+    Outcome,
+    Reference,
+    ablation_removal,
+    judged,
+    per_target,
+    sequence,
+    summary,
+    thinned,
+    untouched,
+    value,
+)
+from collectors.generate import Ablation
+from collectors.judge import Judge
+from collectors.models import Model, RunSettings, describe_run
+from collectors.prompts import Prompt
+from featurestore.errors import UsageError
+from sae.interventions import Intervention
+
+PROTOCOLS = ("each", "sequential", "joint")
+Say = Callable[[str], object]
+
+
+class Request(NamedTuple):
+    """A concept to be removed, and the settings among which one is searched."""
+
+    family: str
+    concept: str
+    candidates: Sequence[Sequence[Intervention]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What settings are chosen by: never what they are reported on."""
+
+    judge: Judge
+    prompts: Sequence[Prompt]
+    n_others: int
+    """pictures that do not ask for the target, at most"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How pictures are made and judged."""
+
+    folder: Path
+    """where outcomes are kept; the same again are read from there"""
+    model: Model
+    run: RunSettings
+    prompts: Sequence[Prompt]
+    judge: Judge
+    batch_size: int = 8
+    mode: str = "paper"
+    saes: Sequence[Path] = ()
+
+    def outcome(
+        self,
+        targets: dict[str, list[str]],
+        interventions: Sequence[Intervention],
+        reference: Reference | None,
+        prompts: Sequence[Prompt],
+        judge: Judge,
+    ) -> Outcome:
+        """Return the outcome of one removal."""
+        ablation = Ablation(interventions, saes=self.saes, mode=self.mode)
+        removal = ablation_removal(self.model, self.run, targets, ablation, self.batch_size)
+        identity = {"run": describe_run(self.model, self.run)}
+        return judged(self.folder, removal, prompts, judge, identity, reference)
+
+
+def run_protocol(
+    evaluation: Evaluation,
+    requests: Sequence[Request],
+    protocol: str,
+    search: Search | None,
+    reference: Reference | None = None,
+    say: Say = lambda line: None,
+) -> tuple[Outcome, list[Outcome]]:
+    """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the untouched pictures.
+
+    ``each``: one outcome a request. ``sequential``: one after each request, of all so far. ``joint``: one, of all.
+
+    Raises:
+        UsageError: there is nothing to remove, settings have to be searched without a search's judge, or on what is reported.
+    """
+    if not requests:
+        raise UsageError("nothing to evaluate: no concept is named.")
+    _check_search(evaluation, requests, search)
+    say("the untouched model")
+    before, own = untouched(
+        evaluation.folder, evaluation.model, evaluation.run, evaluation.prompts, evaluation.judge, evaluation.batch_size
+    )
+    chosen = {(r.family, r.concept): _best(evaluation, r, search, say) for r in requests}
+    asked = [{r.family: [r.concept]} for r in requests]
+    wanted = asked if protocol == "each" else list(sequence(asked))[-1 if protocol == "joint" else 0 :]
+    outcomes = []
+    for targets in wanted:
+        pairs = [(family, concept) for family, concepts in targets.items() for concept in concepts]
+        say("without " + ", ".join(f"{family}={concept}" for family, concept in pairs))
+        edits = [one for pair in pairs for one in chosen[pair]]
+        outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
+    return before, outcomes
+
+
+def _check_search(evaluation: Evaluation, requests: Sequence[Request], search: Search | None) -> None:
+    several = max(len(r.candidates) for r in requests)
+    if min(len(r.candidates) for r in requests) < 1:
+        raise UsageError("a concept has no setting to try.")
+    if search is None:
+        if several > 1:
+            raise UsageError(
+                f"{several} settings a concept: say what to choose them by, --search-judge and --search-seeds."
+            )
+        return
+    same = {p.seed for p in search.prompts} & {p.seed for p in evaluation.prompts}
+    if search.judge.name == evaluation.judge.name or same:
+        found = f"seeds {sorted(same)} are" if same else f"the judge {search.judge.name} is"
+        raise UsageError(f"{found} both searched and reported on: what is tuned on is no evidence.")
+
+
+def _best(evaluation: Evaluation, request: Request, search: Search | None, say: Say) -> Sequence[Intervention]:
+    if search is None or len(request.candidates) == 1:
+        return request.candidates[0]
+    targets = {request.family: [request.concept]}
+    prompts = thinned(search.prompts, targets, search.n_others)
+    found = []
+    for number, candidate in enumerate(request.candidates, 1):
+        outcome = evaluation.outcome(targets, candidate, None, prompts, search.judge)
+        found.append(value(outcome.scores))
+        say(f"search {request.family}={request.concept}: {number}/{len(request.candidates)}: {found[-1]:.3f}")
+    return request.candidates[found.index(max(found))]
+
+
+def report(
+    evaluation: Evaluation, before: Outcome, outcomes: Sequence[Outcome], protocol: str, search: Search | None
+) -> dict[str, Any]:
+    """Return everything as JSON: each outcome with intervals, their average, and what was used."""
+    rows = [
+        {"targets": o.targets, "setting": o.setting, **summary([o]), "ua_by_target": per_target(o)} for o in outcomes
+    ]
+    return {
+        "protocol": protocol,
+        "judge": evaluation.judge.name,
+        "search_judge": search.judge.name if search else None,
+        "seeds": sorted({p.seed for p in evaluation.prompts}),
+        "run": describe_run(evaluation.model, evaluation.run),
+        "untouched": _untouched(before),
+        "removals": rows,
+        "average": summary(outcomes) if protocol == "each" else None,
+    }
+
+
+def _untouched(before: Outcome) -> Mapping[str, Any]:
+    from sae.unlearning import accuracy
+
+    families = sorted({family for answer in before.answers for family in answer.asked})
+    found = {family: accuracy(before.answers, family) for family in families}
+    return {"accuracy": found, "seconds_per_picture": before.seconds_per_picture, "peak_bytes": before.peak_bytes}

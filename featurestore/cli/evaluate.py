@@ -1,0 +1,210 @@
+"""``featurestore evaluate``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.options import Seeds, judge_option, model_options, run_options
+from featurestore.cli.scores import scores_table, sequential_table, targets_text
+
+if TYPE_CHECKING:
+    from collectors.protocols import Request
+
+
+class Numbers(click.ParamType):
+    """``1`` or ``1,2,4``."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Return the numbers in the order given."""
+        if isinstance(value, list):
+            return value
+        try:
+            return [self.kind(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers such as 1,2,4.", param, ctx)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--prompts",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A JSONL prompts file with labels, as for collect.",
+)
+@judge_option
+@click.option(
+    "--ablate", "selections", multiple=True, type=click.Path(path_type=Path), help="A selection file; may be repeated."
+)
+@click.option("--store", type=click.Path(path_type=Path), help="Instead: a store, to select from.")
+@click.option("--sae", "saes", multiple=True, help="With --store: an SAE's name; several are searched.")
+@click.option("--concept", "concepts", multiple=True, help="With --store: FAMILY=CONCEPT; may be repeated.")
+@click.option("--by", "family", help="With --store, instead: every concept of this family.")
+@click.option(
+    "--top",
+    type=Numbers(int),
+    default="2",
+    show_default=True,
+    help="With --store: features a step; several are searched.",
+)
+@click.option(
+    "--multiplier",
+    "multipliers",
+    type=Numbers(float),
+    default="-5",
+    show_default=True,
+    help="Strength; several are searched.",
+)
+@click.option(
+    "--intervention",
+    type=click.Choice(["paper", "zero", "clamp", "add", "replace"]),
+    default="paper",
+    show_default=True,
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["paper", "no-error", "saeuron"]),
+    default="paper",
+    show_default=True,
+    help="As of generate.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["each", "sequential", "joint"]),
+    default="each",
+    show_default=True,
+    help="Remove one concept at a time, one after another without putting any back, or all at once.",
+)
+@click.option(
+    "--search-judge", "search_judges", multiple=True, help="What settings are chosen by, if there are several."
+)
+@click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported.")
+@click.option(
+    "--search-others",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="Pictures a setting that do not ask for the target.",
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="Pictures to measure the distance from.  [default: the untouched model's]",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory for the outcomes; a second run goes on in it.",
+)
+@run_options
+def evaluate(
+    model: str, device: str, model_dtype: str, prompts: Path, judges: tuple[str, ...], selections: tuple[Path, ...],
+    store: Path | None, saes: tuple[str, ...], concepts: tuple[str, ...], family: str | None, top: list[int],
+    multipliers: list[float], intervention: str, mode: str, protocol: str, search_judges: tuple[str, ...],
+    search_seeds: list[int] | None, search_others: int, reference: Path | None, out: Path, steps: int | None,
+    guidance: float | None, true_cfg: float, negative_prompt: str, height: int | None, width: int | None,
+    seeds: list[int], batch_size: int,
+) -> None:  # fmt: skip
+    """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every seed, judge.
+
+    UA: pictures asked for a removed concept that do not show it. IRA: other concepts of its family kept. CRA: other families
+    kept, on the same pictures, and, as SAeUron's released scorer has it, on prompts that name no concept of the family. In
+    brackets: 95 % intervals over seeds and pictures. Everything is kept in evaluation.json.
+
+    \b
+    featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+        --ablate neon.json --ablate sketch.json --multiplier -1 --out styles
+    featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+        --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
+        --search-judge minicanvas:selection --search-seeds 50 --out searched
+    """  # fmt: skip
+    from collectors.judge import check_labels, load_judge
+    from collectors.models import RunSettings, load_model
+    from collectors.prompts import read_prompts
+    from collectors.protocols import Evaluation, Search, report, run_protocol
+    from featurestore import durable
+
+    requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
+    judging = load_judge(judges, device if device != "auto" else "cpu")
+    wanted = read_prompts(prompts, seeds)
+    check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
+    search = None
+    if search_judges and search_seeds:
+        search = Search(
+            load_judge(search_judges, device if device != "auto" else "cpu"),
+            read_prompts(prompts, search_seeds),
+            search_others,
+        )
+    loaded = load_model(model, device, model_dtype)
+    run = RunSettings(
+        steps or loaded.steps,
+        loaded.guidance if guidance is None else guidance,
+        negative_prompt,
+        height,
+        width,
+        true_cfg,
+    )
+    evaluation = Evaluation(out / "outcomes", loaded, run, wanted, judging, batch_size, mode)
+    compared = _reference(reference, judging)
+    before, outcomes = run_protocol(
+        evaluation, requests, protocol, search, compared, lambda line: click.echo(f"— {line}", err=True)
+    )
+    body = report(evaluation, before, outcomes, protocol, search)
+    durable.write_bytes(out / "evaluation.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    named = [(targets_text(row["targets"]), row) for row in body["removals"]]
+    average = [("average", body["average"])] if body["average"] and len(named) > 1 else []
+    click.echo(scores_table([*named, *average], judging.name))
+    if protocol == "sequential":
+        click.echo(sequential_table(body["removals"]))
+
+
+def _requests(
+    selections: Sequence[Path], store: Path | None, saes: Sequence[str], concepts: Sequence[str], family: str | None,
+    top: Sequence[int], multipliers: Sequence[float], kind: str,
+) -> "list[Request]":  # fmt: skip
+    from collectors.protocols import Request
+    from featurestore.errors import UsageError
+    from featurestore.selection import Selection
+    from featurestore.store import Store
+    from queries.selections import select_all, split_concept
+    from sae.interventions import Intervention
+
+    if bool(selections) == (store is not None):
+        raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")
+    found: dict[tuple[str, str], list[list[Selection]]] = {}
+    if store is None:
+        for path in selections:
+            one = Selection.load(path)
+            found.setdefault((one.family, one.concept), [[]])[0].append(one)
+    else:
+        if not saes or bool(concepts) == bool(family):
+            raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
+        pairs = [split_concept(text) for text in concepts]
+        for name in sorted({f for f, _ in pairs}) or [str(family)]:
+            wanted = [concept for f, concept in pairs if f == name] or None
+            for sae in saes:
+                for n in top:
+                    for one in select_all(Store.open(store), sae, name, wanted, top=n):
+                        found.setdefault((one.family, one.concept), []).append([one])
+    return [
+        Request(*key, [[Intervention(one, kind, m) for one in group] for group in groups for m in multipliers])
+        for key, groups in found.items()
+    ]
+
+
+def _reference(folder: Path | None, judging: Any) -> Any:
+    from collectors.evaluate import Reference
+    from collectors.pictures import read_pictures
+
+    if folder is None:
+        return None
+    return Reference(judging.features([picture.open() for picture in read_pictures(folder)]))

@@ -1,0 +1,74 @@
+"""``featurestore judge``."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from featurestore.cli.options import judge_option
+from featurestore.cli.scores import scores_table
+
+
+@click.command()
+@click.argument("pictures", type=click.Path(path_type=Path))
+@judge_option
+@click.option(
+    "--target", "targets", multiple=True, required=True, help="FAMILY=CONCEPT that was removed; may be repeated."
+)
+@click.option(
+    "--names", multiple=True, help="What the files' names hold, such as {style}_{object}_seed{seed}; may be repeated."
+)
+@click.option("--reference", type=click.Path(path_type=Path), help="A folder of pictures to measure the distance from.")
+@click.option("--device", default="cpu", show_default=True, help="Where the judge runs.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
+def judge(
+    pictures: Path, judges: tuple[str, ...], targets: tuple[str, ...], names: tuple[str, ...], reference: Path | None,
+    device: str, output: Path | None,
+) -> None:  # fmt: skip
+    """Score a folder of pictures that were generated while concepts were removed.
+
+    What each was asked to show is read from the folder's generated.jsonl, or from the files' names.
+
+    \b
+    featurestore judge after --judge minicanvas --target style=neon
+    featurestore judge pictures --judge style50 --judge class20 --target "style=Van_Gogh" \\
+        --names "{style}_{object}_seed{seed}" --names "{object}_seed{seed}"
+    """  # fmt: skip
+    from collectors.evaluate import Outcome, summary
+    from collectors.judge import check_labels, load_judge
+    from collectors.pictures import read_pictures
+    from featurestore import durable
+    from sae.frechet import frechet_distance
+    from sae.unlearning import Answer
+
+    network = load_judge(judges, device)
+    removed = _targets(targets)
+    check_labels(network, [{f: c} for f, concepts in removed.items() for c in concepts])
+    found = read_pictures(pictures, names, network.labels)
+    check_labels(network, [p.labels for p in found])
+    images = [picture.open() for picture in found]
+    seen = network.classify(images)
+    answers = [Answer(p.labels, {f: seen[f][i] for f in seen}, p.seed) for i, p in enumerate(found)]
+    distance = float("nan")
+    if reference is not None:
+        others = [picture.open() for picture in read_pictures(reference, names, network.labels)]
+        kept = [
+            image
+            for image, p in zip(images, found, strict=True)
+            if not any(p.labels.get(f) in removed[f] for f in removed)
+        ]
+        distance = frechet_distance(network.features(kept), network.features(others))
+    figures = summary([Outcome(removed, {}, network.name, answers, distance, 0.0, 0, 0)])
+    click.echo(scores_table([(", ".join(targets), figures)], network.name))
+    if output is not None:
+        durable.write_bytes(output, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+def _targets(texts: Sequence[str]) -> dict[str, list[str]]:
+    from queries.selections import split_concept
+
+    targets: dict[str, list[str]] = {}
+    for family, concept in map(split_concept, texts):
+        targets.setdefault(family, []).append(concept)
+    return targets

@@ -1,0 +1,133 @@
+"""What is done with a selection's features: which rule, how strongly, in which half, when and where (docs/ablation.md)."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from featurestore.errors import UsageError
+from featurestore.selection import Selection
+from sae.architectures import Branches
+from sae.hooks import Layout
+
+KINDS = {
+    "paper": "f ← γ · μ(i,t,D_c) · f where f > μ(i,t,D)",
+    "zero": "f ← 0",
+    "clamp": "f ← c where f > 0",
+    "add": "x + α · W_dec[i] at every position",
+    "replace": "positions where a feature has f > μ(i,t,D) become the nearest position where none has",
+}
+"""kind → its rule; ``strength`` is γ, c or α"""
+MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
+"""mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
+_WINDOW = re.compile(r"(\d+(?:\.\d+)?)(%?):(\d+(?:\.\d+)?)(%?)")
+
+
+class Window(NamedTuple):
+    """The timesteps at which an intervention acts, both ends included."""
+
+    first: float = math.inf
+    """the noisiest timestep; with ``parts``, 0 is the schedule's beginning"""
+    last: float = -math.inf
+    """the least noisy one; with ``parts``, 1 is the schedule's end"""
+    parts: bool = False
+    """whether the ends are parts of the schedule: ``1 − timestep / num_train_timesteps``, whatever the number of steps"""
+
+    @classmethod
+    def parse(cls, text: str) -> "Window":
+        """Return the window of ``800:200`` (timesteps) or ``0%:50%`` (parts of the schedule).
+
+        Raises:
+            UsageError: the text is neither.
+        """
+        match = _WINDOW.fullmatch(text.strip())
+        if not match or match[2] != match[4]:
+            raise UsageError(f"window {text!r}: expected timesteps such as 800:200, or parts such as 0%:50%.")
+        scale = 100 if match[2] else 1
+        window = cls(float(match[1]) / scale, float(match[3]) / scale, bool(match[2]))
+        window.check()
+        return window
+
+    def check(self) -> None:
+        """Refuse a window without a timestep.
+
+        Raises:
+            UsageError: it ends before it begins, or a part is not in [0, 1].
+        """
+        if self.parts and not 0 <= self.first <= self.last <= 1:
+            raise UsageError(f"window {self.first:.0%}:{self.last:.0%}: expected two parts, 0% to 100%, in this order.")
+        if not self.parts and self.first < self.last:
+            raise UsageError(f"window {self.first:g}:{self.last:g}: expected the noisier, larger timestep first.")
+
+    def covers(self, timestep: float, n_train_timesteps: int) -> bool:
+        """Say whether the intervention acts at a timestep of a schedule."""
+        if not self.parts:
+            return self.last <= timestep <= self.first
+        return self.first <= 1 - timestep / n_train_timesteps <= self.last
+
+
+ALWAYS = Window()
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """A selection, and what is done with it.
+
+    Raises:
+        UsageError: a value is none of those that there are.
+    """
+
+    selection: Selection
+    kind: str = "paper"
+    """a key of :data:`KINDS`"""
+    strength: float = -5.0
+    """γ of ``paper``, c of ``clamp``, α of ``add``; nothing to ``zero`` and ``replace``"""
+    branch: str = ""
+    """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's statistics are of"""
+    window: Window = ALWAYS
+    mask: Tensor | None = None
+    """bool, of the hooked map's size, a multiple of it, or one value a token: where the intervention acts; None: everywhere"""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"intervention {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        if not math.isfinite(self.strength):
+            raise UsageError(f"strength {self.strength}: expected a finite number.")
+        if self.branch not in ("", "cond", "uncond", "both"):
+            raise UsageError(f"branch {self.branch!r}: expected cond, uncond or both.")
+        if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)):
+            kind = str(self.mask.dtype).removeprefix("torch.")
+            raise UsageError(f"a mask is {kind} {list(self.mask.shape)}: expected bool [height, width] or [tokens].")
+        self.window.check()
+
+    @property
+    def branches(self) -> Branches:
+        """The halves of guidance that are edited."""
+        named = self.branch or self.selection.branch
+        return ("cond", "uncond") if named == "both" else ("cond",) if named == "cond" else ("uncond",)
+
+    def where(self, layout: Layout, device: torch.device) -> Tensor | None:
+        """Return the mask as one bool a position of the hooked tensor, ``[positions]``.
+
+        A mask larger than the map is reduced by whole numbers: a position is inside when any of its pixels is.
+
+        Raises:
+            UsageError: the mask's size is no multiple of the map's.
+        """
+        if self.mask is None:
+            return None
+        mask = self.mask if self.mask.dim() == 2 else self.mask[None]
+        height, width = mask.shape
+        n = layout.height * layout.width
+        scale = math.isqrt(max(1, height * width // n))
+        fits = scale * scale * n == height * width and height % scale == 0 and width % scale == 0
+        if not fits or (layout.is_map and (height // scale, width // scale) != (layout.height, layout.width)):
+            size = f"a map of {layout.height} × {layout.width}" if layout.is_map else f"{n} tokens"
+            hook = self.selection.hook
+            raise UsageError(f"the mask is {height} × {width}, {hook!r} has {size}: expected that size or a multiple.")
+        pooled = F.max_pool2d(mask[None, None].float(), scale) if scale > 1 else mask.float()
+        return pooled.flatten().bool().to(device)

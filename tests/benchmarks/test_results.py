@@ -1,0 +1,64 @@
+"""The whole table, very small: every cell is made once, a second run only reads."""
+
+import re
+
+import pytest
+
+from benchmarks.unlearning import results as table
+from benchmarks.unlearning.esd import ESDSettings
+from benchmarks.unlearning.methods import Grid
+from benchmarks.unlearning.salun import SalUnSettings
+from benchmarks.unlearning.tables import page
+from collectors.models import RunSettings, load_model
+
+AMOUNTS = table.Amounts(
+    concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,), n_others=2,
+    train_steps=20, train_batch=32, expansion=2.0, sequence=2, attacked=1, attacked_concepts=1, attack_iterations=1,
+    attack_timesteps=1, n_prompts=2,
+)  # fmt: skip
+GRID = Grid(
+    tops=(1, 2), multipliers=(-1.0,), strengths=(1.0,), learning_rates=(1e-4,), esd=ESDSettings(iterations=1, n_steps=1),
+    salun=SalUnSettings(iterations=1, batch_size=2, mask_batches=1), examples_per_prompt=1, retained=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
+    monkeypatch.setattr(table, "HOOKS", table.HOOKS[:1])
+    model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
+    run = table.prepare(root, model, settings, AMOUNTS, GRID)
+    shared = [table.results(run, share=(i, 2)) for i in range(2)]
+    assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
+        [{"style": ["neon"]}],
+        [{"style": ["sketch"]}],
+    ]
+    assert not list((root / "cells").glob("neon+sketch-*.json"))
+    found = table.results(run)
+    assert {family: set(methods) for family, methods in found["tables"].items()} == {
+        "style": set(table.METHODS),
+        "object": set(table.METHODS),
+    }
+    assert [len(outcomes) for outcomes in found["tables"]["style"].values()] == [2] * len(table.METHODS)
+    assert [o.targets for o in found["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
+    assert [o.targets for o in found["all but one"]] == [{"style": ["sketch"]}]
+    assert [o.targets for o in found["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
+    n_pictures = 4 + 2
+    assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
+    attacked = {"ours", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
+    assert set(found["attacks"]["style"]) == attacked
+    assert all(0 <= before <= after <= 1 and n == 1 for before, after, n in found["attacks"]["style"].values())
+    searched = list((root / "cells/search").glob("neon-*.json"))
+    assert len(searched) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
+    text = page(run, found)
+    assert text.count("\n| ours |") == 4 and "## All styles but one at once" in text
+    assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
+    files = {p: p.stat().st_mtime_ns for p in root.rglob("*.json")}
+    monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
+    monkeypatch.setattr("benchmarks.unlearning.attacks.attack", None)
+    again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
+    assert page(run, again) == text
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files

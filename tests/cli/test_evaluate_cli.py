@@ -1,0 +1,194 @@
+import json
+import re
+
+import pytest
+
+from tests.cli.test_cli import run
+from tests.sae.test_ablate import HOOK, make_selection, timesteps_of
+
+STYLES, OBJECTS = ("neon", "sketch"), ("cat", "tree")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [{"prompt": f"{o} {s}", "style": s, "object": o} for s in STYLES for o in OBJECTS]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": "cat", "object": "cat"}]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(model_dir, prompts, tmp_path_factory):
+    """A store with an SAE, scored by style."""
+    from featurestore.cli import main
+
+    root = tmp_path_factory.mktemp("evaluate") / "store"
+    commands = [
+        ["collect", "--model", model_dir, "--prompts", prompts, "--hook", HOOK, "--store", root, "--steps", 2, "--guidance", 3],
+        ["train", "--store", root, "--hook", HOOK, "--k", 4, "--expansion", 2, "--steps", 5, "--batch-size", 64,
+         "--name", "small"],
+        ["encode", "--store", root, "--sae", "small"],
+    ]  # fmt: skip
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, command), "--quiet"])
+        assert not stop.value.code
+    return root
+
+
+def common(model_dir, prompts):
+    return [
+        "--model",
+        model_dir,
+        "--prompts",
+        prompts,
+        "--judge",
+        "minicanvas",
+        "--steps",
+        2,
+        "--guidance",
+        3,
+        "--batch-size",
+        5,
+    ]
+
+
+def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_first(
+    capsys, model_dir, prompts, store, tmp_path
+):
+    files = []
+    for concept in STYLES:
+        files += ["--ablate", tmp_path / f"{concept}.json"]
+        assert run(capsys, "export", store, "--sae", "small", "--concept", f"style={concept}", "-o", files[-1])[0] == 0
+    out = tmp_path / "out"
+    command = ["evaluate", *common(model_dir, prompts), "--seeds", "5,6", *files, "--out", out]
+    status, text, said = run(capsys, *command)
+    assert status == 0, said
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["style=neon", "style=sketch", "average"]
+    assert "UA" in lines[0] and "CRA (released)" in lines[0] and "Fréchet (minicanvas:judge)" in lines[0]
+    body = json.loads((out / "evaluation.json").read_text())
+    assert (body["protocol"], body["seeds"], body["judge"]) == ("each", [5, 6], "minicanvas:judge")
+    first = body["removals"][0]
+    assert first["targets"] == {"style": ["neon"]} and first["pictures"] == 10
+    assert first["ua"]["low"] <= first["ua"]["value"] <= first["ua"]["high"]
+    assert first["stored_bytes"] == 4 * (32 * (2 * 16 + 1) + 16)
+    outcomes = {p.name: p.stat().st_mtime_ns for p in (out / "outcomes").iterdir()}
+    assert len(outcomes) == 4  # untouched, its features, two removals
+    again = run(capsys, *command)
+    assert again[1] == text
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "outcomes").iterdir()} == outcomes
+    status, text, _ = run(capsys, *command, "--protocol", "sequential")
+    assert status == 0 and "UA of each target after every request:" in text
+    assert text.rstrip().splitlines()[-2].split()[0] == "1" and len(text.rstrip().splitlines()[-2].split()) == 2
+
+
+def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        "evaluate",
+        *common(model_dir, prompts),
+        "--seeds",
+        7,
+        "--store",
+        store,
+        "--sae",
+        "small",
+        "--top",
+        "1,3",
+    ]
+    command += ["--multiplier=-1,-30", "--concept", "style=neon", "--out", out]
+    status, _, err = run(capsys, *command)
+    assert (status, err.count("\n")) == (1, 1) and "4 settings a concept: say what to choose them by" in err
+    search = ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 2]
+    status, _, said = run(capsys, *command, *search)
+    assert status == 0 and "search style=neon: 4/4" in said
+    body = json.loads((out / "evaluation.json").read_text())
+    assert body["search_judge"] == "minicanvas:selection"
+    edit = body["removals"][0]["setting"]["edits"][0]
+    assert edit["strength"] in (-1, -30) and edit["intervention"] == "paper"
+    kept = [json.loads(p.read_text()) for p in (out / "outcomes").glob("neon-*.json")]
+    assert sorted(len(k["answers"]) for k in kept) == [4, 4, 4, 4, 5]
+
+
+def test_a_folder_of_pictures_is_scored(capsys, tmp_path):
+    from minicanvas import prompt
+
+    lines = [{"prompt": prompt(o, s), "style": s, "object": o} for s in STYLES for o in OBJECTS]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": prompt("cat"), "object": "cat"}]))
+    pictures = tmp_path / "pictures"
+    generate = ["generate", "--model", "minicanvas", "--prompts", path, "--out", pictures, "--quiet", "--batch-size", 5]
+    assert run(capsys, *generate)[0] == 0
+    judge = ["judge", pictures, "--judge", "minicanvas", "--target", "style=neon", "--reference", pictures]
+    status, text, err = run(capsys, *judge, "-o", tmp_path / "scores.json")
+    assert status == 0, err
+    body = json.loads((tmp_path / "scores.json").read_text())
+    assert [body[key]["value"] for key in ("ua", "ira", "cra", "cra_plain")] == [0, 1, 1, 1]
+    assert "0.0 [0.0, 0.0]" in text and "100.0 [100.0, 100.0]" in text
+
+
+def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_path):
+    path = tmp_path / "violet.json"
+    make_selection(model, [], timesteps_of(model), concept="violet").save(path)
+    out = ["--out", tmp_path / "out"]
+    cases = [
+        ([*common(model_dir, prompts), *out], "give either --ablate FILE, or --store"),
+        (
+            [*common(model_dir, prompts), "--ablate", path, *out],
+            "judge minicanvas:judge cannot answer style=violet: it knows neon",
+        ),
+        ([*common(model_dir, prompts), "--store", tmp_path, *out], "--store needs --sae"),
+    ]
+    for command, message in cases:
+        status, text, err = run(capsys, "evaluate", *command)
+        assert (status, text, err.count("\n")) == (1, "", 1) and message in err, err
+    status, _, err = run(capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "style=neon")
+    assert status == 1 and "generated.jsonl cannot be read" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_takes_a_setting_for_all_selections_or_one_each(capsys, model, model_dir, store, tmp_path):
+    from PIL import Image
+
+    files = []
+    for concept in STYLES:
+        files += ["--ablate", tmp_path / f"{concept}.json"]
+        assert run(capsys, "export", store, "--sae", "small", "--concept", f"style={concept}", "-o", files[-1])[0] == 0
+    Image.new("L", (64, 64), 255).save(tmp_path / "all.png")
+    generate = ["generate", "--model", model_dir, "--prompt", "a", "--steps", 2, "--guidance", 3, "--quiet", *files]
+    options = [
+        "--intervention",
+        "zero",
+        "--intervention",
+        "add",
+        "--multiplier",
+        -3,
+        "--branch",
+        "both",
+        "--window",
+        "0%:60%",
+    ]
+    status, _, err = run(capsys, *generate, *options, "--mask", tmp_path / "all.png", "--out", tmp_path / "out")
+    assert status == 0, err
+    (line,) = (tmp_path / "out/generated.jsonl").read_text().splitlines()
+    edits = json.loads(line)["ablated"]
+    assert [(e["concept"], e["intervention"], e["strength"]) for e in edits] == [
+        ("neon", "zero", -3),
+        ("sketch", "add", -3),
+    ]
+    assert all(
+        e["branches"] == ["cond", "uncond"] and e["window"] == {"first": 0, "last": 0.6, "parts": True} for e in edits
+    )
+    assert edits[0]["mask"] == edits[1]["mask"] is not None
+    cases = [
+        (["--multiplier", 1, "--multiplier", 2, "--multiplier", 3], "--multiplier is given 3 times for 2 selections"),
+        (["--window", "9"], "window '9': expected timesteps such as 800:200"),
+        (["--mask", tmp_path / "no.png"], "mask .*no.png cannot be read as a picture"),
+    ]
+    for wrong, message in cases:
+        status, _, err = run(capsys, *generate, *wrong, "--out", tmp_path / "new")
+        assert (status, err.count("\n")) == (1, 1)
+        assert re.search(message, err)
+    status, _, err = run(capsys, *generate[:-4], "--window", "0%:60%", "--out", tmp_path / "new")
+    assert status == 1 and "--window is about selections: give --ablate too" in err

@@ -1,0 +1,253 @@
+"""Protocols on a tiny model, judged by a judge that looks at colours: what is removed, searched, kept and reported."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from collectors.evaluate import Outcome, Reference, Removal, judged, sequence, thinned, value
+from collectors.judge import Judge, check_labels
+from collectors.models import RunSettings
+from collectors.peak import peak_bytes, reset_peak
+from collectors.pictures import read_pictures
+from collectors.prompts import Prompt
+from collectors.protocols import Evaluation, Request, Search, report, run_protocol
+from featurestore.errors import PromptsError, UsageError
+from featurestore.saes import sae_files_hash
+from sae.checkpoint import save_sae
+from sae.frechet import frechet_distance
+from sae.interventions import Intervention
+from sae.unlearning import Answer, Unlearning
+from tests.sae.test_ablate import make_sae, make_selection, timesteps_of
+
+STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
+PROMPTS = [
+    Prompt(f"{o} {s}", seed, {"style": s, "object": o}, 1) for seed in (0, 1) for s in (*STYLES, None) for o in OBJECTS
+]
+RUN = RunSettings(2, 3.0)
+
+
+def mean_colours(images):
+    return np.stack([np.asarray(image, np.float32).mean((0, 1)) for image in images])
+
+
+def judge(name="colours", answers=None):
+    """Sees red or green, whichever is more; every object is a cat; or what ``answers`` says, in turn."""
+
+    def classify(images):
+        means = mean_colours(images)
+        styles = ["red" if r > g else "green" for r, g, _ in means]
+        return {"style": styles, "object": ["cat"] * len(images)}
+
+    return Judge(name, {"style": STYLES, "object": OBJECTS}, classify, mean_colours)
+
+
+def paint(prompts, removed=()):
+    """Pictures of the colour asked for; a removed style is painted in the other."""
+    colours = {"red": (200, 10, 0), "green": (10, 200, 0), None: (0, 0, 99)}
+    other = {"red": "green", "green": "red", None: None}
+    return [
+        Image.fromarray(np.full((8, 8, 3), colours[other[s] if s in removed else s], np.uint8) + np.uint8(p.seed))
+        for p in prompts
+        for s in [p.labels["style"]]
+    ]
+
+
+def test_an_outcome_is_scored_kept_and_read_again(tmp_path):
+    calls = []
+
+    def images(prompts):
+        calls.append(len(prompts))
+        return paint(prompts, ["red"])
+
+    removal = Removal({"style": ["red"]}, {"method": "paint"}, images, 123)
+    keys = [(p.prompt, p.seed) for p in PROMPTS]
+    reference = Reference(judge().features(paint(PROMPTS)), keys)
+    first = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, reference)
+    assert first.scores[:3] == pytest.approx((1, 1, 0.5))
+    assert first.scores.cra_plain == pytest.approx(0.5)
+    assert first.frechet == pytest.approx(0, abs=1e-6)  # what is retained is as it was
+    again = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, reference)
+    assert (calls, again) == ([12], first)
+    judged(tmp_path, removal, PROMPTS[:6], judge(), {"run": {}}, reference)
+    judged(tmp_path, removal, PROMPTS, judge("other"), {"run": {}}, reference)
+    judged(tmp_path, Removal({"style": ["red"]}, {"method": "other"}, images), PROMPTS, judge(), {"run": {}}, reference)
+    judged(tmp_path, removal, PROMPTS, judge(), {"run": {"n_steps": 3}}, reference)
+    real = Reference(judge().features(paint(PROMPTS[:4])))
+    other = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, real)
+    assert calls == [12, 6, 12, 12, 12, 12]
+    assert other.frechet > 1 and other.answers == first.answers
+
+
+def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp_path):
+    before = paint(PROMPTS)
+    removal = Removal(
+        {"style": ["red"]}, {"method": "dim"}, lambda prompts: [i.point(lambda v: v // 2) for i in paint(prompts)]
+    )
+    reference = Reference(mean_colours(before), [(p.prompt, p.seed) for p in PROMPTS])
+    outcome = judged(tmp_path, removal, PROMPTS, judge(), {}, reference)
+    kept = [i for i, p in enumerate(PROMPTS) if p.labels["style"] != "red"]
+    after = [before[i].point(lambda v: v // 2) for i in kept]
+    expected = frechet_distance(mean_colours(after), mean_colours([before[i] for i in kept]))
+    assert outcome.frechet == pytest.approx(expected) and expected > 100
+
+
+def test_thinning_keeps_every_prompt_of_a_target_and_spreads_the_others():
+    kept = thinned(PROMPTS, {"style": ["red"]}, 4)
+    assert [p for p in kept if p.labels["style"] == "red"] == [p for p in PROMPTS if p.labels["style"] == "red"]
+    others = [p for p in kept if p.labels["style"] != "red"]
+    assert len(others) == 4 and {p.seed for p in others} == {0, 1}
+    assert [p for p in PROMPTS if p in kept] == kept
+    assert thinned(PROMPTS, {"style": ["red"]}, 100) == PROMPTS
+    assert len(thinned(PROMPTS, {"style": ["red"]}, 0)) == 4
+
+
+def test_a_sequence_of_requests_adds_up():
+    requests = [{"style": ["red"]}, {"object": ["cat"]}, {"style": ["green"]}]
+    assert list(sequence(requests)) == [
+        {"style": ["red"]},
+        {"style": ["red"], "object": ["cat"]},
+        {"style": ["red", "green"], "object": ["cat"]},
+    ]
+
+
+def test_the_value_of_a_setting_is_the_mean_of_what_it_has():
+    assert value(Unlearning(0.9, 0.6, 0.3, 0.0)) == pytest.approx(0.6)
+    assert value(Unlearning(0.9, 0.5, math.nan, 0.0)) == pytest.approx(0.7)
+    assert value(Unlearning(*[math.nan] * 4)) == -math.inf
+
+
+def evaluation(model, tmp_path, **changes):
+    directory = tmp_path / "s"
+    if not directory.exists():
+        save_sae(make_sae(3), directory)
+    settings = {
+        "folder": tmp_path / "outcomes",
+        "model": model,
+        "run": RUN,
+        "prompts": PROMPTS,
+        "judge": judge(),
+        "saes": [directory],
+    }
+    return Evaluation(**(settings | changes))
+
+
+def request(model, tmp_path, family, concept, strengths=(-3.0,)):
+    evaluation(model, tmp_path)
+    timesteps = timesteps_of(model, 2)
+    rows = [(step, f, 0.4, 0.0) for step in range(2) for f in range(0, 60, 3)]
+    digest = sae_files_hash(tmp_path / "s")
+    selection = make_selection(model, rows, timesteps, family=family, concept=concept, sae_hash=digest)
+    return Request(family, concept, [[Intervention(selection, strength=s)] for s in strengths])
+
+
+def test_the_three_protocols_remove_what_they_say(model, tmp_path):
+    requests = [request(model, tmp_path, "style", "red"), request(model, tmp_path, "object", "cat")]
+    ran = evaluation(model, tmp_path)
+    expected = {
+        "each": [{"style": ["red"]}, {"object": ["cat"]}],
+        "sequential": [{"style": ["red"]}, {"style": ["red"], "object": ["cat"]}],
+        "joint": [{"style": ["red"], "object": ["cat"]}],
+    }
+    for protocol, targets in expected.items():
+        before, outcomes = run_protocol(ran, requests, protocol, None)
+        assert [o.targets for o in outcomes] == targets
+        assert all(len(o.answers) == len(PROMPTS) for o in outcomes)
+        body = report(ran, before, outcomes, protocol, None)
+        assert json.loads(json.dumps(body)) == body
+        assert (body["average"] is None) == (protocol != "each")
+        assert set(body["removals"][-1]["ua_by_target"]) == {f"{f}={c}" for f, cs in targets[-1].items() for c in cs}
+    assert before.targets == {} and before.frechet is not None
+    assert outcomes[0].stored_bytes == 4 * (64 * 16 * 2 + 64 + 16)
+
+
+def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, tmp_path):
+    searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
+    wanted = request(model, tmp_path, "style", "red", (-1.0, -2.0, -3.0))
+    asked = []
+
+    def classify(images):
+        asked.append(len(images))
+        unlearned = len(asked) == 2  # The second setting is the best.
+        return {"style": ["green" if unlearned else "red"] * len(images), "object": ["cat"] * len(images)}
+
+    choosing = judge("choosing")._replace(classify=classify)
+    search = Search(choosing, searched, 0)
+    ran = evaluation(model, tmp_path)
+    _, (outcome,) = run_protocol(ran, [wanted], "each", search)
+    assert asked == [4, 4, 4]
+    assert outcome.setting["edits"][0]["strength"] == -2.0
+    assert (outcome.judge, {a.seed for a in outcome.answers}) == ("colours", {0, 1})
+    run_protocol(ran, [wanted], "each", search)
+    assert asked == [4, 4, 4]  # Read again.
+
+
+def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
+    wanted = request(model, tmp_path, "style", "red", (-1.0, -2.0))
+    ran = evaluation(model, tmp_path)
+    cases = [
+        ([wanted], None, "2 settings a concept: say what to choose them by, --search-judge and --search-seeds"),
+        ([wanted], Search(judge("x"), PROMPTS, 4), r"seeds \[0, 1\] are both searched and reported on"),
+        ([wanted], Search(judge(), [], 4), "the judge colours is both searched and reported on"),
+        ([], None, "no concept is named"),
+    ]
+    for requests, search, message in cases:
+        with pytest.raises(UsageError, match=message):
+            run_protocol(ran, requests, "each", search)
+    assert not (tmp_path / "outcomes").exists()
+
+
+def test_labels_that_the_judge_cannot_answer_are_refused():
+    check_labels(judge(), [{"style": "red", "object": None}])
+    with pytest.raises(UsageError, match="judge colours cannot answer style=blue: it knows red, green"):
+        check_labels(judge(), [{"style": "blue"}])
+    with pytest.raises(UsageError, match="cannot answer mood=sad: it knows style, object"):
+        check_labels(judge(), [{"mood": "sad"}])
+
+
+def test_folders_of_pictures_by_their_names(tmp_path):
+    labels = {"style": ["Van_Gogh", "Van", "Pop_Art"], "object": ["Cats", "Gogh_Trees", "Trees"]}
+    names = ["{style}_{object}_seed{seed}", "{object}_seed{seed}"]
+    for name in ("Van_Gogh_Cats_seed188.jpg", "Pop_Art_Trees_seed5.png", "Trees_seed7.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    found = {p.path.name: (p.labels, p.seed) for p in read_pictures(tmp_path, names, labels)}
+    assert found == {
+        "Van_Gogh_Cats_seed188.jpg": ({"style": "Van_Gogh", "object": "Cats"}, 188),
+        "Pop_Art_Trees_seed5.png": ({"style": "Pop_Art", "object": "Trees"}, 5),
+        "Trees_seed7.png": ({"object": "Trees"}, 7),
+    }
+    Image.new("RGB", (4, 4)).save(tmp_path / "Other_seed1.png")
+    cases = [
+        (tmp_path, names, PromptsError, "Other_seed1.png in .* matches none of"),
+        (tmp_path, ["{mood}"], UsageError, "'mood' is none of the judge's families: style, object"),
+        (tmp_path / "absent", names, PromptsError, "no folder of pictures"),
+        (tmp_path, [], PromptsError, "cannot be read: No such file.*featurestore generate.*--names"),
+    ]
+    for folder, given, error, message in cases:
+        with pytest.raises(error, match=message):
+            read_pictures(folder, given, labels)
+    line = {"file": "Trees_seed7.png", "seed": 7, "prompt": "x", "object": "Trees", "style": None}
+    (tmp_path / "generated.jsonl").write_text(json.dumps(line) + "\n")
+    (picture,) = read_pictures(tmp_path)
+    assert (picture.labels, picture.seed, picture.open().size) == ({"object": "Trees"}, 7, (4, 4))
+    (tmp_path / "generated.jsonl").write_text('{"seed": 7}\n')
+    with pytest.raises(PromptsError, match="line 1: expected an object with file and seed"):
+        read_pictures(tmp_path)
+
+
+def test_an_outcome_keeps_its_answers_exactly():
+    answers = [Answer({"style": "red"}, {"style": "green", "object": "cat"}, 3)]
+    assert Outcome({"style": ["red"]}, {}, "j", answers, math.nan, 0.1, 5, 6).scores.ua == 1
+
+
+def test_the_peak_is_that_since_it_was_reset():
+    reset_peak()
+    quiet = peak_bytes()
+    block = np.ones(30_000_000)
+    loud = peak_bytes()
+    del block
+    reset_peak()
+    assert loud - quiet > 200e6 > peak_bytes() - quiet
