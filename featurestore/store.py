@@ -52,11 +52,13 @@ class Store:
             NotAStoreError: the directory exists and holds something else.
         """
         root = Path(path)
+        # In this order: another process may be making the store just now, and its mark comes before all other files.
+        in_use = root.exists() and (not root.is_dir() or _holds_files(root))
         if (root / _MARK).exists():
             store = cls.open(root)
             store._check_run(run)
             return store
-        if root.exists() and (not root.is_dir() or _holds_files(root)):
+        if in_use:
             raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
         return cls(root, dict(run))
 
