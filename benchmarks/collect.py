@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from record import interleaved, record
+from rows import activation_rows
 
 from collectors.collect import CollectReport, CollectSettings, collect
 from collectors.estimate import table_bytes
 from collectors.models import Model, RunSettings, generate, load_model
 from collectors.prompts import Prompt
 from featurestore import Store
-from featurestore.schemas import activations_schema
 from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
 
@@ -50,17 +50,11 @@ def sd15_shape() -> Model:
 
 def sd15_rows(n_samples: int = 4) -> dict[str, pa.Table]:
     """Return activations of SD-1.5's shape (256 positions of 1280, 50 steps) at two hooks, as a collection holds them."""
-    schema, steps = activations_schema(256, 1280), np.tile(np.arange(50, dtype=np.int32), n_samples)
-    ids = np.repeat(np.arange(n_samples), 50)
-    rng, found = np.random.default_rng(0), {}
-    for hook in ("first", "second"):
-        values = rng.standard_normal((len(steps), 256 * 1280), np.float32).astype(np.float16)
-        outer = schema.field("activation").type
-        nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
-        tensor = pa.FixedSizeListArray.from_arrays(nested, type=outer)
-        columns = [pa.array(ids), pa.array(steps), pa.array(steps.astype(np.float32)), pa.array(["cond"] * len(steps))]
-        found[hook] = pa.Table.from_arrays([*columns, tensor], schema=schema)
-    return found
+    rng, shape = np.random.default_rng(0), (n_samples, 50, 256, 1280)
+    drawn = (rng.standard_normal(shape, np.float32).astype(np.float16) for _ in range(2))
+    return {
+        hook: activation_rows(range(n_samples), values) for hook, values in zip(("first", "second"), drawn, strict=True)
+    }
 
 
 def their_writer(rows: dict[str, pa.Table], out: Path) -> None:

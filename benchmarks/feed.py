@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from record import interleaved, record
+from rows import activation_rows
 
-from featurestore import Store, durable
+from featurestore import Store
 from featurestore.canonical import shard_name
-from featurestore.records import FileEntry, Record
-from featurestore.schemas import activations_schema
+from featurestore.saes import commit_sae
 from sae.batches import PositionBatches
 from sae.checkpoint import config_bytes, weights_bytes
 from sae.encode import encode
@@ -33,34 +32,13 @@ HOOK, POSITIONS, STEPS, SAMPLES = "hook", 256, 8, 8
 def make(root: Path, d_in: int) -> Store:
     """Return a store of random activations: 64 maps of 256 positions."""
     store = Store.create(root, {"model": "benchmark"})
-    rng, schema = np.random.default_rng(0), activations_schema(POSITIONS, d_in)
-    outer = schema.field("activation").type
+    rng, metadata = np.random.default_rng(0), {"hook": HOOK, "io": "output", "height": 16, "width": 16}
     for first in range(0, SAMPLES, 4):
-        ids = np.arange(first, first + 4)
-        values = rng.standard_normal((len(ids) * STEPS * POSITIONS * d_in), np.float32).astype(np.float16)
-        nested = pa.FixedSizeListArray.from_arrays(pa.array(values), type=outer.value_type)
-        step = np.tile(np.arange(STEPS, dtype=np.int32), len(ids))
-        columns = [np.repeat(ids, STEPS), step, step.astype(np.float32), pa.array(["cond"] * len(step))]
-        arrays = [*map(pa.array, columns), pa.FixedSizeListArray.from_arrays(nested, type=outer)]
-        named = {
-            "featurestore.hook": HOOK,
-            "featurestore.io": "output",
-            "featurestore.height": "16",
-            "featurestore.width": "16",
-        }
-        rows = pa.Table.from_arrays(arrays, schema=schema.with_metadata(named))
-        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids.tolist(), {})
+        ids = list(range(first, first + 4))
+        values = rng.standard_normal((len(ids), STEPS, POSITIONS, d_in), np.float32).astype(np.float16)
+        rows = activation_rows(ids, values, metadata)
+        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, {})
     return store
-
-
-def add_sae(store: Store, sae: SAE, name: str) -> None:
-    """Commit an SAE under a name."""
-    files = {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
-    entries = [
-        FileEntry(f"saes/{name}/{n}", *durable.write_bytes(store.root / f"saes/{name}/{n}", b))
-        for n, b in files.items()
-    ]
-    store.commit(Record("saes", name, "", 0, (), tuple(entries), {}))
 
 
 def main() -> None:
@@ -80,7 +58,7 @@ def main() -> None:
 
         def encoding() -> None:
             name = next(names)
-            add_sae(store, sae, name)
+            commit_sae(store, name, {"config.json": config_bytes(config), "sae.safetensors": weights_bytes(sae)}, {})
             encode(store, name, device="cpu", progress=False)
 
         def matrix_product() -> None:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from featurestore import Store, durable
+from featurestore import Store
 from featurestore.canonical import sample_id, shard_name
-from featurestore.records import FileEntry, Record
+from featurestore.saes import commit_sae
 from featurestore.schemas import CODES, samples_schema
 from sae.checkpoint import config_bytes, weights_bytes
 from sae.codes import Encoded, Rows, codes_table, stats_table
@@ -72,12 +72,9 @@ def _add_sae(store: Store) -> tuple[dict[str, str], dict[str, str]]:
     """Commit an SAE of few inputs; return ``made_by`` and the schema metadata of its codes and statistics."""
     torch.manual_seed(0)
     sae = SAE(SAEConfig(d_in=4, n_latents=N_LATENTS, k=4, hook=HOOK, height=SIDE, width=SIDE, model_hash="f16:0"))
-    folder, files = f"saes/{SAE_NAME}", {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
+    files = {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
     if store.record("saes", SAE_NAME) is None:
-        entries = [
-            FileEntry(f"{folder}/{n}", *durable.write_bytes(store.root / folder / n, b)) for n, b in files.items()
-        ]
-        store.commit(Record("saes", SAE_NAME, "", 0, (), tuple(entries), {}))
+        commit_sae(store, SAE_NAME, files, {})
     metadata = {"sae": SAE_NAME, "hook": HOOK, "height": str(SIDE), "width": str(SIDE), "n_latents": str(N_LATENTS)}
     return {"sae": SAE_NAME}, metadata
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from record import interleaved, record
+from rows import activation_rows
 
 from featurestore import Store
 from featurestore.canonical import shard_name
-from featurestore.schemas import activations_schema
 from sae.batches import ActivationBatches
 
 HOOK, POSITIONS, D_IN, STEPS, SAMPLES, PER_SHARD = "hook", 256, 1280, 50, 24, 8
@@ -27,20 +26,12 @@ BATCH = 4096
 def make(root: Path) -> tuple[Store, np.ndarray]:
     """Return a store of the shape of SD-1.5 at up_blocks.1.attentions.1, and its tensor."""
     store = Store.create(root, {"model": "benchmark"})
-    values = (
-        np.random.default_rng(0).standard_normal((SAMPLES * STEPS, POSITIONS * D_IN), np.float32).astype(np.float16)
-    )
-    schema = activations_schema(POSITIONS, D_IN)
-    outer = schema.field("activation").type
+    shape = SAMPLES, STEPS, POSITIONS, D_IN
+    values = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
     for first in range(0, SAMPLES, PER_SHARD):
-        ids = np.arange(first, first + PER_SHARD)
-        part = values[first * STEPS : (first + PER_SHARD) * STEPS]
-        nested = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), type=outer.value_type)
-        step = np.tile(np.arange(STEPS, dtype=np.int32), PER_SHARD)
-        columns = [np.repeat(ids, STEPS), step, step.astype(np.float32), pa.array(["cond"] * len(step))]
-        arrays = [*map(pa.array, columns), pa.FixedSizeListArray.from_arrays(nested, type=outer)]
-        rows = pa.Table.from_arrays(arrays, schema=schema)
-        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids.tolist(), {})
+        ids = list(range(first, first + PER_SHARD))
+        rows = activation_rows(ids, values[first : first + PER_SHARD])
+        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, {})
     return store, values.reshape(-1, D_IN)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from collectors.capture import Captured
 from collectors.memory import HostMemory
 from collectors.subset import Positions, kept_steps, random_positions
+from featurestore.activations import tensor_array
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.schemas import activations_schema
 from sae.architectures import Branch
@@ -224,9 +225,7 @@ class HookBuffer:
         columns = [pa.array(column, field.type) for column, field in zip(rows, schema, strict=False)]
         if random:
             columns.append(self._position_column(shape, schema.field("position").type))
-        outer = schema.field("activation").type
-        nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
-        columns.append(pa.FixedSizeListArray.from_arrays(nested, type=outer))
+        columns.append(tensor_array(values, schema))
         (height, width), (map_height, map_width) = shape.size, shape.map_size
         metadata = {"hook": self.hook, "io": self.kept.io, "height": height, "width": width}
         if self.kept.positions.kind != "all":

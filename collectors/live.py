@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +25,6 @@ from sae.settings import TrainSettings
 from sae.train import Progress, train_many
 
 
-@dataclass(frozen=True)
-class LiveSettings:
-    """How a stream of activations is cut."""
-
-    chunk_samples: int = 64
-    """pictures whose positions can meet in a batch; their activations are on the disk for as long"""
-    batch_size: int = 4096
-    """positions a batch"""
-    seed: int = 0
-    """of the order within a chunk"""
-    holdout: float = 0.1
-    """share of the samples kept for the metrics; their activations stay until the end"""
-
-
 class Stream:
     """Prompts, generated chunk by chunk into a directory that goes away; every hook of a chunk is captured in one pass.
 
@@ -47,17 +33,18 @@ class Stream:
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Prompt], run: RunSettings, what: CollectSettings, how: LiveSettings,
-        scratch: Path,
+        self, model: Model, prompts: Sequence[Prompt], run: RunSettings, what: CollectSettings, settings: TrainSettings,
+        chunk_samples: int, scratch: Path,
     ) -> None:  # fmt: skip
-        self.model, self.run, self.what, self.how = model, run, what, how
+        self.model, self.run, self.what, self.settings, self.chunk_samples = model, run, what, settings, chunk_samples
         self._scratch = scratch
         samples = identify(run_id(describe_run(model, run)), prompts)
-        out = held_out([sample.id for sample in samples], how.holdout)
+        out = held_out([sample.id for sample in samples], settings.holdout)
         self._train = [sample.prompt for sample in samples if sample.id not in out]
         self._test = [sample.prompt for sample in samples if sample.id in out]
-        self.data = sha256_text("".join(f"{sample.id}\n" for sample in samples) + repr((what, how)))
-        self.n_chunks = -(-len(self._train) // how.chunk_samples)
+        cut = what, chunk_samples, settings.batch_size, settings.seed, settings.holdout
+        self.data = sha256_text("".join(f"{sample.id}\n" for sample in samples) + repr(cut))
+        self.n_chunks = -(-len(self._train) // chunk_samples)
         self._held: dict[int, Store] = {}
         self.test = self._collect("test", self._test or self._train[:1])
         self.held_out = bool(self._test)
@@ -67,13 +54,15 @@ class Stream:
         if number not in self._held:
             while len(self._held) > 1:
                 shutil.rmtree(self._held.pop(next(iter(self._held))).root)
-            size = self.how.chunk_samples
-            self._held[number] = self._collect(f"{number:06d}", self._train[number * size : (number + 1) * size])
+            self._held[number] = self._collect(f"{number:06d}", self._prompts(number))
         return self._held[number]
 
     def samples_of(self, number: int) -> int:
         """Return how many samples a chunk has."""
-        return min(self.how.chunk_samples, len(self._train) - number * self.how.chunk_samples)
+        return len(self._prompts(number))
+
+    def _prompts(self, number: int) -> Sequence[Prompt]:
+        return self._train[number * self.chunk_samples : (number + 1) * self.chunk_samples]
 
     def _collect(self, name: str, prompts: Sequence[Prompt]) -> Store:
         return collect(self._scratch / name, self.model, prompts, self.run, self.what, progress=False).store
@@ -89,23 +78,23 @@ class LiveBatches:
         n_test = len(np.unique(self.rows.sample_id))
         per_sample = len(self.rows) // n_test * self.rows.n_positions
         numbers = range(stream.n_chunks)
-        self._n_batches = [stream.samples_of(i) * per_sample // stream.how.batch_size for i in numbers]
+        self._n_batches = [stream.samples_of(i) * per_sample // stream.settings.batch_size for i in numbers]
         self.n_batches = sum(self._n_batches)
         self.n_positions = sum(stream.samples_of(i) for i in numbers) * per_sample
         self.default_steps = self.n_batches
         if not self.n_batches:
             raise UsageError(
-                f"a batch of {stream.how.batch_size} positions is more than a chunk of {stream.how.chunk_samples} samples "
+                f"a batch of {stream.settings.batch_size} positions is more than a chunk of {stream.chunk_samples} samples "
                 f"has: use a smaller --batch-size, a larger --chunk, or more prompts."
             )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
         """Yield the batches of an epoch, from batch ``start`` on; chunks come in the order of the prompts."""
-        how = self._stream.how
+        settings = self._stream.settings
         for chunk, n_batches in enumerate(self._n_batches):
             if start < n_batches:
                 store, branch = self._stream.chunk(chunk), self._stream.what.branch
-                batches = PositionBatches(store, self.hook, branch, how.batch_size, how.seed, holdout=0)
+                batches = PositionBatches(store, self.hook, branch, settings.batch_size, settings.seed, holdout=0)
                 yield from batches.epoch(number, start)
             start = max(0, start - n_batches)
 
@@ -122,7 +111,7 @@ def train_live(
     what: CollectSettings,
     names: Mapping[str, str],
     settings: TrainSettings,
-    how: LiveSettings,
+    chunk_samples: int = 64,
     progress: bool = True,
     device: str = "auto",
     scratch: Path | None = None,
@@ -131,6 +120,7 @@ def train_live(
     """Train an SAE on each hook while pictures are generated, keeping no activations; ``names`` says SAE → hook.
 
     One pass generates for all hooks. The SAEs are committed to the store at ``path``, which is made if it is missing.
+    ``chunk_samples``: pictures whose positions can meet in a batch; their activations are on the disk for as long.
     ``scratch``: where the activations of a chunk lie for as long as they are needed; default: the system's directory for
     temporary files.
 
@@ -141,10 +131,9 @@ def train_live(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("training on live activations runs in one process: start it without torchrun or accelerate.")
     what = replace(what, hooks=list(dict.fromkeys(names.values())), saes=(), activations=True, images=False)
-    how = replace(how, batch_size=settings.batch_size, seed=settings.seed, holdout=settings.holdout)
     with tempfile.TemporaryDirectory(prefix="featurestore-live-", dir=scratch) as directory:
         store = Store.prepare(path, describe_run(model, run))
-        stream = Stream(model, prompts, run, what, how, Path(directory))
+        stream = Stream(model, prompts, run, what, settings, chunk_samples, Path(directory))
         sources = {name: LiveBatches(stream, hook) for name, hook in names.items()}
         store.begin()
         return train_many(store, dict(sources), settings, progress, device, on_report)

@@ -23,6 +23,7 @@ from collectors.models import Model, RunSettings, describe_run
 from collectors.prompts import Prompt
 from featurestore.errors import UsageError
 from sae.interventions import Intervention
+from sae.unlearning import accuracy
 
 PROTOCOLS = ("each", "sequential", "joint")
 Say = Callable[[str], object]
@@ -158,8 +159,6 @@ def report(
 
 
 def _untouched(before: Outcome) -> Mapping[str, Any]:
-    from sae.unlearning import accuracy
-
     families = sorted({family for answer in before.answers for family in answer.asked})
     found = {family: accuracy(before.answers, family) for family in families}
     return {"accuracy": found, "seconds_per_picture": before.seconds_per_picture, "peak_bytes": before.peak_bytes}

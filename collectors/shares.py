@@ -50,17 +50,6 @@ def find_share(rank: int | None, world_size: int | None, environment: Mapping[st
     return Share(rank, world_size)
 
 
-def local_device(device: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the device of this process: where a launcher started several on one machine, each has a GPU of its own."""
-    local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
-    if device not in ("auto", "cuda") or not local.isdigit():
-        return device
-    import torch
-
-    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{int(local) % n_devices}" if n_devices else device
-
-
 class Claim:
     """A work item held by this process; the operating system drops it when the process ends in whatever way.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore import parquet
@@ -64,6 +65,13 @@ class ActivationShard:
             return self.groups[0][indices]
         wanted = np.arange(self.n_rows)[indices]
         return np.stack([self.row(i) for i in wanted]) if len(wanted) else self.groups[0][:0]
+
+
+def tensor_array(values: npt.NDArray, schema: pa.Schema) -> pa.FixedSizeListArray:
+    """Return values ``[rows, n_positions, d_in]``, of any shape in this order, as the tensor of an activation table; no copy."""
+    outer = schema.field(parquet.TENSOR).type
+    nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
+    return pa.FixedSizeListArray.from_arrays(nested, type=outer)
 
 
 def read_shard(root: Path, record: Record) -> ActivationShard:

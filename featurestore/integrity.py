@@ -38,15 +38,17 @@ def check_files(root: Path, entries: Iterable[FileEntry]) -> None:
     Raises:
         DamageError: a file is not what its record says; the first five such files are named.
     """
-    new = [entry for entry in entries if _key(root, entry) not in _checked]
-    n_bytes = sum(entry.bytes for entry in new)
+    keyed = [(entry, key) for entry in entries if (key := _key(root, entry)) not in _checked]
+    if not keyed:
+        return
+    n_bytes = sum(entry.bytes for entry, _ in keyed)
     problems: list[str] = []
     with (
-        ThreadPoolExecutor(min(len(new), os.cpu_count() or 1) or 1) as pool,
+        ThreadPoolExecutor(min(len(keyed), os.cpu_count() or 1)) as pool,
         tqdm(total=n_bytes, unit="B", unit_scale=True, desc="check", disable=n_bytes < _SHOWN_BYTES or None) as bar,
     ):
-        keys = [_key(root, entry) for entry in new]
-        for entry, key, wrong in zip(new, keys, pool.map(lambda entry: check_file(root, entry), new), strict=True):
+        found = pool.map(lambda pair: check_file(root, pair[0]), keyed)
+        for (entry, key), wrong in zip(keyed, found, strict=True):
             bar.update(entry.bytes)
             if wrong:
                 problems.append(f"{entry.path} {wrong}")

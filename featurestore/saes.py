@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featurestore import durable
 from featurestore.canonical import sha256_text
 from featurestore.errors import SAEError, nearest
 from featurestore.records import FileEntry, Record
@@ -64,6 +66,16 @@ def sae_files_hash(directory: Path) -> str:
         except OSError as error:
             raise SAEError(f"{directory / name} cannot be read: {error.strerror}.") from error
     return sha256_text("".join(digests))
+
+
+def commit_sae(store: Store, name: str, files: Mapping[str, bytes], made_by: Mapping[str, Any]) -> Record:
+    """Write an SAE's files, given by their names, and commit them; if another process was first, return its record."""
+    store.begin()
+    entries = []
+    for file, data in files.items():
+        path = f"saes/{name}/{file}"
+        entries.append(FileEntry(path, *durable.write_bytes(store.root / path, data)))
+    return store.commit(Record("saes", name, "", 0, (), tuple(entries), made_by))
 
 
 def _entry(record: Record, name: str) -> FileEntry:

@@ -43,7 +43,7 @@ def find_scope(store: Store, sae: str, family: str, branch: str) -> tuple[Scope,
     """
     check_scored(store, sae, family, branch)
     config, (ids, named) = load_config(store, sae), labels(store, family)
-    record = store.record(f"totals/{sae}", shard_name(store, sae, family, branch))
+    record = store.record(f"totals/{sae}", shard_name(source(store, sae), family, branch))
     counts, steps = _counted(store, record) if record else _count(store, sae, branch, ids.tolist(), named)
     check_concepts(store, family, list(counts))
     numbers = {name: number for number, name in enumerate(counts)}
@@ -77,9 +77,9 @@ def source(store: Store, sae: str) -> dict[str, Any]:
     return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes}
 
 
-def shard_name(store: Store, sae: str, family: str, branch: str) -> str:
-    """Return the name of the shard that holds what is derived from the samples, codes and statistics as they are now."""
-    return f"{family}-{branch}-{sha256_text(canonical_json(source(store, sae)))[:16]}"
+def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
+    """Return the name of the shard that holds what is derived from a :func:`source`."""
+    return f"{family}-{branch}-{sha256_text(canonical_json(made_by))[:16]}"
 
 
 def totals(scope: Scope, sums: npt.NDArray[np.float64]) -> Totals:
@@ -136,11 +136,12 @@ def append_totals(scope: Scope, parts: list[tuple[range, Totals]]) -> Record:
 def append_derived(scope: Scope, kind: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> Record:
     """Commit what was computed from a scope, in place of what is there of its family and branch (docs/format.md, 1.5)."""
     store, table = scope.store, f"{kind}/{scope.sae}"
-    shard = shard_name(store, scope.sae, scope.family, scope.branch)
+    made_by = source(store, scope.sae)
+    shard = shard_name(made_by, scope.family, scope.branch)
     for record in store.records(table):
         if record.shard.startswith(f"{scope.family}-{scope.branch}-") and record.shard != shard:
             store.remove(record)
-    return store.append_parts(table, shard, schema, parts, source(store, scope.sae))
+    return store.append_parts(table, shard, schema, parts, made_by)
 
 
 def _all_totals(scope: Scope, progress: bool) -> Iterator[tuple[range, Totals]]:

@@ -2,15 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 import featurestore
-from featurestore import durable
 from featurestore.errors import SAEError
 from featurestore.records import FileEntry, Record
-from featurestore.saes import sae_hash
+from featurestore.saes import commit_sae, sae_hash
 from featurestore.schemas import check_name
 from featurestore.store import Store
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, load_sae
@@ -24,8 +23,8 @@ class Attached(NamedTuple):
     sae: SAE
     record: Record
     """as it is, or will be, committed"""
-    files: dict[Path, bytes]
-    """what has to be written for it, relative to the store; empty if the store has it"""
+    files: dict[str, bytes]
+    """what has to be written for it, by name; empty if the store has it"""
 
 
 def attachable(store: Store, source: str, device: torch.device) -> Attached:
@@ -45,26 +44,32 @@ def attachable(store: Store, source: str, device: torch.device) -> Attached:
     name = check_name(directory.resolve().name, "the directory of an SAE")
     sae = load_sae(directory, device)
     files = {
-        Path("saes", name, file): (directory / file).read_bytes()
-        for file in (CONFIG, METRICS, WEIGHTS)
-        if (directory / file).is_file()
+        file: (directory / file).read_bytes() for file in (CONFIG, METRICS, WEIGHTS) if (directory / file).is_file()
     }
+    return offered(store, name, sae, files, {"attached": True}, f"give the directory {directory} another name")
+
+
+def offered(
+    store: Store, name: str, sae: SAE, files: dict[str, bytes], made_by: dict[str, Any], otherwise: str
+) -> Attached:
+    """Return an SAE that is to be in a store under a name: the store's own, if it is the same to the last bit.
+
+    Raises:
+        SAEError: the store has another of that name; ``otherwise`` says what to do.
+    """
     entries = tuple(
-        FileEntry(path.as_posix(), len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()
+        FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest()) for file, data in files.items()
     )
-    made_by = {"featurestore": featurestore.__version__, "attached": True}
+    made_by = {"featurestore": featurestore.__version__, **made_by}
     record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)
     if there is None:
         return Attached(name, sae, record, files)
     if sae_hash(there) != sae_hash(record):
-        raise SAEError(f"{store.root} has another SAE {name!r}: give the directory {directory} another name.")
+        raise SAEError(f"{store.root} has another SAE {name!r}: {otherwise}.")
     return Attached(name, sae, there, {})
 
 
 def attach(store: Store, attached: Attached) -> None:
     """Write and commit an SAE that the store does not have."""
-    store.begin()
-    for path, data in attached.files.items():
-        durable.write_bytes(store.root / path, data)
     if attached.files:
-        store.commit(attached.record)
+        commit_sae(store, attached.name, attached.files, attached.record.made_by)

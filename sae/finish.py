@@ -1,9 +1,9 @@
 """From trained weights to a committed SAE."""
 
-from featurestore import durable
 from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
-from featurestore.records import FileEntry, Record
+from featurestore.records import Record
+from featurestore.saes import commit_sae
 from featurestore.store import Store
 from sae.batches import Source
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
@@ -48,9 +48,5 @@ def finish(store: Store, name: str, plan: Plan, state: State, source: Source) ->
         METRICS: (canonical_json(metrics) + "\n").encode(),
         WEIGHTS: weights_bytes(sae),
     }
-    entries = []
-    for file, data in files.items():
-        path = f"saes/{name}/{file}"
-        entries.append(FileEntry(path, *durable.write_bytes(store.root / path, data)))
     draw_training(metrics, f"SAE {name}", store.root / "saes" / name / PICTURE)
-    return store.commit(Record("saes", name, "", 0, (), tuple(entries), plan.made_by()))
+    return commit_sae(store, name, files, plan.made_by())

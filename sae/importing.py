@@ -1,6 +1,5 @@
 """Take an SAE of another library into a store, and give one to it."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -8,15 +7,13 @@ from typing import Any
 
 import torch
 
-import featurestore
 from featurestore import durable, schemas
 from featurestore.activations import read_shard
 from featurestore.card import write_card
 from featurestore.errors import SAEError, TableError, UsageError
-from featurestore.records import FileEntry, Record
-from featurestore.saes import sae_hash
+from featurestore.records import Record
 from featurestore.store import Store
-from sae.attach import Attached, attach
+from sae.attach import attach, offered
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
 from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
@@ -50,17 +47,11 @@ def import_sae(
     found = read_checkpoint(path, format, choice)
     sae = foreign_sae(path, found, _place(store, source, found, hook, io))
     files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
-    entries = tuple(
-        FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest()) for file, data in files.items()
-    )
-    made_by = {"featurestore": featurestore.__version__, "imported": found.format}
-    record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)
-    if there is not None and sae_hash(there) != sae_hash(record):
-        raise SAEError(f"{store.root} has another SAE {name!r}: use another --name.")
-    if there is None:
-        attach(store, Attached(name, sae, record, {Path("saes", name, file): data for file, data in files.items()}))
+    made = offered(store, name, sae, files, {"imported": found.format}, "use another --name")
+    if made.files:
+        attach(store, made)
         write_card(store)
-    return there or record
+    return made.record
 
 
 def foreign_sae(path: Path, found: Foreign, place: Mapping[str, Any] = MappingProxyType({})) -> SAE:

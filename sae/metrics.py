@@ -144,8 +144,9 @@ def _part(sums: Sums, branch: str, step: int | None = None, timestep: float | No
 def chunks_of_rows(rows: ActivationRows, indices: npt.NDArray[np.integer]) -> Iterator[Chunk]:
     """Yield the positions of some rows as :func:`evaluate` takes them, a few thousand at a time."""
     per_chunk = max(1, _CHUNK_POSITIONS // rows.n_positions)
+    branches = np.unique(rows.branch[indices])
     for step in np.unique(rows.step[indices]):
-        for branch in np.unique(rows.branch[indices]):
+        for branch in branches:
             of_part = indices[(rows.step[indices] == step) & (rows.branch[indices] == branch)]
             for start in range(0, len(of_part), per_chunk):
                 part = of_part[start : start + per_chunk]

@@ -11,18 +11,20 @@ from torch import Tensor
 from featurestore.errors import UsageError
 
 
+def local_device(device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the device of this process: where a launcher started several on one machine, each has a GPU of its own."""
+    local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
+    if device not in ("auto", "cuda") or not local.isdigit():
+        return device
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{int(local) % n_devices}" if n_devices else device
+
+
 class Ranks:
     """One process among those that share each batch; alone, every method does nothing."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
-
-    def device(self, name: str) -> str:
-        """Return the device of this process: where there are several on one machine, each has a GPU of its own."""
-        local = os.environ.get("LOCAL_RANK", "")
-        if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available() and local.isdigit():
-            return f"cuda:{int(local) % torch.cuda.device_count()}"
-        return name
 
     def part(self, x: Tensor) -> Tensor:
         """Return this process's positions of a batch, every ``world_size``-th."""
@@ -77,7 +79,7 @@ def join_ranks(batch_size: int, environment: Mapping[str, str] = os.environ) -> 
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(torch.device(local_device("cuda", environment)).index or 0)
         yield Ranks(dist.get_rank(), world_size)
     finally:
         dist.destroy_process_group()

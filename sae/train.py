@@ -11,7 +11,7 @@ from sae.batches import PositionBatches, Source
 from sae.checkpoint import pick_device
 from sae.finish import existing, finish
 from sae.interrupt import interruption
-from sae.ranks import Ranks, join_ranks
+from sae.ranks import Ranks, join_ranks, local_device
 from sae.settings import TrainSettings, make_plan
 from sae.state import discard
 from sae.training import Progress, Training
@@ -62,7 +62,7 @@ def train_many(
     records = {name: existing(store, name, plan) for name, plan in plans.items()}
     missing = [name for name, record in records.items() if record is None]
     with join_ranks(settings.batch_size) if missing else contextlib.nullcontext(Ranks()) as ranks:
-        there = pick_device(ranks.device(device))
+        there = pick_device(local_device(device))
         trainings = [Training(store, name, plans[name], sources[name], there, ranks) for name in missing]
         _run(trainings, progress and ranks.rank == 0, on_report)
         for training in trainings:

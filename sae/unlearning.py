@@ -3,7 +3,7 @@
 UnlearnCanvas: arXiv 2402.11846, section 4; docs/evaluation.md.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,14 @@ LEVEL = 0.95
 RESAMPLES = 1000
 Targets = Mapping[str, Collection[str]]
 """family → the concepts of it that were removed"""
+
+
+def grouped(concepts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return pairs of a family and a concept as targets, in their order."""
+    targets: dict[str, list[str]] = {}
+    for family, concept in concepts:
+        targets.setdefault(family, []).append(concept)
+    return targets
 
 
 class Answer(NamedTuple):

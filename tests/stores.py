@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from featurestore import Store, durable
+from featurestore import Store
 from featurestore.canonical import sample_id, shard_name
-from featurestore.records import FileEntry, Record
+from featurestore.saes import commit_sae
 from featurestore.schemas import CODES, STATS, samples_schema
 
 HOOK = "unet.up_blocks.1.attentions.1"
@@ -34,15 +34,8 @@ def make_store(
     height, width = size or (1, positions)
     config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
               "height": height, "width": width}  # fmt: skip
-    entries = []
-    for name, data in (
-        ("config.json", json.dumps(config).encode()),
-        ("sae.safetensors", b"weights"),
-        ("metrics.json", b"{}"),
-    ):
-        written = durable.write_bytes(store.root / "saes" / sae / name, data)
-        entries.append(FileEntry(f"saes/{sae}/{name}", written.bytes, written.sha256))
-    store.commit(Record("saes", sae, "", 0, (), tuple(entries), {}))
+    files = {"config.json": json.dumps(config).encode(), "sae.safetensors": b"weights", "metrics.json": b"{}"}
+    commit_sae(store, sae, files, {})
     chosen = list(range(n)) if encoded is None else encoded
     kept = [ids[i] for i in chosen]
     metadata = {"sae": sae, "hook": HOOK, "height": str(height), "width": str(width), "n_latents": str(n_latents)}

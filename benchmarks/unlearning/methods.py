@@ -33,6 +33,7 @@ from sae.ablate import ablate
 from sae.checkpoint import load_sae
 from sae.interventions import Intervention
 from sae.model import SAE
+from sae.unlearning import grouped
 
 
 class Defence(NamedTuple):
@@ -105,9 +106,7 @@ def ours(bench: Bench, family: str, concept: str) -> list[Defence]:
 
 def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:
     """Return the defence of some interventions with the bench's SAEs."""
-    targets: dict[str, list[str]] = {}
-    for one in interventions:
-        targets.setdefault(one.selection.family, []).append(one.selection.concept)
+    targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
     ablation = Ablation(interventions, mode=mode)
     as_removal = ablation_removal(bench.model, bench.run, targets, ablation, bench.batch_size)
     setting = {**as_removal.setting, "method": method}

@@ -24,9 +24,11 @@ from collectors.prompts import Prompt, read_prompts
 from featurestore import durable
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
+from queries.selections import split_concept
 from sae.encode import encode
 from sae.interventions import Intervention
 from sae.train import TrainSettings, train
+from sae.unlearning import grouped
 
 HOOKS = ("unet.up_blocks.1.attentions.1", "unet.up_blocks.0.attentions.1")
 FAMILIES = {"style": STYLES, "object": OBJECTS}
@@ -200,13 +202,7 @@ def main(
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
     from benchmarks.unlearning.tables import write_page
 
-    amounts = Amounts()
-    if concepts:
-        chosen: dict[str, list[str]] = {}
-        for text in concepts:
-            family, _, concept = text.partition("=")
-            chosen.setdefault(family, []).append(concept)
-        amounts = Amounts(concepts=chosen)
+    amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
     model = load_model("minicanvas")
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
     if share:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.options import model_options, run_options
+from featurestore.cli.options import io_option, model_options, run_options, run_settings
 
 if TYPE_CHECKING:
     from collectors.estimate import Estimate
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
 )
-@click.option(
-    "--io",
-    type=click.Choice(["output", "input", "difference"]),
-    default="output",
-    show_default=True,
-    help="Which tensor of the module; difference is output - input.",
-)
+@io_option
 @click.option(
     "--branch",
     type=click.Choice(["cond", "uncond", "both"]),
@@ -108,22 +102,16 @@ def collect(
     torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
     from collectors import collect as collecting
-    from collectors.models import RunSettings, load_model
+    from collectors.models import load_model
     from collectors.prompts import read_prompts
-    from collectors.shares import find_share, local_device
+    from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
+    from sae.ranks import local_device
 
     share = find_share(rank, world_size)
     wanted = read_prompts(prompts, seeds)
     loaded = load_model(model, local_device(device), model_dtype)
-    run = RunSettings(
-        steps or loaded.steps,
-        loaded.guidance if guidance is None else guidance,
-        negative_prompt,
-        height,
-        width,
-        true_cfg,
-    )
+    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
     kept = hooks, io, branch, dtype, timesteps, positions, saes, not no_activations, images
     settings = collecting.CollectSettings(*kept, batch_size, shard_samples, exact)
     if dry_run:

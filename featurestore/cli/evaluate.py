@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options import Seeds, judge_option, model_options, run_options
+from featurestore.cli.options import Seeds, judge_option, model_options, run_options, run_settings
 from featurestore.cli.scores import scores_table, sequential_table, targets_text
 
 if TYPE_CHECKING:
@@ -128,31 +128,25 @@ def evaluate(
         --search-judge minicanvas:selection --search-seeds 50 --out searched
     """  # fmt: skip
     from collectors.judge import check_labels, load_judge
-    from collectors.models import RunSettings, load_model
+    from collectors.models import load_model
     from collectors.prompts import read_prompts
     from collectors.protocols import Evaluation, Search, report, run_protocol
     from featurestore import durable
 
     requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
-    judging = load_judge(judges, device if device != "auto" else "cpu")
+    judge_device = "cpu" if device == "auto" else device
+    judging = load_judge(judges, judge_device)
     wanted = read_prompts(prompts, seeds)
     check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
     search = None
     if search_judges and search_seeds:
         search = Search(
-            load_judge(search_judges, device if device != "auto" else "cpu"),
+            load_judge(search_judges, judge_device),
             read_prompts(prompts, search_seeds),
             search_others,
         )
     loaded = load_model(model, device, model_dtype)
-    run = RunSettings(
-        steps or loaded.steps,
-        loaded.guidance if guidance is None else guidance,
-        negative_prompt,
-        height,
-        width,
-        true_cfg,
-    )
+    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
     evaluation = Evaluation(out / "outcomes", loaded, run, wanted, judging, batch_size, mode)
     compared = _reference(reference, judging)
     before, outcomes = run_protocol(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import model_options, run_options
+from featurestore.cli.options import model_options, run_options, run_settings
 
 
 @click.command()
@@ -108,7 +108,7 @@ def generate(
         --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
     """  # fmt: skip
     from collectors.generate import Ablation, generate_files
-    from collectors.models import RunSettings, load_model
+    from collectors.models import load_model
     from collectors.prompts import Prompt, read_prompts
     from featurestore.errors import UsageError
     from featurestore.selection import Selection
@@ -130,14 +130,7 @@ def generate(
     wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in seeds]
     wanted += read_prompts(prompts, seeds) if prompts is not None else []
     loaded = load_model(model, device, model_dtype)
-    run = RunSettings(
-        steps or loaded.steps,
-        loaded.guidance if guidance is None else guidance,
-        negative_prompt,
-        height,
-        width,
-        true_cfg,
-    )
+    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
     ablation = Ablation(chosen, saes=saes, mode=mode) if chosen else None
     files = generate_files(out, loaded, wanted, run, ablation, batch_size, progress=not quiet)
     click.echo(f"{len(files)} pictures in {out}")

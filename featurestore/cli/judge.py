@@ -1,7 +1,6 @@
 """``featurestore judge``."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -39,11 +38,12 @@ def judge(
     from collectors.judge import check_labels, load_judge
     from collectors.pictures import read_pictures
     from featurestore import durable
+    from queries.selections import split_concept
     from sae.frechet import frechet_distance
-    from sae.unlearning import Answer
+    from sae.unlearning import Answer, grouped
 
     network = load_judge(judges, device)
-    removed = _targets(targets)
+    removed = grouped(map(split_concept, targets))
     check_labels(network, [{f: c} for f, concepts in removed.items() for c in concepts])
     found = read_pictures(pictures, names, network.labels)
     check_labels(network, [p.labels for p in found])
@@ -63,12 +63,3 @@ def judge(
     click.echo(scores_table([(", ".join(targets), figures)], network.name))
     if output is not None:
         durable.write_bytes(output, (json.dumps(figures, indent=1) + "\n").encode())
-
-
-def _targets(texts: Sequence[str]) -> dict[str, list[str]]:
-    from queries.selections import split_concept
-
-    targets: dict[str, list[str]] = {}
-    for family, concept in map(split_concept, texts):
-        targets.setdefault(family, []).append(concept)
-    return targets

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import model_options, run_options
+from featurestore.cli.options import io_option, model_options, run_options, run_settings
 from featurestore.cli.sae import named, summary, train_options, train_settings
 
 
@@ -16,13 +16,7 @@ from featurestore.cli.sae import named, summary, train_options, train_settings
 @click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several --hook for several SAEs.")
 @click.option("--name", "names", required=True, multiple=True, help="Of the SAE in the store; one for each --hook.")
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Where the SAEs go; made if missing.")
-@click.option(
-    "--io",
-    type=click.Choice(["output", "input", "difference"]),
-    default="output",
-    show_default=True,
-    help="Which tensor of the module; difference is output - input.",
-)
+@io_option
 @click.option("--positions-a-step", type=click.IntRange(2), default=4096, show_default=True, help="Training batch.")
 @click.option("--chunk", type=click.IntRange(1), default=64, show_default=True, help="Pictures that are mixed.")
 @click.option("--training-steps", type=click.IntRange(1), help="[default: every position once]")
@@ -59,27 +53,20 @@ def train_live(
     All hooks are captured in one pass. A tenth of the samples is kept from training and measured on. The same command goes on
     where it was interrupted: it generates the first chunk again and the one at which it stopped.
 
-    \\b
-    featurestore train-live --model minicanvas --prompts prompts.jsonl --store ./store --k 16 --expansion 8 \\\\
+    \b
+    featurestore train-live --model minicanvas --prompts prompts.jsonl --store ./store --k 16 --expansion 8 \\
         --hook unet.up_blocks.1.attentions.1 --name styles --hook unet.up_blocks.0.attentions.1 --name objects
     """
     from collectors.collect import CollectSettings
-    from collectors.live import LiveSettings, train_live
-    from collectors.models import RunSettings, load_model
+    from collectors.live import train_live
+    from collectors.models import load_model
     from collectors.prompts import read_prompts
     from featurestore.store import Store
     from sae.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
     wanted, loaded = read_prompts(prompts, seeds), load_model(model, device, model_dtype)
-    run = RunSettings(
-        steps or loaded.steps,
-        loaded.guidance if guidance is None else guidance,
-        negative_prompt,
-        height,
-        width,
-        true_cfg,
-    )
+    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
     collecting = CollectSettings(hooks, io, settings.branch, batch_size=batch_size)
     with open_log(log, store / ".work" / "logs") as report:
         records = train_live(
@@ -90,7 +77,7 @@ def train_live(
             collecting,
             named(names, hooks),
             settings,
-            LiveSettings(chunk),
+            chunk,
             not quiet,
             device,
             scratch,

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collectors.models import Model, RunSettings
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -78,6 +81,29 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def run_settings(
+    model: "Model",
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str,
+    height: int | None,
+    width: int | None,
+    true_cfg: float,
+) -> "RunSettings":
+    """Return what :func:`run_options` say of a model; its own steps and guidance where they say nothing."""
+    from collectors.models import RunSettings
+
+    scale = model.guidance if guidance is None else guidance
+    return RunSettings(steps or model.steps, scale, negative_prompt, height, width, true_cfg)
+
+
+io_option = click.option(
+    "--io",
+    type=click.Choice(["output", "input", "difference"]),
+    default="output",
+    show_default=True,
+    help="Which tensor of the module; difference is output - input.",
+)
 judge_option = click.option(
     "--judge",
     "judges",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from collectors.collect import CollectSettings
-from collectors.live import LiveSettings, train_live
+from collectors.live import train_live
 from collectors.models import RunSettings
 from collectors.prompts import Prompt
 from featurestore import Store
@@ -24,8 +24,8 @@ SETTINGS = TrainSettings(k=4, n_latents=64, batch_size=64)
 
 def live(root, model, scratch, settings=SETTINGS, **kwargs):
     scratch.mkdir(exist_ok=True)
-    what, how = CollectSettings(batch_size=2), LiveSettings(chunk_samples=4)
-    return train_live(root, model, PROMPTS, RUN, what, NAMES, settings, how, False, "cpu", scratch, **kwargs)
+    what = CollectSettings(batch_size=2)
+    return train_live(root, model, PROMPTS, RUN, what, NAMES, settings, 4, False, "cpu", scratch, **kwargs)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from collectors.collect import CollectSettings, collect
 from collectors.models import RunSettings
 from collectors.plan import WorkItem
 from collectors.prompts import Prompt
-from collectors.shares import Claim, Share, find_share, local_device
+from collectors.shares import Claim, Share, find_share
 from featurestore import Store
 from featurestore.errors import UsageError
 from featurestore.verify import verify
+from sae.ranks import local_device
 from tests.collectors.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"

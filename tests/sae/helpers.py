@@ -5,6 +5,7 @@ import pyarrow as pa
 import torch
 
 from featurestore import Store
+from featurestore.activations import tensor_array
 from featurestore.canonical import sample_id, shard_name
 from featurestore.schemas import activations_schema
 from sae.model import SAE, SAEConfig
@@ -29,15 +30,13 @@ def activation_table(ids, steps=3, positions=16, d_in=16, branches=("cond",), se
     n = len(ids) * steps * len(branches)
     values = sparse_data(n * positions, d_in, seed=seed).reshape(n, positions, d_in).astype(dtype)
     schema = activations_schema(positions, d_in, dtype)
-    outer = schema.field("activation").type
-    nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
     step = np.tile(np.repeat(np.arange(steps, dtype=np.int32), len(branches)), len(ids))
     columns = [
         pa.array(np.repeat(ids, steps * len(branches))),
         pa.array(step),
         pa.array((981 - 20 * step).astype(np.float32)),
         pa.array(list(branches) * (len(ids) * steps)),
-        pa.FixedSizeListArray.from_arrays(nested, type=outer),
+        tensor_array(values, schema),
     ]
     about = {"hook": HOOK, "io": io, "height": "4", "width": str(positions // 4)}
     named = {f"featurestore.{key}": value for key, value in about.items()}

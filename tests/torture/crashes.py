@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,10 +63,7 @@ class Outcome:
     """How often something was tried, and what broke."""
 
     tried: int = 0
-    broken: list[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.broken = self.broken or []
+    broken: list[str] = field(default_factory=list)
 
 
 Scenario = Callable[[Path, Callable[[str], object]], None]

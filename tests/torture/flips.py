@@ -5,16 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from featurestore import Store, durable
+from featurestore import Store
 from featurestore.canonical import sample_id, shard_name
 from featurestore.errors import FeatureStoreError
-from featurestore.saes import load_config
-from featurestore.schemas import activations_schema
+from featurestore.saes import commit_sae, load_config
 from queries.session import connect, run_sql
 from sae.checkpoint import config_bytes, load_sae, weights_bytes
 from sae.model import SAE, SAEConfig
+from tests.sae.helpers import activation_table
 from tests.stores import HOOK, make_store
 from tests.torture.crashes import Outcome
 
@@ -27,34 +26,13 @@ def make(root: Path) -> Store:
     z = rng.random((4, 3, 6, 16)).astype(np.float32) * (rng.random((4, 3, 6, 16)) < 0.3)
     store = make_store(root, z, {"style": ["a", "b", "a", "b"]})
     ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(4)]
-    schema = activations_schema(6, 8)
-    nested = pa.FixedSizeListArray.from_arrays(
-        pa.array(rng.standard_normal(4 * 3 * 6 * 8).astype(np.float16)), type=schema.field("activation").type.value_type
-    )
-    tensor = pa.FixedSizeListArray.from_arrays(nested, type=schema.field("activation").type)
-    columns = [np.repeat(ids, 3), np.tile(np.arange(3, dtype=np.int32), 4), np.tile(np.float32([3, 2, 1]), 4)]
-    arrays = [*map(pa.array, columns), pa.array(["cond"] * 12), tensor]
-    named = {
-        "featurestore.hook": HOOK,
-        "featurestore.io": "output",
-        "featurestore.height": "1",
-        "featurestore.width": "6",
-    }
-    rows = pa.Table.from_arrays(arrays, schema=schema.with_metadata(named))
+    rows, _ = activation_table(ids, positions=8, d_in=8)
     store.append(f"activations/{HOOK}", shard_name(0, ids), rows, ids, {})
     (record,) = store.records("saes")
     store.remove(record)
-    _add_sae(store)
-    return store
-
-
-def _add_sae(store: Store) -> None:
-    from featurestore.records import FileEntry, Record
-
     sae = SAE(SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6))
-    files = {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
-    entries = [FileEntry(f"saes/s/{n}", *durable.write_bytes(store.root / "saes/s" / n, b)) for n, b in files.items()]
-    store.commit(Record("saes", "s", "", 0, (), tuple(entries), {}))
+    commit_sae(store, "s", {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}, {})
+    return store
 
 
 def read_everything(root: Path) -> None:
