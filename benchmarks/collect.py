@@ -18,34 +18,17 @@ import pyarrow as pa
 import torch
 from record import interleaved, record
 from rows import activation_rows
+from sd15 import sd15_shape
 
 from collectors.collect import CollectReport, CollectSettings, collect
 from collectors.estimate import table_bytes
-from collectors.models import Model, RunSettings, generate, load_model
+from collectors.models import RunSettings, generate, load_model
 from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
 
 PICTURES, BATCH = 16, 8
-
-
-def sd15_shape() -> Model:
-    """A pipeline of Stable Diffusion 1.5's sizes with random weights."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    pipe = load_model("minicanvas", "cpu").pipe
-    words = CLIPTextConfig(vocab_size=len(pipe.tokenizer), hidden_size=768, max_position_embeddings=77)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(latent_channels=4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
-    parts: dict[str, Any] = {"vae": vae, "text_encoder": CLIPTextModel(words), "unet": unet, "scheduler": scheduler}
-    made = StableDiffusionPipeline(**parts, tokenizer=pipe.tokenizer, safety_checker=None, feature_extractor=None,
-                                   requires_safety_checker=False).to("cuda", torch.float16)  # fmt: skip
-    made.set_progress_bar_config(disable=True)
-    return Model("sd15-shape", made, 50, 7.5)
 
 
 def sd15_rows(n_samples: int = 4) -> dict[str, pa.Table]:
@@ -101,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", action="store_true")
     cuda = parser.parse_args().cuda
-    model = sd15_shape() if cuda else load_model("minicanvas", "cpu")
+    model = sd15_shape("cuda", torch.float16) if cuda else load_model("minicanvas", "cpu")
     hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
     run = RunSettings(model.steps, model.guidance)
     prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(PICTURES)]

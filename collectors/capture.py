@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError
@@ -63,7 +64,8 @@ def capture(
                 except HookError as error:
                     raise HookError(f"{error}{capturable(pipe)}") from None
                 values, layout = as_positions(tensor.detach())
-                sink(Captured(state.call, hook, values, layout))
+                with torch.autocast(values.device.type, enabled=False):  # Codes are taken in full precision.
+                    sink(Captured(state.call, hook, values, layout))
 
             stack.callback(module.register_forward_hook(read, with_kwargs=True).remove)
 

@@ -153,6 +153,21 @@ def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[
     return [p for i, p in enumerate(prompts) if i in kept or _asks(p.labels, targets)]
 
 
+def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:
+    """Return every prompt that asks for a target, with every seed, and each other one with ``n_seeds`` of them, in turn.
+
+    Neighbouring prompts get other seeds, so that all seeds count alike.
+    """
+    seeds = {seed: i for i, seed in enumerate(sorted({p.seed for p in prompts}))}
+    places = {text: i for i, text in enumerate(dict.fromkeys(p.prompt for p in prompts))}
+
+    def has_turn(p: Prompt) -> bool:
+        place = places[p.prompt]
+        return (seeds[p.seed] - place - place // len(seeds)) % len(seeds) < n_seeds
+
+    return [p for p in prompts if has_turn(p) or _asks(p.labels, targets)]
+
+
 def value(scores: Unlearning) -> float:
     """Return what a search maximises: the mean of UA, IRA and CRA, of those that there are."""
     known = [x for x in scores[:3] if math.isfinite(x)]

@@ -27,6 +27,8 @@ class Model:
     """denoising steps if the user names none"""
     guidance: float
     """guidance scale if the user names none"""
+    autocast: torch.dtype | None = None
+    """what matrix products and convolutions are taken in while pictures are generated; None: the weights' own precision"""
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Model:
@@ -155,6 +157,7 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         "width": width,
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
         **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
+        **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
     }
 
 
@@ -186,7 +189,7 @@ def generate(
         options["true_cfg_scale"] = settings.true_cfg
     if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
         options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.pipe.device.type, model.autocast, model.autocast is not None):
         result = model.pipe(
             prompt=prompts,
             generator=generators,

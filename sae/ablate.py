@@ -174,7 +174,8 @@ class _Edit:
             return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
             self.sae.to(seen.device, torch.float32)  # Where the model is: offloading moves it about.
-        rows, change = step_change(self.sae, positions.reshape(-1, positions.shape[-1]).float(), layout, step)
+        with torch.autocast(seen.device.type, enabled=False):  # What a feature is does not depend on the caller's.
+            rows, change = step_change(self.sae, positions.reshape(-1, positions.shape[-1]).float(), layout, step)
         if not len(rows):
             return None
         edited = target.clone(memory_format=torch.contiguous_format)

@@ -3,6 +3,7 @@
 UnlearnCanvas: arXiv 2402.11846, section 4; docs/evaluation.md.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,8 @@ def unlearning(answers: Sequence[Answer], targets: Targets) -> Unlearning:
     """Score pictures generated while ``targets`` were removed.
 
     UA and IRA are means over concepts. CRA is taken on the same pictures, those asked for a target included, for every family
-    without a target, averaged over families; NaN where there is none.
+    without a target, averaged over families; NaN where there is none. Whatever is asked for counts alike, however many
+    seeds it was drawn with.
     """
     return Unlearning(*(float(values[0]) for values in _scores(answers, targets, np.ones((1, len(answers))))))
 
@@ -103,6 +105,9 @@ def _scores(
 ) -> list[npt.NDArray[np.float64]]:
     """Return each figure of :class:`Unlearning` for each row of ``weights [resamples, pictures]``."""
     families = sorted({family for answer in answers for family in answer.asked})
+    asked_for = [tuple(sorted(answer.asked.items())) for answer in answers]
+    n_drawn = Counter(asked_for)
+    weights = weights * np.array([max(n_drawn.values()) / n_drawn[what] for what in asked_for])
 
     def right(family: str, rows: list[int]) -> npt.NDArray[np.float64]:
         hits = np.array([answers[i].asked[family] == answers[i].seen[family] for i in rows], float)

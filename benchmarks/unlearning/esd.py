@@ -15,7 +15,8 @@ from benchmarks.unlearning.diffusion import embed, latent_shape, noise, sampled_
 class ESDSettings:
     """As published."""
 
-    iterations: int = 1000
+    iterations: Sequence[int] = (1000,)
+    """after which the weights are kept, in this order; the last is the end"""
     learning_rate: float = 1e-5
     eta: float = 1.0
     """strength of the guidance away from the concept"""
@@ -35,8 +36,10 @@ def trained_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in unet.named_parameters() if ".attn2." in name}
 
 
-def train_esd(pipe: Any, concept_prompts: Sequence[str], settings: ESDSettings = ESDSettings()) -> dict[str, Tensor]:
-    """Return the cross-attention's weights after erasing what the prompts ask for; the pipeline stays as it is.
+def train_esd(
+    pipe: Any, concept_prompts: Sequence[str], settings: ESDSettings = ESDSettings()
+) -> dict[int, dict[str, Tensor]]:
+    """Return iterations → the cross-attention's weights after erasing what the prompts ask for; the pipeline stays as it is.
 
     ``L = ‖ε_θ(x_t, c) − target‖²`` with batch 1; x_t is sampled from the model being trained, guided, to a random step. Of
     several prompts each iteration takes one.
@@ -49,7 +52,8 @@ def train_esd(pipe: Any, concept_prompts: Sequence[str], settings: ESDSettings =
     optimiser = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
     with torch.no_grad():
         embeddings, empty = embed(pipe, concept_prompts), embed(pipe, [""])
-    for _ in range(settings.iterations):
+    kept: dict[int, dict[str, Tensor]] = {}
+    for iteration in range(1, settings.iterations[-1] + 1):
         chosen = int(torch.randint(len(embeddings), (1,), generator=generator))
         c = embeddings[chosen : chosen + 1]
         stop = int(torch.randint(settings.n_steps, (1,), generator=generator))
@@ -59,7 +63,9 @@ def train_esd(pipe: Any, concept_prompts: Sequence[str], settings: ESDSettings =
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return {name: parameter.detach() for name, parameter in parameters.items()}
+        if iteration in settings.iterations:
+            kept[iteration] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return kept
 
 
 def esd_loss(pipe: Any, student: nn.Module, x: Tensor, t: Tensor, c: Tensor, empty: Tensor, eta: float) -> Tensor:

@@ -55,12 +55,13 @@ class Defence(NamedTuple):
 class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
-    tops: Sequence[int] = (2, 4, 8)
-    multipliers: Sequence[float] = (-1.0, -5.0, -20.0)
-    strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0)
-    learning_rates: Sequence[float] = (1e-5, 1e-4)
-    esd: ESDSettings = field(default_factory=ESDSettings)
-    salun: SalUnSettings = field(default_factory=SalUnSettings)
+    tops: Sequence[int] = (2, 8, 16)
+    multipliers: Sequence[float] = (-1.0, -5.0, -20.0, -40.0)
+    strengths: Sequence[float] = (1.0, 2.0, 4.0)
+    esd_rates: Sequence[float] = (1e-4, 3e-4)
+    esd: ESDSettings = field(default_factory=lambda: ESDSettings(iterations=(100, 200, 300), n_steps=20))
+    salun_rates: Sequence[float] = (1e-4,)
+    salun: SalUnSettings = field(default_factory=lambda: SalUnSettings(iterations=(30, 60)))
     examples_per_prompt: int = 8
     """SalUn's pictures to forget"""
     retained: int = 90
@@ -165,31 +166,23 @@ def _steered(
 
 
 def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return ESD-x over learning rates."""
-    asked = _prompts_of(family, concept)
-    return [
-        _trained(
-            bench, family, concept, {"method": "ESD-x", "learning_rate": rate, "iterations": bench.grid.esd.iterations},
-            lambda rate=rate: train_esd(bench.model.pipe, asked, replace(bench.grid.esd, learning_rate=rate)),
-        )
-        for rate in bench.grid.learning_rates
-    ]  # fmt: skip
+    """Return ESD-x over learning rates and lengths of training."""
+
+    def train(rate: float) -> dict[int, dict[str, Tensor]]:
+        asked = _prompts_of(family, concept)
+        return train_esd(bench.model.pipe, asked, replace(bench.grid.esd, learning_rate=rate))
+
+    return _trained(bench, family, concept, "ESD-x", bench.grid.esd_rates, bench.grid.esd.iterations, train)
 
 
 def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return SalUn over learning rates; the pictures are the untouched model's own."""
+    """Return SalUn over learning rates and lengths of training; the pictures are the untouched model's own."""
 
-    def train(rate: float) -> dict[str, Tensor]:
+    def train(rate: float) -> dict[int, dict[str, Tensor]]:
         forget, pseudo, retain = _examples(bench, family, concept)
         return train_salun(bench.model.pipe, forget, pseudo, retain, replace(bench.grid.salun, learning_rate=rate))
 
-    return [
-        _trained(
-            bench, family, concept, {"method": "SalUn", "learning_rate": rate, "iterations": bench.grid.salun.iterations},
-            lambda rate=rate: train(rate),
-        )
-        for rate in bench.grid.learning_rates
-    ]  # fmt: skip
+    return _trained(bench, family, concept, "SalUn", bench.grid.salun_rates, bench.grid.salun.iterations, train)
 
 
 COMPETITORS: dict[str, Callable[[Bench, str, str], list[Defence]]] = {
@@ -208,30 +201,44 @@ def _prompts_of(family: str, concept: str) -> list[str]:
 
 
 def _trained(
-    bench: Bench, family: str, concept: str, setting: dict[str, Any], train: Callable[[], dict[str, Tensor]]
-) -> Defence:
-    """Return weights as a defence: trained once, then kept."""
-    name = f"{setting['method']}-{family}-{concept}-{setting['learning_rate']:g}-{setting['iterations']}"
-    path = bench.root / "weights" / f"{name}.safetensors"
-
-    def prepare() -> None:
-        if path.is_file():
-            return
-        began = time.perf_counter()
-        data = safetensors.torch.save({n: w.half().contiguous() for n, w in train().items()})
-        seconds = {"training_seconds": time.perf_counter() - began}
-        durable.write_bytes(path.with_suffix(".json"), json.dumps(seconds).encode())
-        durable.write_bytes(path, data)
-
-    @contextlib.contextmanager
-    def attached() -> Iterator[None]:
-        weights = {n: w.float() for n, w in safetensors.torch.load_file(path).items()}
-        with with_weights(bench.model.pipe.unet, weights):
-            yield
-
+    bench: Bench,
+    family: str,
+    concept: str,
+    method: str,
+    rates: Sequence[float],
+    iterations: Sequence[int],
+    train: Callable[[float], dict[int, dict[str, Tensor]]],
+) -> list[Defence]:
+    """Return weights as defences, one a learning rate and length: trained once, then kept."""
     sizes = bench.model.pipe.unet.named_parameters()
-    stored = 2 * sum(p.numel() for n, p in sizes if setting["method"] == "SalUn" or ".attn2." in n)
-    return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
+    stored = 2 * sum(p.numel() for n, p in sizes if method == "SalUn" or ".attn2." in n)
+
+    def defence(rate: float, length: int) -> Defence:
+        def path(n: int) -> Path:
+            return bench.root / "weights" / f"{method}-{family}-{concept}-{rate:g}-{n}.safetensors"
+
+        def prepare() -> None:
+            if path(length).is_file():
+                return
+            began = time.perf_counter()
+            trained = train(rate)
+            per_iteration = (time.perf_counter() - began) / max(trained)
+            for n, weights in trained.items():
+                data = safetensors.torch.save({name: w.half().contiguous() for name, w in weights.items()})
+                seconds = json.dumps({"training_seconds": n * per_iteration})
+                durable.write_bytes(path(n).with_suffix(".json"), seconds.encode())
+                durable.write_bytes(path(n), data)
+
+        @contextlib.contextmanager
+        def attached() -> Iterator[None]:
+            weights = {n: w.float() for n, w in safetensors.torch.load_file(path(length)).items()}
+            with with_weights(bench.model.pipe.unet, weights):
+                yield
+
+        setting = {"method": method, "learning_rate": rate, "iterations": length}
+        return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
+
+    return [defence(rate, length) for rate in rates for length in iterations]
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:

@@ -8,16 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import torch
 
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, Bench, Defence, Grid, features, ours, random_control, removal
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import Outcome, Reference, judged, sequence, thinned, untouched, value
+from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, thinned, untouched, value
 from collectors.judge import Judge, load_judge
 from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.prompts import Prompt, read_prompts
@@ -42,8 +43,10 @@ class Amounts:
     collect_seeds: Sequence[int] = (0, 1)
     search_seeds: Sequence[int] = (50,)
     report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
-    n_others: int = 40
+    n_others: int = 20
     """pictures a searched setting that do not ask for the target"""
+    other_seeds: int = 1
+    """of the seeds reported on, how many each prompt gets that does not ask for the target"""
     train_steps: int = 3000
     train_batch: int = 1024
     k: int = 16
@@ -54,8 +57,9 @@ class Amounts:
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 4
     """of each family"""
-    attack_iterations: int = 40
-    attack_timesteps: int = 50
+    attack_iterations: int = 20
+    """at each timestep; published: 40 at 50 timesteps"""
+    attack_timesteps: int = 20
     n_prompts: int = 10
     """objects and styles in the prompts"""
 
@@ -104,8 +108,16 @@ def _write_prompts(path: Path, n: int) -> None:
 
 def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
     """Return a defence's outcome: on the search's judge and pictures, or on those that are reported."""
-    prompts = thinned(run.search_prompts, defence.targets, run.amounts.n_others) if searched else run.prompts
-    judge, reference = (run.chooser, None) if searched else (run.judge, run.reference)
+    if searched:
+        prompts, judge, reference = (
+            thinned(run.search_prompts, defence.targets, run.amounts.n_others),
+            run.chooser,
+            None,
+        )
+    else:  # With several concepts gone, few pictures are left to be retained: all of them count.
+        several = sum(map(len, defence.targets.values())) > 1
+        n_seeds = len(run.amounts.report_seeds) if several else run.amounts.other_seeds
+        prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
     identity = {"run": describe_run(run.bench.model, run.bench.run)}
     defence.prepare()
     folder = run.bench.root / "cells" / ("search" if searched else "")
@@ -113,11 +125,15 @@ def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
 
 
 def best(run: Run, candidates: Sequence[Defence]) -> Defence:
-    """Return the candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds."""
-    if len(candidates) == 1:
-        return candidates[0]
-    found = [value(cell(run, one, searched=True).scores) for one in candidates]
-    return candidates[found.index(max(found))]
+    """Return the first candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds."""
+    chosen, highest = candidates[0], -1.0
+    for one in candidates if len(candidates) > 1 else ():
+        found = value(cell(run, one, searched=True).scores)
+        if found > highest:
+            chosen, highest = one, found
+        if highest == 1:  # No other can be better.
+            break
+    return chosen
 
 
 def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
@@ -137,7 +153,9 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
 METHODS = ("ours", "ours, no error", "released arithmetic", "random features", *COMPETITORS)
 
 
-def results(run: Run, methods: Sequence[str] = METHODS, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+def results(
+    run: Run, methods: Sequence[str] = METHODS, attacks: bool = True, share: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """Run every cell that is not there yet; return the outcomes: per family and method, and of several removals at once.
 
     ``share``: of so many processes this one does every n-th concept, and no removals of several.
@@ -145,18 +163,19 @@ def results(run: Run, methods: Sequence[str] = METHODS, share: tuple[int, int] =
     first, n = share
     tables: dict[str, dict[str, list[Outcome]]] = {}
     mine: dict[tuple[str, str], Intervention] = {}
-    attacks: dict[str, dict[str, tuple[float, float, int]]] = {}
+    attacked: dict[str, dict[str, tuple[float, float, int]]] = {}
+    chosen: dict[str, dict[str, dict[str, Defence]]] = {}
     for family, concepts in run.amounts.concepts.items():
-        defences: dict[str, dict[str, Defence]] = {}
+        defences = chosen.setdefault(family, {})
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
             defences[concept] = one_concept(run, family, concept, methods)
             (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
-        attacked = [c for c in concepts[: run.amounts.attacked_concepts] if c in defences]
-        attacks[family] = attack_all(run, family, {c: defences[c] for c in attacked})
-    return {"tables": tables, "attacks": attacks, **(_several(run, mine) if n == 1 else {})}
+        wanted = [c for c in concepts[: run.amounts.attacked_concepts] if attacks and c in defences]
+        attacked[family] = attack_all(run, family, {c: defences[c] for c in wanted})
+    return {"tables": tables, "attacks": attacked, "defences": chosen, **(_several(run, mine) if n == 1 else {})}
 
 
 def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, list[Outcome]]:
@@ -194,25 +213,37 @@ def _in_processes(n: int, arguments: Sequence[str]) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True)
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Beside ours.  [default: all]")
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
+@click.option("--attacks/--no-attacks", default=True, show_default=True)
+@click.option(
+    "--autocast/--no-autocast", default=False, help="Generate in bfloat16: faster where the processor has it."
+)
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
 def main(
-    root: Path, out: Path, methods: tuple[str, ...], concepts: tuple[str, ...], processes: int, share: str | None
+    root: Path,
+    out: Path,
+    methods: tuple[str, ...],
+    concepts: tuple[str, ...],
+    attacks: bool,
+    autocast: bool,
+    processes: int,
+    share: str | None,
 ) -> None:
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
     from benchmarks.unlearning.tables import write_page
 
     amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
-    model = load_model("minicanvas")
+    model = replace(load_model("minicanvas"), autocast=torch.bfloat16 if autocast else None)
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
     if share:
         index, _, n = share.partition("/")
-        results(run, methods or METHODS, (int(index), int(n)))
+        results(run, methods or METHODS, attacks, (int(index), int(n)))
         return
     if processes > 1:
         named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
-        _in_processes(processes, [f"--root={root}", *named])
-    write_page(out, run, results(run, methods or METHODS))
+        switches = ["--attacks" if attacks else "--no-attacks", "--autocast" if autocast else "--no-autocast"]
+        _in_processes(processes, [f"--root={root}", *named, *switches])
+    write_page(out, run, results(run, methods or METHODS, attacks))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class Examples(NamedTuple):
 class SalUnSettings:
     """As published; the number of iterations is five passes over 800 pictures."""
 
-    iterations: int = 500
+    iterations: Sequence[int] = (500,)
+    """after which the weights are kept, in this order; the last is the end"""
     batch_size: int = 8
     learning_rate: float = 1e-5
     alpha: float = 0.5
@@ -65,8 +66,8 @@ def train_salun(
     pseudo_prompts: Sequence[str],
     retain: Examples,
     settings: SalUnSettings = SalUnSettings(),
-) -> dict[str, Tensor]:
-    """Return the UNet's weights after the concept's pictures have been tied to ``pseudo_prompts``, one for each of them.
+) -> dict[int, dict[str, Tensor]]:
+    """Return iterations → the UNet's weights after the concept's pictures were tied to ``pseudo_prompts``, one for each.
 
     ``L = ‖ε_θ(x_f, c_f) − sg ε_θ(x_f, c_pseudo)‖² + α ‖ε − ε_θ(x_r, c_r)‖²``; gradients outside of the mask are dropped.
     """
@@ -78,7 +79,8 @@ def train_salun(
         c_forget, c_pseudo, c_retain = (
             embed(pipe, texts) for texts in (forget.prompts, pseudo_prompts, retain.prompts)
         )
-    for _ in range(settings.iterations):
+    kept: dict[int, dict[str, Tensor]] = {}
+    for iteration in range(1, settings.iterations[-1] + 1):
         rows, x, t, _ = _batch(pipe, forget, settings.batch_size, generator)
         loss = forget_loss(pipe, student, x, t, c_forget[rows], c_pseudo[rows])
         rows, x, t, epsilon = _batch(pipe, retain, settings.batch_size, generator)
@@ -87,7 +89,9 @@ def train_salun(
         loss.backward()
         apply_mask(student, mask)
         optimiser.step()
-    return {name: parameter.detach() for name, parameter in student.named_parameters()}
+        if iteration in settings.iterations:
+            kept[iteration] = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+    return kept
 
 
 def forget_loss(pipe: Any, unet: nn.Module, x: Tensor, t: Tensor, c_forget: Tensor, c_pseudo: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import machine
 from benchmarks.unlearning.attacks import SKIPPED
 from benchmarks.unlearning.methods import training_seconds
+from benchmarks.unlearning.pictures import draw
 from collectors.evaluate import Outcome, per_target, summary
 from featurestore import durable
 from sae.unlearning import accuracy
@@ -16,6 +18,8 @@ from sae.unlearning import accuracy
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run
 
+FINDINGS = Path(__file__).with_name("findings.md")
+"""the page's beginning, written by hand"""
 FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
 PUBLISHED = {
     "style": {"SAeUron": (95.80, 99.10, 99.40), "ESD": (98.58, 80.97, 93.96), "SalUn": (86.26, 90.39, 95.08)},
@@ -25,31 +29,42 @@ PUBLISHED = {
 
 
 def write_page(path: Path, run: "Run", found: Mapping[str, Any]) -> None:
-    """Write the page."""
+    """Write the page, and the pictures that it shows: of the first concept of each family."""
+    for family, of_concepts in found["defences"].items():
+        concept = next(iter(of_concepts))
+        grid = draw(run, family, concept, of_concepts[concept])
+        durable.write_file(path.parent / _picture(family), partial(grid.save, format="JPEG", quality=92))
     durable.write_bytes(path, page(run, found).encode())
+
+
+def _picture(family: str) -> str:
+    return f"images/unlearning_{family}.jpg"
 
 
 def page(run: "Run", found: Mapping[str, Any]) -> str:
     """Return the page as Markdown."""
     seeds = run.amounts.report_seeds
     plain = {family: accuracy(run.before.answers, family) for family in ("style", "object")}
+    precision = f", {run.bench.model.autocast} products".replace("torch.", "") if run.bench.model.autocast else ""
     parts = [
-        "# Results\n",
-        "Made by `make results`; interrupted, it goes on where it stopped. Do not edit.\n",
+        FINDINGS.read_text(encoding="utf-8"),
+        "## How the figures were made\n",
         f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
         f"classifier and the seeds {', '.join(map(str, run.amounts.search_seeds))}. In brackets: 95 % bootstrap intervals over "
         f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
-        f"Machine: {machine()['cpu']}, {machine()['cores']} cores.\n",
+        f"{_seeds_of_others(run)} Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
     for family, methods in found["tables"].items():
         parts += [
             f"## One {family} at a time ({len(methods['ours'])} concepts)\n",
             _methods(run, methods),
             _published(family),
+            f"![Pictures by each method]({_picture(family)})\n",
         ]
         parts += [f"### Ours, each {family}\n", _concepts(methods["ours"])]
-        parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
+        if found["attacks"][family]:
+            parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
     titles = {
         "sequential": "Styles removed in a row, none put back",
         "all but one": "All styles but one at once",
@@ -59,6 +74,14 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         if found[name]:
             parts += [f"## {title}\n", _removals(found[name])]
     return "\n".join(parts)
+
+
+def _seeds_of_others(run: "Run") -> str:
+    n = run.amounts.other_seeds
+    if n >= len(run.amounts.report_seeds):
+        return ""
+    few = "one seed" if n == 1 else f"{n} seeds"
+    return f"Where one concept is removed, prompts that do not ask for it are drawn with {few} each, in turn."
 
 
 def _methods(run: "Run", methods: Mapping[str, Sequence[Outcome]]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collectors.evaluate import Outcome, Reference, Removal, judged, sequence, thinned, value
+from collectors.evaluate import Outcome, Reference, Removal, in_turn, judged, sequence, thinned, value
 from collectors.judge import Judge, check_labels
 from collectors.models import RunSettings
 from collectors.peak import peak_bytes, reset_peak
@@ -102,6 +102,21 @@ def test_thinning_keeps_every_prompt_of_a_target_and_spreads_the_others():
     assert [p for p in PROMPTS if p in kept] == kept
     assert thinned(PROMPTS, {"style": ["red"]}, 100) == PROMPTS
     assert len(thinned(PROMPTS, {"style": ["red"]}, 0)) == 4
+
+
+def test_every_seed_of_a_target_and_each_other_prompt_in_turn():
+    prompts = [
+        Prompt(f"{o} {s}", seed, {"style": f"s{s}", "object": f"o{o}"}, 1)
+        for s in range(10) for o in range(10) for seed in range(5)
+    ]  # fmt: skip
+    kept = in_turn(prompts, {"style": ["s3"]}, 1)
+    mine, others = ([p for p in kept if (p.labels["style"] == "s3") is asks] for asks in (True, False))
+    assert [(p.prompt, p.seed) for p in mine] == [(f"{o} 3", seed) for o in range(10) for seed in range(5)]
+    assert len(others) == 90 == len({p.prompt for p in others})
+    for family in ("style", "object"):
+        for concept in {p.labels[family] for p in others}:
+            assert {p.seed for p in others if p.labels[family] == concept} == set(range(5))
+    assert in_turn(prompts, {"style": ["s3"]}, 5) == prompts
 
 
 def test_a_sequence_of_requests_adds_up():

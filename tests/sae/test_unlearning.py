@@ -48,6 +48,14 @@ def test_several_targets_and_families():
     assert math.isnan(joint.cra) and math.isnan(joint.cra_plain)
 
 
+def test_what_is_drawn_with_more_seeds_counts_no_more():
+    """Target and others by themselves: object accuracies 0 and 1; nine of ten prompts ask for no target."""
+    rest = [Answer({"style": f"s{i}", "object": "cat"}, {"style": f"s{i}", "object": "cat"}, 0) for i in range(9)]
+    wrong = [Answer({"style": "neon", "object": "cat"}, {"style": "x", "object": "dog"}, seed) for seed in range(5)]
+    few, many = (unlearning([*rest, *wrong[:n]], {"style": ["neon"]}) for n in (1, 5))
+    assert few.cra == pytest.approx(0.9) and many.cra == pytest.approx(0.9) and few[:2] == many[:2] == (1, 1)
+
+
 def test_nothing_to_score_is_no_number_and_averages_leave_it_out():
     assert all(math.isnan(x) for x in unlearning([], {"style": ["neon"]}))
     mean = average([Unlearning(1, 0.5, math.nan, math.nan), Unlearning(0, 0.7, 0.4, math.nan)])
