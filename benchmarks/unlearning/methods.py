@@ -58,8 +58,8 @@ class Grid:
     tops: Sequence[int] = (2, 8, 16)
     multipliers: Sequence[float] = (-1.0, -5.0, -20.0, -40.0)
     strengths: Sequence[float] = (1.0, 2.0, 4.0)
-    esd_rates: Sequence[float] = (1e-4, 3e-4)
-    esd: ESDSettings = field(default_factory=lambda: ESDSettings(iterations=(100, 200, 300), n_steps=20))
+    esd_rates: Sequence[float] = (3e-4,)
+    esd: ESDSettings = field(default_factory=lambda: ESDSettings(iterations=(60, 120, 240), n_steps=20))
     salun_rates: Sequence[float] = (1e-4,)
     salun: SalUnSettings = field(default_factory=lambda: SalUnSettings(iterations=(30, 60)))
     examples_per_prompt: int = 8
@@ -222,11 +222,10 @@ def _trained(
                 return
             began = time.perf_counter()
             trained = train(rate)
-            per_iteration = (time.perf_counter() - began) / max(trained)
+            seconds = json.dumps({"training_seconds": time.perf_counter() - began})
+            durable.write_bytes(path(max(trained)).with_suffix(".json"), seconds.encode())
             for n, weights in trained.items():
                 data = safetensors.torch.save({name: w.half().contiguous() for name, w in weights.items()})
-                seconds = json.dumps({"training_seconds": n * per_iteration})
-                durable.write_bytes(path(n).with_suffix(".json"), seconds.encode())
                 durable.write_bytes(path(n), data)
 
         @contextlib.contextmanager
@@ -242,7 +241,7 @@ def _trained(
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:
-    """Return how long each kept training of a method took."""
+    """Return how long each kept training of a method took, to the longest length that is tried."""
     files = (bench.root / "weights").glob(f"{method}-*.json")
     return [json.loads(path.read_text(encoding="utf-8"))["training_seconds"] for path in files]
 

@@ -53,7 +53,7 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
-    attacked: int = 3
+    attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 4
     """of each family"""

@@ -1,6 +1,7 @@
 """Interventions against the formulas of docs/ablation.md, written out densely."""
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -303,6 +304,16 @@ def test_attach_stays_until_detached_and_detaching_twice_is_harmless(model):
     handle.detach()
     assert not torch.equal(edited[0], plain) and torch.equal(*edited)
     assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], plain)
+
+
+def test_under_autocast_the_sae_is_still_computed_in_float32(model, monkeypatch):
+    sae, halves = make_sae(3), replace(model, autocast=torch.bfloat16)
+    seen, pre_acts = [], sae.pre_acts
+    monkeypatch.setattr(sae, "pre_acts", lambda *args: seen.append(pre_acts(*args)) or seen[-1])
+    x, found = first_call(halves, Intervention(strong(model), strength=-3.0), sae=sae)
+    assert seen and {values.dtype for values in seen} == {torch.float32}
+    assert x.dtype == found.dtype == torch.bfloat16 and torch.equal(found[0], x[0])
+    torch.testing.assert_close(found[1], dense(sae, x[1].float(), "paper", -3.0, EVERY_THIRD).bfloat16())
 
 
 def reconstruction(sae, x):
