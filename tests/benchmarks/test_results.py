@@ -3,12 +3,14 @@
 import re
 
 import pytest
+from PIL import Image
 
 from benchmarks.unlearning import results as table
 from benchmarks.unlearning.esd import ESDSettings
 from benchmarks.unlearning.methods import Grid
+from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
 from benchmarks.unlearning.salun import SalUnSettings
-from benchmarks.unlearning.tables import page
+from benchmarks.unlearning.tables import page, write_page
 from collectors.models import RunSettings, load_model
 
 AMOUNTS = table.Amounts(
@@ -57,6 +59,15 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     text = page(run, found)
     assert text.count("\n| ours |") == 4 and "## All styles but one at once" in text
     assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
+    write_page(root / "docs/results.md", run, found)
+    assert (root / "docs/results.md").read_text(encoding="utf-8") == text
+    with Image.open(root / "docs/images/unlearning_style.jpg") as grid:
+        assert grid.height == 40 + (1 + len(table.METHODS)) * (
+            SIDE + MARGIN
+        )  # the untouched model's row, and each method's
+        assert (
+            grid.width == LABEL + 4 * (SIDE + MARGIN) + 3 * MARGIN
+        )  # of two styles and two objects: 2 asked, 2 others
     files = {p: p.stat().st_mtime_ns for p in root.rglob("*.json")}
     monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
     monkeypatch.setattr("benchmarks.unlearning.attacks.attack", None)
