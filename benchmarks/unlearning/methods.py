@@ -130,6 +130,14 @@ def random_control(bench: Bench, chosen: Intervention) -> Defence:
     return features(bench, [control], method="random features")
 
 
+CONTROLS: dict[str, Callable[[Bench, Intervention], Defence]] = {
+    "ours, no error": lambda bench, chosen: features(bench, [chosen], "no-error", "ours, no error"),
+    "released arithmetic": lambda bench, chosen: features(bench, [chosen], "saeuron", "released arithmetic"),
+    "random features": random_control,
+}
+"""method → our chosen setting with one thing made otherwise"""
+
+
 def negative_prompts(bench: Bench, family: str, concept: str) -> list[Defence]:
     """Return negative prompts that name the concept."""
     texts = [concept, f"in {concept} style" if family == "style" else f"An image of {concept}."]

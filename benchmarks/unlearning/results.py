@@ -16,7 +16,7 @@ import click
 import torch
 
 from benchmarks.unlearning.attacks import attack_all
-from benchmarks.unlearning.methods import COMPETITORS, Bench, Defence, Grid, features, ours, random_control, removal
+from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
 from collectors.collect import CollectSettings, collect
 from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, thinned, untouched, value
 from collectors.judge import Judge, load_judge
@@ -53,6 +53,8 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
+    controlled_concepts: int = 4
+    """of each family, on which our own choices are tried otherwise"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 4
@@ -141,16 +143,11 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
     mine = best(run, ours(run.bench, family, concept))
     chosen = {"ours": mine}
     (intervention,) = mine.interventions
-    controls = {
-        "ours, no error": lambda: features(run.bench, [intervention], "no-error", "ours, no error"),
-        "released arithmetic": lambda: features(run.bench, [intervention], "saeuron", "released arithmetic"),
-        "random features": lambda: random_control(run.bench, intervention),
-    }
-    chosen |= {name: make() for name, make in controls.items() if name in methods}
+    chosen |= {name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods}
     return chosen | {m: best(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
 
 
-METHODS = ("ours", "ours, no error", "released arithmetic", "random features", *COMPETITORS)
+METHODS = ("ours", *CONTROLS, *COMPETITORS)
 
 
 def results(
@@ -169,12 +166,14 @@ def results(
         defences = chosen.setdefault(family, {})
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            defences[concept] = one_concept(run, family, concept, methods)
+            controlled = concept in concepts[: run.amounts.controlled_concepts]
+            wanted = [method for method in methods if controlled or method not in CONTROLS]
+            defences[concept] = one_concept(run, family, concept, wanted)
             (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
-        wanted = [c for c in concepts[: run.amounts.attacked_concepts] if attacks and c in defences]
-        attacked[family] = attack_all(run, family, {c: defences[c] for c in wanted})
+        victims = [c for c in concepts[: run.amounts.attacked_concepts] if attacks and c in defences]
+        attacked[family] = attack_all(run, family, {c: defences[c] for c in victims})
     return {"tables": tables, "attacks": attacked, "defences": chosen, **(_several(run, mine) if n == 1 else {})}
 
 

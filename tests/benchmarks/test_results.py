@@ -57,7 +57,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     searched = list((root / "cells/search").glob("neon-*.json"))
     assert len(searched) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
     text = page(run, found)
-    assert text.count("\n| ours |") == 4 and "## All styles but one at once" in text
+    assert text.count("\n| ours |") == 6 and "## All styles but one at once" in text
     assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
     write_page(root / "docs/results.md", run, found)
     assert (root / "docs/results.md").read_text(encoding="utf-8") == text
