@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,11 +57,14 @@ class Grid:
 
     tops: Sequence[int] = (2, 8, 16)
     multipliers: Sequence[float] = (-1.0, -5.0, -20.0, -40.0)
-    strengths: Sequence[float] = (1.0, 2.0, 4.0)
-    esd_rates: Sequence[float] = (3e-4,)
-    esd: ESDSettings = field(default_factory=lambda: ESDSettings(iterations=(60, 120, 240), n_steps=20))
-    salun_rates: Sequence[float] = (1e-4,)
-    salun: SalUnSettings = field(default_factory=lambda: SalUnSettings(iterations=(30, 60)))
+    strengths: Sequence[float] = (1.0, 2.0)
+    esd: Sequence[ESDSettings] = (ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20),)
+    """trainings, each of which is one only if those before have no perfect setting"""
+    salun: Sequence[SalUnSettings] = (
+        SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
+        SalUnSettings(iterations=(240,), learning_rate=1e-4),
+    )
+    """as ``esd``"""
     examples_per_prompt: int = 8
     """SalUn's pictures to forget"""
     retained: int = 90
@@ -174,23 +177,22 @@ def _steered(
 
 
 def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return ESD-x over learning rates and lengths of training."""
+    """Return ESD-x over lengths of training."""
 
-    def train(rate: float) -> dict[int, dict[str, Tensor]]:
-        asked = _prompts_of(family, concept)
-        return train_esd(bench.model.pipe, asked, replace(bench.grid.esd, learning_rate=rate))
+    def train(settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
+        return train_esd(bench.model.pipe, _prompts_of(family, concept), settings)
 
-    return _trained(bench, family, concept, "ESD-x", bench.grid.esd_rates, bench.grid.esd.iterations, train)
+    return [one for s in bench.grid.esd for one in _trained(bench, family, concept, "ESD-x", s, lambda s=s: train(s))]
 
 
 def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return SalUn over learning rates and lengths of training; the pictures are the untouched model's own."""
+    """Return SalUn over lengths of training; the pictures are the untouched model's own."""
 
-    def train(rate: float) -> dict[int, dict[str, Tensor]]:
+    def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
         forget, pseudo, retain = _examples(bench, family, concept)
-        return train_salun(bench.model.pipe, forget, pseudo, retain, replace(bench.grid.salun, learning_rate=rate))
+        return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
 
-    return _trained(bench, family, concept, "SalUn", bench.grid.salun_rates, bench.grid.salun.iterations, train)
+    return [one for s in bench.grid.salun for one in _trained(bench, family, concept, "SalUn", s, lambda s=s: train(s))]
 
 
 COMPETITORS: dict[str, Callable[[Bench, str, str], list[Defence]]] = {
@@ -213,15 +215,15 @@ def _trained(
     family: str,
     concept: str,
     method: str,
-    rates: Sequence[float],
-    iterations: Sequence[int],
-    train: Callable[[float], dict[int, dict[str, Tensor]]],
+    settings: ESDSettings | SalUnSettings,
+    train: Callable[[], dict[int, dict[str, Tensor]]],
 ) -> list[Defence]:
-    """Return weights as defences, one a learning rate and length: trained once, then kept."""
+    """Return weights as defences, one a length of a training: trained once, then kept."""
+    rate = settings.learning_rate
     sizes = bench.model.pipe.unet.named_parameters()
     stored = 2 * sum(p.numel() for n, p in sizes if method == "SalUn" or ".attn2." in n)
 
-    def defence(rate: float, length: int) -> Defence:
+    def defence(length: int) -> Defence:
         def path(n: int) -> Path:
             return bench.root / "weights" / f"{method}-{family}-{concept}-{rate:g}-{n}.safetensors"
 
@@ -229,7 +231,7 @@ def _trained(
             if path(length).is_file():
                 return
             began = time.perf_counter()
-            trained = train(rate)
+            trained = train()
             seconds = json.dumps({"training_seconds": time.perf_counter() - began})
             durable.write_bytes(path(max(trained)).with_suffix(".json"), seconds.encode())
             for n, weights in trained.items():
@@ -245,7 +247,7 @@ def _trained(
         setting = {"method": method, "learning_rate": rate, "iterations": length}
         return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
 
-    return [defence(rate, length) for rate in rates for length in iterations]
+    return [defence(length) for length in settings.iterations]
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:

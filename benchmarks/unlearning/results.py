@@ -53,11 +53,11 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
-    controlled_concepts: int = 4
-    """of each family, on which our own choices are tried otherwise"""
+    few_concepts: int = 4
+    """of each family, on which the methods of ``FEW`` run: our own choices made otherwise, and the simplest baselines"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
-    attacked_concepts: int = 4
+    attacked_concepts: int = 2
     """of each family"""
     attack_iterations: int = 20
     """at each timestep; published: 40 at 50 timesteps"""
@@ -148,6 +148,7 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
 
 
 METHODS = ("ours", *CONTROLS, *COMPETITORS)
+FEW = (*CONTROLS, "negative prompt", "mean direction")
 
 
 def results(
@@ -166,8 +167,8 @@ def results(
         defences = chosen.setdefault(family, {})
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            controlled = concept in concepts[: run.amounts.controlled_concepts]
-            wanted = [method for method in methods if controlled or method not in CONTROLS]
+            among_few = concept in concepts[: run.amounts.few_concepts]
+            wanted = [method for method in methods if among_few or method not in FEW]
             defences[concept] = one_concept(run, family, concept, wanted)
             (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import machine
 from benchmarks.unlearning.attacks import SKIPPED
-from benchmarks.unlearning.methods import CONTROLS, training_seconds
+from benchmarks.unlearning.methods import training_seconds
 from benchmarks.unlearning.pictures import draw
 from collectors.evaluate import Outcome, per_target, summary
 from featurestore import durable
@@ -56,20 +56,21 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         f"{_seeds_of_others(run)} Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
     for family, methods in found["tables"].items():
-        compared = {name: outcomes for name, outcomes in methods.items() if name not in CONTROLS}
+        n = len(methods["ours"])
+        compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
         parts += [
-            f"## One {family} at a time ({len(methods['ours'])} concepts)\n",
+            f"## One {family} at a time ({n} concepts)\n",
             _methods(run, compared),
             _published(family),
             f"![Pictures by each method]({_picture(family)})\n",
         ]
         parts += [f"### Ours, each {family}\n", _concepts(methods["ours"])]
-        controls = {name: outcomes for name, outcomes in methods.items() if name in CONTROLS}
-        if controls:
-            n = len(next(iter(controls.values())))
+        few = {name: outcomes for name, outcomes in methods.items() if name not in compared}
+        if few:
+            n = len(next(iter(few.values())))
             parts += [
-                f"### What our choices are worth (the first {n} of them)\n",
-                _methods(run, {"ours": methods["ours"][:n], **controls}),
+                f"### Our choices made otherwise, and simple baselines (the first {n} of them)\n",
+                _methods(run, {"ours": methods["ours"][:n], **few}),
             ]
         if found["attacks"][family]:
             parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
