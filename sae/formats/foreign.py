@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featurestore.errors import SAEError
+from sae.checkpoint import all_finite
 
 
 class Choice(NamedTuple):
@@ -67,7 +68,7 @@ class Taken:
             kind = str(tensor.dtype).removeprefix("torch.")
             found = f"{name} is {kind} {list(tensor.shape)}"
             raise SAEError(f"{self.path}: {found}, expected floating point {list(shape)}.")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise SAEError(f"{self.path}: {name} holds values that are not finite.")
         self._taken.add(name)
         return tensor.to(torch.float32)
