@@ -1,7 +1,8 @@
 """Codes and statistics of activation rows, as the columns of the store (docs/format.md, sections 1.3 and 1.4)."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,14 +59,29 @@ CHUNK_ROWS = 64
 def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
     """Return the codes of one row ``[n_positions, d_in]``; of a TopK SAE without waiting for a GPU.
 
-    Each row goes through the encoder alone, since the rounding of a matrix product may depend on its shape: so a row's
-    result does not depend on the rows beside it, to the last bit on one machine.
+    Each row goes through the encoder alone and, on a CPU, on one thread, since the rounding of a matrix product may depend
+    on its shape and on how many threads share it: so a row's result does not depend on the rows beside it nor on the
+    threads there are, to the last bit on one machine.
     """
-    codes = sae.encode(_on(sae.W_enc.device, row))
-    values = codes.values.float()
-    # Empty places go last; the others in ascending order of latents.
-    indices, order = codes.indices.masked_fill(values <= 0, sae.config.n_latents).sort(dim=-1)
-    return RowCodes(values.gather(-1, order), indices.int())
+    with one_thread():
+        codes = sae.encode(_on(sae.W_enc.device, row))
+        values = codes.values.float()
+        # Empty places go last; the others in ascending order of latents.
+        indices, order = codes.indices.masked_fill(values <= 0, sae.config.n_latents).sort(dim=-1)
+        return RowCodes(values.gather(-1, order), indices.int())
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute on the calling thread alone in the block."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)
 
 
 def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:

@@ -22,7 +22,7 @@ from sae.identity import same_model
 from sae.model import SAE
 
 _KINDS = ("codes", "stats")
-_PRE_BYTES = 2 * 2**30
+_PRE_BYTES = 4 * 2**30
 
 
 def encode(store: Store, name: str, device: str = "auto", progress: bool = True) -> int:
@@ -68,19 +68,18 @@ def _threads(n: int, start: Callable[[], object] | None = None) -> Iterator[Exec
 
 @contextlib.contextmanager
 def _row_threads(sae: SAE, n_positions: int) -> Iterator[Executor]:
-    """Yield the threads that rows are encoded on: one for each of torch's, which then compute by themselves.
+    """Yield the threads that rows are encoded on: as many as torch's, but no more than ``_PRE_BYTES`` of pre-activations.
 
-    Several rows at a time on one thread each never wait for each other, as threads do that share a product. Where the
-    pre-activations of so many do not fit ``_PRE_BYTES`` there are fewer, with several of torch's threads each.
+    Each computes by itself, so none waits for another, as threads do that share a product.
     """
     n_threads = torch.get_num_threads()
     fit = _PRE_BYTES // (n_positions * sae.config.n_latents * sae.W_enc.element_size())
     n = max(1, min(n_threads, fit)) if sae.W_enc.device.type == "cpu" else 1
     try:
-        with _threads(n, lambda: torch.set_num_threads(n_threads // n)) as pool:
+        with _threads(n, lambda: torch.set_num_threads(1)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(n_threads)  # or threads that are started later would have as many as these
+        torch.set_num_threads(n_threads)  # or threads that are started later would have one each
 
 
 def made_by_sae(record: Record) -> dict[str, Any]:

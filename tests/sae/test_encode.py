@@ -172,6 +172,20 @@ def test_a_row_does_not_depend_on_its_neighbours():
     np.testing.assert_array_equal(whole.sum, np.concatenate([part.sum for part in parts]))
 
 
+def test_a_row_does_not_depend_on_the_number_of_threads():
+    """A product of this shape does, in its last digits, on some processors."""
+    sae, x = random_sae(d_in=1280, n_latents=512, k=8).requires_grad_(False), torch.randn(2, 64, 1280)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(encode_rows(sae, x))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(one.values.equals(found[0].values) and (one.sum == found[0].sum).all() for one in found)
+
+
 def test_rows_in_which_nothing_fires_are_kept():
     sae = random_sae().requires_grad_(False)
     sae.b_enc.fill_(-1e3)
