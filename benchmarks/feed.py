@@ -26,7 +26,7 @@ from sae.model import SAE, SAEConfig
 from sae.state import State
 from sae.step import take_step
 
-HOOK, POSITIONS, STEPS, PER_SHARD, N_BATCHES = "hook", 256, 8, 4, 16
+HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 
 
 def make(root: Path, d_in: int, n_samples: int) -> Store:
@@ -62,15 +62,15 @@ def encoding(store: Store, config: SAEConfig, runs: int) -> dict[str, float]:
     return {name: len(maps) * POSITIONS / each for name, each in seconds.items()}
 
 
-def training(store: Store, config: SAEConfig, batch: int, runs: int) -> dict[str, float]:
+def training(store: Store, config: SAEConfig, batch: int, n_batches: int, runs: int) -> dict[str, float]:
     """Time a few steps on batches from disk and on the same from memory, in turns."""
     batches = PositionBatches(store, HOOK, "cond", batch, 0, holdout=0)
-    memory = list(itertools.islice(batches.epoch(0), N_BATCHES))
+    memory = list(itertools.islice(batches.epoch(0), n_batches))
     assert all(torch.equal(a, b) for a, b in zip(memory, batches.epoch(0), strict=False))
 
     def steps(source: Iterable[torch.Tensor]) -> None:
         state = State(SAE(config, torch.Generator().manual_seed(0)))
-        for x in itertools.islice(source, N_BATCHES):
+        for x in itertools.islice(source, n_batches):
             take_step(state, x, 1e-4, 10**7)
 
     seconds = interleaved(runs, disk=lambda: steps(batches.epoch(0)), memory=lambda: steps(memory))
@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--only", choices=["encoding", "training"])
     options = parser.parse_args()
-    d_in, n_latents, batch, n_samples, runs = (1280, 20480, 4096, 32, 3) if options.large else (320, 5120, 1024, 96, 5)
+    d_in, n_latents, batch, n_batches = (1280, 20480, 4096, 4) if options.large else (320, 5120, 1024, 192)
+    n_samples, runs = (32, 3) if options.large else (96, 5)
     config = SAEConfig(d_in, n_latents, 32, hook=HOOK, height=16, width=16)
     figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": 32, "batch": batch}
     with tempfile.TemporaryDirectory() as directory:
@@ -93,7 +94,7 @@ def main() -> None:
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["encoding_over_matrix_product"] = speed["encoding"] / speed["matrix_product"]
         if options.only != "encoding":
-            speed = training(store, config, batch, runs)
+            speed = training(store, config, batch, n_batches, runs)
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["from_disk_over_from_memory"] = speed["disk"] / speed["memory"]
     record("feed", figures)
