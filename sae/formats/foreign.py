@@ -20,6 +20,8 @@ class Choice(NamedTuple):
     architecture: str | None = None
     k: int | None = None
     threshold: float | None = None
+    calibrate: bool = False
+    """find the threshold on a store's activations"""
 
 
 class Foreign(NamedTuple):
@@ -35,6 +37,8 @@ class Foreign(NamedTuple):
     """what the checkpoint, or its library, was trained on; empty: unknown"""
     format: str = ""
     """the name of the format that it was read from"""
+    uncalibrated: bool = False
+    """the threshold is not in the file, and has to be found before the SAE is of use"""
 
 
 class Taken:
