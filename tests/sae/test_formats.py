@@ -236,6 +236,8 @@ def test_serving_a_batch_topk_otherwise_has_to_be_asked_for(tmp_path, in_process
     with pytest.raises(SAEError, match=r"has threshold = 1.3: --threshold 2.5 would be another function"):
         loaded(tmp_path, choice=Choice(threshold=2.5))
     formats.dictionary_learning(tmp_path, "MatryoshkaBatchTopKSAE", threshold=-1.0)
+    with pytest.raises(SAEError, match=r"--threshold -1 is no threshold: it must be at least 0"):
+        loaded(tmp_path, choice=Choice(threshold=-1.0))
     given = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
     assert float(given[given > 0].min()) > 2.5
 
