@@ -59,7 +59,9 @@ def _check_choice(path: Path, choice: Choice, found: Foreign) -> None:
     if choice.threshold is not None and architecture not in ("batchtopk", "matryoshka_batchtopk"):
         raise SAEError(f"{path} is of architecture {architecture!r}: --threshold is for BatchTopK.")
     if choice.threshold is not None and choice.threshold < 0:
-        raise SAEError(f"--threshold {choice.threshold:g} is no threshold: it must be at least 0 (−1: never calibrated).")
+        raise SAEError(
+            f"--threshold {choice.threshold:g} is no threshold: it must be at least 0 (−1: never calibrated)."
+        )
     if choice.calibrate and not found.uncalibrated:
         if architecture not in ("batchtopk", "matryoshka_batchtopk"):
             raise SAEError(f"{path} is of architecture {architecture!r}: --calibrate is for BatchTopK.")
