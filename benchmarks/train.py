@@ -5,11 +5,13 @@ python benchmarks/train.py --large                    d_in 1280, 20480 latents, 
 python benchmarks/train.py --saeuron DIR --peers DIR  with a checkout of SAeUron, and a directory of installed peers
 
 A peer that cannot be imported is left out, and named. Each takes its own steps with its own optimiser and bookkeeping, as its
-trainer does; all learn from the same batches with Adam at the same learning rate, from the same initial weights.
+trainer does; all learn from the same batches with Adam at the same learning rate, from the same initial weights. On a CPU the
+peak memory of ours and of sparsify is measured too, each in a process of its own: weights, optimiser, and what a step needs.
 """
 
 import argparse
 import importlib
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -162,8 +164,68 @@ def make_all(start: Start) -> Iterator[tuple[str, Step, Reconstruct]]:
         yield make.__name__, step, reconstruct
 
 
+def peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
+    """Return the most memory that three steps held beyond what there was before the SAE; None if the peer is not there."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_bytes, (name, d_in, n_latents, k, size))
+
+
+def _peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
+    make = {"ours": ours, "sparsify": sparsify}[name]
+    torch.manual_seed(0)
+    data = batches(d_in, size, "cpu")
+    try:
+        make(Start(d_in, 64, k, data[0]))[0](data[0])  # imports, thread pools
+    except ImportError:
+        return None
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
+    before = _status("VmHWM")
+    step = make(Start(d_in, n_latents, k, data[0]))[0]
+    for x in data[:3]:
+        step(x)
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    with Path("/proc/self/status").open(encoding="utf-8") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
+
+
+def memory(*sizes: int) -> dict[str, Any]:
+    """Return the peak memory of ours and of sparsify, in bytes, and their ratio."""
+    found = {f"{name}_peak_bytes": peak_bytes(name, *sizes) for name in ("ours", "sparsify")}
+    mine, theirs = found["ours_peak_bytes"], found["sparsify_peak_bytes"]
+    return found | ({"ours_over_sparsify_peak": mine / theirs} if mine and theirs else {})
+
+
+def compare(trainers: list[tuple[str, Step, Reconstruct]], data: list[Tensor], steps: int) -> dict[str, Any]:
+    """Check that all begin at the same place, let them take turns of a step each, and check where they end."""
+    first = {name: fvu(reconstruct, data[0]) for name, _, reconstruct in trainers}
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in trainers}
+    wait = torch.cuda.synchronize if data[0].is_cuda else lambda: None
+    for number in range(steps):
+        for name, step, _ in trainers:
+            wait()
+            began = time.perf_counter()
+            step(data[number % (N_BATCHES - 1)])
+            wait()
+            seconds[name].append(time.perf_counter() - began)
+    figures: dict[str, Any] = {}
+    for name, _, reconstruct in trainers:
+        middle = sorted(seconds[name][2:])[len(seconds[name][2:]) // 2]
+        figures |= {f"{name}_positions_per_s": len(data[0]) / middle, f"{name}_fvu_first": first[name]}
+        figures[f"{name}_fvu_seen"] = fvu(reconstruct, data[0])
+        if name != "ours":
+            figures[f"ours_over_{name}"] = figures["ours_positions_per_s"] / figures[f"{name}_positions_per_s"]
+    assert figures["ours_fvu_seen"] < first["ours"], "it learns"
+    if "sparsify" in first:
+        assert abs(first["ours"] - first["sparsify"]) < 1e-4, "the same function at the start"
+        assert figures["ours_fvu_seen"] < 1.02 * figures["sparsify_fvu_seen"], "no worse at the end"
+    return figures
+
+
 def main() -> None:
-    """Check that all begin at the same place, then let them take turns of a few steps each."""
+    """Compare the trainers that there are, at one size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--steps", type=int, default=None)
@@ -177,35 +239,9 @@ def main() -> None:
     torch.manual_seed(0)
     data = batches(d_in, size, options.device)
     trainers = list(make_all(Start(d_in, n_latents, k, data[0])))
-    first = {name: fvu(reconstruct, data[0]) for name, _, reconstruct in trainers}
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in trainers}
-    for number in range(steps):
-        for name, step, _ in trainers:
-            if options.device != "cpu":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            step(data[number % (N_BATCHES - 1)])
-            if options.device != "cpu":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
-    figures: dict[str, Any] = {
-        "d_in": d_in,
-        "n_latents": n_latents,
-        "k": k,
-        "batch": size,
-        "steps": steps,
-        "device": options.device,
-    }
-    for name, _, reconstruct in trainers:
-        middle = sorted(seconds[name][2:])[len(seconds[name][2:]) // 2]
-        figures |= {f"{name}_positions_per_s": size / middle, f"{name}_fvu_first": first[name]}
-        figures[f"{name}_fvu_seen"] = fvu(reconstruct, data[0])
-        if name != "ours":
-            figures[f"ours_over_{name}"] = figures["ours_positions_per_s"] / figures[f"{name}_positions_per_s"]
-    assert figures["ours_fvu_seen"] < first["ours"], "it learns"
-    if "sparsify" in first:
-        assert abs(first["ours"] - first["sparsify"]) < 1e-4, "the same function at the start"
-        assert figures["ours_fvu_seen"] < 1.02 * figures["sparsify_fvu_seen"], "no worse at the end"
+    figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": size}
+    figures |= {"steps": steps, "device": options.device} | compare(trainers, data, steps)
+    figures |= memory(d_in, n_latents, k, size) if options.device == "cpu" else {}
     record("train", figures)
 
 

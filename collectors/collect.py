@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.schemas import check_name, samples_schema
 from featurestore.store import Store
 from sae.attach import Attached, attach, attachable
+from sae.codes import one_thread
 from sae.encode import check_model, made_by_sae
 from sae.hooks import DenoiserCall
 from sae.modules import denoiser, find_module, match_hooks
@@ -301,7 +302,8 @@ def _gather(job: _Job, item: WorkItem, memory: HostMemory, bar: Any) -> _Gathere
     kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
     buffers = {hook: HookBuffer(hook, one, ids, memory) for hook, one in kept.items() if one is not None}
     images: list[Any] = []
-    with exactly(settings.exact):
+    # How a sum is split over threads shows in its last digits.
+    with one_thread() if settings.exact else contextlib.nullcontext():
         size = 1 if settings.exact else settings.batch_size
         for start in range(0, len(ids), size):
             images += _run_batch(job, item.samples[start : start + size], start, buffers, bar)
@@ -322,17 +324,6 @@ def _run_batch(job: _Job, batch: list[Sample], start: int, buffers: dict[str, Ho
     prompts, seeds = [s.prompt.prompt for s in batch], [s.prompt.seed for s in batch]
     with capture(model.pipe, list(buffers), sink, job.settings.io, before):
         return generate(model, run, prompts, seeds, "pil" if job.settings.images else "latent")
-
-
-@contextlib.contextmanager
-def exactly(wanted: bool) -> Iterator[None]:
-    """Compute on one thread in the block, if ``wanted``: how a sum is split over threads shows in its last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write(job: _Job, gathered: _Gathered, claim: Claim, n_new: int) -> None:

@@ -182,5 +182,10 @@ def check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> 
         if list(tensor.shape) != shape or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise SAEError(f"{path}: {name} is {kind} {list(tensor.shape)}, expected floating point {shape}.")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise SAEError(f"{path}: {name} holds values that are not finite.")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Say whether a tensor with at least one element has neither NaN nor infinity; nothing of its size is made."""
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -1,6 +1,8 @@
 """Codes and statistics of activation rows, as the columns of the store (docs/format.md, sections 1.3 and 1.4)."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,14 +59,29 @@ CHUNK_ROWS = 64
 def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
     """Return the codes of one row ``[n_positions, d_in]``; of a TopK SAE without waiting for a GPU.
 
-    Each row goes through the encoder alone, since the rounding of a matrix product may depend on its shape: so a row's
-    result does not depend on the rows beside it, to the last bit on one machine.
+    Each row goes through the encoder alone and, on a CPU, on one thread, since the rounding of a matrix product may depend
+    on its shape and on how many threads share it: so a row's result does not depend on the rows beside it nor on the
+    threads there are, to the last bit on one machine.
     """
-    codes = sae.encode(_on(sae.W_enc.device, row))
-    values = codes.values.float()
-    # Empty places go last; the others in ascending order of latents.
-    indices, order = codes.indices.masked_fill(values <= 0, sae.config.n_latents).sort(dim=-1)
-    return RowCodes(values.gather(-1, order), indices.int())
+    with one_thread():
+        codes = sae.encode(_on(sae.W_enc.device, row))
+        values = codes.values.float()
+        # Empty places go last; the others in ascending order of latents.
+        indices, order = codes.indices.masked_fill(values <= 0, sae.config.n_latents).sort(dim=-1)
+        return RowCodes(values.gather(-1, order), indices.int())
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute on the calling thread alone in the block."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)
 
 
 def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
@@ -81,17 +98,21 @@ def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
     return _columns(values, indices.astype(np.int64), n_latents)
 
 
-def encode_rows(sae: SAE, activations: npt.NDArray | Tensor) -> Encoded:
+def encode_rows(
+    sae: SAE, activations: npt.NDArray | Tensor, map_rows: Callable[..., Iterable[RowCodes]] = map
+) -> Encoded:
     """Return the codes and statistics of activations ``[rows, n_positions, d_in]``, at least one row.
+
+    ``map_rows`` is ``map``, or that of a pool of threads.
 
     Raises:
         SAEError: an activation of a latent is not finite, or does not fit float16.
     """
-    return to_columns([encode_row(sae, row) for row in activations], sae.config.n_latents)
+    return to_columns(list(map_rows(functools.partial(encode_row, sae), activations)), sae.config.n_latents)
 
 
 def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
-    tensor = row if isinstance(row, Tensor) else torch.from_numpy(np.array(row, np.float32))
+    tensor = row if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
     return tensor.to(device, torch.float32)
 
 
@@ -157,8 +178,7 @@ def codes_table(encoded: list[Encoded], rows: Rows, metadata: Mapping[str, str])
     """Return the rows of a ``codes`` shard, in the order of ``rows``."""
     features = pa.chunked_array([part.features for part in encoded], schemas.CODES.field("features").type)
     values = pa.chunked_array([part.values for part in encoded], schemas.CODES.field("values").type)
-    columns = [pa.array(column, field.type) for column, field in zip(rows, schemas.CODES, strict=False)]
-    return pa.Table.from_arrays([*columns, features, values], schema=_with(schemas.CODES, metadata))
+    return pa.Table.from_arrays([*_arrays(rows), features, values], schema=_with(schemas.CODES, metadata))
 
 
 def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], metadata: Mapping[str, str]) -> pa.Table:
@@ -174,10 +194,15 @@ def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], m
     rank = np.empty(len(rows.step), np.int64)
     rank[np.lexsort((sample, rows.branch != "cond", rows.step))] = np.arange(len(rank))
     order = np.argsort(rank[row], kind="stable")
-    columns = [column[row[order]] for column in rows]
-    columns += [np.concatenate([part[i] for part in encoded])[order] for i in range(3, 7)]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.STATS, strict=True)]
+    place_of = pa.array(row[order])
+    head = [array.take(place_of) for array in _arrays(rows)]
+    columns = [np.concatenate([part[i] for part in encoded])[order] for i in range(3, 7)]
+    arrays = [*head, *map(pa.array, columns)]
     return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, {**metadata, **_steps(rows, len(sample_ids))}))
+
+
+def _arrays(rows: Rows) -> list[pa.Array]:
+    return [pa.array(column, field.type) for column, field in zip(rows, schemas.CODES, strict=False)]
 
 
 def _steps(rows: Rows, n_samples: int) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Turn a store's activation shards into shards of codes and of statistics."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from sae.data import hook_records
 from sae.identity import same_model
 from sae.model import SAE
 
+_KINDS = ("codes", "stats")
+_PRE_BYTES = 4 * 2**30
+
 
 def encode(store: Store, name: str, device: str = "auto", progress: bool = True) -> int:
     """Encode all activation shards of an SAE's hook, all branches; return how many shards were new.
@@ -35,12 +40,46 @@ def encode(store: Store, name: str, device: str = "auto", progress: bool = True)
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
-    n_new = 0
-    records, quiet = hook_records(store, sae.config.hook), None if progress else True
-    for shard_record in tqdm(records, desc=f"encode {name}", unit=" shards", disable=quiet):
-        n_new += _encode_shard(store, sae, name, shard_record, made_by)
+    records = [record for record in hook_records(store, sae.config.hook) if _is_new(store, name, record, made_by)]
+    if records:
+        store.check(records[:1])
+        n_positions = read_shard(store.root, records[0]).n_positions
+        # Two shards at a time: while one is written, rows of the other are encoded.
+        with _threads(2) as shards, _row_threads(sae, n_positions) as rows:
+            done = shards.map(lambda record: _encode_shard(store, sae, name, record, made_by, rows), records)
+            bar = tqdm(
+                done, desc=f"encode {name}", unit=" shards", total=len(records), disable=None if progress else True
+            )
+            for _ in bar:
+                pass
     write_card(store)
-    return n_new
+    return len(records)
+
+
+@contextlib.contextmanager
+def _threads(n: int, start: Callable[[], object] | None = None) -> Iterator[Executor]:
+    """Yield a pool of threads that each call ``start`` first; what they have not begun when the block fails is dropped."""
+    pool = ThreadPoolExecutor(n, initializer=start)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _row_threads(sae: SAE, n_positions: int) -> Iterator[Executor]:
+    """Yield the threads that rows are encoded on: as many as torch's, but no more than ``_PRE_BYTES`` of pre-activations.
+
+    Each computes by itself, so none waits for another, as threads do that share a product.
+    """
+    n_threads = torch.get_num_threads()
+    fit = _PRE_BYTES // (n_positions * sae.config.n_latents * sae.W_enc.element_size())
+    n = max(1, min(n_threads, fit)) if sae.W_enc.device.type == "cpu" else 1
+    try:
+        with _threads(n, lambda: torch.set_num_threads(1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n_threads)  # or threads that are started later would have one each
 
 
 def made_by_sae(record: Record) -> dict[str, Any]:
@@ -62,28 +101,35 @@ def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
         )
 
 
-def _encode_shard(store: Store, sae: SAE, name: str, record: Record, made_by: Mapping[str, Any]) -> bool:
-    tables = [f"codes/{name}", f"stats/{name}"]
-    existing = [found for found in (store.record(table, record.shard) for table in tables) if found]
+def _is_new(store: Store, name: str, record: Record, made_by: Mapping[str, Any]) -> bool:
+    """Say whether a shard of activations is still to be encoded.
+
+    Raises:
+        SAEError: it was encoded by another SAE of that name.
+    """
+    existing = [found for kind in _KINDS if (found := store.record(f"{kind}/{name}", record.shard))]
     for found in existing:
         if found.made_by.get("sae_hash") != made_by["sae_hash"]:
             raise SAEError(
                 f"{found.table} of {store.root} was made by another SAE of that name, with hash "
                 f"{str(found.made_by.get('sae_hash'))[:12]}…: give the new SAE another name."
             )
-    if len(existing) == 2:
-        return False
+    return len(existing) < len(_KINDS)
+
+
+def _encode_shard(
+    store: Store, sae: SAE, name: str, record: Record, made_by: Mapping[str, Any], threads: Executor
+) -> None:
     store.check([record])
     shard = read_shard(store.root, record)
     _check_fits(store, sae, name, shard)
     metadata = codes_metadata(sae, made_by, shard.metadata["height"], shard.metadata["width"])
     rows = Rows(shard.sample_id, shard.step, shard.timestep, shard.branch)
     starts = range(0, shard.n_rows, CHUNK_ROWS)
-    encoded = [encode_rows(sae, shard.rows(slice(i, i + CHUNK_ROWS))) for i in starts]
+    encoded = [encode_rows(sae, shard.rows(slice(i, i + CHUNK_ROWS)), threads.map) for i in starts]
     codes, stats = codes_table(encoded, rows, metadata), stats_table(encoded, rows, record.sample_ids, metadata)
-    for table, data in zip(tables, (codes, stats), strict=True):
-        store.append(table, record.shard, data, record.sample_ids, made_by)
-    return True
+    for kind, data in zip(_KINDS, (codes, stats), strict=True):
+        store.append(f"{kind}/{name}", record.shard, data, record.sample_ids, made_by)
 
 
 def _check_fits(store: Store, sae: SAE, name: str, shard: ActivationShard) -> None:

@@ -14,6 +14,7 @@ from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.records import Record
 from featurestore.store import Store
 from sae.attach import attach, offered
+from sae.calibrate import calibrate_on_
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
 from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
@@ -35,7 +36,8 @@ def import_sae(
     """Read a checkpoint of another library, from a directory, a file or a hub, and commit it as ``saes/<name>``.
 
     ``hook`` and ``io`` default to what the checkpoint says, then ``io`` to what the store holds of the hook. An SAE that is
-    in the store already, the same to the last bit, is returned as it is.
+    in the store already, the same to the last bit, is returned as it is. A threshold that is not in the file can be found on
+    the hook's activations (``choice.calibrate``, :func:`sae.calibrate.calibrate_on_`).
 
     Raises:
         SAEError: the checkpoint is unknown, malformed or says what cannot be honoured; it does not fit the hook's
@@ -46,8 +48,11 @@ def import_sae(
     path = local_path(source)
     found = read_checkpoint(path, format, choice)
     sae = foreign_sae(path, found, _place(store, source, found, hook, io))
+    made_by: dict[str, Any] = {"imported": found.format}
+    if found.uncalibrated:
+        made_by["calibrated"] = calibrate_on_(store, sae)
     files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
-    made = offered(store, name, sae, files, {"imported": found.format}, "use another --name")
+    made = offered(store, name, sae, files, made_by, "use another --name")
     if made.files:
         attach(store, made)
         write_card(store)

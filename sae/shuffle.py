@@ -20,6 +20,7 @@ WINDOW_BYTES = 256 * 2**20
 OPEN_SHARDS = 8
 """shards whose rows are mixed"""
 _AHEAD = 2
+_OPEN_BYTES = 2 * 2**30
 
 
 class ShuffledPositions:
@@ -123,12 +124,21 @@ class ShuffledPositions:
     def _runs(self, number: int) -> Tensor:
         """Return the bytes of a shard as overlapping runs: row ``i`` is the run that begins at byte ``i``."""
         if number not in self._open:
-            # A window may reach from one group of shards into the next; what had to be decoded is dropped sooner.
-            while len(self._open) >= (OPEN_SHARDS if self.rows.shards[number] is None else 2 * OPEN_SHARDS):
+            while self._full(self.rows.shards[number] is not None):
                 del self._open[next(iter(self._open))]
             self._open[number] = self._bytes(number)
         raw = self._open[number]
         return raw.as_strided((len(raw) - self._run_bytes + 1, self._run_bytes), (1, 1))
+
+    def _full(self, mapped: bool) -> bool:
+        """Say whether a shard has to be closed before another is opened.
+
+        A window may reach from one group of shards into the next, and over many if they are small; what had to be decoded is
+        dropped sooner.
+        """
+        if not mapped:
+            return len(self._open) >= OPEN_SHARDS
+        return len(self._open) >= 2 * OPEN_SHARDS and sum(map(len, self._open.values())) > _OPEN_BYTES
 
     def _bytes(self, number: int) -> Tensor:
         record, shard = self.rows.records[number], self.rows.shards[number]

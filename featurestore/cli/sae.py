@@ -232,6 +232,7 @@ def sae() -> None:
 )
 @click.option("--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say.")
 @click.option("--threshold", type=float, help="Of a BatchTopK SAE, where the file does not say.")
+@click.option("--calibrate", is_flag=True, help="Find it on the store's activations, as training does.")
 @click.option("--architecture", type=click.Choice(["topk"]), help="Serve a BatchTopK SAE as TopK: another function.")
 def import_(
     path: str,
@@ -242,6 +243,7 @@ def import_(
     io: str | None,
     k: int | None,
     threshold: float | None,
+    calibrate: bool,
     architecture: str | None,
 ) -> None:
     """Read an SAE that another library trained: a directory, a file, or user/name/directory on a hub.
@@ -252,6 +254,7 @@ def import_(
     \b
     featurestore sae import someone/saes/unet.up_blocks.1.attentions.1 --store ./store --name theirs
     featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
+    featurestore sae import ./batch.pt --k 32 --calibrate --hook unet.mid_block.attentions.0 --store ./store --name batch
     """
     from featurestore.saes import load_config
     from featurestore.store import Store
@@ -259,7 +262,7 @@ def import_(
     from sae.importing import import_sae
 
     opened = Store.open(store)
-    import_sae(opened, path, name, format, hook, io, Choice(architecture, k, threshold))
+    import_sae(opened, path, name, format, hook, io, Choice(architecture, k, threshold, calibrate))
     config = load_config(opened, name)
     click.echo(f"SAE {name!r}: {_described(config)}")
     click.echo(f"  hook  {config['hook']}, its {config['io']}")

@@ -103,23 +103,23 @@ def _jumprelu(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice,
 
 
 def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
-    """Add the one threshold of a file, or serve as TopK if that was asked for."""
-    threshold = taken.number("threshold")
+    """Add the one threshold of a file, or what was asked for in its place."""
+    threshold = taken.number("threshold") if "threshold" in taken else None
     if choice.architecture == "topk":
         fields = {key: value for key, value in found.fields.items() if key != "group_sizes"}
         return found._replace(fields=fields | {"architecture": "topk"})
-    if threshold >= 0 and choice.threshold is not None and not math.isclose(choice.threshold, threshold, rel_tol=1e-6):
+    if threshold is None or threshold < 0:
+        if choice.threshold is None and not choice.calibrate:
+            says = "no threshold" if threshold is None else f"threshold = {threshold:g}"
+            raise SAEError(
+                f"{taken.path} has {says}: it was never calibrated. Give --calibrate to do so on the store's activations, "
+                f"--threshold, or --architecture topk to serve it with {found.fields['k']} latents a position."
+            )
+        found, threshold = found._replace(uncalibrated=choice.threshold is None), choice.threshold or 0.0
+    elif choice.threshold is not None and not math.isclose(choice.threshold, threshold, rel_tol=1e-6):
         given = f"--threshold {choice.threshold:g}"
         raise SAEError(f"{taken.path} has threshold = {threshold:g}: {given} would be another function.")
-    if threshold < 0 and choice.threshold is None:
-        raise SAEError(
-            f"{taken.path} has threshold = {threshold:g}: it was never calibrated. Give --threshold, or --architecture "
-            f"topk to serve it with {found.fields['k']} latents a position."
-        )
-    if threshold < 0 and choice.threshold is not None:
-        threshold = choice.threshold
-    n_latents = found.fields["n_latents"]
-    return found._replace(tensors=found.tensors | {"threshold": torch.full((n_latents,), threshold)})
+    return found._replace(tensors=found.tensors | {"threshold": torch.full((found.fields["n_latents"],), threshold)})
 
 
 _READERS = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featurestore.errors import SAEError
+from sae.checkpoint import all_finite
 
 
 class Choice(NamedTuple):
@@ -19,6 +20,8 @@ class Choice(NamedTuple):
     architecture: str | None = None
     k: int | None = None
     threshold: float | None = None
+    calibrate: bool = False
+    """find the threshold on a store's activations"""
 
 
 class Foreign(NamedTuple):
@@ -34,6 +37,8 @@ class Foreign(NamedTuple):
     """what the checkpoint, or its library, was trained on; empty: unknown"""
     format: str = ""
     """the name of the format that it was read from"""
+    uncalibrated: bool = False
+    """the threshold is not in the file, and has to be found before the SAE is of use"""
 
 
 class Taken:
@@ -67,7 +72,7 @@ class Taken:
             kind = str(tensor.dtype).removeprefix("torch.")
             found = f"{name} is {kind} {list(tensor.shape)}"
             raise SAEError(f"{self.path}: {found}, expected floating point {list(shape)}.")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise SAEError(f"{self.path}: {name} holds values that are not finite.")
         self._taken.add(name)
         return tensor.to(torch.float32)

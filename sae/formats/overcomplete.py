@@ -47,13 +47,17 @@ def read(path: Path, choice: Choice) -> Foreign:
         config["architecture"] = "batchtopk"
     elif choice.k is not None:
         config["k"] = choice.k
+        if choice.calibrate:
+            tensors["threshold"] = torch.zeros(n_latents)
+            config["architecture"] = "batchtopk"
     else:
         raise SAEError(
-            f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) for TopK, or --threshold "
-            f"(its running_threshold) for BatchTopK."
+            f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) for TopK; for BatchTopK "
+            f"--threshold (its running_threshold), or --calibrate and --k (latents a position)."
         )
     taken.finish()
-    return Foreign(config, tensors)
+    uncalibrated = config.get("architecture") == "batchtopk" and choice.threshold is None
+    return Foreign(config, tensors, uncalibrated=uncalibrated)
 
 
 def _dictionary(taken: Taken, n_latents: int, d_in: int) -> Tensor:

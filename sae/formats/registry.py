@@ -58,6 +58,15 @@ def _check_choice(path: Path, choice: Choice, found: Foreign) -> None:
         raise SAEError(f"{path} has k = {found.fields['k']}: --k {choice.k} would be another function.")
     if choice.threshold is not None and architecture not in ("batchtopk", "matryoshka_batchtopk"):
         raise SAEError(f"{path} is of architecture {architecture!r}: --threshold is for BatchTopK.")
+    if choice.threshold is not None and choice.threshold < 0:
+        raise SAEError(
+            f"--threshold {choice.threshold:g} is no threshold: it must be at least 0 (−1: never calibrated)."
+        )
+    if choice.calibrate and not found.uncalibrated:
+        if architecture not in ("batchtopk", "matryoshka_batchtopk"):
+            raise SAEError(f"{path} is of architecture {architecture!r}: --calibrate is for BatchTopK.")
+        threshold = float(found.tensors["threshold"][0])
+        raise SAEError(f"{path} has threshold = {threshold:g}, given or in its file: leave out --calibrate.")
 
 
 def detect(path: Path) -> str:

@@ -62,7 +62,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
         config["architecture"] = "batchtopk"
         tensors["threshold"] = tensors["b_enc"].new_full((n_latents,), threshold)
     name = directory.resolve().name
-    return Foreign(config, tensors, hook=name if "." in name else "")
+    uncalibrated = threshold is not None and choice.threshold is None
+    return Foreign(config, tensors, hook=name if "." in name else "", uncalibrated=uncalibrated)
 
 
 def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | None:
@@ -70,11 +71,14 @@ def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | No
     trained = [name for name in ("batch_topk", "sample_topk") if fields.get(name, False) is not False]
     if not trained or choice.architecture == "topk":
         return None
-    if trained == ["batch_topk"] and choice.threshold is not None:
-        return choice.threshold
+    if trained == ["batch_topk"] and (choice.threshold is not None or choice.calibrate):
+        return choice.threshold or 0.0
     whole, give = "sample", ""
     if trained == ["batch_topk"]:
-        whole, give = "batch", "--threshold with the smallest activation that training kept, or "
+        whole = "batch"
+        give = (
+            "--calibrate to find it on the store's activations, --threshold with the smallest that training kept, or "
+        )
     raise SAEError(
         f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a whole {whole}, and holds no "
         f"threshold. Give {give}--architecture topk to serve it with {fields['k']} latents a position, as SAeUron's own "

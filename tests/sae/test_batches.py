@@ -139,8 +139,17 @@ def test_only_some_shards_are_open_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(len(self._open)) or open_(self, n)
     )
+    monkeypatch.setattr(shuffle, "_OPEN_BYTES", 0)
     assert sum(1 for _ in made) == len(made)
     assert len(found) == 40 and max(found) < 2 * shuffle.OPEN_SHARDS  # each is opened once
+
+
+def test_small_shards_stay_open(tmp_path, monkeypatch):
+    made = ActivationBatches(make_store(tmp_path / "store", n_shards=40), HOOK, 64)  # one window reaches over all
+    open_, found = shuffle.ShuffledPositions._bytes, []
+    monkeypatch.setattr(shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(n) or open_(self, n))
+    assert sum(1 for _ in made) == len(made)
+    assert sorted(found) == list(range(40))
 
 
 @pytest.mark.parametrize(("run", "found"), [(1, 1), (3, 2), (8, 8), (100, 16)])

@@ -129,7 +129,7 @@ def change(directory, name, **fields):
         ({"transcode": True}, "has transcode = True, which cannot be honoured: it predicts another tensor"),
         ({"activation": "groupmax"}, "has activation = 'groupmax', which cannot be honoured"),
         ({"signed": True}, "has signed = True, which cannot be honoured"),
-        ({"batch_topk": True}, r"batch_topk = true: .* holds no threshold. Give --threshold with"),
+        ({"batch_topk": True}, r"batch_topk = true: .* holds no threshold. Give --calibrate to find it"),
         ({"sample_topk": True}, r"sample_topk = true: .* Give --architecture topk to serve it with 4 latents"),
         ({"colour": 1}, r"has fields that are not known and may change the function: \['colour'\]"),
         ({"k": "absent"}, "has no k, expected an integer of at least 1"),
@@ -152,8 +152,8 @@ def test_a_refusal_names_the_file(tmp_path):
         loaded(tmp_path)
     assert str(error.value) == (
         f"{tmp_path / 'cfg.json'} has batch_topk = true: it was trained to keep the largest activations of a whole batch, and "
-        "holds no threshold. Give --threshold with the smallest activation that training kept, or --architecture topk to "
-        "serve it with 4 latents a position, as SAeUron's own loader does."
+        "holds no threshold. Give --calibrate to find it on the store's activations, --threshold with the smallest that "
+        "training kept, or --architecture topk to serve it with 4 latents a position, as SAeUron's own loader does."
     )
 
 
@@ -207,7 +207,11 @@ def test_tensors_that_are_refused(tensors, message, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "kwargs", "message"),
     [
-        ("BatchTopKSAE", {"threshold": -1.0}, r"has threshold = -1: it was never calibrated. Give --threshold, or"),
+        (
+            "BatchTopKSAE",
+            {"threshold": -1.0},
+            r"has threshold = -1: it was never calibrated. Give --calibrate to do so",
+        ),
         ("AutoEncoderTopK", {"k": 5}, r"config.json has k = 5, .*ae.pt has k = 4"),
         ("AutoEncoderTopK", {"dict_class": "GatedAutoEncoder"}, "dict_class = 'GatedAutoEncoder', which cannot be"),
         ("AutoEncoderTopK", {"dict_class": "BatchTopK"}, "only AutoEncoder, AutoEncoderTopK, BatchTopKSAE"),
@@ -232,6 +236,8 @@ def test_serving_a_batch_topk_otherwise_has_to_be_asked_for(tmp_path, in_process
     with pytest.raises(SAEError, match=r"has threshold = 1.3: --threshold 2.5 would be another function"):
         loaded(tmp_path, choice=Choice(threshold=2.5))
     formats.dictionary_learning(tmp_path, "MatryoshkaBatchTopKSAE", threshold=-1.0)
+    with pytest.raises(SAEError, match=r"--threshold -1 is no threshold: it must be at least 0"):
+        loaded(tmp_path, choice=Choice(threshold=-1.0))
     given = loaded(tmp_path, choice=Choice(threshold=2.5)).encode_dense(x)
     assert float(given[given > 0].min()) > 2.5
 
