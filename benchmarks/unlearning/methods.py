@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,13 +59,16 @@ class Grid:
     tops: Sequence[int] = (2, 8, 16)
     multipliers: Sequence[float] = (-1.0, -5.0, -20.0, -40.0)
     strengths: Sequence[float] = (1.0, 2.0)
-    esd: Sequence[ESDSettings] = (ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20),)
-    """trainings, each of which is one only if those before have no perfect setting"""
+    esd: Sequence[tuple[str, ESDSettings]] = (
+        ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
+        ("prompts", ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20)),
+    )
+    """what is erased, the concept's name alone or all prompts with it, and how; the next only if none before is perfect"""
     salun: Sequence[SalUnSettings] = (
         SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
         SalUnSettings(iterations=(240,), learning_rate=1e-4),
     )
-    """as ``esd``"""
+    """the next only if none before is perfect"""
     examples_per_prompt: int = 8
     """SalUn's pictures to forget"""
     retained: int = 90
@@ -177,12 +181,20 @@ def _steered(
 
 
 def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return ESD-x over lengths of training."""
+    """Return ESD-x over what is erased and lengths of training."""
+    name = f"An image in {concept} style." if family == "style" else prompt(concept)
 
-    def train(settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
-        return train_esd(bench.model.pipe, _prompts_of(family, concept), settings)
+    def train(erased: str, settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
+        asked = [name] if erased == "name" else _prompts_of(family, concept)
+        return train_esd(bench.model.pipe, asked, settings)
 
-    return [one for s in bench.grid.esd for one in _trained(bench, family, concept, "ESD-x", s, lambda s=s: train(s))]
+    return [
+        one
+        for erased, settings in bench.grid.esd
+        for one in _trained(
+            bench, family, concept, {"method": "ESD-x", "erased": erased}, settings, partial(train, erased, settings)
+        )
+    ]
 
 
 def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
@@ -192,7 +204,11 @@ def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
         forget, pseudo, retain = _examples(bench, family, concept)
         return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
 
-    return [one for s in bench.grid.salun for one in _trained(bench, family, concept, "SalUn", s, lambda s=s: train(s))]
+    return [
+        one
+        for settings in bench.grid.salun
+        for one in _trained(bench, family, concept, {"method": "SalUn"}, settings, partial(train, settings))
+    ]
 
 
 COMPETITORS: dict[str, Callable[[Bench, str, str], list[Defence]]] = {
@@ -214,18 +230,18 @@ def _trained(
     bench: Bench,
     family: str,
     concept: str,
-    method: str,
+    what: dict[str, Any],
     settings: ESDSettings | SalUnSettings,
     train: Callable[[], dict[int, dict[str, Tensor]]],
 ) -> list[Defence]:
     """Return weights as defences, one a length of a training: trained once, then kept."""
-    rate = settings.learning_rate
+    rate, label = settings.learning_rate, "-".join(what.values())
     sizes = bench.model.pipe.unet.named_parameters()
-    stored = 2 * sum(p.numel() for n, p in sizes if method == "SalUn" or ".attn2." in n)
+    stored = 2 * sum(p.numel() for n, p in sizes if what["method"] == "SalUn" or ".attn2." in n)
 
     def defence(length: int) -> Defence:
         def path(n: int) -> Path:
-            return bench.root / "weights" / f"{method}-{family}-{concept}-{rate:g}-{n}.safetensors"
+            return bench.root / "weights" / f"{label}-{family}-{concept}-{rate:g}-{n}.safetensors"
 
         def prepare() -> None:
             if path(length).is_file():
@@ -244,7 +260,7 @@ def _trained(
             with with_weights(bench.model.pipe.unet, weights):
                 yield
 
-        setting = {"method": method, "learning_rate": rate, "iterations": length}
+        setting = {**what, "learning_rate": rate, "iterations": length}
         return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
 
     return [defence(length) for length in settings.iterations]

@@ -19,8 +19,8 @@ AMOUNTS = table.Amounts(
     attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
-    tops=(1, 2), multipliers=(-1.0,), strengths=(1.0,), esd=(ESDSettings(iterations=(1,), learning_rate=1e-4, n_steps=1),),
-    salun=(SalUnSettings(iterations=(1,), learning_rate=1e-4, batch_size=2, mask_batches=1),), examples_per_prompt=1,
+    tops=(1, 2), multipliers=(-1.0,), strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
+    salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
     retained=3,
 )  # fmt: skip
 
