@@ -1,7 +1,9 @@
 """Scores of features for concepts: what ``importance.sql`` says, computed densely, step by step."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +15,14 @@ from featurestore.schemas import SCORES
 from featurestore.store import Store
 from queries.scope import Scope
 from queries.summary import BestFeatures
-from queries.sums import SUMS_BYTES, concept_sums, windows
+from queries.sums import STEPS_AT_ONCE, SUMS_BYTES, THREADS, ahead, concept_sums, windows
 from queries.totals import Totals, append_derived, append_totals, find_scope, read_totals, totals
 
 DELTA = 1e-8
+STEPS_A_CALL = 20
+"""of a concept, that one call of a thread scores"""
+
+T = TypeVar("T")
 
 
 class Scores(NamedTuple):
@@ -65,6 +71,28 @@ def score(
 ) -> Iterator[Scores]:
     """Yield the scores of some concepts (None: of all), window by window of steps, in it concept by concept.
 
+    Raises as :func:`score_each`, which also has ``totals_to``.
+    """
+
+    def kept_apart(found: Scores) -> Scores:
+        arrays = {name: getattr(found, name).copy() for name in ("score", "mean_concept", "mean_other")}
+        return found._replace(**arrays)
+
+    return score_each(scope, kept, kept_apart, concepts, progress, totals_to)
+
+
+def score_each(
+    scope: Scope,
+    kept: Record | None,
+    use: Callable[[Scores], T],
+    concepts: Sequence[str] | None = None,
+    progress: bool = False,
+    totals_to: list[tuple[range, Totals]] | None = None,
+) -> Iterator[T]:
+    """Yield what ``use`` makes of the scores of each concept and step, in the order of :func:`score`.
+
+    ``use`` is called in threads, and must not keep the arrays ``score``, ``mean_concept`` and ``mean_other``.
+
     With kept totals only the shards that hold samples of these concepts are read, unless there are too many concepts for that.
     ``totals_to`` receives the totals of each window, which are then computed anew.
 
@@ -77,35 +105,63 @@ def score(
     alone = kept is not None and 8 * len(wanted) * len(scope.steps) * scope.n_latents <= SUMS_BYTES
     if alone and kept is not None and totals_to is None:
         window = range(len(scope.steps))
-        yield from _scores(
-            scope, wanted, concept_sums(scope, wanted, window, progress), read_totals(scope, kept), window
-        )
+        sums = concept_sums(scope, wanted, window, progress)
+        yield from _each(scope, wanted, sums, read_totals(scope, kept), window, use)
         return
     for window in windows(scope, len(every)):
         sums = concept_sums(scope, every, window, progress)
         found = totals(scope, sums)
         if totals_to is not None:
             totals_to.append((window, found))
-        yield from _scores(scope, wanted, sums if concepts is None else sums[wanted], found, window)
+        yield from _each(scope, wanted, sums if concepts is None else sums[wanted], found, window, use)
 
 
-def _scores(
-    scope: Scope, wanted: Sequence[int], sums: npt.NDArray[np.float64], found: Totals, window: range
-) -> Iterator[Scores]:
-    steps, n_all = list(scope.steps.items())[window.start : window.stop], sum(scope.counts)
-    for place, mine in zip(wanted, sums, strict=True):
-        n = scope.counts[place]
-        for (step, timestep), own, total, mean_all in zip(steps, mine, *found, strict=True):
-            mean = own / n / scope.n_positions
-            other = np.maximum(total - own, 0) / (n_all - n) / scope.n_positions
-            value = mean / (_in_order(mean) + DELTA) - other / (_in_order(other) + DELTA)
-            yield Scores(place, scope.concepts[place], step, timestep, value, mean, other, mean_all, total > 0)
+def _each(
+    scope: Scope,
+    wanted: Sequence[int],
+    sums: npt.NDArray[np.float64],
+    found: Totals,
+    window: range,
+    use: Callable[[Scores], T],
+) -> Iterator[T]:
+    """Yield what ``use`` makes of the scores of a window by concept and step, from the sums ``[concept, step, latent]``."""
+
+    def call(place: int, mine: npt.NDArray[np.float64], part: slice) -> list[T]:
+        totals_there = Totals(*(array[part] for array in found))
+        return [use(scores) for scores in _scored(scope, place, mine[part], totals_there, window[part])]
+
+    parts = [slice(first, first + STEPS_A_CALL) for first in range(0, len(window), STEPS_A_CALL)]
+    calls = (partial(call, place, mine, part) for place, mine in zip(wanted, sums, strict=True) for part in parts)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for results in ahead(pool, calls):
+            yield from results
 
 
-def _in_order(values: npt.NDArray[np.float64]) -> np.float64:
-    """Return the sum, added up one by one as SQL does: equal to the last bit, and so are the ranks that it decides."""
-    last: np.float64 = np.add.accumulate(values)[-1]
-    return last
+def _scored(scope: Scope, place: int, sums: npt.NDArray[np.float64], found: Totals, window: range) -> Iterator[Scores]:
+    """Yield a concept's scores at a few steps; the arrays hold until the next is asked for.
+
+    A few steps at a time in arrays that are used again: threads that allocate, or call for single steps, wait for each other.
+    """
+    n, steps = scope.counts[place], list(scope.steps.items())[window.start : window.stop]
+    scratch = [np.empty((STEPS_AT_ONCE, scope.n_latents)) for _ in range(4)]
+    for first in range(0, len(steps), STEPS_AT_ONCE):
+        own, total, mean_all = (array[first : first + STEPS_AT_ONCE] for array in (sums, *found))
+        mean, other, value, work = (array[: len(own)] for array in scratch)
+        np.divide(own, n, out=mean)
+        mean /= scope.n_positions
+        np.subtract(total, own, out=other)
+        np.maximum(other, 0, out=other)
+        other /= sum(scope.counts) - n
+        other /= scope.n_positions
+        np.divide(mean, _in_order(mean, work) + DELTA, out=value)
+        value -= np.divide(other, _in_order(other, work) + DELTA, out=work)
+        rows = zip(steps[first : first + STEPS_AT_ONCE], value, mean, other, mean_all, total > 0, strict=True)
+        yield from (Scores(place, scope.concepts[place], *step, *arrays) for step, *arrays in rows)
+
+
+def _in_order(values: npt.NDArray[np.float64], work: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the sum of each row ``[step, 1]``, added up one by one as SQL does: equal to the last bit, and so are the ranks."""
+    return np.add.accumulate(values, axis=1, out=work)[:, -1:].copy()
 
 
 def tables(scope: Scope, scores: Iterator[Scores]) -> Iterator[tuple[str, pa.Table]]:

@@ -22,6 +22,8 @@ class Parameter:
     name: str
     type: str
     help: str
+    example: str
+    """a value to show, of a parameter that must be given"""
     default: Value
     minimum: float
     maximum: float
@@ -67,6 +69,13 @@ class Question:
     nullable: tuple[str, ...]
     key: tuple[str, ...]
     tests: tuple[str, ...]
+
+    @property
+    def example(self) -> str:
+        """A command that asks it, with what must be given."""
+        given = [f"-p {p.name}={p.example}" for p in self.parameters.values() if p.required]
+        other = ["--other ./before"] if "other_stats" in self.relations else []
+        return " ".join(["featurestore query ./store", self.name, *given, *other])
 
     def bind(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Return a value for every parameter, defaults for those not given.
@@ -130,6 +139,7 @@ def _parameter(name: str, entry: Mapping[str, Any], defaults: Mapping[str, Value
         name,
         entry["type"],
         entry["help"],
+        entry.get("example", ""),
         None if default == "none" else default,
         entry.get("minimum", -math.inf),
         entry.get("maximum", math.inf),

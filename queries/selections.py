@@ -15,7 +15,7 @@ from featurestore.saes import load_config, sae_hash, sae_record
 from featurestore.schemas import SCORES
 from featurestore.selection import METADATA_KEY, ROWS, Selection
 from featurestore.store import Store
-from queries.importance import Scores, score
+from queries.importance import Scores, score_each
 from queries.ranks import above, largest
 from queries.scope import Scope
 from queries.totals import find_scope
@@ -60,8 +60,11 @@ def select_all(
         )
     wanted = scope.concepts if concepts is None else list(dict.fromkeys(concepts))
     parts: dict[str, list[tuple[npt.NDArray, ...]]] = {concept: [] for concept in wanted}
-    for found in score(scope, kept, None if concepts is None else wanted, progress):
-        parts[found.concept].append(_chosen(found, rule))
+    asked = None if concepts is None else wanted
+    for concept, columns in score_each(
+        scope, kept, lambda found: (found.concept, _chosen(found, rule)), asked, progress
+    ):
+        parts[concept].append(columns)
     return [_selection(scope, concept, rule, _rows(parts[concept])) for concept in wanted]
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from queries.scope import Scope
 SUMS_BYTES = 2**30
 """the most that the sums of one window of steps may take, if they are of more than one step"""
 THREADS = 2
+STEPS_AT_ONCE = 4
+"""what one call of NumPy works on: long enough for two threads to run, few enough for the processor's cache"""
 _COLUMNS = ["sample_id", "step", "feature", "sum"]
 _SHOWN_ROWS = 50_000_000
 
@@ -114,32 +116,40 @@ def ahead(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iterato
 
 def _may_hold(group: pq.RowGroupMetaData, branch: str, steps: set[int]) -> bool:
     """Say whether a row group's statistics allow rows of the branch and of one of the steps."""
-    ranges = {}
-    for i in range(group.num_columns):
-        column = group.column(i)
-        if column.is_stats_set and column.statistics.has_min_max:
-            ranges[column.path_in_schema] = (column.statistics.min, column.statistics.max)
+    ranges = _ranges(group)
     low, high = ranges.get("step", (min(steps), max(steps)))
     first, last = ranges.get("branch", (branch, branch))
     return any(low <= step <= high for step in steps) and first <= branch <= last
+
+
+def _ranges(group: pq.RowGroupMetaData) -> dict[str, tuple[Any, Any]]:
+    """Return the least and the largest value of each column of a row group that says them."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    told = [column for column in columns if column.is_stats_set and column.statistics.has_min_max]
+    return {column.path_in_schema: (column.statistics.min, column.statistics.max) for column in told}
 
 
 def _load(
     scope: Scope, record: Record, metadata: pq.FileMetaData, group: int, wanted: set[int], steps: set[int]
 ) -> tuple[int, Runs]:
     path = scope.store.root / record.files[0].path
+    one_branch = _ranges(metadata.row_group(group)).get("branch") == (scope.branch, scope.branch)
+    columns = _COLUMNS if one_branch else [*_COLUMNS, "branch"]
     with pq.ParquetFile(path, metadata=metadata, read_dictionary=["branch"]) as file:
-        table = file.read_row_group(group, columns=[*_COLUMNS, "branch"], use_threads=False)
+        table = file.read_row_group(group, columns=columns, use_threads=False)
     sample_id, step, feature, total = (table[name].to_numpy() for name in _COLUMNS)
     if len(feature) and not (feature.min() >= 0 and feature.max() < scope.n_latents):
         raise DamageError(f"{path} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify --deep'.")
-    branch = table["branch"].combine_chunks()
-    code = branch.indices.to_numpy()
-    changes = (sample_id[1:] != sample_id[:-1]) | (step[1:] != step[:-1]) | (code[1:] != code[:-1])
+    changes = (sample_id[1:] != sample_id[:-1]) | (step[1:] != step[:-1])
+    if not one_branch:
+        branch = table["branch"].combine_chunks()
+        code, names = branch.indices.to_numpy(), np.array(branch.dictionary.to_pylist())
+        changes |= code[1:] != code[:-1]
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1]) if len(feature) else np.empty(0, np.int64)
-    names = np.array(branch.dictionary.to_pylist())
     place = _places(scope, sample_id[starts])
-    mine = np.isin(place, list(wanted)) & np.isin(step[starts], list(steps)) & (names[code[starts]] == scope.branch)
+    mine = np.isin(place, list(wanted)) & np.isin(step[starts], list(steps))
+    if not one_branch:
+        mine &= names[code[starts]] == scope.branch
     # Neighbours of one concept and step are one run: every run costs a pass over all latents.
     group_of = np.where(mine, place * (max(steps) + 1) + step[starts], -1)
     firsts = np.flatnonzero(np.append(True, group_of[1:] != group_of[:-1])[: len(starts)])

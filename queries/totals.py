@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from featurestore.saes import load_config, sae_hash, sae_record
 from featurestore.schemas import BRANCHES, TOTALS
 from featurestore.store import Store
 from queries.scope import Scope, Steps, check_concepts, check_scored, encoded, labels
-from queries.sums import concept_sums, windows
+from queries.sums import STEPS_AT_ONCE, THREADS, concept_sums, windows
 
 COUNTS, STEPS = b"featurestore.counts", b"featurestore.steps"
 """schema metadata of kept totals: ``[concept, encoded samples]`` and ``[step, timestep]``, each a JSON list in order"""
@@ -84,11 +85,21 @@ def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
 
 def totals(scope: Scope, sums: npt.NDArray[np.float64]) -> Totals:
     """Return the totals of a window from the sums of all concepts ``[concept, step, latent]``, added in their order."""
-    total, mean_all = np.zeros(sums.shape[1:]), np.zeros(sums.shape[1:])
-    for mine, n in zip(sums, scope.counts, strict=True):
-        total += mine
-        mean_all += mine / n / scope.n_positions
-    return Totals(total, mean_all / len(scope.concepts))
+    found = Totals(np.zeros(sums.shape[1:]), np.zeros(sums.shape[1:]))
+
+    def add(first: int) -> None:
+        part = slice(first, first + STEPS_AT_ONCE)
+        total, mean_all = found.total[part], found.mean_all[part]
+        for mine, n in zip(sums[:, part], scope.counts, strict=True):
+            total += mine
+            mean = mine / n
+            mean /= scope.n_positions
+            mean_all += mean
+        mean_all /= len(scope.concepts)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(add, range(0, sums.shape[1], STEPS_AT_ONCE)))
+    return found
 
 
 def read_totals(scope: Scope, record: Record) -> Totals:

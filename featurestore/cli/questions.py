@@ -142,4 +142,4 @@ def _explained(name: str) -> str:
     for parameter in asked.parameters.values():
         default = "" if parameter.default is None else f"  [default: {parameter.default}]"
         lines.append(f"  {parameter.name:14} {parameter.help}{default}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", asked.example])

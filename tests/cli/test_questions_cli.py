@@ -1,7 +1,9 @@
 """``query``, the prompt of ``sql``, ``plot``, and ``export`` of many concepts or of a database."""
 
 import io
+import itertools
 import json
+import shlex
 import sys
 
 import duckdb
@@ -35,6 +37,11 @@ def test_every_question_is_listed_and_explained(capsys):
         status, out, _ = run(capsys, "query", "--list", name)
         assert (status, asked.summary in out) == (0, True)
         assert all(f"  {parameter} " in out for parameter in asked.parameters)
+        assert out.splitlines()[-1] == asked.example
+        words = shlex.split(asked.example)
+        given = dict(word.split("=") for before, word in itertools.pairwise(words) if before == "-p")
+        assert asked.bind(given).keys() >= given.keys()
+        assert ("--other" in words) == ("other_stats" in asked.relations)
 
 
 def test_an_answer_in_every_format(capsys, store, tmp_path):

@@ -1,0 +1,47 @@
+"""A store in an object store: the page's own lines, over a bucket in memory."""
+
+import re
+from pathlib import Path
+
+import fsspec
+import polars as pl
+import pyarrow.dataset
+import pytest
+
+from queries import ask
+from tests.queries.test_importance import random_codes
+from tests.stores import make_store
+
+PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "store", random_codes(3, samples=4), {"style": ["a", "b", "a", None]}, sae="styles")
+
+
+@pytest.fixture
+def bucket(store):
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{store.root}/", "/bucket/store/", recursive=True)
+    yield memory
+    memory.rm("/bucket", recursive=True)
+
+
+def test_the_lines_of_the_page_score_a_store_in_a_bucket(store, bucket):
+    (lines,) = re.findall(r"```python\n(import duckdb\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert lines.count('"s3') == 2
+    lines = lines.replace('"s3://', '"memory://').replace('"s3"', '"memory"').replace("256", "4")
+    names = {}
+    exec(lines, names)
+    assert names["scores"].to_pylist() == ask(store, "importance").to_pylist()
+    names["connection"].close()
+
+
+def test_pyarrow_and_polars_read_it_there(store, bucket):
+    expected = store.read("stats/styles").num_rows
+    assert (
+        pyarrow.dataset.dataset("/bucket/store/stats/styles", filesystem=bucket, format="parquet").count_rows()
+        == expected
+    )
+    assert pl.scan_parquet(f"file://{store.root}/stats/styles/*.parquet").collect().height == expected
