@@ -138,10 +138,25 @@ def test_a_branch_that_the_pipeline_leaves_out_is_no_row_of_zeros(architectures,
 @pytest.mark.parametrize("name", CASES)
 def test_noise_does_not_depend_on_the_batch(name, architectures):
     model, run = architectures(name), next(iter(CASES[name].guidance.values()))
-    together = generate(model, run, ["a", "b", "c"], [1, 2, 3], "latent")
+    seen = []
+
+    def keep_first(module, args, kwargs):
+        seen.append((args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))).clone())
+
+    def drawn(prompts, seeds):
+        seen.clear()
+        handle = denoiser(model.pipe).register_forward_pre_hook(keep_first, with_kwargs=True)
+        latents = generate(model, run, prompts, seeds, "latent")
+        handle.remove()
+        return seen[0], latents
+
+    noise, together = drawn(["a", "b", "c"], [1, 2, 3])
+    assert not torch.equal(noise[0], noise[1])
     for i, (prompt, seed) in enumerate([("a", 1), ("b", 2), ("c", 3)]):
-        (alone,) = generate(model, run, [prompt], [seed], "latent")
-        torch.testing.assert_close(together[i], alone, atol=1e-4, rtol=1e-4)
+        own, (alone,) = drawn([prompt], [seed])
+        assert torch.equal(own[0], noise[i])
+        # What is made of it differs in rounding, which random weights amplify: by more on some processors than on others.
+        torch.testing.assert_close(together[i], alone, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "guidance"), RUNS)
