@@ -47,14 +47,16 @@ class Amounts:
     """pictures a searched setting that do not ask for the target"""
     other_seeds: int = 1
     """of the seeds reported on, how many each prompt gets that does not ask for the target"""
+    seeds_beside_several: int = 2
+    """the same where several concepts are removed, and few pictures left to be retained"""
     train_steps: int = 3000
     train_batch: int = 1024
     k: int = 16
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
-    few_concepts: int = 4
-    """of each family, on which the methods of ``FEW`` run: our own choices made otherwise, and the simplest baselines"""
+    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 4, "object": 2})
+    """of a family, on which the methods of ``FEW`` run: our own choices made otherwise, and the simplest baselines"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 2
@@ -116,9 +118,9 @@ def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
             run.chooser,
             None,
         )
-    else:  # With several concepts gone, few pictures are left to be retained: all of them count.
+    else:
         several = sum(map(len, defence.targets.values())) > 1
-        n_seeds = len(run.amounts.report_seeds) if several else run.amounts.other_seeds
+        n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
         prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
     identity = {"run": describe_run(run.bench.model, run.bench.run)}
     defence.prepare()
@@ -167,7 +169,7 @@ def results(
         defences = chosen.setdefault(family, {})
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            among_few = concept in concepts[: run.amounts.few_concepts]
+            among_few = concept in concepts[: run.amounts.few_concepts[family]]
             wanted = [method for method in methods if among_few or method not in FEW]
             defences[concept] = one_concept(run, family, concept, wanted)
             (mine[family, concept],) = defences[concept]["ours"].interventions

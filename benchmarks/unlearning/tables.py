@@ -86,11 +86,11 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
 
 
 def _seeds_of_others(run: "Run") -> str:
-    n = run.amounts.other_seeds
-    if n >= len(run.amounts.report_seeds):
-        return ""
-    few = "one seed" if n == 1 else f"{n} seeds"
-    return f"Where one concept is removed, prompts that do not ask for it are drawn with {few} each, in turn."
+    one, several = run.amounts.other_seeds, run.amounts.seeds_beside_several
+    return (
+        f"Prompts that do not ask for what is removed are drawn with {one} of these seeds each, in turn, or {several} where "
+        "several concepts are removed; whatever is asked for counts alike."
+    )
 
 
 def _methods(run: "Run", methods: Mapping[str, Sequence[Outcome]]) -> str:

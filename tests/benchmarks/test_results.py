@@ -15,8 +15,8 @@ from collectors.models import RunSettings, load_model
 
 AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,), n_others=2,
-    train_steps=20, train_batch=32, expansion=2.0, sequence=2, few_concepts=1, attacked=1, attacked_concepts=1,
-    attack_iterations=1, attack_timesteps=1, n_prompts=2,
+    train_steps=20, train_batch=32, expansion=2.0, sequence=2, few_concepts={"style": 1, "object": 1}, attacked=1,
+    attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2), multipliers=(-1.0,), strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
