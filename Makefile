@@ -34,7 +34,7 @@ docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
-	for file in ablate collect read layout train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	for file in ablate collect read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 torture: .venv/installed  ## power cuts, full disks, kills, damage: ten minutes; writes docs/reliability.md
 	$(BIN)/python -m tests.torture
