@@ -33,7 +33,10 @@ def draw(run: "Run", family: str, concept: str, defences: Mapping[str, Defence])
 def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
     """Return n of them, going through both families of labels."""
     n = min(n, len(prompts))
-    return [prompts[(i * (len(prompts) + 1)) // n % len(prompts)] for i in range(n)]
+    stride = len(prompts) // n
+    if (stride + 1) * (n - 1) < len(prompts):
+        stride += 1  # A whole number of rows would meet the same label again.
+    return list(prompts[: stride * n : stride])[:n]
 
 
 def _grid(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[Prompt], n_asked: int) -> Image.Image:
