@@ -102,11 +102,11 @@ def _middle(f: Tensor) -> float:
 def dense(setup: Setup, chosen: list[Feature], x: Tensor) -> Tensor:
     """Return the paper's rule on ``x [positions, d_in]``, written out: encode everything, edit, decode, keep the error."""
     z = setup.sae.encode_dense(x)
-    decoder, error = setup.sae.W_dec, x - (z @ setup.sae.W_dec + setup.sae.b_dec)
+    error = x - (z @ setup.sae.W_dec + setup.sae.b_dec)
     for latent, threshold in chosen:
         f = z[:, latent]
         z[:, latent] = torch.where(f > threshold, FACTOR * f, f)
-    return z @ decoder + setup.sae.b_dec + error
+    return z @ setup.sae.W_dec + setup.sae.b_dec + error
 
 
 def edited_positions(setup: Setup, chosen: Features) -> float:
@@ -238,7 +238,7 @@ def timed(pipe: Any, spent: list[float]) -> Iterator[None]:
 def check(
     setup: Setup,
     attached: Callable[[], AbstractContextManager[Any]],
-    expected: Callable[[Tensor, int], Tensor],
+    expected: Callable[[Tensor], Tensor],
     n_halves: int,
 ) -> None:
     """Refuse a contender whose first edited tensor is not its formula's; of ``n_halves`` of guidance."""
@@ -251,7 +251,7 @@ def check(
         run(setup.model)
         handle.remove()
     x, found = setup.x[0], seen[0]
-    edited = torch.stack([expected(half, 0) if i >= 2 - n_halves else half for i, half in enumerate(x)])
+    edited = torch.stack([expected(half) if i >= 2 - n_halves else half for i, half in enumerate(x)])
     exact = setup.model.pipe.unet.dtype == torch.float32
     scale = float(x.abs().max())
     torch.testing.assert_close(found, edited, atol=(1e-5 if exact else 1e-2) * scale, rtol=1e-5 if exact else 1e-2)
@@ -276,17 +276,17 @@ def main() -> None:
         "ten": lambda: ours(setup, ten, 10),
     }
     for name, chosen in (("absent", absent), ("one", one), ("ten", ten)):
-        check(setup, contenders[name], lambda x, step, c=chosen: dense(setup, c[step], x), 1)
+        check(setup, contenders[name], lambda x, c=chosen: dense(setup, c[0], x), 1)
     if options.saeuron:
         sys.path.append(str(options.saeuron))
         for name, chosen in (("saeuron_one", one), ("saeuron_ten", ten)):
             contenders[name] = lambda c=chosen: saeuron(setup, c)
             if options.dtype == "float32":  # In another precision its SAE chooses other latents.
-                check(setup, contenders[name], lambda x, step, c=chosen: saeuron_dense(setup, c[step], x), 2)
+                check(setup, contenders[name], lambda x, c=chosen: saeuron_dense(setup, c[0], x), 2)
     if importlib.util.find_spec("nnsight"):
         inside: list[float] = []
         contenders["nnsight_one"] = lambda: nnsight(setup, one, inside)
-        check(setup, contenders["nnsight_one"], lambda x, step: dense(setup, one[step], x), 1)
+        check(setup, contenders["nnsight_one"], lambda x: dense(setup, one[0], x), 1)
     hooks: dict[str, list[float]] = {name: [] for name in contenders}
     calls: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.runs):
