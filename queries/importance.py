@@ -144,6 +144,7 @@ def _scored(scope: Scope, place: int, sums: npt.NDArray[np.float64], found: Tota
     """
     n, steps = scope.counts[place], list(scope.steps.items())[window.start : window.stop]
     scratch = [np.empty((STEPS_AT_ONCE, scope.n_latents)) for _ in range(4)]
+    pairs = [np.empty((STEPS_AT_ONCE, scope.n_latents), np.complex128) for _ in range(2)]
     for first in range(0, len(steps), STEPS_AT_ONCE):
         own, total, mean_all = (array[first : first + STEPS_AT_ONCE] for array in (sums, *found))
         mean, other, value, work = (array[: len(own)] for array in scratch)
@@ -153,15 +154,26 @@ def _scored(scope: Scope, place: int, sums: npt.NDArray[np.float64], found: Tota
         np.maximum(other, 0, out=other)
         other /= sum(scope.counts) - n
         other /= scope.n_positions
-        np.divide(mean, _in_order(mean, work) + DELTA, out=value)
-        value -= np.divide(other, _in_order(other, work) + DELTA, out=work)
+        mean_sum, other_sum = _in_order(mean, other, *(array[: len(own)] for array in pairs))
+        np.divide(mean, mean_sum + DELTA, out=value)
+        value -= np.divide(other, other_sum + DELTA, out=work)
         rows = zip(steps[first : first + STEPS_AT_ONCE], value, mean, other, mean_all, total > 0, strict=True)
         yield from (Scores(place, scope.concepts[place], *step, *arrays) for step, *arrays in rows)
 
 
-def _in_order(values: npt.NDArray[np.float64], work: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the sum of each row ``[step, 1]``, added up one by one as SQL does: equal to the last bit, and so are the ranks."""
-    return np.add.accumulate(values, axis=1, out=work)[:, -1:].copy()
+def _in_order(
+    one: npt.NDArray[np.float64],
+    two: npt.NDArray[np.float64],
+    pairs: npt.NDArray[np.complex128],
+    work: npt.NDArray[np.complex128],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the sums of each row of two arrays, ``[step, 1]`` each, added up one by one as SQL does: equal to the last bit.
+
+    As real and imaginary parts both are added in the time of one.
+    """
+    pairs.real, pairs.imag = one, two
+    total = np.add.accumulate(pairs, axis=1, out=work)[:, -1:]
+    return total.real, total.imag
 
 
 def tables(scope: Scope, scores: Iterator[Scores]) -> Iterator[tuple[str, pa.Table]]:

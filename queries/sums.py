@@ -138,7 +138,7 @@ def _load(
     with pq.ParquetFile(path, metadata=metadata, read_dictionary=["branch"]) as file:
         table = file.read_row_group(group, columns=columns, use_threads=False)
     sample_id, step, feature, total = (table[name].to_numpy() for name in _COLUMNS)
-    if len(feature) and not (feature.min() >= 0 and feature.max() < scope.n_latents):
+    if len(feature) and feature.view(np.uint32).max() >= scope.n_latents:  # a negative one is a large one there
         raise DamageError(f"{path} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify --deep'.")
     changes = (sample_id[1:] != sample_id[:-1]) | (step[1:] != step[:-1])
     if not one_branch:
