@@ -56,8 +56,8 @@ class Defence(NamedTuple):
 class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
-    tops: Sequence[int] = (2, 8, 16)
-    multipliers: Sequence[float] = (-1.0, -5.0, -20.0, -40.0)
+    tops: Sequence[int] = (4, 8, 16)
+    multipliers: Sequence[float] = (-1.0, -5.0, -10.0, -20.0, -40.0)
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
@@ -84,8 +84,9 @@ class Bench:
     model: Model
     run: RunSettings
     store: Store
-    saes: dict[str, str]
-    """hook → the name of its SAE"""
+    hooks: Sequence[str]
+    saes: Sequence[str]
+    """names of SAEs of these hooks"""
     grid: Grid
     batch_size: int = 20
 
@@ -104,9 +105,9 @@ def removal(bench: Bench, defence: Defence) -> Removal:
 
 
 def ours(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return the paper's rule over hooks, features a step and multipliers."""
+    """Return the paper's rule over SAEs, features a step and multipliers."""
     found = []
-    for sae, top in itertools.product(bench.saes.values(), bench.grid.tops):
+    for sae, top in itertools.product(bench.saes, bench.grid.tops):
         selection = select(bench.store, sae, family, concept, top=top)
         found += [features(bench, [Intervention(selection, strength=m)]) for m in bench.grid.multipliers]
     return found
@@ -160,7 +161,7 @@ def negative_prompts(bench: Bench, family: str, concept: str) -> list[Defence]:
 def mean_direction(bench: Bench, family: str, concept: str) -> list[Defence]:
     """Return differences of means over hooks and strengths, subtracted or projected out."""
     found = []
-    for hook in bench.saes:
+    for hook in bench.hooks:
         directions = mean_directions(bench.store, hook, family, concept)
         for strength, project in itertools.product(bench.grid.strengths, (False, True)):
             found.append(_steered(bench, family, concept, directions, strength, project))

@@ -18,7 +18,7 @@ import torch
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, thinned, untouched, value
+from collectors.evaluate import Outcome, Reference, in_turn, judged, per_target, sequence, thinned, untouched, value
 from collectors.judge import Judge, load_judge
 from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.prompts import Prompt, read_prompts
@@ -31,8 +31,23 @@ from sae.interventions import Intervention
 from sae.train import TrainSettings, train
 from sae.unlearning import grouped
 
-HOOKS = ("unet.up_blocks.1.attentions.1", "unet.up_blocks.0.attentions.1")
+SAES = (
+    ("unet.up_blocks.1.attentions.1", 16),
+    ("unet.up_blocks.0.attentions.1", 16),
+    ("unet.up_blocks.0.attentions.1", 32),
+)
+"""hook and k of the SAEs among which each concept's is searched"""
 FAMILIES = {"style": STYLES, "object": OBJECTS}
+MARGIN = 0.02
+"""how much worse than the best so far a setting may be at the first look, to be looked at with all seeds"""
+
+
+class Look(NamedTuple):
+    """The pictures that a setting is searched on."""
+
+    seeds: Sequence[int]
+    n_others: int
+    """pictures that do not ask for the target"""
 
 
 @dataclass(frozen=True)
@@ -40,18 +55,16 @@ class Amounts:
     """How much of everything."""
 
     concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
-    collect_seeds: Sequence[int] = (0, 1)
-    search_seeds: Sequence[int] = (50,)
+    collect_seeds: Sequence[int] = range(8)
+    first_look: Look = field(default_factory=lambda: Look((50,), 20))
+    search: Look = field(default_factory=lambda: Look((50, 51, 52), 50))
     report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
-    n_others: int = 20
-    """pictures a searched setting that do not ask for the target"""
     other_seeds: int = 1
     """of the seeds reported on, how many each prompt gets that does not ask for the target"""
     seeds_beside_several: int = 2
     """the same where several concepts are removed, and few pictures left to be retained"""
-    train_steps: int = 3000
+    train_steps: int = 4000
     train_batch: int = 1024
-    k: int = 16
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
@@ -86,20 +99,21 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
     path = root / "prompts.jsonl"
     _write_prompts(path, amounts.n_prompts)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
-    store = collect(root / "store", model, styled, run, CollectSettings(list(HOOKS), batch_size=20)).store
-    saes = {hook: f"sae{i}" for i, hook in enumerate(HOOKS)}
-    for hook, name in saes.items():
+    hooks = list(dict.fromkeys(hook for hook, _ in SAES))
+    store = collect(root / "store", model, styled, run, CollectSettings(hooks, batch_size=20)).store
+    saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
+    for name, (hook, k) in saes.items():
         if store.record("saes", name) is None:
             settings = TrainSettings(
-                k=amounts.k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
+                k=k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
             )
             train(store, hook, name, settings)
         encode(store, name)
-    bench = Bench(root, model, run, Store.open(store.root), saes, grid)
+    bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
     judge, chooser = load_judge(["minicanvas:judge"]), load_judge(["minicanvas:selection"])
     prompts = read_prompts(path, amounts.report_seeds)
     before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
-    return Run(bench, amounts, prompts, read_prompts(path, amounts.search_seeds), judge, chooser, reference, before)
+    return Run(bench, amounts, prompts, read_prompts(path, amounts.search.seeds), judge, chooser, reference, before)
 
 
 def _write_prompts(path: Path, n: int) -> None:
@@ -110,31 +124,34 @@ def _write_prompts(path: Path, n: int) -> None:
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def cell(run: Run, defence: Defence, searched: bool = False) -> Outcome:
-    """Return a defence's outcome: on the search's judge and pictures, or on those that are reported."""
-    if searched:
-        prompts, judge, reference = (
-            thinned(run.search_prompts, defence.targets, run.amounts.n_others),
-            run.chooser,
-            None,
-        )
+def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
+    """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
+    if look:
+        asked = [p for p in run.search_prompts if p.seed in look.seeds]
+        prompts, judge, reference = thinned(asked, defence.targets, look.n_others), run.chooser, None
     else:
         several = sum(map(len, defence.targets.values())) > 1
         n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
         prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
     identity = {"run": describe_run(run.bench.model, run.bench.run)}
     defence.prepare()
-    folder = run.bench.root / "cells" / ("search" if searched else "")
+    folder = run.bench.root / "cells" / ("search" if look else "")
     return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
 
 
 def best(run: Run, candidates: Sequence[Defence]) -> Defence:
-    """Return the first candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds."""
-    chosen, highest = candidates[0], -1.0
+    """Return the candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds.
+
+    Each gets a first look with one seed; those that are about as good there as the best so far are looked at with all.
+    """
+    chosen, highest, highest_at_first = candidates[0], -1.0, -1.0
     for one in candidates if len(candidates) > 1 else ():
-        found = value(cell(run, one, searched=True).scores)
+        at_first = value(cell(run, one, run.amounts.first_look).scores)
+        if at_first < highest_at_first - MARGIN:
+            continue
+        found = value(cell(run, one, run.amounts.search).scores)
         if found > highest:
-            chosen, highest = one, found
+            chosen, highest, highest_at_first = one, found, at_first
         if highest == 1:  # No other can be better.
             break
     return chosen
@@ -193,11 +210,33 @@ def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, l
     }
     return {
         name: [
-            cell(run, features(run.bench, [mine[f, c] for f, concepts in targets.items() for c in concepts]))
+            cell(run, strengthened(run, [mine[f, c] for f, concepts in targets.items() for c in concepts]))
             for targets in removals
         ]
         for name, removals in wanted.items()
     }
+
+
+def strengthened(run: Run, interventions: list[Intervention], rounds: int = 4) -> Defence:
+    """Return a defence that removes several concepts at once.
+
+    Those that the search's judge still recognises in some picture get twice the multiplier, round by round, while that raises
+    the mean of UA, IRA and CRA.
+    """
+    chosen = features(run.bench, interventions)
+    found = cell(run, chosen, run.amounts.first_look)
+    for _ in range(rounds if len(interventions) > 1 else 0):
+        back = {name for name, ua in per_target(found).items() if ua < 1}
+        interventions = [
+            replace(i, strength=2 * i.strength) if f"{i.selection.family}={i.selection.concept}" in back else i
+            for i in interventions
+        ]
+        stronger = features(run.bench, interventions)
+        then = cell(run, stronger, run.amounts.first_look)
+        if value(then.scores) <= value(found.scores):
+            break
+        chosen, found = stronger, then
+    return chosen
 
 
 def _in_processes(n: int, arguments: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         "## How the figures were made\n",
         f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
-        f"classifier and the seeds {', '.join(map(str, run.amounts.search_seeds))}. In brackets: 95 % bootstrap intervals over "
+        f"classifier and the seeds {', '.join(map(str, run.amounts.search.seeds))}. In brackets: 95 % bootstrap intervals over "
         f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
         f"{_seeds_of_others(run)} Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
