@@ -1,0 +1,90 @@
+"""A work item of a collection: generated, gathered in memory, written."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from collectors.buffer import HookBuffer, StepFinder
+from collectors.capture import Captured, capture
+from collectors.estimate import check_space
+from collectors.job import Job
+from collectors.memory import HostMemory
+from collectors.models import generate
+from collectors.plan import Sample, WorkItem
+from collectors.samples import samples_table
+from collectors.shares import Claim
+from sae.attach import attach
+from sae.codes import one_thread
+from sae.hooks import DenoiserCall
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A work item's values in memory."""
+
+    item: WorkItem
+    buffers: dict[str, HookBuffer]
+    images: list[Any] | None
+
+    def tables(self, job: Job) -> dict[str, pa.Table]:
+        """Return the rows of each table that lacks them; ``samples`` last: a sample there has everything else."""
+        for buffer in self.buffers.values():
+            buffer.check()
+        found = {name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()}
+        found["samples"] = samples_table(job.store, self.item.samples, self.images)
+        return {name: rows for name, rows in found.items() if name in self.item.tables}
+
+
+def gather(job: Job, item: WorkItem, memory: HostMemory, bar: Any) -> Gathered:
+    """Generate a work item's pictures; return what is kept of them and not yet in the store."""
+    ids, settings = [sample.id for sample in item.samples], job.settings
+    kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
+    buffers = {hook: HookBuffer(hook, one, ids, memory) for hook, one in kept.items() if one is not None}
+    images: list[Any] = []
+    # How a sum is split over threads shows in its last digits.
+    with one_thread() if settings.exact else contextlib.nullcontext():
+        size = 1 if settings.exact else settings.batch_size
+        for start in range(0, len(ids), size):
+            images += _run_batch(job, item.samples[start : start + size], start, buffers, bar)
+    return Gathered(item, buffers, images if settings.images else None)
+
+
+def _run_batch(job: Job, batch: list[Sample], start: int, buffers: dict[str, HookBuffer], bar: Any) -> list[Any]:
+    model, run = job.model, job.run
+    steps = StepFinder(model.pipe.scheduler)
+
+    def before(call: DenoiserCall) -> None:
+        if steps.advance(call):
+            bar.update(len(batch) if steps.step < run.n_steps else 0)
+
+    def sink(captured: Captured) -> None:
+        buffers[captured.hook].put(captured, start, steps.step, len(steps))
+
+    prompts, seeds = [s.prompt.prompt for s in batch], [s.prompt.seed for s in batch]
+    with capture(model.pipe, list(buffers), sink, job.settings.io, before):
+        return generate(model, run, prompts, seeds, "pil" if job.settings.images else "latent")
+
+
+def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
+    """Commit an item; ``n_new`` samples are still to come if the space for them is to be checked first."""
+    try:
+        tables = gathered.tables(job)
+        ids = [sample.id for sample in gathered.item.samples]
+        if n_new:
+            check_space(tables, len(ids), n_new, job.store.root)
+        for attached in job.attached:
+            attach(job.store, attached)
+
+        def append(name: str) -> int:
+            record = job.store.append(name, gathered.item.shard, tables[name], ids, job.made_by(name))
+            return sum(entry.bytes for entry in record.files)
+
+        with ThreadPoolExecutor(max(1, len(tables))) as pool:
+            job.n_bytes += sum(pool.map(append, [name for name in tables if name != "samples"]))
+        job.n_bytes += append("samples") if "samples" in tables else 0
+        job.n_samples += len(ids)
+    finally:
+        claim.release()

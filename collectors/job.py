@@ -1,0 +1,145 @@
+"""What does not change while a collection runs, checked against the model and the store before it begins."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from collectors.buffer import Kept
+from collectors.memory import HostMemory
+from collectors.models import Model, RunSettings, check_branch, describe_run
+from collectors.plan import Sample, identify
+from collectors.prompts import Prompt
+from collectors.settings import CollectSettings
+from collectors.subset import Positions, kept_steps
+from collectors.writer import Timing
+from featurestore import __version__
+from featurestore.errors import RunError, SAEError, UsageError
+from featurestore.schemas import check_name, samples_schema
+from featurestore.store import Store
+from sae.attach import Attached, attachable
+from sae.encode import check_model, made_by_sae
+from sae.modules import denoiser, find_module, match_hooks
+
+
+@dataclass
+class Job:
+    """Everything that does not change from item to item."""
+
+    store: Store
+    model: Model
+    run: RunSettings
+    settings: CollectSettings
+    kept: dict[str, Kept]
+    """hook → what is kept of it"""
+    attached: list[Attached]
+    memory: list[HostMemory]
+    """two, used in turn: one is filled while the other is written"""
+    timing: Timing = field(default_factory=Timing)
+    n_samples: int = 0
+    n_bytes: int = 0
+
+    def lacking(self, hook: str, tables: Collection[str]) -> Kept | None:
+        """Return what is kept of a hook and not yet in its tables; None if nothing is."""
+        kept = self.kept[hook]
+        saes = {name: sae for name, sae in kept.saes.items() if {f"codes/{name}", f"stats/{name}"} & set(tables)}
+        activations = kept.activations and f"activations/{hook}" in tables
+        return kept._replace(activations=activations, saes=saes) if activations or saes else None
+
+    def made_by(self, table: str) -> dict[str, Any]:
+        """Return what a table's commit records say under ``made_by``."""
+        if table == "samples":
+            return {"featurestore": __version__}
+        choices = self.settings.choices()
+        for attached in self.attached:
+            if table in (f"codes/{attached.name}", f"stats/{attached.name}"):
+                # With activations beside them, they are what `encode` would have made, record and all.
+                return made_by_sae(attached.record) | ({} if self.settings.activations else choices)
+        versions = {"featurestore": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+        return {**versions, **choices}
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that every sample is to be in."""
+        activations = [f"activations/{hook}" for hook, kept in self.kept.items() if kept.activations]
+        return ["samples", *activations, *(f"{kind}/{a.name}" for a in self.attached for kind in ("codes", "stats"))]
+
+
+def prepare(
+    path: str | Path, model: Model, prompts: Sequence[Prompt], run: RunSettings, settings: CollectSettings
+) -> tuple[Job, list[Sample]]:
+    """Check everything against the model and the store at ``path``; return the job, and the samples that are wanted.
+
+    Raises:
+        As :func:`collectors.collect.collect`; nothing is made or changed.
+    """
+    _check(model, run, settings)
+    settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else [])
+    described = describe_run(model, run)
+    store = Store.prepare(path, described)
+    device = next(denoiser(model.pipe).parameters()).device
+    attached = [attachable(store, source, device) for source in settings.saes]
+    for one in attached:
+        _check_sae(one, settings, described["model_hash"], store)
+    kept = _kept(settings, attached)
+    for hook in kept:
+        check_name(hook, "hook")
+        find_module(model.pipe, hook)
+    _check_tables(store, prompts, settings, kept)
+    job = Job(store, model, run, settings, kept, attached, [HostMemory(device), HostMemory(device)])
+    return job, identify(store.run_id, prompts)
+
+
+def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
+    if not settings.hooks and not settings.saes:
+        raise UsageError("no --hook: name at least one module, such as unet.up_blocks.1.attentions.1, or an --sae.")
+    if not settings.activations and (settings.hooks or not settings.saes):
+        raise UsageError("--no-activations keeps codes only: name SAEs with --sae, and no --hook.")
+    if len(set(settings.hooks)) < len(settings.hooks):
+        raise UsageError("a --hook is named twice.")
+    if settings.batch_size < 1 or settings.shard_samples < 1:
+        raise UsageError("--batch-size and --shard-samples must be at least 1.")
+    if settings.exact and next(denoiser(model.pipe).parameters()).device.type != "cpu":
+        raise UsageError("--exact is for the CPU: the arithmetic of a GPU is not the same on another one.")
+    check_branch(model, run, settings.branch)
+    kept_steps(settings.timesteps, run.n_steps)
+
+
+def _check_sae(attached: Attached, settings: CollectSettings, model_hash: str, store: Store) -> None:
+    config = attached.sae.config
+    check_model(attached.sae, attached.name, model_hash, str(store.root))
+    if not config.hook:
+        raise SAEError(f"SAE {attached.name!r} does not say which hook it belongs to: its config.json has no 'hook'.")
+    if config.io != settings.io:
+        raise SAEError(f"SAE {attached.name!r} was trained on the {config.io} of its hook: use --io {config.io}.")
+
+
+def _kept(settings: CollectSettings, attached: Sequence[Attached]) -> dict[str, Kept]:
+    """Return what is kept of each hook: those named, then those of the SAEs."""
+    if len({one.name for one in attached}) < len(attached):
+        raise UsageError("an --sae is named twice.")
+    kept = {}
+    for hook in dict.fromkeys([*settings.hooks, *(one.sae.config.hook for one in attached)]):
+        saes = {one.name: (one.sae, made_by_sae(one.record)) for one in attached if one.sae.config.hook == hook}
+        positions = Positions.parse(settings.positions)
+        how = settings.io, settings.branch, settings.dtype, settings.timesteps, positions
+        kept[hook] = Kept(*how, settings.activations, saes)
+    return kept
+
+
+def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]) -> None:
+    """Refuse what the store's tables cannot take before anything is generated."""
+    store.check_schema("samples", samples_schema(prompts[0].labels, settings.images))
+    for hook, one in kept.items():
+        for table in (f"activations/{hook}", *(f"codes/{name}" for name in one.saes)):
+            for record in store.records(table)[:1]:
+                for key, wanted in settings.choices().items():
+                    found = record.made_by.get(key, wanted)
+                    if found != wanted:
+                        raise RunError(
+                            f"{table} of {store.root} was collected with --{key} {found}, now it is {wanted}: "
+                            f"use the same, or another --store. Nothing was changed."
+                        )
