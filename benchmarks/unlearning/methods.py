@@ -56,8 +56,8 @@ class Defence(NamedTuple):
 class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
-    tops: Sequence[int] = (4, 8, 16)
-    multipliers: Sequence[float] = (-1.0, -5.0, -10.0, -20.0, -40.0)
+    tops: Sequence[int] = (2, 4, 8, 16)
+    multipliers: Sequence[float] = (-0.2, -1.0, -5.0, -10.0, -20.0)
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
@@ -104,13 +104,11 @@ def removal(bench: Bench, defence: Defence) -> Removal:
     return Removal(defence.targets, defence.setting, images, defence.stored_bytes)
 
 
-def ours(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return the paper's rule over SAEs, features a step and multipliers."""
-    found = []
-    for sae, top in itertools.product(bench.saes, bench.grid.tops):
-        selection = select(bench.store, sae, family, concept, top=top)
-        found += [features(bench, [Intervention(selection, strength=m)]) for m in bench.grid.multipliers]
-    return found
+def ours(bench: Bench, sae: str, family: str, concept: str) -> list[Defence]:
+    """Return the paper's rule over features a step and multipliers, the strongest setting last."""
+    selections = [select(bench.store, sae, family, concept, top=top) for top in bench.grid.tops]
+    settings = itertools.product(selections, bench.grid.multipliers)
+    return [features(bench, [Intervention(selection, strength=m)]) for selection, m in settings]
 
 
 def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:

@@ -3,6 +3,7 @@
 python -m benchmarks.unlearning.results
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -40,6 +41,8 @@ SAES = (
 FAMILIES = {"style": STYLES, "object": OBJECTS}
 MARGIN = 0.02
 """how much worse than the best so far a setting may be at the first look, to be looked at with all seeds"""
+SAE_MARGIN = 0.1
+"""the same of an SAE's strongest setting, for the SAE to be searched further"""
 
 
 class Look(NamedTuple):
@@ -159,11 +162,19 @@ def best(run: Run, candidates: Sequence[Defence]) -> Defence:
 
 def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
     """Return each method's best defence against a concept; the controls take our own setting."""
-    mine = best(run, ours(run.bench, family, concept))
+    mine = best(run, _ours(run, family, concept))
     chosen = {"ours": mine}
     (intervention,) = mine.interventions
     chosen |= {name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods}
     return chosen | {m: best(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
+
+
+def _ours(run: Run, family: str, concept: str) -> list[Defence]:
+    """Return the settings of the SAEs whose strongest one is, at the first look, not far behind the best SAE's."""
+    of_saes = [ours(run.bench, sae, family, concept) for sae in run.bench.saes]
+    strongest = [value(cell(run, settings[-1], run.amounts.first_look).scores) for settings in of_saes]
+    near = [x >= max(strongest) - SAE_MARGIN for x in strongest]
+    return [one for settings in itertools.compress(of_saes, near) for one in settings]
 
 
 METHODS = ("ours", *CONTROLS, *COMPETITORS)
