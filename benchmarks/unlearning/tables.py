@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.record import machine
 from benchmarks.unlearning.attacks import SKIPPED
-from benchmarks.unlearning.methods import training_seconds
+from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
 from collectors.evaluate import Outcome, per_target, summary
 from featurestore import durable
@@ -64,7 +64,7 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
             _published(family),
             f"![Pictures by each method]({_picture(family)})\n",
         ]
-        parts += [f"### Ours, each {family}\n", _concepts(methods["ours"])]
+        parts += [f"### Ours, each {family}\n", _concepts(methods["ours"], found["defences"][family])]
         few = {name: outcomes for name, outcomes in methods.items() if name not in compared}
         if few:
             n = len(next(iter(few.values())))
@@ -120,15 +120,20 @@ def _methods(run: "Run", methods: Mapping[str, Sequence[Outcome]]) -> str:
     return _table(header, rows)
 
 
-def _concepts(outcomes: Sequence[Outcome]) -> str:
+def _concepts(outcomes: Sequence[Outcome], defences: Mapping[str, Mapping[str, Defence]]) -> str:
     rows = []
     for outcome in outcomes:
-        figures, edit = summary([outcome]), outcome.setting["edits"][0]
+        figures = summary([outcome])
         ((_, (concept,)),) = outcome.targets.items()
-        rows.append(
-            [concept, *(_figure(figures[key]) for key in FIGURES), f"`{edit['hook']}`", f"{edit['strength']:g}"]
-        )
-    return _table(["removed", *FIGURES.values(), "hook", "multiplier"], rows)
+        (edit,) = defences[concept]["ours"].interventions
+        setting = [
+            f"`{edit.selection.hook}`",
+            edit.selection.k,
+            f"{edit.selection.rule['top']:g}",
+            f"{edit.strength:g}",
+        ]
+        rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
+    return _table(["removed", *FIGURES.values(), "hook", "k of the SAE", "features a step", "multiplier"], rows)
 
 
 def _removals(outcomes: Sequence[Outcome]) -> str:
