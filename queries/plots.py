@@ -82,7 +82,7 @@ def _heatmap(figure: Figure, axes: Axes, features: list[int], timesteps: list[fl
 
 
 def _label_steps(axes: Axes, timesteps: list[float]) -> None:
-    ticks = np.unique(np.linspace(0, len(timesteps) - 1, min(len(timesteps), 11)).round().astype(int))
+    ticks = range(0, len(timesteps), -(-len(timesteps) // 11))
     axes.set_xticks(ticks, [f"{timesteps[i]:g}" for i in ticks])
     axes.set_xlabel("timestep (noisiest first)")
 
