@@ -125,7 +125,7 @@ def evaluate(
         --ablate neon.json --ablate sketch.json --multiplier -1 --out styles
     featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
         --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
-        --search-judge minicanvas:selection --search-seeds 50 --out searched
+        --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
     from collectors.judge import check_labels, load_judge
     from collectors.models import load_model
