@@ -24,6 +24,8 @@ from sae.frechet import frechet_distance
 from sae.unlearning import Answer, Interval, Targets, Unlearning, average, intervals, unlearning
 
 Features = npt.NDArray[np.float32]
+VERSION = 2
+"""of what is kept of an outcome; older ones are made anew"""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def judged(
 
     ``identity`` is what else the outcome depends on: the run.
     """
-    asked = [[p.prompt, p.seed, _labels(p)] for p in prompts]
+    asked = [[p.prompt, p.seed, {family: c for family, c in p.labels.items() if c is not None}] for p in prompts]
     about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
+    about["version"] = VERSION
     about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
     key = sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
     path = folder / f"{_name(removal)}-{key}.json"
@@ -105,7 +108,7 @@ def judged(
     began = time.perf_counter()
     images = list(removal.images(prompts))
     seconds = time.perf_counter() - began
-    answers = judge_pictures(judge, prompts, images)
+    answers = judge.answers(prompts, images)
     distance = _distance(judge, prompts, images, removal.targets, reference)
     outcome = Outcome(
         removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
@@ -113,15 +116,6 @@ def judged(
     )  # fmt: skip
     durable.write_bytes(path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode())
     return outcome
-
-
-def judge_pictures(judge: Judge, prompts: Sequence[Prompt], images: Sequence[Any]) -> list[Answer]:
-    """Return what a judge sees in the pictures of prompts, in order."""
-    seen = judge.classify(images)
-    return [
-        Answer(_labels(p), {family: concepts[i] for family, concepts in seen.items()}, p.seed)
-        for i, p in enumerate(prompts)
-    ]
 
 
 def untouched(
@@ -168,12 +162,6 @@ def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[P
     return [p for p in prompts if has_turn(p) or _asks(p.labels, targets)]
 
 
-def value(scores: Unlearning) -> float:
-    """Return what a search maximises: the mean of UA, IRA and CRA, of those that there are."""
-    known = [x for x in scores[:3] if math.isfinite(x)]
-    return sum(known) / len(known) if known else float("-inf")
-
-
 def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:
     """Yield the targets after each request of a sequence: the first, the first two, …"""
     so_far: dict[str, list[str]] = {}
@@ -209,10 +197,6 @@ def _figure(value: float, interval: Interval) -> dict[str, float] | None:
     return {"value": value, "low": interval.low, "high": interval.high} if math.isfinite(value) else None
 
 
-def _labels(prompt: Prompt) -> dict[str, str]:
-    return {family: concept for family, concept in prompt.labels.items() if concept is not None}
-
-
 def _asks(labels: Mapping[str, str | None], targets: Targets) -> bool:
     return any(labels.get(family) in concepts for family, concepts in targets.items())
 
@@ -238,11 +222,11 @@ def _name(removal: Removal) -> str:
 def _to_json(outcome: Outcome, about: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: getattr(outcome, name) for name in ("seconds_per_picture", "peak_bytes", "stored_bytes")}
     distance = outcome.frechet if math.isfinite(outcome.frechet) else None
-    return {**about, **rest, "frechet": distance, "answers": [[a.seed, a.asked, a.seen] for a in outcome.answers]}
+    return {**about, **rest, "frechet": distance, "answers": [[a.seed, a.asked, a.seen, a.p] for a in outcome.answers]}
 
 
 def _from_json(body: dict[str, Any]) -> Outcome:
-    answers = [Answer(asked, seen, seed) for seed, asked, seen in body["answers"]]
+    answers = [Answer(asked, seen, seed, p) for seed, asked, seen, p in body["answers"]]
     distance = float("nan") if body["frechet"] is None else body["frechet"]
     names = ("targets", "setting", "judge", "seconds_per_picture", "peak_bytes", "stored_bytes")
     return Outcome(answers=answers, frechet=distance, **{name: body[name] for name in names})

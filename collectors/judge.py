@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featurestore.errors import ModelError, UsageError
+from sae.unlearning import Answer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH = 64
 Pictures = Sequence[Image.Image]
+
+
+class Asked(Protocol):
+    """What a picture was to show: a prompt, or a picture with its labels."""
+
+    @property
+    def labels(self) -> Mapping[str, str | None]:
+        """Family → concept."""
+
+    @property
+    def seed(self) -> int:
+        """What its noise was drawn from."""
 
 
 class Judge(NamedTuple):
@@ -26,10 +39,21 @@ class Judge(NamedTuple):
     name: str
     labels: dict[str, tuple[str, ...]]
     """family → the concepts that it can answer"""
-    classify: Callable[[Pictures], dict[str, list[str]]]
-    """pictures → family → the concept seen in each"""
+    probabilities: Callable[[Pictures], dict[str, npt.NDArray[np.float32]]]
+    """pictures → family → ``[n, labels]``"""
     features: Callable[[Pictures], npt.NDArray[np.float32]]
     """pictures → ``[n, d]``, of the first classifier, for distances between sets of pictures"""
+
+    def answers(self, asked: Sequence[Asked], images: Pictures) -> list[Answer]:
+        """Return what is seen in the picture of each prompt, in order."""
+        found = self.probabilities(images)
+        seen = {family: [self.labels[family][i] for i in rows.argmax(1)] for family, rows in found.items()}
+        answers = []
+        for n, one in enumerate(asked):
+            wanted = {family: concept for family, concept in one.labels.items() if concept is not None}
+            p = {family: float(found[family][n, self.labels[family].index(c)]) for family, c in wanted.items()}
+            answers.append(Answer(wanted, {family: concepts[n] for family, concepts in seen.items()}, one.seed, p))
+        return answers
 
 
 def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
@@ -53,11 +77,11 @@ def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
     if len(judges) == 1:
         return judges[0]
 
-    def classify(images: Pictures) -> dict[str, list[str]]:
-        return {family: seen for judge in judges for family, seen in judge.classify(images).items()}
+    def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
+        return {family: rows for judge in judges for family, rows in judge.probabilities(images).items()}
 
     labels = {family: names for judge in judges for family, names in judge.labels.items()}
-    return Judge(" + ".join(judge.name for judge in judges), labels, classify, judges[0].features)
+    return Judge(" + ".join(judge.name for judge in judges), labels, probabilities, judges[0].features)
 
 
 def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> None:
@@ -82,11 +106,11 @@ def _minicanvas(source: str, device: str) -> Judge:
         raise ModelError(f"no judge {source!r}: expected minicanvas:judge or minicanvas:selection.")
     classifier = load_classifier("judge" if name == "judge" else "selection", device=device)
 
-    def classify(images: Pictures) -> dict[str, list[str]]:
-        styles, objects = classifier.classify(images)
+    def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
+        styles, objects = classifier.probabilities(images)
         return {"style": styles, "object": objects}
 
-    return Judge(f"minicanvas:{name}", {"style": STYLE_LABELS, "object": OBJECTS}, classify, classifier.features)
+    return Judge(f"minicanvas:{name}", {"style": STYLE_LABELS, "object": OBJECTS}, probabilities, classifier.features)
 
 
 def _timm(directory: Path, device: str) -> Judge:
@@ -100,14 +124,16 @@ def _timm(directory: Path, device: str) -> Judge:
         chunks = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         return np.concatenate([function(prepare(chunk).to(device)).float().cpu().numpy() for chunk in chunks])
 
-    def classify(images: Pictures) -> dict[str, list[str]]:
-        return {family: [labels[int(i)] for i in run(images, network).argmax(1)]} if len(images) else {family: []}
+    def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
+        if not len(images):
+            return {family: np.empty((0, len(labels)), np.float32)}
+        return {family: run(images, lambda x: network(x).float().softmax(1))}
 
     def features(images: Pictures) -> npt.NDArray[np.float32]:
         inner: Any = network
         return run(images, lambda x: inner.forward_head(inner.forward_features(x), pre_logits=True))
 
-    return Judge(directory.resolve().name, {family: labels}, classify, features)
+    return Judge(directory.resolve().name, {family: labels}, probabilities, features)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

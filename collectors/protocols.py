@@ -1,5 +1,6 @@
 """UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings found on another judge."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from collectors.evaluate import (
     summary,
     thinned,
     untouched,
-    value,
 )
 from collectors.generate import Ablation
 from collectors.judge import Judge
 from collectors.models import Model, RunSettings, describe_run
 from collectors.prompts import Prompt
+from collectors.search import Look, best, looks, strengthened, value
 from featurestore.errors import UsageError
 from sae.interventions import Intervention
 from sae.unlearning import accuracy
@@ -45,6 +46,11 @@ class Search:
     prompts: Sequence[Prompt]
     n_others: int
     """pictures that do not ask for the target, at most"""
+
+    @property
+    def looks(self) -> tuple[Look, Look]:
+        """A first look, and one with all pictures."""
+        return looks(sorted({p.seed for p in self.prompts}), self.n_others)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def run_protocol(
 ) -> tuple[Outcome, list[Outcome]]:
     """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the untouched pictures.
 
-    ``each``: one outcome a request. ``sequential``: one after each request, of all so far. ``joint``: one, of all.
+    ``each``: one outcome a request. ``sequential``: one after each request, of all so far. ``joint``: one, of all. With a
+    search the settings are its best ones, and of several requests at once those that need it are strengthened.
 
     Raises:
         UsageError: there is nothing to remove, settings have to be searched without a search's judge, or on what is reported.
@@ -98,14 +105,18 @@ def run_protocol(
     before, own = untouched(
         evaluation.folder, evaluation.model, evaluation.run, evaluation.prompts, evaluation.judge, evaluation.batch_size
     )
-    chosen = {(r.family, r.concept): _best(evaluation, r, search, say) for r in requests}
+    chosen = {(r.family, r.concept): _chosen(evaluation, r, search, say) for r in requests}
     asked = [{r.family: [r.concept]} for r in requests]
     wanted = asked if protocol == "each" else list(sequence(asked))[-1 if protocol == "joint" else 0 :]
     outcomes = []
     for targets in wanted:
         pairs = [(family, concept) for family, concepts in targets.items() for concept in concepts]
         say("without " + ", ".join(f"{family}={concept}" for family, concept in pairs))
-        edits = [one for pair in pairs for one in chosen[pair]]
+        edits: Sequence[Intervention] = [one for pair in pairs for one in chosen[pair]]
+        if search is not None and len(pairs) > 1:
+            edits = strengthened(
+                edits, functools.partial(_looked, evaluation, search, targets, search.looks[1].one_seed)
+            )
         outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
     return before, outcomes
 
@@ -126,17 +137,30 @@ def _check_search(evaluation: Evaluation, requests: Sequence[Request], search: S
         raise UsageError(f"{found} both searched and reported on: what is tuned on is no evidence.")
 
 
-def _best(evaluation: Evaluation, request: Request, search: Search | None, say: Say) -> Sequence[Intervention]:
-    if search is None or len(request.candidates) == 1:
+def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say: Say) -> Sequence[Intervention]:
+    if search is None:
         return request.candidates[0]
     targets = {request.family: [request.concept]}
-    prompts = thinned(search.prompts, targets, search.n_others)
-    found = []
-    for number, candidate in enumerate(request.candidates, 1):
-        outcome = evaluation.outcome(targets, candidate, None, prompts, search.judge)
-        found.append(value(outcome.scores))
-        say(f"search {request.family}={request.concept}: {number}/{len(request.candidates)}: {found[-1]:.3f}")
-    return request.candidates[found.index(max(found))]
+
+    def looked(numbered: tuple[int, Sequence[Intervention]], look: Look) -> Outcome:
+        number, candidate = numbered
+        outcome = _looked(evaluation, search, targets, look, candidate)
+        place = f"setting {number} of {len(request.candidates)}, seeds {', '.join(map(str, look.seeds))}"
+        say(f"search {request.family}={request.concept}: {place}: {value(outcome).mean:.3f}")
+        return outcome
+
+    return best(list(enumerate(request.candidates, 1)), search.looks, looked)[1]
+
+
+def _looked(
+    evaluation: Evaluation,
+    search: Search,
+    targets: dict[str, list[str]],
+    look: Look,
+    interventions: Sequence[Intervention],
+) -> Outcome:
+    prompts = thinned([p for p in search.prompts if p.seed in look.seeds], targets, look.n_others)
+    return evaluation.outcome(targets, interventions, None, prompts, search.judge)
 
 
 def report(

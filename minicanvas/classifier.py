@@ -72,10 +72,19 @@ class Classifier:
         Raises:
             ValueError: the pictures are not 64 × 64 RGB bytes.
         """
+        styles, objects = self.probabilities(images)
+        return [STYLE_LABELS[i] for i in styles.argmax(1)], [OBJECTS[i] for i in objects.argmax(1)]
+
+    def probabilities(self, images: Pictures) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probabilities of the style labels, float32 [n, 11], and of the objects, [n, 10].
+
+        Raises:
+            ValueError: the pictures are not 64 × 64 RGB bytes.
+        """
         results = self._run(self.network, images)
-        styles = [STYLE_LABELS[int(i)] for style, _ in results for i in style.argmax(dim=1)]
-        objects = [OBJECTS[int(i)] for _, object_ in results for i in object_.argmax(dim=1)]
-        return styles, objects
+        styles = [np.empty((0, len(STYLE_LABELS)), np.float32), *(s.softmax(1).cpu().numpy() for s, _ in results)]
+        objects = [np.empty((0, len(OBJECTS)), np.float32), *(o.softmax(1).cpu().numpy() for _, o in results)]
+        return np.concatenate(styles), np.concatenate(objects)
 
     def features(self, images: Pictures) -> np.ndarray:
         """Return the penultimate features, float32 [n, n_features], for distances between sets of pictures."""

@@ -32,6 +32,8 @@ class Answer(NamedTuple):
     seen: dict[str, str]
     """family → concept"""
     seed: int = 0
+    p: dict[str, float] | None = None
+    """family → the probability that the classifier gave to what was asked for; None: unknown"""
 
 
 class Unlearning(NamedTuple):
@@ -68,6 +70,20 @@ def unlearning(answers: Sequence[Answer], targets: Targets) -> Unlearning:
     seeds it was drawn with.
     """
     return Unlearning(*(float(values[0]) for values in _scores(answers, targets, np.ones((1, len(answers))))))
+
+
+def certainty(answers: Sequence[Answer], targets: Targets) -> float:
+    """Return the mean probability that the classifier gave to a target where it was asked for; NaN where none was.
+
+    It still tells removals apart when none is recognised any more: by how far they are from it.
+
+    Raises:
+        ValueError: an answer has no probabilities.
+    """
+    asked = [(a, family) for a in answers for family, removed in targets.items() if a.asked.get(family) in removed]
+    if any(answer.p is None for answer, _ in asked):
+        raise ValueError("answers without probabilities.")
+    return sum(answer.p[family] for answer, family in asked if answer.p) / len(asked) if asked else float("nan")
 
 
 def intervals(

@@ -59,7 +59,8 @@ def _attacked(
 
     def shown(states: Tensor) -> bool:
         image = picture(bench, states, wanted.seed, negative)
-        return run.judge.classify([image])[family] == [concept]
+        (answer,) = run.judge.answers([wanted], [image])
+        return answer.seen[family] == concept
 
     frozen = [
         p for p in (*bench.model.pipe.unet.parameters(), *bench.model.pipe.text_encoder.parameters()) if p.requires_grad

@@ -56,7 +56,7 @@ class Defence(NamedTuple):
 class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
-    tops: Sequence[int] = (2, 4, 8, 16)
+    tops: Sequence[int] = (2, 8, 32)
     multipliers: Sequence[float] = (-0.2, -1.0, -5.0, -10.0, -20.0)
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
@@ -105,7 +105,7 @@ def removal(bench: Bench, defence: Defence) -> Removal:
 
 
 def ours(bench: Bench, sae: str, family: str, concept: str) -> list[Defence]:
-    """Return the paper's rule over features a step and multipliers, the strongest setting last."""
+    """Return the paper's rule over features a step and multipliers."""
     selections = [select(bench.store, sae, family, concept, top=top) for top in bench.grid.tops]
     settings = itertools.product(selections, bench.grid.multipliers)
     return [features(bench, [Intervention(selection, strength=m)]) for selection, m in settings]
@@ -144,26 +144,26 @@ CONTROLS: dict[str, Callable[[Bench, Intervention], Defence]] = {
 """method → our chosen setting with one thing made otherwise"""
 
 
-def negative_prompts(bench: Bench, family: str, concept: str) -> list[Defence]:
+def negative_prompts(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return negative prompts that name the concept."""
     texts = [concept, f"in {concept} style" if family == "style" else f"An image of {concept}."]
-    return [
+    return [[
         Defence(
             {family: [concept]}, {"method": "negative prompt", "text": text}, contextlib.nullcontext,
             replace(bench.run, negative_prompt=text),
         )
         for text in texts
-    ]  # fmt: skip
+    ]]  # fmt: skip
 
 
-def mean_direction(bench: Bench, family: str, concept: str) -> list[Defence]:
+def mean_direction(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return differences of means over hooks and strengths, subtracted or projected out."""
     found = []
     for hook in bench.hooks:
         directions = mean_directions(bench.store, hook, family, concept)
         for strength, project in itertools.product(bench.grid.strengths, (False, True)):
             found.append(_steered(bench, family, concept, directions, strength, project))
-    return found
+    return [found]
 
 
 def _steered(
@@ -179,8 +179,8 @@ def _steered(
     )
 
 
-def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return ESD-x over what is erased and lengths of training."""
+def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return ESD-x over lengths of training, a group for each choice of what is erased."""
     name = f"An image in {concept} style." if family == "style" else prompt(concept)
 
     def train(erased: str, settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
@@ -188,35 +188,33 @@ def esd(bench: Bench, family: str, concept: str) -> list[Defence]:
         return train_esd(bench.model.pipe, asked, settings)
 
     return [
-        one
-        for erased, settings in bench.grid.esd
-        for one in _trained(
+        _trained(
             bench, family, concept, {"method": "ESD-x", "erased": erased}, settings, partial(train, erased, settings)
         )
+        for erased, settings in bench.grid.esd
     ]
 
 
-def salun(bench: Bench, family: str, concept: str) -> list[Defence]:
-    """Return SalUn over lengths of training; the pictures are the untouched model's own."""
+def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return SalUn over lengths of training, a group for each training; the pictures are the untouched model's own."""
 
     def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
         forget, pseudo, retain = _examples(bench, family, concept)
         return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
 
     return [
-        one
+        _trained(bench, family, concept, {"method": "SalUn"}, settings, partial(train, settings))
         for settings in bench.grid.salun
-        for one in _trained(bench, family, concept, {"method": "SalUn"}, settings, partial(train, settings))
     ]
 
 
-COMPETITORS: dict[str, Callable[[Bench, str, str], list[Defence]]] = {
+COMPETITORS: dict[str, Callable[[Bench, str, str], list[list[Defence]]]] = {
     "negative prompt": negative_prompts,
     "mean direction": mean_direction,
     "ESD-x": esd,
     "SalUn": salun,
 }
-"""method → its settings for a concept"""
+"""method → its settings for a concept, in groups: the next only if the best of those before is not perfect"""
 
 
 def _prompts_of(family: str, concept: str) -> list[str]:

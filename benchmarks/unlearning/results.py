@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ import torch
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import Outcome, Reference, in_turn, judged, per_target, sequence, thinned, untouched, value
+from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, thinned, untouched
 from collectors.judge import Judge, load_judge
 from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.prompts import Prompt, read_prompts
+from collectors.search import Look, best, looks, perfect, strengthened, value
 from featurestore import durable
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
@@ -39,18 +41,8 @@ SAES = (
 )
 """hook and k of the SAEs among which each concept's is searched"""
 FAMILIES = {"style": STYLES, "object": OBJECTS}
-MARGIN = 0.02
-"""how much worse than the best so far a setting may be at the first look, to be looked at with all seeds"""
 SAE_MARGIN = 0.1
-"""the same of an SAE's strongest setting, for the SAE to be searched further"""
-
-
-class Look(NamedTuple):
-    """The pictures that a setting is searched on."""
-
-    seeds: Sequence[int]
-    n_others: int
-    """pictures that do not ask for the target"""
+"""how much worse than the best SAE's an SAE's middle setting may be at the first look, for it to be searched further"""
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,8 @@ class Amounts:
 
     concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
     collect_seeds: Sequence[int] = range(8)
-    first_look: Look = field(default_factory=lambda: Look((50,), 20))
-    search: Look = field(default_factory=lambda: Look((50, 51, 52), 50))
+    looks: Sequence[Look] = looks((50, 51, 52), 50)
+    """of the search"""
     report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
     other_seeds: int = 1
     """of the seeds reported on, how many each prompt gets that does not ask for the target"""
@@ -71,8 +63,10 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
+    compared_concepts: dict[str, int] = field(default_factory=lambda: {"style": 6, "object": 6})
+    """of a family, on which the methods of ``TRAINED`` run"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 4, "object": 2})
-    """of a family, on which the methods of ``FEW`` run: our own choices made otherwise, and the simplest baselines"""
+    """of a family, on which all other methods run: our own choices made otherwise, and the simplest baselines"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 2
@@ -116,7 +110,7 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
     judge, chooser = load_judge(["minicanvas:judge"]), load_judge(["minicanvas:selection"])
     prompts = read_prompts(path, amounts.report_seeds)
     before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
-    return Run(bench, amounts, prompts, read_prompts(path, amounts.search.seeds), judge, chooser, reference, before)
+    return Run(bench, amounts, prompts, read_prompts(path, amounts.looks[-1].seeds), judge, chooser, reference, before)
 
 
 def _write_prompts(path: Path, n: int) -> None:
@@ -142,43 +136,37 @@ def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
     return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
 
 
-def best(run: Run, candidates: Sequence[Defence]) -> Defence:
-    """Return the candidate with the largest mean of UA, IRA and CRA on the search's judge and seeds.
-
-    Each gets a first look with one seed; those that are about as good there as the best so far are looked at with all.
-    """
-    chosen, highest, highest_at_first = candidates[0], -1.0, -1.0
-    for one in candidates if len(candidates) > 1 else ():
-        at_first = value(cell(run, one, run.amounts.first_look).scores)
-        if at_first < highest_at_first - MARGIN:
-            continue
-        found = value(cell(run, one, run.amounts.search).scores)
-        if found > highest:
-            chosen, highest, highest_at_first = one, found, at_first
-        if highest == 1:  # No other can be better.
+def searched(run: Run, groups: Sequence[Sequence[Defence]]) -> Defence:
+    """Return the best setting of the first group; with those of the next group beside it as long as it is not perfect."""
+    tried: list[Defence] = []
+    for group in groups:
+        tried += group
+        chosen = best(tried, run.amounts.looks, partial(cell, run))
+        if group is groups[-1] or perfect(cell(run, chosen, run.amounts.looks[-1])):
             break
     return chosen
 
 
 def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
     """Return each method's best defence against a concept; the controls take our own setting."""
-    mine = best(run, _ours(run, family, concept))
+    mine = searched(run, [_ours(run, family, concept)])
     chosen = {"ours": mine}
     (intervention,) = mine.interventions
     chosen |= {name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods}
-    return chosen | {m: best(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
+    return chosen | {m: searched(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
 
 
 def _ours(run: Run, family: str, concept: str) -> list[Defence]:
-    """Return the settings of the SAEs whose strongest one is, at the first look, not far behind the best SAE's."""
+    """Return the settings of the SAEs whose middle one is, at the first look, not far behind the best SAE's."""
     of_saes = [ours(run.bench, sae, family, concept) for sae in run.bench.saes]
-    strongest = [value(cell(run, settings[-1], run.amounts.first_look).scores) for settings in of_saes]
-    near = [x >= max(strongest) - SAE_MARGIN for x in strongest]
+    middle = [value(cell(run, settings[len(settings) // 2], run.amounts.looks[0])).mean for settings in of_saes]
+    near = [x >= max(middle) - SAE_MARGIN for x in middle]
     return [one for settings in itertools.compress(of_saes, near) for one in settings]
 
 
 METHODS = ("ours", *CONTROLS, *COMPETITORS)
-FEW = (*CONTROLS, "negative prompt", "mean direction")
+TRAINED = ("ESD-x", "SalUn")
+"""methods that change the model's weights"""
 
 
 def results(
@@ -197,8 +185,9 @@ def results(
         defences = chosen.setdefault(family, {})
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            among_few = concept in concepts[: run.amounts.few_concepts[family]]
-            wanted = [method for method in methods if among_few or method not in FEW]
+            place, amounts = concepts.index(concept), run.amounts
+            limits = {m: (amounts.compared_concepts if m in TRAINED else amounts.few_concepts)[family] for m in methods}
+            wanted = [method for method in methods if place < limits[method]]
             defences[concept] = one_concept(run, family, concept, wanted)
             (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():
@@ -221,33 +210,20 @@ def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, l
     }
     return {
         name: [
-            cell(run, strengthened(run, [mine[f, c] for f, concepts in targets.items() for c in concepts]))
-            for targets in removals
+            _together(run, [mine[f, c] for f, concepts in targets.items() for c in concepts]) for targets in removals
         ]
         for name, removals in wanted.items()
     }
 
 
-def strengthened(run: Run, interventions: list[Intervention], rounds: int = 4) -> Defence:
-    """Return a defence that removes several concepts at once.
+def _together(run: Run, interventions: Sequence[Intervention]) -> Outcome:
+    """Return the outcome of several removals at once, strengthened on one seed of the search."""
 
-    Those that the search's judge still recognises in some picture get twice the multiplier, round by round, while that raises
-    the mean of UA, IRA and CRA.
-    """
-    chosen = features(run.bench, interventions)
-    found = cell(run, chosen, run.amounts.first_look)
-    for _ in range(rounds if len(interventions) > 1 else 0):
-        back = {name for name, ua in per_target(found).items() if ua < 1}
-        interventions = [
-            replace(i, strength=2 * i.strength) if f"{i.selection.family}={i.selection.concept}" in back else i
-            for i in interventions
-        ]
-        stronger = features(run.bench, interventions)
-        then = cell(run, stronger, run.amounts.first_look)
-        if value(then.scores) <= value(found.scores):
-            break
-        chosen, found = stronger, then
-    return chosen
+    def looked(several: Sequence[Intervention]) -> Outcome:
+        return cell(run, features(run.bench, several), run.amounts.looks[-1].one_seed)
+
+    stronger = strengthened(interventions, looked) if len(interventions) > 1 else interventions
+    return cell(run, features(run.bench, stronger))
 
 
 def _in_processes(n: int, arguments: Sequence[str]) -> None:

@@ -51,27 +51,23 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         "## How the figures were made\n",
         f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
-        f"classifier and the seeds {', '.join(map(str, run.amounts.search.seeds))}. In brackets: 95 % bootstrap intervals over "
-        f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
-        f"{_seeds_of_others(run)} Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
+        f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of equals, the one with the smallest "
+        f"probability of what is removed. In brackets: 95 % bootstrap intervals over seeds and pictures. Untouched pictures: "
+        f"style {plain['style']:.1%}, object {plain['object']:.1%} recognised. {_seeds_of_others(run)} "
+        f"Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
     for family, methods in found["tables"].items():
-        n = len(methods["ours"])
-        compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
+        parts.append(f"## One {family} at a time\n")
+        for n in sorted({len(outcomes) for outcomes in methods.values()}, reverse=True):
+            compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
+            names = ", ".join(c for o in methods["ours"][:n] for c in o.targets[family])
+            parts += [f"### {names}\n", _methods(run, {"ours": methods["ours"][:n], **compared})]
         parts += [
-            f"## One {family} at a time ({n} concepts)\n",
-            _methods(run, compared),
             _published(family),
             f"![Pictures by each method]({_picture(family)})\n",
+            f"### Ours, each {family}\n",
+            _concepts(methods["ours"], found["defences"][family]),
         ]
-        parts += [f"### Ours, each {family}\n", _concepts(methods["ours"], found["defences"][family])]
-        few = {name: outcomes for name, outcomes in methods.items() if name not in compared}
-        if few:
-            n = len(next(iter(few.values())))
-            parts += [
-                f"### Our choices made otherwise, and simple baselines (the first {n} of them)\n",
-                _methods(run, {"ours": methods["ours"][:n], **few}),
-            ]
         if found["attacks"][family]:
             parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
     titles = {

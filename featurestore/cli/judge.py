@@ -40,7 +40,7 @@ def judge(
     from featurestore import durable
     from queries.selections import split_concept
     from sae.frechet import frechet_distance
-    from sae.unlearning import Answer, grouped
+    from sae.unlearning import grouped
 
     network = load_judge(judges, device)
     removed = grouped(map(split_concept, targets))
@@ -48,8 +48,7 @@ def judge(
     found = read_pictures(pictures, names, network.labels)
     check_labels(network, [p.labels for p in found])
     images = [picture.open() for picture in found]
-    seen = network.classify(images)
-    answers = [Answer(p.labels, {f: seen[f][i] for f in seen}, p.seed) for i, p in enumerate(found)]
+    answers = network.answers(found, images)
     distance = float("nan")
     if reference is not None:
         others = [picture.open() for picture in read_pictures(reference, names, network.labels)]

@@ -2,8 +2,6 @@
 
 import json
 import re
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,10 +13,11 @@ from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.tables import page, write_page
 from collectors.models import RunSettings, load_model
+from collectors.search import Look
 
 AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
-    first_look=table.Look((50,), 2), search=table.Look((50, 51), 2),
+    looks=(Look((50,), 2, 1), Look((50, 51), 2)),
     train_steps=20, train_batch=32, expansion=2.0, sequence=2, few_concepts={"style": 1, "object": 1}, attacked=1,
     attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
@@ -81,56 +80,3 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
     assert page(run, again) == text
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files
-
-
-def scored(monkeypatch, values):
-    """Let a cell of (defence, look) have the mean ``values[defence][look]``; return what was asked for."""
-    asked = []
-
-    def cell(run, defence, look):
-        asked.append((defence, look))
-        return SimpleNamespace(scores=(values[defence][look],) * 3, answers=[], targets={})
-
-    monkeypatch.setattr(table, "cell", cell)
-    return asked
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What ``strengthened`` needs of an intervention."""
-
-    selection: SimpleNamespace
-    strength: float
-
-
-RUN = SimpleNamespace(amounts=SimpleNamespace(first_look="first", search="all"), bench=None)
-
-
-@pytest.mark.parametrize(
-    ("values", "chosen", "looked_at_with_all"),
-    [
-        ({"a": (0.9, 0.8), "b": (0.89, 0.85), "c": (0.86, 1.0)}, "b", "ab"),  # c was clearly worse at first
-        ({"a": (0.9, 0.8), "b": (1.0, 0.7), "c": (0.89, 0.9)}, "c", "abc"),  # luck at first does not keep others out
-        ({"a": (0.9, 0.8), "b": (1.0, 1.0), "c": (1.0, 1.0)}, "b", "ab"),  # nothing is better than all
-        ({"a": (0.9, 0.8)}, "a", ""),  # nothing to choose
-    ],
-)
-def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(monkeypatch, values, chosen, looked_at_with_all):
-    asked = scored(
-        monkeypatch, {name: dict(zip(("first", "all"), means, strict=True)) for name, means in values.items()}
-    )
-    assert table.best(RUN, list(values)) == chosen
-    assert [name for name, look in asked if look == "all"] == [*looked_at_with_all]
-
-
-@pytest.mark.parametrize(("third", "strengths"), [(0.9, (-4.0, -5.0)), (0.8, (-2.0, -5.0))])
-def test_of_several_removals_those_that_come_back_get_twice_the_multiplier_while_it_helps(
-    monkeypatch, third, strengths
-):
-    """The second is gone from the start; the first comes back, and does with twice the multiplier."""
-    values = {(-1.0, -5.0): 0.7, (-2.0, -5.0): 0.8, (-4.0, -5.0): third, (-8.0, -5.0): 0.85}
-    scored(monkeypatch, {key: {"first": mean} for key, mean in values.items()})
-    monkeypatch.setattr(table, "features", lambda bench, given: tuple(i.strength for i in given))
-    monkeypatch.setattr(table, "per_target", lambda found: {"style=neon": 0.5, "style=sketch": 1.0})
-    edits = [Edit(SimpleNamespace(family="style", concept=c), m) for c, m in (("neon", -1.0), ("sketch", -5.0))]
-    assert table.strengthened(RUN, edits) == strengths

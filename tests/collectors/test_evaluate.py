@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collectors.evaluate import Outcome, Reference, Removal, in_turn, judged, sequence, thinned, value
+from collectors.evaluate import Outcome, Reference, Removal, in_turn, judged, sequence, thinned
 from collectors.judge import Judge, check_labels
 from collectors.models import RunSettings
 from collectors.peak import peak_bytes, reset_peak
@@ -19,7 +19,7 @@ from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.frechet import frechet_distance
 from sae.interventions import Intervention
-from sae.unlearning import Answer, Unlearning
+from sae.unlearning import Answer
 from tests.sae.test_ablate import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
@@ -33,15 +33,14 @@ def mean_colours(images):
     return np.stack([np.asarray(image, np.float32).mean((0, 1)) for image in images])
 
 
-def judge(name="colours", answers=None):
-    """Sees red or green, whichever is more; every object is a cat; or what ``answers`` says, in turn."""
+def judge(name="colours"):
+    """Sees red or green, whichever is more; every object is a cat."""
 
-    def classify(images):
-        means = mean_colours(images)
-        styles = ["red" if r > g else "green" for r, g, _ in means]
-        return {"style": styles, "object": ["cat"] * len(images)}
+    def probabilities(images):
+        red = np.array([r > g for r, g, _ in mean_colours(images)])
+        return {"style": np.stack([red, ~red], 1), "object": np.tile([0.75, 0.25], (len(images), 1))}
 
-    return Judge(name, {"style": STYLES, "object": OBJECTS}, classify, mean_colours)
+    return Judge(name, {"style": STYLES, "object": OBJECTS}, probabilities, mean_colours)
 
 
 def paint(prompts, removed=()):
@@ -128,12 +127,6 @@ def test_a_sequence_of_requests_adds_up():
     ]
 
 
-def test_the_value_of_a_setting_is_the_mean_of_what_it_has():
-    assert value(Unlearning(0.9, 0.6, 0.3, 0.0)) == pytest.approx(0.6)
-    assert value(Unlearning(0.9, 0.5, math.nan, 0.0)) == pytest.approx(0.7)
-    assert value(Unlearning(*[math.nan] * 4)) == -math.inf
-
-
 def evaluation(model, tmp_path, **changes):
     directory = tmp_path / "s"
     if not directory.exists():
@@ -183,20 +176,56 @@ def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, 
     wanted = request(model, tmp_path, "style", "red", (-1.0, -2.0, -3.0))
     asked = []
 
-    def classify(images):
+    def probabilities(images):
         asked.append(len(images))
-        unlearned = len(asked) == 2  # The second setting is the best.
-        return {"style": ["green" if unlearned else "red"] * len(images), "object": ["cat"] * len(images)}
+        red = {2: 0.4, 3: 0.3}.get(len(asked), 0.9)  # Both unlearn; the third setting does so more clearly.
+        n = len(images)
+        return {"style": np.tile([red, 1 - red], (n, 1)), "object": np.tile([0.9, 0.1], (n, 1))}
 
-    choosing = judge("choosing")._replace(classify=classify)
+    choosing = judge("choosing")._replace(probabilities=probabilities)
     search = Search(choosing, searched, 0)
     ran = evaluation(model, tmp_path)
     _, (outcome,) = run_protocol(ran, [wanted], "each", search)
     assert asked == [4, 4, 4]
-    assert outcome.setting["edits"][0]["strength"] == -2.0
+    assert outcome.setting["edits"][0]["strength"] == -3.0
     assert (outcome.judge, {a.seed for a in outcome.answers}) == ("colours", {0, 1})
     run_protocol(ran, [wanted], "each", search)
     assert asked == [4, 4, 4]  # Read again.
+
+
+def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_all_seeds(model, tmp_path):
+    searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
+    wanted = request(model, tmp_path, "style", "red", [-1.0 - i for i in range(8)])
+    asked = []
+
+    def probabilities(images):
+        asked.append(len(images))
+        green = {3: 0.9}.get(len(asked), 0.6)
+        return {"style": np.tile([1 - green, green], (len(images), 1)), "object": np.tile([0.9, 0.1], (len(images), 1))}
+
+    said = []
+    search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), [wanted], "each", search, None, said.append)
+    assert asked == [3] * 8 + [8] * 6  # Two of one seed and one other; four of two seeds and four others.
+    assert "search style=red: setting 3 of 8, seeds 10: 0.750" in said
+    assert outcome.setting["edits"][0]["strength"] in (-1.0, -3.0)
+
+
+def test_several_removals_at_once_are_strengthened_on_the_search_and_not_without_one(model, tmp_path):
+    searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
+    requests = [request(model, tmp_path, "style", "red"), request(model, tmp_path, "object", "cat")]
+    looks = []
+
+    def probabilities(images):
+        looks.append(len(images))
+        cat = [0.9, 0.6, 0.2, 0.2][len(looks) - 1]  # Gone with four times the multiplier.
+        return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([cat, 1 - cat], (len(images), 1))}
+
+    search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", search)
+    assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -12.0]
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", None)
+    assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -3.0]
 
 
 def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from collectors.judge import load_judge
+from collectors.prompts import Prompt
 from featurestore.errors import ModelError
 
 
@@ -58,6 +59,14 @@ def colour_judge(directory, family, labels, rows, **config):
     return str(directory)
 
 
+def softmax(rows):
+    return np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+
+
+def seen(judge, images):
+    return [answer.seen for answer in judge.answers([Prompt("", 0, {}, 1)] * len(images), images)]
+
+
 def picture(r, g, b, size=40):
     return Image.fromarray(np.full((size, size, 3), (r, g, b), np.uint8))
 
@@ -68,21 +77,30 @@ def test_a_timm_directory_judges_resized_and_normalised_pictures(timm, tmp_path)
     )
     judge = load_judge([source])
     images = [picture(255, 0, 0), picture(0, 255, 0, 24), picture(0, 0, 255, 60).convert("RGBA")]
-    assert judge.classify(images) == {"hue": ["red", "green", "blue"]}
-    expected = np.array([[1, -0.5, 0], [-1, 1.5, 0], [-1, -0.5, 1]], np.float32)
-    np.testing.assert_allclose(judge.features(images), expected, atol=1e-6)
+    expected_features = np.array([[1, -0.5, 0], [-1, 1.5, 0], [-1, -0.5, 1]], np.float32)
+    np.testing.assert_allclose(judge.probabilities(images)["hue"], softmax(expected_features), atol=1e-6)
+    asked = [Prompt("", seed, {"hue": hue}, 1) for seed, hue in enumerate(("red", "red", None))]
+    answers = judge.answers(asked, images)
+    assert [(a.asked, a.seen, a.seed) for a in answers] == [
+        ({"hue": "red"}, {"hue": "red"}, 0),
+        ({"hue": "red"}, {"hue": "green"}, 1),
+        ({}, {"hue": "blue"}, 2),
+    ]
+    p = softmax(expected_features)[:, 0]
+    assert [a.p for a in answers] == [{"hue": pytest.approx(p[0])}, {"hue": pytest.approx(p[1])}, {}]
+    np.testing.assert_allclose(judge.features(images), expected_features, atol=1e-6)
     assert (judge.name, judge.labels) == ("hue", {"hue": ("red", "green", "blue")})
-    assert judge.classify([]) == {"hue": []}
+    assert judge.answers([], []) == [] and judge.probabilities([])["hue"].shape == (0, 3)
 
 
 def test_several_families_have_a_classifier_each(timm, tmp_path):
     hue = colour_judge(tmp_path / "hue", "hue", ["red", "green", "blue"], np.eye(3))
     warmth = colour_judge(tmp_path / "warmth", "warmth", ["warm", "cold"], [[1, 0, -1], [-1, 0, 1]])
     judge = load_judge([hue, warmth])
-    assert judge.classify([picture(200, 0, 10), picture(0, 0, 99)]) == {
-        "hue": ["red", "blue"],
-        "warmth": ["warm", "cold"],
-    }
+    assert seen(judge, [picture(200, 0, 10), picture(0, 0, 99)]) == [
+        {"hue": "red", "warmth": "warm"},
+        {"hue": "blue", "warmth": "cold"},
+    ]
     assert list(judge.labels) == ["hue", "warmth"]
     with pytest.raises(ModelError, match="expected at least one, and one a family, found"):
         load_judge([hue, hue])
@@ -95,7 +113,7 @@ def test_minicanvas_judges_its_own_pictures():
     images = [Image.fromarray(render(o, s, rng)) for o, s in (("cat", "neon"), ("tree", "sunset"))]
     for source in ("minicanvas", "minicanvas:selection"):
         judge = load_judge([source])
-        assert judge.classify(images) == {"style": ["neon", "sunset"], "object": ["cat", "tree"]}
+        assert seen(judge, images) == [{"style": "neon", "object": "cat"}, {"style": "sunset", "object": "tree"}]
     assert load_judge(["minicanvas"]).features(images).shape[0] == 2
 
 

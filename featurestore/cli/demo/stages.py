@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import judge_pictures
 from collectors.generate import Ablation, generate_images
 from collectors.judge import load_judge
 from collectors.models import Model, RunSettings, load_model
@@ -120,13 +119,13 @@ def _generate(demo: Demo, model: Model, run: RunSettings, amounts: Amounts) -> N
     judge = load_judge(["minicanvas"])
     with _stage(demo.seconds, "generate as it is"):
         demo.before = list(generate_images(model, demo.prompts, run, batch_size=20))
-        demo.before_answers = judge_pictures(judge, demo.prompts, demo.before)
+        demo.before_answers = judge.answers(demo.prompts, demo.before)
     for result in demo.results:
         study = result.study
         with _stage(demo.seconds, f"generate without {study.concept}"):
             ablation = Ablation([result.selection], study.multiplier)
             result.images = list(generate_images(model, demo.prompts, run, ablation, batch_size=20))
-            result.answers = judge_pictures(judge, demo.prompts, result.images)
+            result.answers = judge.answers(demo.prompts, result.images)
             result.score = unlearning(result.answers, {study.family: [study.concept]})
 
 
