@@ -33,16 +33,16 @@ def looks(seeds: Sequence[int], n_others: int) -> tuple[Look, Look]:
 
 
 class Value(NamedTuple):
-    """What a search maximises, the first before the second."""
+    """How good a setting is."""
 
     mean: float
     """of UA, IRA and CRA, of those that there are"""
     reserve: float
-    """1 − the mean probability that the judge gives to the target: of settings that suffice, the one that holds"""
+    """1 − the mean probability that the judge gives to the target where it is asked for"""
 
 
 def value(outcome: Outcome) -> Value:
-    """Return how good a setting is."""
+    """Return how good a setting's outcome is."""
     known = [x for x in outcome.scores[:3] if math.isfinite(x)]
     return Value(sum(known) / len(known) if known else -math.inf, 1 - certainty(outcome.answers, outcome.targets))
 
@@ -53,17 +53,32 @@ def perfect(outcome: Outcome) -> bool:
 
 
 def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> T:
-    """Return the candidate with the largest :func:`value`, by successive halving (Jamieson & Talwalkar 2016).
+    """Return the best candidate, by successive halving (Jamieson & Talwalkar 2016).
 
-    Each look ranks those that the look before it kept; one that would keep them all is left out. Equals keep their order.
+    Each look ranks those that the look before it kept; one that would keep them all is left out.
     """
     left = list(candidates)
     for look in looks:
         if len(left) > look.kept:
-            values = [value(looked(one, look)) for one in left]
-            ranked = sorted(range(len(left)), key=values.__getitem__, reverse=True)
-            left = [left[i] for i in sorted(ranked[: look.kept])]
+            order = ranked([looked(one, look) for one in left])
+            left = [left[i] for i in order[: look.kept]]
     return left[0]
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the places of outcomes on the same pictures, the best first.
+
+    Those whose mean of UA, IRA and CRA is about a picture below the highest, or less, are taken for equals and ordered by their
+    reserve: what just suffices on the pictures searched does not hold on others. Then come the others, by their mean.
+    """
+    values = [value(outcome) for outcome in outcomes]
+    a_picture = 1.5 / (3 * len(outcomes[0].answers))  # In a mean of three a picture weighs a third of its share.
+    equal = max(v.mean for v in values) - a_picture
+
+    def key(i: int) -> tuple[bool, float]:
+        return (True, values[i].reserve) if values[i].mean >= equal else (False, values[i].mean)
+
+    return sorted(range(len(outcomes)), key=key, reverse=True)
 
 
 def strengthened(

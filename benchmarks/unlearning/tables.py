@@ -51,9 +51,10 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         "## How the figures were made\n",
         f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
-        f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of equals, the one with the smallest "
-        f"probability of what is removed. In brackets: 95 % bootstrap intervals over seeds and pictures. Untouched pictures: "
-        f"style {plain['style']:.1%}, object {plain['object']:.1%} recognised. {_seeds_of_others(run)} "
+        f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those about a picture worse than the "
+        f"best, or less, the one with the smallest probability of what is removed. In brackets: 95 % bootstrap intervals over "
+        f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
+        f"{_seeds_of_others(run)} "
         f"Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
     for family, methods in found["tables"].items():

@@ -8,7 +8,7 @@ import pytest
 
 from collectors import search
 from collectors.evaluate import Outcome
-from collectors.search import Look, Value, best, perfect, strengthened, value
+from collectors.search import Look, Value, best, perfect, ranked, strengthened, value
 from sae.unlearning import Answer
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
@@ -29,27 +29,44 @@ def test_accuracy_comes_first_and_then_how_far_the_target_is_from_being_recognis
     assert perfect(outcome(0.4)) and not perfect(outcome(0.4, right=False))
 
 
+def pictures(p, wrong_objects=0):
+    """Five pictures of the target, recognised with probability p, five of another style; some show another object."""
+    answers = []
+    for i in range(10):
+        style = "neon" if i < 5 else "sketch"
+        seen = {"style": "x" if i < 5 and p < 0.5 else style, "object": "tree" if i < wrong_objects else "cat"}
+        answers.append(
+            Answer({"style": style, "object": "cat"}, seen, i, {"style": p if i < 5 else 0.9, "object": 0.9})
+        )
+    return Outcome({"style": ["neon"]}, {}, "j", answers, math.nan, 0, 0, 0)
+
+
+def test_settings_about_a_picture_apart_are_ordered_by_their_reserve_and_the_others_by_their_mean():
+    outcomes = [pictures(0.4), pictures(0.1, wrong_objects=2), pictures(0.3, wrong_objects=1), pictures(0.7)]
+    assert [value(o).mean for o in outcomes] == pytest.approx([1, 1 - 0.2 / 3, 1 - 0.1 / 3, 2 / 3])
+    assert ranked(outcomes) == [2, 0, 1, 3]
+    assert ranked(outcomes[1:]) == [0, 1, 2]  # without a perfect one, the first is a picture below the best
+
+
 @pytest.mark.parametrize(
-    ("values", "chosen", "looked_at_with_all"),
+    ("first", "then", "chosen", "looked_at_with_all"),
     [
-        ({"a": (0.9, 0.8), "b": (0.8, 0.9), "c": (0.7, 1.0)}, "b", "ab"),  # c was worst at first
-        ({"a": (0.9, 0.8), "b": (0.9, 0.9), "c": (0.9, 1.0)}, "b", "ab"),  # of equals, the first
-        ({"a": (0.1, 0.8), "b": (0.9, 0.8)}, "a", "ab"),  # no first look at two of which two would be kept
-        ({"a": (0.9, 0.8)}, "a", ""),  # nothing to choose
+        ((0.4, 0.3, 0.6), (0.2, 0.1, 0.0), "b", "ba"),  # c was worst at first
+        ((0.4, 0.3, 0.2), (0.2, 0.2, 0.6), "b", "cb"),  # what failed on more pictures
+        ((0.4, 0.3), (0.2, 0.3), "a", "ab"),  # no first look at two of which two would be kept
+        ((0.4,), (0.9,), "a", ""),  # nothing to choose
     ],
 )
-def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(monkeypatch, values, chosen, looked_at_with_all):
-    monkeypatch.setattr(search, "value", lambda found: Value(found, 0))
-    asked = []
+def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(first, then, chosen, looked_at_with_all):
+    names, asked = "abc"[: len(first)], []
 
     def looked(one, look):
         asked.append((one, look))
-        return values[one][look is ALL]
+        return outcome((then if look is ALL else first)[names.index(one)])
 
-    assert best(list(values), (FIRST, ALL), looked) == chosen
+    assert best(names, (FIRST, ALL), looked) == chosen
     assert "".join(one for one, look in asked if look is ALL) == looked_at_with_all
-    n_first = len(values) if len(values) > FIRST.kept else 0
-    assert [one for one, look in asked if look is FIRST] == list(values)[:n_first]
+    assert "".join(one for one, look in asked if look is FIRST) == (names if len(names) > FIRST.kept else "")
 
 
 @dataclass(frozen=True)
