@@ -57,7 +57,7 @@ class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
     tops: Sequence[int] = (2, 8, 32)
-    multipliers: Sequence[float] = (-0.2, -1.0, -5.0, -10.0, -20.0)
+    multipliers: Sequence[float] = (-0.2, -1.0, -2.0, -5.0, -10.0, -20.0)
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
