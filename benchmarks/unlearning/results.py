@@ -65,7 +65,7 @@ class Amounts:
     """requests in a row"""
     compared_concepts: dict[str, int] = field(default_factory=lambda: {"style": 6, "object": 6})
     """of a family, on which the methods of ``TRAINED`` run"""
-    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 4, "object": 2})
+    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which all other methods run: our own choices made otherwise, and the simplest baselines"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
