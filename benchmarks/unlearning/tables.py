@@ -62,7 +62,8 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         for n in sorted({len(outcomes) for outcomes in methods.values()}, reverse=True):
             compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
             names = ", ".join(c for o in methods["ours"][:n] for c in o.targets[family])
-            parts += [f"### {names}\n", _methods(run, {"ours": methods["ours"][:n], **compared})]
+            title = f"All {n}" if n == len(methods["ours"]) else f"The first {n}: {names}"
+            parts += [f"### {title}\n", _methods(run, {"ours": methods["ours"][:n], **compared})]
         parts += [
             _published(family),
             f"![Pictures by each method]({_picture(family)})\n",

@@ -17,12 +17,13 @@ from collectors.search import Look
 
 AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
-    looks=(Look((50,), 2, 1), Look((50, 51), 2)),
-    train_steps=20, train_batch=32, expansion=2.0, sequence=2, few_concepts={"style": 1, "object": 1}, attacked=1,
+    looks=(Look((50,), 2, 2), Look((50, 51), 2)),
+    train_steps=20, train_batch=32, expansion=2.0, sequence=2, compared_concepts={"style": 2, "object": 1},
+    few_concepts={"style": 1, "object": 1}, attacked=1,
     attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
-    tops=(1, 2), multipliers=(-1.0,), strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
+    tops=(1, 2, 3), multipliers=(-1.0,), strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
     retained=3,
 )  # fmt: skip
@@ -49,7 +50,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         "object": set(table.METHODS),
     }
     of_styles = {method: len(outcomes) for method, outcomes in found["tables"]["style"].items()}
-    assert of_styles == {method: 1 if method in table.FEW else 2 for method in table.METHODS}
+    assert of_styles == {m: 2 if m in ("ours", *table.TRAINED) else 1 for m in table.METHODS}
     assert [o.targets for o in found["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
     assert [o.targets for o in found["all but one"]] == [{"style": ["sketch"]}]
     assert [o.targets for o in found["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
@@ -60,8 +61,9 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     assert all(0 <= before <= after <= 1 and n == 1 for before, after, n in found["attacks"]["style"].values())
     searched = [json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")]
     seeds = [{seed for seed, *_ in body["answers"]} for body in searched]
-    assert seeds.count({50}) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
-    assert 3 <= seeds.count({50, 51}) <= 6 and len(seeds) == seeds.count({50}) + seeds.count({50, 51})
+    assert seeds.count({50}) == 3  # of ours
+    assert seeds.count({50, 51}) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
+    assert len(seeds) == 3 + 6
     text = page(run, found)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
     assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
