@@ -84,7 +84,10 @@ class Numbers(click.ParamType):
     help="Remove one concept at a time, one after another without putting any back, or all at once.",
 )
 @click.option(
-    "--search-judge", "search_judges", multiple=True, help="What settings are chosen by, if there are several."
+    "--search-judge",
+    "search_judges",
+    multiple=True,
+    help="What settings are chosen by, and strengthened by where several concepts are removed together.",
 )
 @click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported.")
 @click.option(
