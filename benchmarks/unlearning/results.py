@@ -63,7 +63,7 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
-    compared_concepts: dict[str, int] = field(default_factory=lambda: {"style": 6, "object": 6})
+    compared_concepts: dict[str, int] = field(default_factory=lambda: {"style": 4, "object": 6})
     """of a family, on which the methods of ``TRAINED`` run"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which all other methods run: our own choices made otherwise, and the simplest baselines"""
