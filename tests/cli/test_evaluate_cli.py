@@ -102,7 +102,7 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     assert (status, err.count("\n")) == (1, 1) and "4 settings a concept: say what to choose them by" in err
     search = ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 2]
     status, _, said = run(capsys, *command, *search)
-    assert status == 0 and "search style=neon: 4/4" in said
+    assert status == 0 and "search style=neon: setting 4 of 4, seeds 3: " in said
     body = json.loads((out / "evaluation.json").read_text())
     assert body["search_judge"] == "minicanvas:selection"
     edit = body["removals"][0]["setting"]["edits"][0]
