@@ -143,11 +143,8 @@ def evaluate(
     check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
     search = None
     if search_judges and search_seeds:
-        search = Search(
-            load_judge(search_judges, judge_device),
-            read_prompts(prompts, search_seeds),
-            search_others,
-        )
+        search = Search(load_judge(search_judges, judge_device), read_prompts(prompts, search_seeds), search_others)
+        check_labels(search.judge, (p.labels for p in search.prompts))
     loaded = load_model(model, device, model_dtype)
     run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
     evaluation = Evaluation(out / "outcomes", loaded, run, wanted, judging, batch_size, mode)

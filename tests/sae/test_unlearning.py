@@ -7,7 +7,7 @@ import pytest
 
 from featurestore.errors import UsageError
 from sae.frechet import frechet_distance
-from sae.unlearning import Answer, Unlearning, average, intervals, unlearning
+from sae.unlearning import Answer, Unlearning, average, certainty, intervals, unlearning
 
 STYLES, OBJECTS = ("neon", "sketch", "mosaic"), ("cat", "tree")
 
@@ -54,6 +54,21 @@ def test_what_is_drawn_with_more_seeds_counts_no_more():
     wrong = [Answer({"style": "neon", "object": "cat"}, {"style": "x", "object": "dog"}, seed) for seed in range(5)]
     few, many = (unlearning([*rest, *wrong[:n]], {"style": ["neon"]}) for n in (1, 5))
     assert few.cra == pytest.approx(0.9) and many.cra == pytest.approx(0.9) and few[:2] == many[:2] == (1, 1)
+
+
+def test_certainty_is_the_mean_probability_of_targets_where_they_were_asked_for():
+    asked = [
+        ("neon", "cat", 0.2, 0.9),
+        ("neon", "tree", 0.4, 0.8),
+        ("sketch", "cat", 0.7, 0.5),
+        ("mosaic", "tree", 1, 1),
+    ]
+    answers = [Answer({"style": s, "object": o}, {}, 0, {"style": ps, "object": po}) for s, o, ps, po in asked]
+    assert certainty(answers, {"style": ["neon"]}) == pytest.approx(0.3)
+    assert certainty(answers, {"style": ["neon", "sketch"], "object": ["tree"]}) == pytest.approx(3.1 / 5)
+    assert math.isnan(certainty(answers, {"style": ["comic"]}))
+    with pytest.raises(ValueError, match="without probabilities"):
+        certainty([Answer({"style": "neon"}, {"style": "x"})], {"style": ["neon"]})
 
 
 def test_nothing_to_score_is_no_number_and_averages_leave_it_out():
