@@ -111,12 +111,14 @@ def run_protocol(
     outcomes = []
     for targets in wanted:
         pairs = [(family, concept) for family, concepts in targets.items() for concept in concepts]
-        say("without " + ", ".join(f"{family}={concept}" for family, concept in pairs))
+        named = ", ".join(f"{family}={concept}" for family, concept in pairs)
         edits: Sequence[Intervention] = [one for pair in pairs for one in chosen[pair]]
         if search is not None and len(pairs) > 1:
+            say(f"search together: {named}")
             edits = strengthened(
                 edits, functools.partial(_looked, evaluation, search, targets, search.looks[1].one_seed)
             )
+        say(f"without {named}")
         outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
     return before, outcomes
 
