@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collectors.generate import Ablation, described, generate_images
-from collectors.judge import Judge
+from collectors.judge import Judge, named
 from collectors.models import Model, RunSettings, describe_run
 from collectors.peak import peak_bytes, reset_peak
 from collectors.prompts import Prompt
@@ -96,7 +96,7 @@ def judged(
 
     ``identity`` is what else the outcome depends on: the run.
     """
-    asked = [[p.prompt, p.seed, {family: c for family, c in p.labels.items() if c is not None}] for p in prompts]
+    asked = [[p.prompt, p.seed, named(p.labels)] for p in prompts]
     about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
     about["version"] = VERSION
     about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]

@@ -33,6 +33,11 @@ class Asked(Protocol):
         """What its noise was drawn from."""
 
 
+def named(labels: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the families that a concept is named of, with it."""
+    return {family: concept for family, concept in labels.items() if concept is not None}
+
+
 class Judge(NamedTuple):
     """One or several classifiers as one."""
 
@@ -50,7 +55,7 @@ class Judge(NamedTuple):
         seen = {family: [self.labels[family][i] for i in rows.argmax(1)] for family, rows in found.items()}
         answers = []
         for n, one in enumerate(asked):
-            wanted = {family: concept for family, concept in one.labels.items() if concept is not None}
+            wanted = named(one.labels)
             p = {family: float(found[family][n, self.labels[family].index(c)]) for family, c in wanted.items()}
             answers.append(Answer(wanted, {family: concepts[n] for family, concepts in seen.items()}, one.seed, p))
         return answers
@@ -91,8 +96,8 @@ def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> Non
         UsageError: a family or a concept is unknown to it.
     """
     for labels in asked:
-        for family, concept in labels.items():
-            if concept is not None and concept not in judge.labels.get(family, ()):
+        for family, concept in named(labels).items():
+            if concept not in judge.labels.get(family, ()):
                 known = ", ".join(judge.labels.get(family, judge.labels))
                 raise UsageError(f"judge {judge.name} cannot answer {family}={concept}: it knows {known}.")
 

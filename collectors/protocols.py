@@ -14,7 +14,6 @@ from collectors.evaluate import (
     per_target,
     sequence,
     summary,
-    thinned,
     untouched,
 )
 from collectors.generate import Ablation
@@ -161,8 +160,7 @@ def _looked(
     look: Look,
     interventions: Sequence[Intervention],
 ) -> Outcome:
-    prompts = thinned([p for p in search.prompts if p.seed in look.seeds], targets, look.n_others)
-    return evaluation.outcome(targets, interventions, None, prompts, search.judge)
+    return evaluation.outcome(targets, interventions, None, look.taken(search.prompts, targets), search.judge)
 
 
 def report(

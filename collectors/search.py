@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from collectors.evaluate import Outcome, per_target
+from collectors.evaluate import Outcome, per_target, thinned
+from collectors.prompts import Prompt
 from sae.interventions import Intervention
-from sae.unlearning import certainty
+from sae.unlearning import Targets, certainty
 
 T = TypeVar("T")
 
@@ -20,6 +21,10 @@ class Look(NamedTuple):
     """pictures that do not ask for a target"""
     kept: int = 1
     """how many of the settings are looked at further"""
+
+    def taken(self, prompts: Sequence[Prompt], targets: Targets) -> list[Prompt]:
+        """Return the look's share of the search's prompts."""
+        return thinned([p for p in prompts if p.seed in self.seeds], targets, self.n_others)
 
     @property
     def one_seed(self) -> "Look":
@@ -92,11 +97,13 @@ def strengthened(
     outcome = looked(interventions)
     for _ in range(rounds):
         back = {name for name, ua in per_target(outcome).items() if ua < 1}
+        if not back:
+            break
         stronger = [
             replace(i, strength=2 * i.strength) if f"{i.selection.family}={i.selection.concept}" in back else i
             for i in interventions
         ]
-        then = looked(stronger) if back else outcome
+        then = looked(stronger)
         if value(then) <= value(outcome):
             break
         interventions, outcome = stronger, then

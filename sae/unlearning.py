@@ -80,10 +80,13 @@ def certainty(answers: Sequence[Answer], targets: Targets) -> float:
     Raises:
         ValueError: an answer has no probabilities.
     """
-    asked = [(a, family) for a in answers for family, removed in targets.items() if a.asked.get(family) in removed]
-    if any(answer.p is None for answer, _ in asked):
-        raise ValueError("answers without probabilities.")
-    return sum(answer.p[family] for answer, family in asked if answer.p) / len(asked) if asked else float("nan")
+    found = []
+    for answer in answers:
+        for family in [f for f, removed in targets.items() if answer.asked.get(f) in removed]:
+            if answer.p is None:
+                raise ValueError("answers without probabilities.")
+            found.append(answer.p[family])
+    return sum(found) / len(found) if found else float("nan")
 
 
 def intervals(

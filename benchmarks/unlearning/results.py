@@ -20,7 +20,7 @@ import torch
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, thinned, untouched
+from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, untouched
 from collectors.judge import Judge, load_judge
 from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.prompts import Prompt, read_prompts
@@ -124,8 +124,7 @@ def _write_prompts(path: Path, n: int) -> None:
 def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
     """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
     if look:
-        asked = [p for p in run.search_prompts if p.seed in look.seeds]
-        prompts, judge, reference = thinned(asked, defence.targets, look.n_others), run.chooser, None
+        prompts, judge, reference = look.taken(run.search_prompts, defence.targets), run.chooser, None
     else:
         several = sum(map(len, defence.targets.values())) > 1
         n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
@@ -183,10 +182,10 @@ def results(
     chosen: dict[str, dict[str, dict[str, Defence]]] = {}
     for family, concepts in run.amounts.concepts.items():
         defences = chosen.setdefault(family, {})
-        for concept in concepts[first::n]:
+        amounts = run.amounts
+        limits = {m: (amounts.compared_concepts if m in TRAINED else amounts.few_concepts)[family] for m in methods}
+        for place, concept in [*enumerate(concepts)][first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            place, amounts = concepts.index(concept), run.amounts
-            limits = {m: (amounts.compared_concepts if m in TRAINED else amounts.few_concepts)[family] for m in methods}
             wanted = [method for method in methods if place < limits[method]]
             defences[concept] = one_concept(run, family, concept, wanted)
             (mine[family, concept],) = defences[concept]["ours"].interventions

@@ -26,6 +26,7 @@ def outcome(p, right=True):
 def test_accuracy_comes_first_and_then_how_far_the_target_is_from_being_recognised():
     assert value(outcome(0.2)) == (1, pytest.approx(0.8))
     assert value(outcome(0.2)) > value(outcome(0.4)) > value(outcome(0.01, right=False)) > value(outcome(0.6, False))
+    assert value(Outcome({"style": ["neon"]}, {}, "j", [], math.nan, 0, 0, 0)).mean == -math.inf
     assert perfect(outcome(0.4)) and not perfect(outcome(0.4, right=False))
 
 
