@@ -20,10 +20,10 @@ from collectors.generate import Ablation
 from collectors.judge import Judge
 from collectors.models import Model, RunSettings, describe_run
 from collectors.prompts import Prompt
-from collectors.search import Look, best, looks, strengthened, value
+from collectors.search import Look, best, looks, together, value
 from featurestore.errors import UsageError
 from sae.interventions import Intervention
-from sae.unlearning import accuracy
+from sae.unlearning import Targets, accuracy, grouped
 
 PROTOCOLS = ("each", "sequential", "joint")
 Say = Callable[[str], object]
@@ -92,7 +92,7 @@ def run_protocol(
     """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the untouched pictures.
 
     ``each``: one outcome a request. ``sequential``: one after each request, of all so far. ``joint``: one, of all. With a
-    search the settings are its best ones, and of several requests at once those that need it are strengthened.
+    search the settings are its best ones, and those of several requests at once are balanced on it.
 
     Raises:
         UsageError: there is nothing to remove, settings have to be searched without a search's judge, or on what is reported.
@@ -107,17 +107,10 @@ def run_protocol(
     chosen = {(r.family, r.concept): _chosen(evaluation, r, search, say) for r in requests}
     asked = [{r.family: [r.concept]} for r in requests]
     wanted = asked if protocol == "each" else list(sequence(asked))[-1 if protocol == "joint" else 0 :]
+    looked = None if search is None else functools.partial(_looked_together, evaluation, search, say)
     outcomes = []
-    for targets in wanted:
-        pairs = [(family, concept) for family, concepts in targets.items() for concept in concepts]
-        named = ", ".join(f"{family}={concept}" for family, concept in pairs)
-        edits: Sequence[Intervention] = [one for pair in pairs for one in chosen[pair]]
-        if search is not None and len(pairs) > 1:
-            say(f"search together: {named}")
-            edits = strengthened(
-                edits, functools.partial(_looked, evaluation, search, targets, search.looks[1].one_seed)
-            )
-        say(f"without {named}")
+    for targets, edits in zip(wanted, together(wanted, chosen, looked), strict=True):
+        say(f"without {_named(targets)}")
         outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
     return before, outcomes
 
@@ -151,6 +144,20 @@ def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say
         return outcome
 
     return best(list(enumerate(request.candidates, 1)), search.looks, looked)[1]
+
+
+def _looked_together(
+    evaluation: Evaluation, search: Search, say: Say, interventions: Sequence[Intervention]
+) -> Outcome:
+    targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
+    outcome = _looked(evaluation, search, targets, search.looks[-1].one_seed, interventions)
+    multipliers = ", ".join(f"{one.strength:g}" for one in interventions)
+    say(f"search together {_named(targets)}: {multipliers}: {value(outcome).mean:.3f}")
+    return outcome
+
+
+def _named(targets: Targets) -> str:
+    return ", ".join(f"{family}={concept}" for family, concepts in targets.items() for concept in concepts)
 
 
 def _looked(

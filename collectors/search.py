@@ -1,7 +1,7 @@
 """Choose settings on a judge and seeds that nothing is reported on: of one removal, and of several that are made together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -11,6 +11,10 @@ from sae.interventions import Intervention
 from sae.unlearning import Targets, certainty
 
 T = TypeVar("T")
+Concept = tuple[str, str]
+"""family and concept"""
+Looked = Callable[[Sequence[Intervention]], Outcome]
+"""makes and judges the pictures of a search"""
 
 
 class Look(NamedTuple):
@@ -86,25 +90,46 @@ def ranked(outcomes: Sequence[Outcome]) -> list[int]:
     return sorted(range(len(outcomes)), key=key, reverse=True)
 
 
-def strengthened(
-    interventions: Sequence[Intervention], looked: Callable[[Sequence[Intervention]], Outcome], rounds: int = 4
-) -> Sequence[Intervention]:
-    """Return removals of several concepts, stronger where they need it together.
+def together(
+    removals: Iterable[Targets], edits: Mapping[Concept, Sequence[Intervention]], looked: Looked | None = None
+) -> Iterator[Sequence[Intervention]]:
+    """Yield what makes each of several removals out of each concept's own edits.
 
-    Concepts that the judge still recognises in some picture get twice the multiplier, round by round, while :func:`value`
-    rises.
+    With ``looked`` those of one removal are :func:`balanced`, starting from what was found for the removals before.
     """
-    outcome = looked(interventions)
-    for _ in range(rounds):
-        back = {name for name, ua in per_target(outcome).items() if ua < 1}
-        if not back:
+    edits = dict(edits)
+    for targets in removals:
+        wanted = {(family, c): edits[family, c] for family, concepts in targets.items() for c in concepts}
+        if looked is not None:
+            wanted = balanced(wanted, looked)
+            edits |= wanted
+        yield _all(wanted)
+
+
+def balanced(
+    edits: Mapping[Concept, Sequence[Intervention]], looked: Looked, passes: int = 2
+) -> dict[Concept, Sequence[Intervention]]:
+    """Return removals of several concepts with multipliers that suit each other; of a single one, as it is.
+
+    One concept after another gets twice its multiplier if the judge still recognises it in some picture, half of it if not;
+    what raises :func:`value` is kept. ``passes`` times, or until nothing is.
+    """
+    edits = dict(edits)
+    if len(edits) < 2:
+        return edits
+    outcome = looked(_all(edits))
+    for _ in range(passes):
+        before = outcome
+        for concept, own in edits.items():
+            factor = 0.5 if per_target(outcome)["=".join(concept)] == 1 else 2.0
+            tried = {**edits, concept: [replace(one, strength=factor * one.strength) for one in own]}
+            then = looked(_all(tried))
+            if value(then) > value(outcome):
+                edits, outcome = tried, then
+        if outcome is before:
             break
-        stronger = [
-            replace(i, strength=2 * i.strength) if f"{i.selection.family}={i.selection.concept}" in back else i
-            for i in interventions
-        ]
-        then = looked(stronger)
-        if value(then) <= value(outcome):
-            break
-        interventions, outcome = stronger, then
-    return interventions
+    return edits
+
+
+def _all(edits: Mapping[Concept, Sequence[Intervention]]) -> list[Intervention]:
+    return [one for own in edits.values() for one in own]

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, u
 from collectors.judge import Judge, load_judge
 from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.prompts import Prompt, read_prompts
-from collectors.search import Look, best, looks, perfect, strengthened, value
+from collectors.search import Look, best, looks, perfect, together, value
 from featurestore import durable
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
@@ -171,13 +171,12 @@ TRAINED = ("ESD-x", "SalUn")
 def results(
     run: Run, methods: Sequence[str] = METHODS, attacks: bool = True, share: tuple[int, int] = (0, 1)
 ) -> dict[str, Any]:
-    """Run every cell that is not there yet; return the outcomes: per family and method, and of several removals at once.
+    """Run every cell that is not there yet; return outcomes and attacks, per family and method, and the chosen defences.
 
-    ``share``: of so many processes this one does every n-th concept, and no removals of several.
+    ``share``: of so many processes this one does every n-th concept.
     """
     first, n = share
     tables: dict[str, dict[str, list[Outcome]]] = {}
-    mine: dict[tuple[str, str], Intervention] = {}
     attacked: dict[str, dict[str, tuple[float, float, int]]] = {}
     chosen: dict[str, dict[str, dict[str, Defence]]] = {}
     for family, concepts in run.amounts.concepts.items():
@@ -188,45 +187,46 @@ def results(
             click.echo(f"— {family}={concept}", err=True)
             wanted = [method for method in methods if place < limits[method]]
             defences[concept] = one_concept(run, family, concept, wanted)
-            (mine[family, concept],) = defences[concept]["ours"].interventions
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
         victims = [c for c in concepts[: run.amounts.attacked_concepts] if attacks and c in defences]
         attacked[family] = attack_all(run, family, {c: defences[c] for c in victims})
-    return {"tables": tables, "attacks": attacked, "defences": chosen, **(_several(run, mine) if n == 1 else {})}
+    return {"tables": tables, "attacks": attacked, "defences": chosen}
 
 
-def _several(run: Run, mine: dict[tuple[str, str], Intervention]) -> dict[str, list[Outcome]]:
-    """Remove concepts in a row, all styles but one, and a style with an object."""
-    styles = [key for key in mine if key[0] == "style"]
-    objects = [key for key in mine if key[0] == "object"]
-    in_a_row = sequence([{family: [concept]} for family, concept in styles[: run.amounts.sequence]])
-    pairs = [*zip(styles, objects, strict=False)][:2]
-    wanted = {
-        "sequential": list(in_a_row),
-        "all but one": [{"style": [c for _, c in styles if c != kept]} for _, kept in styles[:1] if len(styles) > 1],
-        "joint": [{"style": [s], "object": [o]} for (_, s), (_, o) in pairs],
+def several(
+    run: Run, defences: Mapping[str, Mapping[str, Mapping[str, Defence]]], share: tuple[int, int] = (0, 1)
+) -> dict[str, list[Outcome]]:
+    """Remove concepts in a row, all styles but one, and a style with an object, beginning with each concept's own setting.
+
+    ``share``: of so many processes this one does every n-th of the three.
+    """
+    mine = {
+        (f, c): methods["ours"].interventions
+        for f, of_concepts in defences.items()
+        for c, methods in of_concepts.items()
     }
+    styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
+    requests = [{family: [concept]} for family, concept in styles[: run.amounts.sequence]]
+    wanted: dict[str, list[dict[str, list[str]]]] = {
+        "sequential": list(sequence(requests)),
+        "all but one": [grouped(styles[1:])] if len(styles) > 1 else [],
+        "joint": [grouped(pair) for pair in [*zip(styles, objects, strict=False)][:2]],
+    }
+    first, n = share
+    look = run.amounts.looks[-1].one_seed
+
+    def looked(interventions: Sequence[Intervention]) -> Outcome:
+        return cell(run, features(run.bench, interventions), look)
+
     return {
-        name: [
-            _together(run, [mine[f, c] for f, concepts in targets.items() for c in concepts]) for targets in removals
-        ]
-        for name, removals in wanted.items()
+        name: [cell(run, features(run.bench, edits)) for edits in together(wanted[name], mine, looked)]
+        for name in [*wanted][first::n]
     }
-
-
-def _together(run: Run, interventions: Sequence[Intervention]) -> Outcome:
-    """Return the outcome of several removals at once, strengthened on one seed of the search."""
-
-    def looked(several: Sequence[Intervention]) -> Outcome:
-        return cell(run, features(run.bench, several), run.amounts.looks[-1].one_seed)
-
-    stronger = strengthened(interventions, looked) if len(interventions) > 1 else interventions
-    return cell(run, features(run.bench, stronger))
 
 
 def _in_processes(n: int, arguments: Sequence[str]) -> None:
-    """Run the cells in n processes of one thread each: batches of one picture gain nothing from more."""
+    """Run the shares of n processes, of one thread each: batches of one picture gain nothing from more."""
     command = [sys.executable, "-m", "benchmarks.unlearning.results", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)]
@@ -246,6 +246,7 @@ def _in_processes(n: int, arguments: Sequence[str]) -> None:
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
+@click.option("--several", "of_several", is_flag=True, help="With --share: of the removals of several concepts.")
 def main(
     root: Path,
     out: Path,
@@ -255,6 +256,7 @@ def main(
     autocast: bool,
     processes: int,
     share: str | None,
+    of_several: bool,
 ) -> None:
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
     from benchmarks.unlearning.tables import write_page
@@ -262,15 +264,22 @@ def main(
     amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
     model = replace(load_model("minicanvas"), autocast=torch.bfloat16 if autocast else None)
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
+    wanted = methods or METHODS
     if share:
         index, _, n = share.partition("/")
-        results(run, methods or METHODS, attacks, (int(index), int(n)))
+        part = int(index), int(n)
+        if of_several:
+            several(run, results(run, ["ours"], False)["defences"], part)
+        else:
+            results(run, wanted, attacks, part)
         return
     if processes > 1:
         named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
         switches = ["--attacks" if attacks else "--no-attacks", "--autocast" if autocast else "--no-autocast"]
         _in_processes(processes, [f"--root={root}", *named, *switches])
-    write_page(out, run, results(run, methods or METHODS, attacks))
+        _in_processes(processes, [f"--root={root}", *named, *switches, "--several"])
+    found = results(run, wanted, attacks)
+    write_page(out, run, found, several(run, found["defences"]))
 
 
 if __name__ == "__main__":

@@ -28,20 +28,20 @@ PUBLISHED = {
 """UnlearnCanvas on SD-1.5, from the papers; SAeUron's later re-run of objects: 87.16, 85.57, 74.14"""
 
 
-def write_page(path: Path, run: "Run", found: Mapping[str, Any]) -> None:
+def write_page(path: Path, run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> None:
     """Write the page, and the pictures that it shows: of the first concept of each family."""
     for family, of_concepts in found["defences"].items():
         concept = next(iter(of_concepts))
         grid = draw(run, family, concept, of_concepts[concept])
         durable.write_file(path.parent / _picture(family), partial(grid.save, format="JPEG", quality=92))
-    durable.write_bytes(path, page(run, found).encode())
+    durable.write_bytes(path, page(run, found, several).encode())
 
 
 def _picture(family: str) -> str:
     return f"images/unlearning_{family}.jpg"
 
 
-def page(run: "Run", found: Mapping[str, Any]) -> str:
+def page(run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> str:
     """Return the page as Markdown."""
     seeds = run.amounts.report_seeds
     plain = {family: accuracy(run.before.answers, family) for family in ("style", "object")}
@@ -78,8 +78,8 @@ def page(run: "Run", found: Mapping[str, Any]) -> str:
         "joint": "A style and an object at once",
     }
     for name, title in titles.items():
-        if found[name]:
-            parts += [f"## {title}\n", _removals(found[name])]
+        if several[name]:
+            parts += [f"## {title}\n", _removals(several[name])]
     return "\n".join(parts)
 
 
@@ -139,9 +139,10 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         figures = summary([outcome])
         removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
-        each = ", ".join(f"{name.partition('=')[2]} {100 * ua:.1f}" for name, ua in per_target(outcome).items())
+        edits = zip(per_target(outcome).items(), outcome.setting["edits"], strict=True)
+        each = ", ".join(f"{edit['concept']} {100 * ua:.1f} ({edit['strength']:g})" for (_, ua), edit in edits)
         rows.append([removed, *(_figure(figures[key]) for key in FIGURES), each])
-    return _table(["removed", *FIGURES.values(), "UA of each"], rows)
+    return _table(["removed", *FIGURES.values(), "UA of each (its multiplier)"], rows)
 
 
 def _attacks(attacks: Mapping[str, tuple[float, float, int]]) -> str:

@@ -87,7 +87,7 @@ class Numbers(click.ParamType):
     "--search-judge",
     "search_judges",
     multiple=True,
-    help="What settings are chosen by, and strengthened by where several concepts are removed together.",
+    help="What settings are chosen by, and balanced by where several concepts are removed together.",
 )
 @click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported.")
 @click.option(

@@ -43,17 +43,20 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         [{"style": ["neon"]}],
         [{"style": ["sketch"]}],
     ]
-    assert not list((root / "cells").glob("neon+sketch-*.json"))
     found = table.results(run)
+    assert not list((root / "cells").glob("neon+*.json"))
+    parts = [table.several(run, found["defences"], (i, 2)) for i in range(2)]
+    assert [[*part] for part in parts] == [["sequential", "joint"], ["all but one"]]
+    several = table.several(run, found["defences"])
     assert {family: set(methods) for family, methods in found["tables"].items()} == {
         "style": set(table.METHODS),
         "object": set(table.METHODS),
     }
     of_styles = {method: len(outcomes) for method, outcomes in found["tables"]["style"].items()}
     assert of_styles == {m: 2 if m in ("ours", *table.TRAINED) else 1 for m in table.METHODS}
-    assert [o.targets for o in found["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
-    assert [o.targets for o in found["all but one"]] == [{"style": ["sketch"]}]
-    assert [o.targets for o in found["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
+    assert [o.targets for o in several["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
+    assert [o.targets for o in several["all but one"]] == [{"style": ["sketch"]}]
+    assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
     attacked = {"ours", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
@@ -64,10 +67,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     assert seeds.count({50}) == 3  # of ours
     assert seeds.count({50, 51}) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
     assert len(seeds) == 3 + 6
-    text = page(run, found)
+    text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
     assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
-    write_page(root / "docs/results.md", run, found)
+    write_page(root / "docs/results.md", run, found, several)
     assert (root / "docs/results.md").read_text(encoding="utf-8") == text
     with Image.open(root / "docs/images/unlearning_style.jpg") as grid:
         assert grid.height == 40 + (1 + len(table.METHODS)) * (
@@ -80,5 +83,5 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
     monkeypatch.setattr("benchmarks.unlearning.attacks.attack", None)
     again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
-    assert page(run, again) == text
+    assert page(run, again, table.several(run, again["defences"])) == text
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files

@@ -211,19 +211,30 @@ def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_
     assert outcome.setting["edits"][0]["strength"] == -3.0
 
 
-def test_several_removals_at_once_are_strengthened_on_the_search_and_not_without_one(model, tmp_path):
+def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one(model, tmp_path):
     searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
     requests = [request(model, tmp_path, "style", "red"), request(model, tmp_path, "object", "cat")]
     looks = []
 
     def probabilities(images):
         looks.append(len(images))
-        cat = [0.9, 0.6, 0.2, 0.2][len(looks) - 1]  # Gone with four times the multiplier.
+        cat = [0.9, 0.9, 0.6, 0.6, 0.2][
+            len(looks) - 1
+        ]  # Less red changes nothing; gone with four times the multiplier.
         return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([cat, 1 - cat], (len(images), 1))}
 
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", search)
+    said = []
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", search, None, said.append)
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -12.0]
+    assert said[1:] == [
+        "search together style=red, object=cat: -3, -3: 0.500",
+        "search together style=red, object=cat: -1.5, -3: 0.500",
+        "search together style=red, object=cat: -3, -6: 0.500",
+        "search together style=red, object=cat: -1.5, -6: 0.500",
+        "search together style=red, object=cat: -3, -12: 1.000",
+        "without style=red, object=cat",
+    ]
     _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", None)
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -3.0]
 

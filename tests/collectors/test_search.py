@@ -8,7 +8,7 @@ import pytest
 
 from collectors import search
 from collectors.evaluate import Outcome
-from collectors.search import Look, Value, best, perfect, ranked, strengthened, value
+from collectors.search import Look, Value, balanced, best, perfect, ranked, together, value
 from sae.unlearning import Answer
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
@@ -78,20 +78,52 @@ class Edit:
     strength: float
 
 
-@pytest.mark.parametrize(("third", "strengths"), [(0.9, (-4.0, -5.0)), (0.8, (-2.0, -5.0))])
-def test_of_several_removals_those_that_come_back_get_twice_the_multiplier_while_it_helps(
-    monkeypatch, third, strengths
-):
-    """The second is gone from the start; the first comes back, and does with twice the multiplier."""
-    values = {(-1.0, -5.0): 0.7, (-2.0, -5.0): 0.8, (-4.0, -5.0): third, (-8.0, -5.0): 0.85}
-    monkeypatch.setattr(search, "value", lambda found: Value(found, 0))
-    monkeypatch.setattr(search, "per_target", lambda found: {"style=neon": 0.5, "style=sketch": 1.0})
-    edits = [Edit(SimpleNamespace(family="style", concept=c), m) for c, m in (("neon", -1.0), ("sketch", -5.0))]
-    found = strengthened(edits, lambda several: values[tuple(i.strength for i in several)])
-    assert tuple(i.strength for i in found) == strengths
+NEON, SKETCH = ("style", "neon"), ("style", "sketch")
 
 
-def test_where_nothing_comes_back_nothing_is_strengthened(monkeypatch):
-    monkeypatch.setattr(search, "per_target", lambda found: {"style=neon": 1.0})
-    edits, asked = [Edit(SimpleNamespace(family="style", concept="neon"), -1.0)], []
-    assert strengthened(edits, lambda several: asked.append(several) or outcome(0.1)) == edits and asked == [edits]
+def edits(neon, sketch):
+    return {c: [Edit(SimpleNamespace(), m)] for c, m in ((NEON, neon), (SKETCH, sketch))}
+
+
+def multipliers(several):
+    return tuple(one.strength for one in several)
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """A search where neon, the first, is still recognised below a multiplier of -4 and sketch never."""
+    values = {
+        (-1, -4): 0.7, (-2, -4): 0.8, (-2, -2): 0.85, (-4, -2): 0.9, (-4, -1): 0.88, (-2, -1): 0.7, (-8, -2): 0.95,
+    }  # fmt: skip
+    asked = []
+
+    def look(several):
+        asked.append(multipliers(several))
+        return asked[-1]
+
+    monkeypatch.setattr(search, "value", lambda found: Value(values[found], 0))
+    monkeypatch.setattr(
+        search, "per_target", lambda found: {"style=neon": 0.5 + (found[0] <= -4) / 2, "style=sketch": 1.0}
+    )
+    look.asked = asked
+    return look
+
+
+def test_removals_made_together_are_strengthened_or_weakened_one_by_one_while_it_helps(looked):
+    found = balanced(edits(-1.0, -4.0), looked)
+    assert looked.asked == [(-1, -4), (-2, -4), (-2, -2), (-4, -2), (-4, -1)]  # All rose but the last.
+    assert {concept: multipliers(own) for concept, own in found.items()} == {NEON: (-4.0,), SKETCH: (-2.0,)}
+
+
+def test_a_pass_in_which_nothing_rises_is_the_last(looked, monkeypatch):
+    monkeypatch.setattr(search, "value", lambda found: Value(0.5, 0))
+    assert balanced(edits(-1.0, -4.0), looked, 5) == edits(-1.0, -4.0)
+    assert looked.asked == [(-1, -4), (-2, -4), (-1, -2)]
+
+
+def test_a_sequence_goes_on_from_the_multipliers_found_for_the_requests_before(looked):
+    alone, both = {"style": ["neon"]}, {"style": ["neon", "sketch"]}
+    found = [multipliers(several) for several in together([alone, both, both], edits(-1.0, -4.0), looked)]
+    assert found == [(-1.0,), (-4.0, -2.0), (-4.0, -2.0)]  # A single one was chosen alone.
+    assert looked.asked[5:] == [(-4, -2), (-2, -2), (-4, -1)]
+    assert [multipliers(s) for s in together([alone, both], edits(-1.0, -4.0))] == [(-1.0,), (-1.0, -4.0)]
