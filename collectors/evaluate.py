@@ -21,7 +21,7 @@ from collectors.prompts import Prompt
 from featurestore import durable
 from featurestore.canonical import canonical_json, sha256_text
 from sae.frechet import frechet_distance
-from sae.unlearning import Answer, Interval, Targets, Unlearning, average, intervals, unlearning
+from sae.unlearning import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
 
 Features = npt.NDArray[np.float32]
 VERSION = 2
@@ -141,10 +141,10 @@ def untouched(
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
     """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly taken, in order."""
-    others = [i for i, p in enumerate(prompts) if not _asks(p.labels, targets)]
+    others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     n = min(n_others, len(others))
     kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
-    return [p for i, p in enumerate(prompts) if i in kept or _asks(p.labels, targets)]
+    return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
 
 def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:
@@ -159,7 +159,7 @@ def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[P
         place = places[p.prompt]
         return (seeds[p.seed] - place - place // len(seeds)) % len(seeds) < n_seeds
 
-    return [p for p in prompts if has_turn(p) or _asks(p.labels, targets)]
+    return [p for p in prompts if has_turn(p) or asks(p.labels, targets)]
 
 
 def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:
@@ -197,14 +197,10 @@ def _figure(value: float, interval: Interval) -> dict[str, float] | None:
     return {"value": value, "low": interval.low, "high": interval.high} if math.isfinite(value) else None
 
 
-def _asks(labels: Mapping[str, str | None], targets: Targets) -> bool:
-    return any(labels.get(family) in concepts for family, concepts in targets.items())
-
-
 def _distance(
     judge: Judge, prompts: Sequence[Prompt], images: Sequence[Any], targets: Targets, reference: Reference | None
 ) -> float:
-    rows = [i for i, p in enumerate(prompts) if not _asks(p.labels, targets)]
+    rows = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     if reference is None or len(rows) < 2:
         return float("nan")
     compared = reference.features

@@ -23,7 +23,7 @@ from collectors.prompts import Prompt
 from collectors.search import Look, best, looks, together, value
 from featurestore.errors import UsageError
 from sae.interventions import Intervention
-from sae.unlearning import Targets, accuracy, grouped
+from sae.unlearning import accuracy, grouped, targets_text
 
 PROTOCOLS = ("each", "sequential", "joint")
 Say = Callable[[str], object]
@@ -110,7 +110,7 @@ def run_protocol(
     looked = None if search is None else functools.partial(_looked_together, evaluation, search, say)
     outcomes = []
     for targets, edits in zip(wanted, together(wanted, chosen, looked), strict=True):
-        say(f"without {_named(targets)}")
+        say(f"without {targets_text(targets)}")
         outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
     return before, outcomes
 
@@ -152,12 +152,8 @@ def _looked_together(
     targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
     outcome = _looked(evaluation, search, targets, search.looks[-1].one_seed, interventions)
     multipliers = ", ".join(f"{one.strength:g}" for one in interventions)
-    say(f"search together {_named(targets)}: {multipliers}: {value(outcome).mean:.3f}")
+    say(f"search together {targets_text(targets)}: {multipliers}: {value(outcome).mean:.3f}")
     return outcome
-
-
-def _named(targets: Targets) -> str:
-    return ", ".join(f"{family}={concept}" for family, concepts in targets.items() for concept in concepts)
 
 
 def _looked(

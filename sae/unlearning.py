@@ -24,6 +24,16 @@ def grouped(concepts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return targets
 
 
+def asks(labels: Mapping[str, str | None], targets: Targets) -> bool:
+    """Return whether what has these labels asks for a target."""
+    return any(labels.get(family) in concepts for family, concepts in targets.items())
+
+
+def targets_text(targets: Targets) -> str:
+    """Return targets in one line."""
+    return ", ".join(f"{family}={concept}" for family, concepts in targets.items() for concept in concepts)
+
+
 class Answer(NamedTuple):
     """What a picture was asked to show, and what a classifier saw."""
 

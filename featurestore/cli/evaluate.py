@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.options import Seeds, judge_option, model_options, run_options, run_settings
-from featurestore.cli.scores import scores_table, sequential_table, targets_text
+from featurestore.cli.scores import scores_table, sequential_table
 
 if TYPE_CHECKING:
     from collectors.protocols import Request
@@ -135,7 +135,11 @@ def evaluate(
     from collectors.prompts import read_prompts
     from collectors.protocols import Evaluation, Search, report, run_protocol
     from featurestore import durable
+    from featurestore.errors import UsageError
+    from sae.unlearning import targets_text
 
+    if bool(search_judges) != bool(search_seeds):
+        raise UsageError("a search needs both --search-judge and --search-seeds.")
     requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
     judge_device = "cpu" if device == "auto" else device
     judging = load_judge(judges, judge_device)

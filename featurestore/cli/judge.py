@@ -40,7 +40,7 @@ def judge(
     from featurestore import durable
     from queries.selections import split_concept
     from sae.frechet import frechet_distance
-    from sae.unlearning import grouped
+    from sae.unlearning import asks, grouped
 
     network = load_judge(judges, device)
     removed = grouped(map(split_concept, targets))
@@ -52,11 +52,7 @@ def judge(
     distance = float("nan")
     if reference is not None:
         others = [picture.open() for picture in read_pictures(reference, names, network.labels)]
-        kept = [
-            image
-            for image, p in zip(images, found, strict=True)
-            if not any(p.labels.get(f) in removed[f] for f in removed)
-        ]
+        kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, removed)]
         distance = frechet_distance(network.features(kept), network.features(others))
     figures = summary([Outcome(removed, {}, network.name, answers, distance, 0.0, 0, 0)])
     click.echo(scores_table([(", ".join(targets), figures)], network.name))

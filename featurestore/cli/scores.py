@@ -8,11 +8,6 @@ from featurestore.cli.tables import as_text
 _COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released)"}
 
 
-def targets_text(targets: Mapping[str, Sequence[str]]) -> str:
-    """Return the targets of a removal in one line."""
-    return ", ".join(f"{family}={concept}" for family, concepts in targets.items() for concept in concepts)
-
-
 def scores_table(rows: Sequence[tuple[str, Mapping[str, Any]]], judge: str) -> str:
     """Return named summaries as a table, accuracies in percent with their intervals."""
     distance = f"Fréchet ({judge})"

@@ -139,6 +139,10 @@ def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_p
             "judge minicanvas:judge cannot answer style=violet: it knows neon",
         ),
         ([*common(model_dir, prompts), "--store", tmp_path, *out], "--store needs --sae"),
+        (
+            [*common(model_dir, prompts), "--ablate", path, "--search-judge", "minicanvas:selection", *out],
+            "a search needs both --search-judge and --search-seeds",
+        ),
     ]
     for command, message in cases:
         status, text, err = run(capsys, "evaluate", *command)
