@@ -57,7 +57,9 @@ class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
 
     tops: Sequence[int] = (2, 8, 32)
-    multipliers: Sequence[float] = (-0.2, -1.0, -2.0, -5.0, -10.0, -20.0)
+    multipliers: Sequence[float] = (-0.2, -0.5, -1.0, -2.0, -5.0, -10.0, -20.0)
+    screened: tuple[int, float] = (8, -5.0)
+    """features a step and multiplier at which SAEs are compared, before the best are searched"""
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
@@ -104,10 +106,12 @@ def removal(bench: Bench, defence: Defence) -> Removal:
     return Removal(defence.targets, defence.setting, images, defence.stored_bytes)
 
 
-def ours(bench: Bench, sae: str, family: str, concept: str) -> list[Defence]:
+def ours(
+    bench: Bench, sae: str, family: str, concept: str, tops: Sequence[int], multipliers: Sequence[float]
+) -> list[Defence]:
     """Return the paper's rule over features a step and multipliers."""
-    selections = [select(bench.store, sae, family, concept, top=top) for top in bench.grid.tops]
-    settings = itertools.product(selections, bench.grid.multipliers)
+    selections = [select(bench.store, sae, family, concept, top=top) for top in tops]
+    settings = itertools.product(selections, multipliers)
     return [features(bench, [Intervention(selection, strength=m)]) for selection, m in settings]
 
 

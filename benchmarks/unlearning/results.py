@@ -3,7 +3,6 @@
 python -m benchmarks.unlearning.results
 """
 
-import itertools
 import json
 import os
 import subprocess
@@ -42,7 +41,7 @@ SAES = (
 """hook and k of the SAEs among which each concept's is searched"""
 FAMILIES = {"style": STYLES, "object": OBJECTS}
 SAE_MARGIN = 0.1
-"""how much worse than the best SAE's an SAE's middle setting may be at the first look, for it to be searched further"""
+"""how much worse than the best an SAE may be when all are screened, for it to be searched further"""
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,15 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
 
 
 def _ours(run: Run, family: str, concept: str) -> list[Defence]:
-    """Return the settings of the SAEs whose middle one is, at the first look, not far behind the best SAE's."""
-    of_saes = [ours(run.bench, sae, family, concept) for sae in run.bench.saes]
-    middle = [value(cell(run, settings[len(settings) // 2], run.amounts.looks[0])).mean for settings in of_saes]
-    near = [x >= max(middle) - SAE_MARGIN for x in middle]
-    return [one for settings in itertools.compress(of_saes, near) for one in settings]
+    """Return the settings of the SAEs that are, at the first look and one setting, not far behind the best."""
+    bench, grid = run.bench, run.bench.grid
+    top, multiplier = grid.screened
+    found = {}
+    for sae in bench.saes:
+        (one,) = ours(bench, sae, family, concept, [top], [multiplier])
+        found[sae] = value(cell(run, one, run.amounts.looks[0])).mean
+    near = [sae for sae, mean in found.items() if mean >= max(found.values()) - SAE_MARGIN]
+    return [one for sae in near for one in ours(bench, sae, family, concept, grid.tops, grid.multipliers)]
 
 
 METHODS = ("ours", *CONTROLS, *COMPETITORS)

@@ -23,7 +23,8 @@ AMOUNTS = table.Amounts(
     attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
-    tops=(1, 2, 3), multipliers=(-1.0,), strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
+    tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0),
+    strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
     retained=3,
 )  # fmt: skip
