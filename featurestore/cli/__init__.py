@@ -15,7 +15,7 @@ from featurestore.errors import FeatureStoreError, nearest
 
 COMMANDS = {
     "collect": "featurestore.cli.collect",
-    "train": "featurestore.cli.sae",
+    "train": "featurestore.cli.train",
     "train-live": "featurestore.cli.live",
     "encode": "featurestore.cli.sae",
     "sae": "featurestore.cli.sae",

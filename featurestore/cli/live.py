@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import io_option, model_options, run_options, run_settings
-from featurestore.cli.sae import named, summary, train_options, train_settings
+from featurestore.cli.train import named, summary, train_options, train_settings
 
 
 @click.command("train-live")
