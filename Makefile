@@ -28,7 +28,7 @@ peers: .venv/installed  ## install other SAE libraries and compare with them
 	$(BIN)/python -m pytest -m peers
 
 results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
-	$(BIN)/python -m benchmarks.unlearning.results --autocast
+	$(BIN)/python -m benchmarks.unlearning.results
 
 docs: .venv/installed  ## docs/cli.md from the commands' help texts
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md

@@ -86,3 +86,8 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
     assert page(run, again, table.several(run, again["defences"])) == text
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files
+
+
+def test_bfloat16_is_used_where_the_processor_has_it():
+    assert table.fast_bfloat16({"avx512_bf16": True}) and table.fast_bfloat16({"amx_bf16": True})
+    assert not table.fast_bfloat16({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False})
