@@ -107,12 +107,12 @@ def together(
 
 
 def balanced(
-    edits: Mapping[Concept, Sequence[Intervention]], looked: Looked, passes: int = 2
+    edits: Mapping[Concept, Sequence[Intervention]], looked: Looked, passes: int = 4
 ) -> dict[Concept, Sequence[Intervention]]:
     """Return removals of several concepts with multipliers that suit each other; of a single one, as it is.
 
     One concept after another gets twice its multiplier if the judge still recognises it in some picture, half of it if not;
-    what raises :func:`value` is kept. ``passes`` times, or until nothing is.
+    what raises :func:`value` is kept. So ``passes`` times, or until nothing is kept.
     """
     edits = dict(edits)
     if len(edits) < 2:

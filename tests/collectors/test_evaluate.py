@@ -218,9 +218,8 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
 
     def probabilities(images):
         looks.append(len(images))
-        cat = [0.9, 0.9, 0.6, 0.6, 0.2][
-            len(looks) - 1
-        ]  # Less red changes nothing; gone with four times the multiplier.
+        # Less red changes nothing; the cat is gone with four times the multiplier.
+        cat = [0.9, 0.9, 0.6, 0.6, 0.2, 0.2][len(looks) - 1]
         return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([cat, 1 - cat], (len(images), 1))}
 
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
@@ -233,6 +232,8 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
         "search together style=red, object=cat: -3, -6: 0.500",
         "search together style=red, object=cat: -1.5, -6: 0.500",
         "search together style=red, object=cat: -3, -12: 1.000",
+        "search together style=red, object=cat: -1.5, -12: 1.000",
+        "search together style=red, object=cat: -3, -6: 0.500",
         "without style=red, object=cat",
     ]
     _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", None)
