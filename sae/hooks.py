@@ -88,11 +88,9 @@ def _recompiled(needed: bool) -> Iterator[None]:
 
 
 def _scalar(timestep: Any) -> float:
-    values = torch.as_tensor(timestep).flatten()
-    if not bool((values == values[0]).all()):
-        raise ModelError(
-            f"one denoiser call has several timesteps ({values.tolist()}): pipelines give all samples the same."
-        )
+    values = torch.as_tensor(timestep).flatten().tolist()  # One wait for the device, not two.
+    if len(set(values)) > 1:
+        raise ModelError(f"one denoiser call has several timesteps ({values}): pipelines give all samples the same.")
     return float(values[0])
 
 

@@ -1,6 +1,9 @@
 """The arithmetic of an intervention at one denoiser call: pure functions of positions, an SAE and rules."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,7 +36,64 @@ class Steer(NamedTuple):
     """as of a rule"""
 
 
-class Step(NamedTuple):
+class Layer(NamedTuple):
+    """Rules as one, no two of them about the same latent."""
+
+    at: Tensor
+    """``[n]``: places in :attr:`Joint.features`"""
+    factor: Tensor
+    """``[n]``, as ``threshold`` and ``offset``, those of the rules"""
+    threshold: Tensor
+    offset: Tensor
+    where: Tensor | None
+    """bool ``[positions, n]``; None: everywhere"""
+
+
+class Joint(NamedTuple):
+    """Several rules, made ready: what is the same for every call is computed once."""
+
+    features: Tensor
+    """``[n]``, all rules' latents, in order"""
+    least: Tensor
+    """``[n]``: no rule changes a latent whose pre-activation, inexactly computed, does not exceed this"""
+    where: Tensor | None
+    """bool ``[positions]``: no rule changes anything elsewhere; None: anywhere"""
+    layers: Sequence[Layer]
+    """in whose order the rules are taken"""
+
+
+def join(rules: Sequence[Rule]) -> Joint:
+    """Return rules of one SAE as few layers as there may be: two only where two rules have a latent in common."""
+    latents = torch.cat([rule.features for rule in rules])
+    features, place = torch.unique(latents, return_inverse=True)
+    factor, threshold = (torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold"))
+    offset = torch.cat([torch.full_like(rule.threshold, rule.offset) for rule in rules])
+    masks = [rule.where for rule in rules if rule.where is not None]
+    inside = torch.stack([torch.ones_like(masks[0]) if r.where is None else r.where for r in rules]) if masks else None
+    owner = torch.cat([torch.full_like(rule.features, i) for i, rule in enumerate(rules)])
+    layers = []
+    for own in _turns(place):
+        where = None if inside is None else inside[owner[own]].T
+        layers.append(Layer(place[own], factor[own], threshold[own], offset[own], where))
+    lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, place, threshold, "amin")
+    # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
+    least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
+    return Joint(features, least, inside.any(0) if inside is not None and len(masks) == len(rules) else None, layers)
+
+
+def _turns(place: Tensor) -> Iterator[Tensor]:
+    """Yield masks of ``place``: where each number stands for the first time, for the second time, …"""
+    seen: Counter[int] = Counter()
+    turns = []
+    for i in place.tolist():
+        turns.append(seen[i])
+        seen[i] += 1
+    for turn in range(max(seen.values(), default=0)):
+        yield torch.tensor(turns, device=place.device) == turn
+
+
+@dataclass(frozen=True)
+class Step:
     """All that is done at one timestep to one hook's positions in one branch."""
 
     rules: Sequence[Rule] = ()
@@ -50,16 +110,28 @@ class Step(NamedTuple):
         """Whether nothing is done."""
         return not (self.rules or self.detectors or self.steers or self.errors)
 
+    @cached_property
+    def joint_rules(self) -> Joint | None:
+        """The rules as one, if there are any."""
+        return join(self.rules) if self.rules else None
+
+    @cached_property
+    def joint_detectors(self) -> Joint | None:
+        """The detectors as one, if there are any."""
+        return join(self.detectors) if self.detectors else None
+
 
 def step_change(sae: SAE, x: Tensor, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
     """Return the positions that change and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[batch · positions, d_in]``.
 
     Replaced positions are edited by nothing else. Rules, steering and ``errors · (x̂ − x)`` add up.
     """
-    rows, change = ablation_change(sae, x, step.rules)
-    replaced, replacement = _replacements(sae, x, layout, step.detectors)
-    kept = ~torch.isin(rows, replaced)
+    rows, change = _change(sae, x, step.joint_rules)
+    if not step.detectors and not step.steers and not step.errors:
+        return rows, change
+    replaced, replacement = _replacements(sae, x, layout, step.joint_detectors)
     if not step.steers and not step.errors:
+        kept = ~torch.isin(rows, replaced)
         return torch.cat([rows[kept], replaced]), torch.cat([change[kept], replacement])
     total = torch.zeros_like(x).index_add(0, rows, change)
     if step.errors:
@@ -75,50 +147,50 @@ def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor,
 
     Where two rules edit one feature at one position, the larger edit holds. Differentiable in ``x``.
     """
-    rows, features, f = _firing(sae, x, rules)
+    return _change(sae, x, join(rules) if rules else None)
+
+
+def _change(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
+    rows, f = _firing(sae, x, joint)
+    if joint is None or not len(rows):
+        return rows, x[:0]
     delta = torch.zeros_like(f)
-    for rule in rules:
-        at = torch.searchsorted(features, rule.features)
-        own = f[:, at]
-        new = torch.where(_fires(rule, own, rows, len(x)), (rule.factor - 1) * own + rule.offset, torch.zeros_like(own))
-        delta = delta.index_copy(1, at, torch.where(new.abs() > delta[:, at].abs(), new, delta[:, at]))
-    changed = (delta != 0).any(1)
-    return rows[changed], sae.change(x[rows[changed]], delta[changed], features)
+    for layer in joint.layers:
+        own = f[:, layer.at]
+        new = (layer.factor - 1) * own + layer.offset
+        new = torch.where(_fires(layer, own, rows, len(x)), new, torch.zeros_like(own))
+        before = delta[:, layer.at]
+        delta = delta.index_copy(1, layer.at, torch.where(new.abs() > before.abs(), new, before))
+    changed = (delta != 0).any(1).nonzero().flatten()
+    rows = rows[changed]
+    return rows, sae.change(x[rows], delta[changed], joint.features)
 
 
-def _firing(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the positions where a rule may apply, the rules' latents and their activations there: ``[m], [n], [m, n]``.
+def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
+    """Return the positions where a rule may apply, and the activations of the rules' latents there: ``[m], [m, n]``.
 
     Exact without encoding everything: a latent changes only where its own pre-activation exceeds its threshold; only there
     does TopK need the full encoder, to know whether it is among the k largest.
     """
-    if not rules:
-        empty = torch.zeros(0, dtype=torch.int64, device=x.device)
-        return empty, empty, x.new_zeros(0, 0)
-    features = torch.unique(torch.cat([rule.features for rule in rules]))
-    own = torch.relu(sae.pre_acts(x, features))
-    near = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for rule in rules:
-        at = torch.searchsorted(features, rule.features)
-        # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
-        room = rule.threshold - 1e-4 * rule.threshold - 1e-6
-        fires = ((own[:, at] > room) & (own[:, at] > 0)).any(1)
-        near |= fires if rule.where is None else fires & _tiled(rule.where, len(x))
+    if joint is None:
+        return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0]
+    near = (sae.pre_acts(x, joint.features) > joint.least).any(1)
+    if joint.where is not None:
+        near = near & _tiled(joint.where, len(x))
     rows = near.nonzero().flatten()
     if not len(rows):
-        return rows, features, x.new_zeros(0, len(features))
-    return rows, features, sae.encode_some(x[rows], features)
+        return rows, x[:0]
+    return rows, sae.encode_some(x[rows], joint.features)
 
 
-def _replacements(sae: SAE, x: Tensor, layout: Layout, detectors: Sequence[Rule]) -> tuple[Tensor, Tensor]:
+def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> tuple[Tensor, Tensor]:
     """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected everywhere stays."""
-    rows, features, f = _firing(sae, x, detectors)
-    if not len(rows):
+    rows, f = _firing(sae, x, joint)
+    if joint is None or not len(rows):
         return rows, x[:0]
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for rule in detectors:
-        own = f[:, torch.searchsorted(features, rule.features)]
-        found[rows] |= _fires(rule, own, rows, len(x)).any(1)
+    for layer in joint.layers:
+        found[rows] |= _fires(layer, f[:, layer.at], rows, len(x)).any(1)
     n = layout.height * layout.width
     index = torch.arange(n, device=x.device)
     places = torch.stack([index // layout.width, index % layout.width], 1).float()
@@ -133,14 +205,14 @@ def _replacements(sae: SAE, x: Tensor, layout: Layout, detectors: Sequence[Rule]
     return replaced, x[torch.cat(donors)] - x[replaced]
 
 
-def _fires(rule: Rule, f: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Say where a rule applies, ``[m, n_features]``, to the activations at ``rows`` of ``n`` positions."""
-    fires = f > rule.threshold
-    return fires if rule.where is None else fires & _tiled(rule.where, n)[rows, None]
+def _fires(layer: Layer, f: Tensor, rows: Tensor, n: int) -> Tensor:
+    """Say where a layer applies, ``[m, n_features]``, to the activations at ``rows`` of ``n`` positions."""
+    fires = f > layer.threshold
+    return fires if layer.where is None else fires & _tiled(layer.where, n)[rows]
 
 
 def _tiled(where: Tensor, n: int) -> Tensor:
-    return where.repeat(n // len(where))
+    return where.repeat(n // len(where), *[1] * (where.dim() - 1))
 
 
 def _inside(values: Tensor, where: Tensor | None) -> Tensor:

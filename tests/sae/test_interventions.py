@@ -475,6 +475,37 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
         model_hash(fresh)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
+    model = load_model(str(model_dir), "cuda", "float32")
+    selection = strong(model)  # Its hash is taken before the weights leave.
+    plain = generate(model, RUN, ["a"], [0], "latent")[0]
+    with ablate(model.pipe, selection, sae=make_sae(3)):
+        edited = generate(model, RUN, ["a"], [0], "latent")[0]
+    getattr(model.pipe, offload)()
+    with ablate(model.pipe, selection, sae=make_sae(3)):
+        found = generate(model, RUN, ["a"], [0], "latent")[0]
+    torch.testing.assert_close(found.cpu(), edited.cpu(), atol=1e-4, rtol=1e-4)
+    assert (edited - plain).abs().max() > 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_compiled_for_cuda_is_edited(model_dir, dtype):
+    model = load_model(str(model_dir), "cuda", dtype)
+    selection = strong(model)
+    plain = generate(model, RUN, ["a"], [0], "latent")[0]
+    with ablate(model.pipe, selection, sae=make_sae(3)):
+        edited = generate(model, RUN, ["a"], [0], "latent")[0]
+    model.pipe.unet.up_blocks[1].compile()
+    close = {"atol": 1e-3, "rtol": 1e-3} if dtype == "float32" else {"atol": 5e-2, "rtol": 5e-2}
+    with ablate(model.pipe, selection, sae=make_sae(3)):
+        torch.testing.assert_close(generate(model, RUN, ["a"], [0], "latent")[0], edited, **close)
+    torch.testing.assert_close(generate(model, RUN, ["a"], [0], "latent")[0], plain, **close)
+    assert (edited - plain).abs().max() > 1e-2
+
+
 def test_attention_slicing_changes_nothing_about_the_edit(model_dir):
     model = load_model(str(model_dir), "cpu")
     x, found = first_call(model, strong(model))
