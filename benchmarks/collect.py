@@ -83,7 +83,9 @@ def main() -> None:
     """Check the store, then time everything in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", action="store_true")
-    cuda = parser.parse_args().cuda
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    cuda = options.cuda
     model = sd15_shape("cuda", torch.float16) if cuda else load_model("minicanvas", "cpu")
     hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
     run = RunSettings(model.steps, model.guidance)
@@ -104,7 +106,7 @@ def main() -> None:
             reports.append(collect(next(fresh), model, prompts, run, settings, progress=False))
             shutil.rmtree(reports[-2].store.root) if len(reports) > 1 else None
 
-        seconds = interleaved(7, plain=plain, collecting=collecting)
+        seconds = interleaved(options.runs, plain=plain, collecting=collecting)
         report = reports[-1]
         assert verify(report.store, deep=True) == []
         raw = sum(group.nbytes for hook in hooks for shard in report.store.activations(hook) for group in shard.groups)
@@ -116,7 +118,7 @@ def main() -> None:
         assert all(len(datasets.load_from_disk(theirs / hook)) == len(table) for hook, table in rows.items())
         alone = {"first": rows["first"]}
         writers = interleaved(
-            5,
+            min(5, options.runs),
             ours=lambda: our_writer(rows, next(fresh)),
             ours_one_hook=lambda: our_writer(alone, next(fresh)),
             datasets=lambda: their_writer(rows, next(fresh)),
