@@ -189,7 +189,8 @@ def generate(
         options["true_cfg_scale"] = settings.true_cfg
     if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
         options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
-    with torch.no_grad(), torch.autocast(model.pipe.device.type, model.autocast, model.autocast is not None):
+    device = model.pipe._execution_device.type  # Offloaded weights are elsewhere between calls.
+    with torch.no_grad(), torch.autocast(device, model.autocast, model.autocast is not None):
         result = model.pipe(
             prompt=prompts,
             generator=generators,

@@ -18,7 +18,7 @@ from sae.identity import model_hash, same_model
 from sae.interventions import MODES, Intervention
 from sae.model import SAE
 from sae.modules import denoiser, find_module
-from sae.rules import Rule, Steer, Step, ablation_change, step_change
+from sae.rules import Rule, Steer, Step, ablation_change, join, step_change
 
 __all__ = ["Handle", "Rule", "ablate", "ablation_change", "attach"]
 
@@ -204,6 +204,7 @@ class _Edit:
         return recorded[self._calls - 1]
 
     def _make_step(self, timestep: float, layout: Layout, device: torch.device) -> Step:
+        # Made on the CPU, whatever the device: many small steps.
         rules: list[Rule] = []
         detectors: list[Rule] = []
         steers: list[Steer] = []
@@ -211,19 +212,20 @@ class _Edit:
         for one in self.interventions:
             if not one.window.covers(timestep, self.n_train_timesteps):
                 continue
-            at, where = self._at(one.selection, timestep), one.where(layout, device)
+            at, where = self._at(one.selection, timestep), one.where(layout)
             masks.append(where)
             if not len(at.features):
                 continue
             if one.kind == "add":
                 rows = self.sae.W_dec[torch.tensor(at.features, device=self.sae.W_dec.device)]
-                steers.append(Steer((one.strength * rows.float().sum(0)).to(device), where))
+                steers.append(Steer((one.strength * rows.float().sum(0)).to(device), _on(device, where)))
             else:
-                (detectors if one.kind == "replace" else rules).append(_rule(one, at, where, device))
+                (detectors if one.kind == "replace" else rules).append(_rule(one, at, where))
         errors = MODES[self.mode] if masks else 0
         everywhere = not errors or any(where is None for where in masks)
         union = None if everywhere else torch.stack([where for where in masks if where is not None]).any(0)
-        return Step(tuple(rules), tuple(detectors), tuple(steers), errors, union)
+        joined, detecting = (None if joint is None else joint.to(device) for joint in (join(rules), join(detectors)))
+        return Step(joined, detecting, tuple(steers), errors, _on(device, union))
 
     def _at(self, selection: Selection, timestep: float) -> FeaturesAt:
         at = selection.at(timestep)
@@ -239,12 +241,14 @@ class _Edit:
         return at
 
 
-def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None, device: torch.device) -> Rule:
+def _on(device: torch.device, where: Tensor | None) -> Tensor | None:
+    return None if where is None else where.to(device)
+
+
+def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:
     """Return the rule of every kind but ``add``; of ``replace``, whose positions are replaced."""
-    features = torch.tensor(at.features, dtype=torch.int64, device=device)
-    mean_concept, mean_all = (
-        torch.tensor(x, dtype=torch.float32, device=device) for x in (at.mean_concept, at.mean_all)
-    )
+    features = torch.tensor(at.features, dtype=torch.int64)
+    mean_concept, mean_all = (torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all))
     if one.kind in ("paper", "replace"):
         return Rule(features, one.strength * mean_concept, mean_all, 0.0, where)
     nothing = torch.zeros_like(mean_all)

@@ -110,7 +110,7 @@ class Intervention:
         named = self.branch or self.selection.branch
         return ("cond", "uncond") if named == "both" else ("cond",) if named == "cond" else ("uncond",)
 
-    def where(self, layout: Layout, device: torch.device) -> Tensor | None:
+    def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool a position of the hooked tensor, ``[positions]``.
 
         A mask larger than the map is reduced by whole numbers: a position is inside when any of its pixels is.
@@ -130,4 +130,4 @@ class Intervention:
             hook = self.selection.hook
             raise UsageError(f"the mask is {height} × {width}, {hook!r} has {size}: expected that size or a multiple.")
         pooled = F.max_pool2d(mask[None, None].float(), scale) if scale > 1 else mask.float()
-        return pooled.flatten().bool().to(device)
+        return pooled.flatten().bool().cpu()

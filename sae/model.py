@@ -158,8 +158,11 @@ class SAE(nn.Module):
         ``delta`` ``[..., n]`` is added to the activations of the latents ``features`` ``[n]``.
         """
         change = delta @ self.W_dec[features]
+        if self.config.normalize_activations == "none":
+            return change
         scale = self.centred(x)[2]
-        return change if scale is None else change * scale
+        assert scale is not None, "each position is normalised"
+        return change * scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the reconstruction, ``[..., d_in]``, in the precision of the weights."""

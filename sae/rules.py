@@ -1,9 +1,7 @@
 """The arithmetic of an intervention at one denoiser call: pure functions of positions, an SAE and rules."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,16 +39,23 @@ class Layer(NamedTuple):
 
     at: Tensor
     """``[n]``: places in :attr:`Joint.features`"""
-    factor: Tensor
-    """``[n]``, as ``threshold`` and ``offset``, those of the rules"""
+    growth: Tensor
+    """``[n]``: factor − 1"""
     threshold: Tensor
+    """``[n]``"""
     offset: Tensor
+    """``[n]``"""
     where: Tensor | None
     """bool ``[positions, n]``; None: everywhere"""
 
+    def to(self, device: torch.device) -> "Layer":
+        """Return it on a device."""
+        at, growth, threshold, offset = (part.to(device) for part in self[:4])
+        return Layer(at, growth, threshold, offset, None if self.where is None else self.where.to(device))
+
 
 class Joint(NamedTuple):
-    """Several rules, made ready: what is the same for every call is computed once."""
+    """Several rules, made ready for many calls: an edit on a GPU takes as long as its kernels take to launch."""
 
     features: Tensor
     """``[n]``, all rules' latents, in order"""
@@ -59,11 +64,25 @@ class Joint(NamedTuple):
     where: Tensor | None
     """bool ``[positions]``: no rule changes anything elsewhere; None: anywhere"""
     layers: Sequence[Layer]
-    """in whose order the rules are taken"""
+    """in whose order the rules are taken; the first has all latents"""
+
+    def to(self, device: torch.device) -> "Joint":
+        """Return it on a device."""
+        return Joint(
+            self.features.to(device),
+            self.least.to(device),
+            None if self.where is None else self.where.to(device),
+            [layer.to(device) for layer in self.layers],
+        )
 
 
-def join(rules: Sequence[Rule]) -> Joint:
-    """Return rules of one SAE as few layers as there may be: two only where two rules have a latent in common."""
+def join(rules: Sequence[Rule]) -> Joint | None:
+    """Return rules of one SAE as few layers as there may be, a second only where two rules have a latent in common.
+
+    None: there are no rules.
+    """
+    if not rules:
+        return None
     latents = torch.cat([rule.features for rule in rules])
     features, place = torch.unique(latents, return_inverse=True)
     factor, threshold = (torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold"))
@@ -73,31 +92,32 @@ def join(rules: Sequence[Rule]) -> Joint:
     owner = torch.cat([torch.full_like(rule.features, i) for i, rule in enumerate(rules)])
     layers = []
     for own in _turns(place):
+        own = own[place[own].argsort()]
         where = None if inside is None else inside[owner[own]].T
-        layers.append(Layer(place[own], factor[own], threshold[own], offset[own], where))
+        layers.append(Layer(place[own], factor[own] - 1, threshold[own], offset[own], where))
     lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, place, threshold, "amin")
     # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
     return Joint(features, least, inside.any(0) if inside is not None and len(masks) == len(rules) else None, layers)
 
 
-def _turns(place: Tensor) -> Iterator[Tensor]:
-    """Yield masks of ``place``: where each number stands for the first time, for the second time, …"""
+def _turns(place: Tensor) -> list[Tensor]:
+    """Return where each number of ``place`` stands for the first time, where for the second time, …"""
+    turns: list[list[int]] = []
     seen: Counter[int] = Counter()
-    turns = []
-    for i in place.tolist():
-        turns.append(seen[i])
-        seen[i] += 1
-    for turn in range(max(seen.values(), default=0)):
-        yield torch.tensor(turns, device=place.device) == turn
+    for i, number in enumerate(place.tolist()):
+        if seen[number] == len(turns):
+            turns.append([])
+        turns[seen[number]].append(i)
+        seen[number] += 1
+    return [torch.tensor(turn, device=place.device) for turn in turns]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """All that is done at one timestep to one hook's positions in one branch."""
 
-    rules: Sequence[Rule] = ()
-    detectors: Sequence[Rule] = ()
+    rules: Joint | None = None
+    detectors: Joint | None = None
     """whose positions are replaced; of these rules only features, thresholds and ``where`` count"""
     steers: Sequence[Steer] = ()
     errors: int = 0
@@ -108,28 +128,18 @@ class Step:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is done."""
-        return not (self.rules or self.detectors or self.steers or self.errors)
-
-    @cached_property
-    def joint_rules(self) -> Joint | None:
-        """The rules as one, if there are any."""
-        return join(self.rules) if self.rules else None
-
-    @cached_property
-    def joint_detectors(self) -> Joint | None:
-        """The detectors as one, if there are any."""
-        return join(self.detectors) if self.detectors else None
+        return self.rules is None and self.detectors is None and not self.steers and not self.errors
 
 
 def step_change(sae: SAE, x: Tensor, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
-    """Return the positions that change and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[batch · positions, d_in]``.
+    """Return positions and by how much they change: ``(rows [m], change [m, d_in])``; ``x`` is ``[batch · positions, d_in]``.
 
     Replaced positions are edited by nothing else. Rules, steering and ``errors · (x̂ − x)`` add up.
     """
-    rows, change = _change(sae, x, step.joint_rules)
-    if not step.detectors and not step.steers and not step.errors:
+    rows, change = _change(sae, x, step.rules)
+    if step.detectors is None and not step.steers and not step.errors:
         return rows, change
-    replaced, replacement = _replacements(sae, x, layout, step.joint_detectors)
+    replaced, replacement = _replacements(sae, x, layout, step.detectors)
     if not step.steers and not step.errors:
         kept = ~torch.isin(rows, replaced)
         return torch.cat([rows[kept], replaced]), torch.cat([change[kept], replacement])
@@ -143,49 +153,52 @@ def step_change(sae: SAE, x: Tensor, layout: Layout, step: Step) -> tuple[Tensor
 
 
 def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor, Tensor]:
-    """Return the positions that the rules change and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
+    """Return positions and by how much rules change them: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
 
-    Where two rules edit one feature at one position, the larger edit holds. Differentiable in ``x``.
+    All others stay; some of these may, too: their change is 0. Where two rules edit one feature at one position, the larger
+    edit holds. Differentiable in ``x``.
     """
-    return _change(sae, x, join(rules) if rules else None)
+    return _change(sae, x, join(rules))
 
 
 def _change(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
-    rows, f = _firing(sae, x, joint)
+    rows, near, f = _firing(sae, x, joint)
     if joint is None or not len(rows):
         return rows, x[:0]
-    delta = torch.zeros_like(f)
-    for layer in joint.layers:
-        own = f[:, layer.at]
-        new = (layer.factor - 1) * own + layer.offset
-        new = torch.where(_fires(layer, own, rows, len(x)), new, torch.zeros_like(own))
-        before = delta[:, layer.at]
+    first, *others = joint.layers
+    delta = _delta(first, f, rows, len(x))
+    for layer in others:
+        new, before = _delta(layer, f[:, layer.at], rows, len(x)), delta[:, layer.at]
         delta = delta.index_copy(1, layer.at, torch.where(new.abs() > before.abs(), new, before))
-    changed = (delta != 0).any(1).nonzero().flatten()
-    rows = rows[changed]
-    return rows, sae.change(x[rows], delta[changed], joint.features)
+    return rows, sae.change(near, delta, joint.features)
 
 
-def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
-    """Return the positions where a rule may apply, and the activations of the rules' latents there: ``[m], [m, n]``.
+def _delta(layer: Layer, f: Tensor, rows: Tensor, n: int) -> Tensor:
+    """Return by how much a layer changes the activations of its own latents, ``[m, n_features]``."""
+    return torch.where(_fires(layer, f, rows, n), torch.addcmul(layer.offset, layer.growth, f), 0.0)
+
+
+def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where a rule may apply, ``x`` there, and the rules' latents' activations: ``[m], [m, d_in], [m, n]``.
 
     Exact without encoding everything: a latent changes only where its own pre-activation exceeds its threshold; only there
     does TopK need the full encoder, to know whether it is among the k largest.
     """
     if joint is None:
-        return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0]
-    near = (sae.pre_acts(x, joint.features) > joint.least).any(1)
+        return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0], x[:0]
+    fires = (sae.pre_acts(x, joint.features) > joint.least).any(1)
     if joint.where is not None:
-        near = near & _tiled(joint.where, len(x))
-    rows = near.nonzero().flatten()
+        fires = fires & _tiled(joint.where, len(x))
+    rows = fires.nonzero().flatten()
     if not len(rows):
-        return rows, x[:0]
-    return rows, sae.encode_some(x[rows], joint.features)
+        return rows, x[:0], x[:0]
+    near = x[rows]
+    return rows, near, sae.encode_some(near, joint.features)
 
 
 def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> tuple[Tensor, Tensor]:
     """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected everywhere stays."""
-    rows, f = _firing(sae, x, joint)
+    rows, _, f = _firing(sae, x, joint)
     if joint is None or not len(rows):
         return rows, x[:0]
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -25,7 +25,7 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n = values.shape[1]
     if k == n:
         return values.sort(dim=-1, descending=True, stable=True)
-    best, indices = _select(values, k + 1)
+    best, indices = largest(values, k + 1)
     tied = (best[:, k - 1] == best[:, k]) & (best[:, k] > 0)
     best, indices = best[:, :k], indices[:, :k]
     if bool(tied.any()):
@@ -35,8 +35,8 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, indices
 
 
-def _select(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest, sorted; among equals any."""
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest of each row and their indices, largest first; among equals any."""
     indices = _places(values, k)
     best, order = values.gather(1, indices).sort(dim=-1, descending=True)
     return best, indices.gather(1, order)

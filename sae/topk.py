@@ -6,9 +6,10 @@ Gao et al., "Scaling and evaluating sparse autoencoders" (2024), section 2.3.
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sae.sparse import encode_top_k
+from sae.sparse import encode_top_k, largest, top_k
 from sae.variant import Variant
 
 if TYPE_CHECKING:
@@ -23,9 +24,17 @@ class TopK(Variant):
         return encode_top_k(x, sae.W_enc, sae.b_enc, sae.config.k)
 
     def encode_some(self, sae: "SAE", x: Tensor, features: Tensor) -> Tensor:
-        """Return the activations of some latents: the whole encoder decides which are among the k."""
-        values, indices = self.encode(sae, x)
-        n = len(features)
-        place = torch.full((sae.config.n_latents,), n, device=indices.device)
-        place[features] = torch.arange(n, device=indices.device)
-        return values.new_zeros(len(x), n + 1).scatter(-1, place[indices], values)[:, :n]
+        """Return the activations of some latents: all pre-activations say which are among the k largest."""
+        own = F.linear(x, sae.W_enc[features], sae.b_enc[features]).relu()
+        k = sae.config.k
+        if k == sae.config.n_latents:
+            return own
+        with torch.no_grad():
+            pre = F.linear(x, sae.W_enc, sae.b_enc)
+            best, _ = largest(pre, k + 1)
+            active = pre[:, features] >= best[:, k - 1 : k]
+            tied = best[:, k - 1] == best[:, k]
+            if bool(tied.any()):
+                _, indices = top_k(pre[tied], k)
+                active[tied] = (indices[:, :, None] == features).any(1)
+        return torch.where(active, own, 0.0)

@@ -21,7 +21,7 @@ from sae.hooks import Layout
 from sae.identity import model_hash
 from sae.interventions import Intervention, Window
 from sae.modules import find_module
-from sae.rules import Rule, Steer, Step, step_change
+from sae.rules import Rule, Steer, Step, join, step_change
 from tests.architectures import CASES
 from tests.sae.test_ablate import (
     D_IN,
@@ -102,7 +102,7 @@ def test_replacement_copies_the_nearest_undetected_position(seed, height, width,
     x = torch.from_numpy(rng.standard_normal((2 * n, D_IN)).astype(np.float32))
     features = torch.from_numpy(rng.choice(N_LATENTS, 6, replace=False))
     rule = Rule(features, torch.zeros(6), torch.full((6,), level))
-    rows, change = step_change(sae, x, Layout(height, width, True), Step(detectors=(rule,)))
+    rows, change = step_change(sae, x, Layout(height, width, True), Step(detectors=join([rule])))
     found = x.clone()
     found[rows] += change
     expected = x.clone()
@@ -122,7 +122,7 @@ def test_replaced_positions_are_edited_by_nothing_else_and_the_rest_adds_up():
     some, others = torch.tensor([feature]), torch.tensor([f for f in range(N_LATENTS) if f != feature][:20])
     detector = Rule(some, torch.zeros(1), torch.zeros(1))
     rule = Rule(others, torch.full((20,), -3.0), torch.zeros(20))
-    step = Step((rule,), (detector,), (Steer(torch.ones(D_IN)),))
+    step = Step(join([rule]), join([detector]), (Steer(torch.ones(D_IN)),))
     rows, change = step_change(sae, x, Layout(3, 4, True), step)
     found = x.clone()
     found[rows] += change
@@ -492,18 +492,21 @@ def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_compiled_for_cuda_is_edited(model_dir, dtype):
+@pytest.mark.parametrize("kind", ["paper", "add"])
+def test_what_is_compiled_for_cuda_is_edited(model_dir, dtype, kind):
     model = load_model(str(model_dir), "cuda", dtype)
-    selection = strong(model)
-    plain = generate(model, RUN, ["a"], [0], "latent")[0]
-    with ablate(model.pipe, selection, sae=make_sae(3)):
-        edited = generate(model, RUN, ["a"], [0], "latent")[0]
+    edit = Intervention(strong(model), kind=kind, strength=-1.0)
+    plain = generate(model, RUN, ["a"], [0], "latent")[0].float()
+    with ablate(model.pipe, edit, sae=make_sae(3)):
+        edited = generate(model, RUN, ["a"], [0], "latent")[0].float()
     model.pipe.unet.up_blocks[1].compile()
-    close = {"atol": 1e-3, "rtol": 1e-3} if dtype == "float32" else {"atol": 5e-2, "rtol": 5e-2}
-    with ablate(model.pipe, selection, sae=make_sae(3)):
-        torch.testing.assert_close(generate(model, RUN, ["a"], [0], "latent")[0], edited, **close)
-    torch.testing.assert_close(generate(model, RUN, ["a"], [0], "latent")[0], plain, **close)
-    assert (edited - plain).abs().max() > 1e-2
+    with ablate(model.pipe, edit, sae=make_sae(3)):
+        found = generate(model, RUN, ["a"], [0], "latent")[0].float()
+    size = (edited - plain).norm()
+    assert size > 1e-2
+    # Another rounding moves a latent over its threshold here and there, which the rule turns into a step.
+    assert (found - edited).norm() < (0.3 if kind == "paper" else 0.02) * size
+    assert (generate(model, RUN, ["a"], [0], "latent")[0].float() - plain).norm() < 0.02 * size
 
 
 def test_attention_slicing_changes_nothing_about_the_edit(model_dir):

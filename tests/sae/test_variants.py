@@ -228,6 +228,17 @@ def test_positions_of_zeros_can_be_normalised():
         assert sae_of("topk", normalize_activations=normalize)(torch.zeros(2, 16)).isfinite().all()
 
 
+@pytest.mark.parametrize("k", [1, 3, 24])
+def test_some_latents_of_topk_where_several_are_equal(k):
+    sae = sae_of("topk", k=k).requires_grad_(False)
+    sae.W_enc[8:16] = sae.W_enc[:8]  # Latents 0 and 8, 1 and 9, … always are: at the last place the lower one counts.
+    sae.b_enc[8:16] = sae.b_enc[:8]
+    x, features = torch.randn(200, 16), torch.arange(23, -1, -1)
+    dense = sae.encode_dense(x)
+    torch.testing.assert_close(sae.encode_some(x, features), dense[:, features])
+    assert k == 24 or bool(((dense[:, :8] > 0) & (dense[:, 8:16] == 0)).any())
+
+
 @pytest.mark.parametrize("architecture", KINDS)
 def test_ablation_never_encodes_everything(architecture, monkeypatch):
     sae, x = sae_of(architecture).requires_grad_(False), torch.randn(50, 16)
@@ -238,7 +249,7 @@ def test_ablation_never_encodes_everything(architecture, monkeypatch):
     rows, change = ablation_change(sae, x, [rule])
     new = torch.where(f > rule.threshold, rule.factor * f, f)
     expected = (new - f) @ sae.W_dec[features]
-    assert len(rows) == int((new != f).any(1).sum()) > 5
+    assert 5 < int((new != f).any(1).sum()) <= len(rows) < len(x)
     torch.testing.assert_close(torch.zeros(50, 16).index_copy(0, rows, change), expected)
 
 
