@@ -60,28 +60,31 @@ class Setup(NamedTuple):
     model: Model
     sae: SAE
     x: list[Tensor]
-    """the hooked tensor of each step, float32 ``[2, positions, d_in]``, unconditional half first"""
+    """the hooked tensor of each step, float32 ``[2, batch · positions, d_in]``, unconditional half first"""
     timesteps: list[float]
+    batch: int
+    """pictures at once"""
 
 
-def make_setup(device: str, dtype: torch.dtype) -> Setup:
+def make_setup(device: str, dtype: torch.dtype, batch: int) -> Setup:
     """Return a pipeline, an SAE, and what the hook sees at each step without any edit."""
     torch.manual_seed(0)
     model = sd15_shape(device, dtype)
     sae = SAE(SAEConfig(d_in=D_IN, n_latents=N_LATENTS, k=K)).to(device).requires_grad_(False)
-    seen: list[Captured] = []
+    setup = Setup(model, sae, [], [], batch)
 
     def keep(found: Captured) -> None:
-        seen.append(found._replace(values=found.values.float().clone()))
+        setup.x.append(found.values.float().reshape(2, -1, D_IN).clone())
+        setup.timesteps.append(found.call.timestep)
 
     with capture(model.pipe, [HOOK], keep):
-        run(model)
-    return Setup(model, sae, [found.values for found in seen], [found.call.timestep for found in seen])
+        run(setup)
+    return setup
 
 
-def run(model: Model) -> None:
-    """Make one picture's latents."""
-    generate(model, RUN, ["cat"], [0], "latent")
+def run(setup: Setup) -> None:
+    """Make pictures' latents."""
+    generate(setup.model, RUN, ["cat"] * setup.batch, list(range(setup.batch)), "latent")
 
 
 def features(setup: Setup, n: int, present: bool) -> Features:
@@ -178,15 +181,15 @@ def nnsight(setup: Setup, chosen: Features, spent: list[float]) -> Iterator[None
     traced, plain = importlib.import_module("nnsight").NNsight(unet), unet.forward
 
     def forward(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> Any:
-        unet.forward, edit = plain, chosen[next(step)]
+        unet.forward, edit = plain, chosen[next(step) % len(chosen)]
         arguments = {"encoder_hidden_states": encoder_hidden_states, **kwargs}
         try:
             with traced.trace(sample, timestep, **arguments):
                 (hooked,) = traced.up_blocks[1].attentions[1].output
                 began = time.perf_counter()
                 edited = hooked.clone()
-                view, _ = as_positions(edited[1:])
-                view[0] = dense(setup, edit, view[0].float()).to(edited.dtype)
+                view, _ = as_positions(edited[setup.batch :])
+                view[:] = dense(setup, edit, view.flatten(0, 1).float()).view(view.shape).to(edited.dtype)
                 spent.append(time.perf_counter() - began)
                 traced.up_blocks[1].attentions[1].output = (edited,)
                 result = traced.output.save()
@@ -247,9 +250,11 @@ def check(
     module = find_module(setup.model.pipe, HOOK)
     with attached():
         handle = module.register_forward_hook(
-            lambda owner, args, output: seen.append(as_positions(take(output, HOOK, owner))[0].float().clone())
+            lambda owner, args, output: seen.append(
+                as_positions(take(output, HOOK, owner))[0].float().reshape(2, -1, D_IN).clone()
+            )
         )
-        run(setup.model)
+        run(setup)
         handle.remove()
     x, found = setup.x[0], seen[0]
     edited = torch.stack([expected(half) if i >= 2 - n_halves else half for i, half in enumerate(x)])
@@ -266,9 +271,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--saeuron", type=Path)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    setup = make_setup(options.device, DTYPES[options.dtype])
+    setup = make_setup(options.device, DTYPES[options.dtype], options.batch)
     absent, one, ten = features(setup, 2, False), features(setup, 2, True), features(setup, 20, True)
     contenders: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "plain": contextlib.nullcontext,
@@ -296,10 +302,10 @@ def main() -> None:
             with attached():
                 if not name.startswith("saeuron"):  # which counts calls: it makes one generation
                     with timed(setup.model.pipe, firsts[name]):
-                        run(setup.model)
+                        run(setup)
                 with timed(setup.model.pipe, hooks[name]):
                     began = time.perf_counter()
-                    run(setup.model)
+                    run(setup)
                     calls[name].append((time.perf_counter() - began) / RUN.n_steps)
     if "nnsight_one" in hooks:
         hooks["nnsight_one"] = inside
@@ -313,7 +319,12 @@ def _figures(
 ) -> dict[str, Any]:
     shape = {"device": options.device, "dtype": options.dtype, "d_in": D_IN, "n_latents": N_LATENTS, "k": K}
     plain = statistics.median(calls["plain"])
-    figures: dict[str, Any] = {**shape, "positions": setup.x[0].shape[1], "plain_call_ms": 1000 * plain}
+    figures: dict[str, Any] = {
+        **shape,
+        "batch": setup.batch,
+        "positions": setup.x[0].shape[1],
+        "plain_call_ms": 1000 * plain,
+    }
     added = {name: statistics.median(times) for name, times in hooks.items() if name != "plain"}
     for name, seconds in added.items():
         figures |= {f"{name}_added_ms": 1000 * seconds, f"{name}_added_share": seconds / plain}

@@ -180,8 +180,9 @@ class _Edit:
             return None
         edited = target.clone(memory_format=torch.contiguous_format)
         view, _ = as_positions(edited[part])
-        sample, position = rows // positions.shape[1], rows % positions.shape[1]
-        view[sample, position] = (view[sample, position].float() + change).to(edited.dtype)
+        n = positions.shape[1]
+        at = (rows // n, rows % n) if len(view) > 1 else (0, rows)
+        view[at] = (view[at].float() + change).to(edited.dtype)
         return edited
 
     def _step(self, timestep: float, layout: Layout, device: torch.device) -> Step:

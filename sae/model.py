@@ -130,13 +130,16 @@ class SAE(nn.Module):
         dense = codes.values.new_zeros(*x.shape[:-1], self.config.n_latents)
         return dense.scatter_add(-1, codes.indices, codes.values)
 
-    def encode_some(self, x: Tensor, features: Tensor) -> Tensor:
+    def encode_some(self, x: Tensor, features: Tensor, pre_acts: Tensor | None = None) -> Tensor:
         """Return the activations of some latents ``[n]``, ``[..., n]``: 0 where one is not active.
 
-        With a threshold no other latent is computed; TopK needs all of them.
+        With a threshold no other latent is computed; TopK needs all of them. ``pre_acts`` are those of the latents, if they
+        are there already.
         """
         flat = self.centred(x)[0].reshape(-1, self.config.d_in)
-        return self.variant.encode_some(self, flat, features).view(*x.shape[:-1], len(features))
+        pre = F.linear(flat, self.W_enc[features], self.b_enc[features]) if pre_acts is None else pre_acts
+        found = self.variant.active(self, flat, features, pre.reshape(-1, len(features)))
+        return found.view(*x.shape[:-1], len(features))
 
     def decode(self, codes: Codes) -> Tensor:
         """Return ``z W_dec + b_dec``, ``[..., d_in]``, reading only the rows that the codes name.

@@ -186,14 +186,15 @@ def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor, T
     """
     if joint is None:
         return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0], x[:0]
-    fires = (sae.pre_acts(x, joint.features) > joint.least).any(1)
+    pre = sae.pre_acts(x, joint.features)
+    fires = (pre > joint.least).any(1)
     if joint.where is not None:
         fires = fires & _tiled(joint.where, len(x))
     rows = fires.nonzero().flatten()
     if not len(rows):
         return rows, x[:0], x[:0]
     near = x[rows]
-    return rows, near, sae.encode_some(near, joint.features)
+    return rows, near, sae.encode_some(near, joint.features, pre[rows])
 
 
 def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _GROUPS = 8
+_MANY_ON_CUDA = 2**25
+"""values from which grouping is faster, on an H100: 33 of 20480 in 2048 rows 0.37 ms against 0.72, in 256 0.39 against 0.23"""
 
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -37,7 +39,8 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest of each row and their indices, largest first; among equals any."""
-    indices = _places(values, k)
+    few = values.is_cuda and values.numel() < _MANY_ON_CUDA  # Then what counts is how many kernels are launched.
+    indices = (_any_places if few else _places)(values, k)
     best, order = values.gather(1, indices).sort(dim=-1, descending=True)
     return best, indices.gather(1, order)
 

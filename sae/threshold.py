@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sae.sparse import encode_selected
@@ -23,9 +22,8 @@ class Threshold(Variant):
         least = sae.threshold.clamp_min(0)
         return encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: packed(pre, pre > least))
 
-    def encode_some(self, sae: "SAE", x: Tensor, features: Tensor) -> Tensor:
+    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
         """Return the activations of some latents, computing no others."""
-        pre = F.linear(x, sae.W_enc[features], sae.b_enc[features])
         return pre * (pre > sae.threshold[features].clamp_min(0))
 
 

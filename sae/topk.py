@@ -23,18 +23,17 @@ class TopK(Variant):
         """Return the codes of each row, largest value first."""
         return encode_top_k(x, sae.W_enc, sae.b_enc, sae.config.k)
 
-    def encode_some(self, sae: "SAE", x: Tensor, features: Tensor) -> Tensor:
+    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
         """Return the activations of some latents: all pre-activations say which are among the k largest."""
-        own = F.linear(x, sae.W_enc[features], sae.b_enc[features]).relu()
         k = sae.config.k
         if k == sae.config.n_latents:
-            return own
+            return pre.relu()
         with torch.no_grad():
-            pre = F.linear(x, sae.W_enc, sae.b_enc)
-            best, _ = largest(pre, k + 1)
-            active = pre[:, features] >= best[:, k - 1 : k]
+            every = F.linear(x, sae.W_enc, sae.b_enc)
+            best, _ = largest(every, k + 1)
+            chosen = every[:, features] >= best[:, k - 1 : k]
             tied = best[:, k - 1] == best[:, k]
             if bool(tied.any()):
-                _, indices = top_k(pre[tied], k)
-                active[tied] = (indices[:, :, None] == features).any(1)
-        return torch.where(active, own, 0.0)
+                _, indices = top_k(every[tied], k)
+                chosen[tied] = (indices[:, :, None] == features).any(1)
+        return torch.where(chosen, pre.relu(), 0.0)

@@ -35,8 +35,8 @@ class Variant:
         """Return the codes of each row, whatever the rows beside it."""
         raise NotImplementedError
 
-    def encode_some(self, sae: "SAE", x: Tensor, features: Tensor) -> Tensor:
-        """Return the activations of some latents ``[n]``, ``[rows, n]``; 0 where one is not active."""
+    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
+        """Return some latents' activations, given their pre-activations ``[rows, n]``: those, or 0 where one is not active."""
         raise NotImplementedError
 
     def training_codes(self, sae: "SAE", x: Tensor) -> TrainingCodes:

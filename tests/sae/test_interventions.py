@@ -491,9 +491,8 @@ def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("kind", ["paper", "add"])
-def test_what_is_compiled_for_cuda_is_edited(model_dir, dtype, kind):
+@pytest.mark.parametrize(("kind", "dtype"), [("paper", "float32"), ("add", "float16")])
+def test_what_is_compiled_for_cuda_is_edited(model_dir, kind, dtype):
     model = load_model(str(model_dir), "cuda", dtype)
     edit = Intervention(strong(model), kind=kind, strength=-1.0)
     plain = generate(model, RUN, ["a"], [0], "latent")[0].float()
