@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from featurestore.errors import SAEError
 from sae.model import SAE, Codes, SAEConfig
-from sae.sparse import _select, encode_top_k, top_k, weighted_rows, weighted_rows_transposed
+from sae.sparse import encode_top_k, largest, top_k, weighted_rows, weighted_rows_transposed
 from tests.sae.helpers import random_sae
 
 
@@ -81,7 +81,7 @@ def test_of_equal_values_the_lower_index_is_kept(data):
 
 def test_selection_in_groups_is_exact():
     values = torch.randn(20, 4096)
-    found, indices = _select(values, 9)
+    found, indices = largest(values, 9)
     assert torch.equal(found, values.topk(9).values)
     assert torch.equal(values.gather(1, indices), found)
 
