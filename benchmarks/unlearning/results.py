@@ -62,10 +62,8 @@ class Amounts:
     expansion: float = 8.0
     sequence: int = 6
     """requests in a row"""
-    compared_concepts: dict[str, int] = field(default_factory=lambda: {"style": 4, "object": 6})
-    """of a family, on which the methods of ``TRAINED`` run"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
-    """of a family, on which all other methods run: our own choices made otherwise, and the simplest baselines"""
+    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
     attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 2
@@ -106,7 +104,7 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
             train(store, hook, name, settings)
         encode(store, name)
     bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
-    judge, chooser = load_judge(["minicanvas:judge"]), load_judge(["minicanvas:selection"])
+    judge, chooser = (load_judge([f"minicanvas:{name}"], str(model.pipe.device)) for name in ("judge", "selection"))
     prompts = read_prompts(path, amounts.report_seeds)
     before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
     return Run(bench, amounts, prompts, read_prompts(path, amounts.looks[-1].seeds), judge, chooser, reference, before)
@@ -167,8 +165,8 @@ def _ours(run: Run, family: str, concept: str) -> list[Defence]:
 
 
 METHODS = ("ours", *CONTROLS, *COMPETITORS)
-TRAINED = ("ESD-x", "SalUn")
-"""methods that change the model's weights"""
+COMPARED = ("ours", "ESD-x", "SalUn")
+"""on all concepts"""
 
 
 def results(
@@ -184,11 +182,10 @@ def results(
     chosen: dict[str, dict[str, dict[str, Defence]]] = {}
     for family, concepts in run.amounts.concepts.items():
         defences = chosen.setdefault(family, {})
-        amounts = run.amounts
-        limits = {m: (amounts.compared_concepts if m in TRAINED else amounts.few_concepts)[family] for m in methods}
-        for place, concept in [*enumerate(concepts)][first::n]:
+        few = concepts[: run.amounts.few_concepts[family]]
+        for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            wanted = [method for method in methods if place < limits[method]]
+            wanted = [method for method in methods if method in COMPARED or concept in few]
             defences[concept] = one_concept(run, family, concept, wanted)
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
@@ -251,8 +248,8 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
 @click.option("--attacks/--no-attacks", default=True, show_default=True)
 @click.option(
     "--autocast/--no-autocast",
-    default=lambda: fast_bfloat16(torch.cpu.get_capabilities()),
-    help="Generate with bfloat16 products.  [default: where the processor has them]",
+    default=lambda: torch.cuda.is_available() or fast_bfloat16(torch.cpu.get_capabilities()),
+    help="Generate with bfloat16 products.  [default: on a GPU, or where the processor has them]",
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
@@ -272,7 +269,7 @@ def main(
     from benchmarks.unlearning.tables import write_page
 
     amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
-    model = replace(load_model("minicanvas"), autocast=torch.bfloat16 if autocast else None)
+    model = replace(load_model("minicanvas", dtype="float32"), autocast=torch.bfloat16 if autocast else None)
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
     wanted = methods or METHODS
     if share:

@@ -18,7 +18,7 @@ from collectors.search import Look
 AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
-    train_steps=20, train_batch=32, expansion=2.0, sequence=2, compared_concepts={"style": 2, "object": 1},
+    train_steps=20, train_batch=32, expansion=2.0, sequence=2,
     few_concepts={"style": 1, "object": 1}, attacked=1,
     attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         "object": set(table.METHODS),
     }
     of_styles = {method: len(outcomes) for method, outcomes in found["tables"]["style"].items()}
-    assert of_styles == {m: 2 if m in ("ours", *table.TRAINED) else 1 for m in table.METHODS}
+    assert of_styles == {m: 2 if m in table.COMPARED else 1 for m in table.METHODS}
     assert [o.targets for o in several["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
     assert [o.targets for o in several["all but one"]] == [{"style": ["sketch"]}]
     assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
