@@ -64,13 +64,13 @@ class Amounts:
     """requests in a row"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
-    attacked: int = 2
+    attacked: int = 3
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 2
     """of each family"""
-    attack_iterations: int = 20
-    """at each timestep; published: 40 at 50 timesteps"""
-    attack_timesteps: int = 20
+    attack_iterations: int = 40
+    """at each timestep"""
+    attack_timesteps: int = 50
     n_prompts: int = 10
     """objects and styles in the prompts"""
 
