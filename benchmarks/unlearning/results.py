@@ -64,7 +64,7 @@ class Amounts:
     """requests in a row"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
-    attacked: int = 3
+    attacked: int = 2
     """pictures of a concept that are attacked"""
     attacked_concepts: int = 2
     """of each family"""
