@@ -74,12 +74,17 @@ def make_setup(device: str, dtype: torch.dtype, batch: int) -> Setup:
     setup = Setup(model, sae, [], [], batch)
 
     def keep(found: Captured) -> None:
-        setup.x.append(found.values.float().reshape(2, -1, D_IN).clone())
+        setup.x.append(halves(found.values))
         setup.timesteps.append(found.call.timestep)
 
     with capture(model.pipe, [HOOK], keep):
         run(setup)
     return setup
+
+
+def halves(values: Tensor) -> Tensor:
+    """Return a copy of ``[2 · batch, positions, d_in]`` as it is in :attr:`Setup.x`."""
+    return values.float().reshape(2, -1, D_IN).clone()
 
 
 def run(setup: Setup) -> None:
@@ -250,9 +255,7 @@ def check(
     module = find_module(setup.model.pipe, HOOK)
     with attached():
         handle = module.register_forward_hook(
-            lambda owner, args, output: seen.append(
-                as_positions(take(output, HOOK, owner))[0].float().reshape(2, -1, D_IN).clone()
-            )
+            lambda owner, args, output: seen.append(halves(as_positions(take(output, HOOK, owner))[0]))
         )
         run(setup)
         handle.remove()
@@ -318,13 +321,9 @@ def _figures(
     options: argparse.Namespace, setup: Setup, hooks: dict[str, list[float]], calls: dict[str, list[float]]
 ) -> dict[str, Any]:
     shape = {"device": options.device, "dtype": options.dtype, "d_in": D_IN, "n_latents": N_LATENTS, "k": K}
+    shape["batch"] = setup.batch
     plain = statistics.median(calls["plain"])
-    figures: dict[str, Any] = {
-        **shape,
-        "batch": setup.batch,
-        "positions": setup.x[0].shape[1],
-        "plain_call_ms": 1000 * plain,
-    }
+    figures: dict[str, Any] = {**shape, "positions": setup.x[0].shape[1], "plain_call_ms": 1000 * plain}
     added = {name: statistics.median(times) for name, times in hooks.items() if name != "plain"}
     for name, seconds in added.items():
         figures |= {f"{name}_added_ms": 1000 * seconds, f"{name}_added_share": seconds / plain}

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sae.identity import model_hash, same_model
 from sae.interventions import MODES, Intervention
 from sae.model import SAE
 from sae.modules import denoiser, find_module
-from sae.rules import Rule, Steer, Step, ablation_change, join, step_change
+from sae.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
 
 __all__ = ["Handle", "Rule", "ablate", "ablation_change", "attach"]
 
@@ -205,7 +205,7 @@ class _Edit:
         return recorded[self._calls - 1]
 
     def _make_step(self, timestep: float, layout: Layout, device: torch.device) -> Step:
-        # Made on the CPU, whatever the device: many small steps.
+        # Made on the CPU, whatever the device: it takes many small operations.
         rules: list[Rule] = []
         detectors: list[Rule] = []
         steers: list[Steer] = []
@@ -219,14 +219,13 @@ class _Edit:
                 continue
             if one.kind == "add":
                 rows = self.sae.W_dec[torch.tensor(at.features, device=self.sae.W_dec.device)]
-                steers.append(Steer((one.strength * rows.float().sum(0)).to(device), _on(device, where)))
+                steers.append(Steer(one.strength * rows.float().sum(0), where))
             else:
                 (detectors if one.kind == "replace" else rules).append(_rule(one, at, where))
         errors = MODES[self.mode] if masks else 0
-        everywhere = not errors or any(where is None for where in masks)
-        union = None if everywhere else torch.stack([where for where in masks if where is not None]).any(0)
-        joined, detecting = (None if joint is None else joint.to(device) for joint in (join(rules), join(detectors)))
-        return Step(joined, detecting, tuple(steers), errors, _on(device, union))
+        errors_where = union(masks) if errors else None
+        step = Step(join(rules), join(detectors), steers, errors, errors_where)
+        return cast(Step, on_device(step, device))
 
     def _at(self, selection: Selection, timestep: float) -> FeaturesAt:
         at = selection.at(timestep)
@@ -240,10 +239,6 @@ class _Edit:
                 stacklevel=2,
             )
         return at
-
-
-def _on(device: torch.device, where: Tensor | None) -> Tensor | None:
-    return None if where is None else where.to(device)
 
 
 def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:

@@ -137,7 +137,7 @@ class SAE(nn.Module):
         are there already.
         """
         flat = self.centred(x)[0].reshape(-1, self.config.d_in)
-        pre = F.linear(flat, self.W_enc[features], self.b_enc[features]) if pre_acts is None else pre_acts
+        pre = self.pre_acts(x, features) if pre_acts is None else pre_acts
         found = self.variant.active(self, flat, features, pre.reshape(-1, len(features)))
         return found.view(*x.shape[:-1], len(features))
 

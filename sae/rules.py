@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,11 +48,6 @@ class Layer(NamedTuple):
     where: Tensor | None
     """bool ``[positions, n]``; None: everywhere"""
 
-    def to(self, device: torch.device) -> "Layer":
-        """Return it on a device."""
-        at, growth, threshold, offset = (part.to(device) for part in self[:4])
-        return Layer(at, growth, threshold, offset, None if self.where is None else self.where.to(device))
-
 
 class Joint(NamedTuple):
     """Several rules, made ready for many calls: an edit on a GPU takes as long as its kernels take to launch."""
@@ -66,15 +61,6 @@ class Joint(NamedTuple):
     layers: Sequence[Layer]
     """in whose order the rules are taken; the first has all latents"""
 
-    def to(self, device: torch.device) -> "Joint":
-        """Return it on a device."""
-        return Joint(
-            self.features.to(device),
-            self.least.to(device),
-            None if self.where is None else self.where.to(device),
-            [layer.to(device) for layer in self.layers],
-        )
-
 
 def join(rules: Sequence[Rule]) -> Joint | None:
     """Return rules of one SAE as few layers as there may be, a second only where two rules have a latent in common.
@@ -87,8 +73,9 @@ def join(rules: Sequence[Rule]) -> Joint | None:
     features, place = torch.unique(latents, return_inverse=True)
     factor, threshold = (torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold"))
     offset = torch.cat([torch.full_like(rule.threshold, rule.offset) for rule in rules])
-    masks = [rule.where for rule in rules if rule.where is not None]
-    inside = torch.stack([torch.ones_like(masks[0]) if r.where is None else r.where for r in rules]) if masks else None
+    wheres = [rule.where for rule in rules]
+    masks = [where for where in wheres if where is not None]
+    inside = torch.stack([torch.ones_like(masks[0]) if w is None else w for w in wheres]) if masks else None
     owner = torch.cat([torch.full_like(rule.features, i) for i, rule in enumerate(rules)])
     layers = []
     for own in _turns(place):
@@ -98,7 +85,13 @@ def join(rules: Sequence[Rule]) -> Joint | None:
     lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, place, threshold, "amin")
     # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
-    return Joint(features, least, inside.any(0) if inside is not None and len(masks) == len(rules) else None, layers)
+    return Joint(features, least, union(wheres), layers)
+
+
+def union(wheres: Sequence[Tensor | None]) -> Tensor | None:
+    """Return where any of several masks is, as of a rule; one that is everywhere makes it everywhere."""
+    masks = [where for where in wheres if where is not None]
+    return torch.stack(masks).any(0) if masks and len(masks) == len(wheres) else None
 
 
 def _turns(place: Tensor) -> list[Tensor]:
@@ -129,6 +122,16 @@ class Step(NamedTuple):
     def is_empty(self) -> bool:
         """Whether nothing is done."""
         return self.rules is None and self.detectors is None and not self.steers and not self.errors
+
+
+def on_device(part: Any, device: torch.device) -> Any:
+    """Return a step, or a part of one, with its tensors on a device."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if not isinstance(part, (tuple, list)):
+        return part
+    moved = [on_device(one, device) for one in part]
+    return type(part)(*moved) if hasattr(part, "_fields") else moved
 
 
 def step_change(sae: SAE, x: Tensor, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
@@ -166,16 +169,16 @@ def _change(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
     if joint is None or not len(rows):
         return rows, x[:0]
     first, *others = joint.layers
-    delta = _delta(first, f, rows, len(x))
+    delta = _delta(first, f, rows)
     for layer in others:
-        new, before = _delta(layer, f[:, layer.at], rows, len(x)), delta[:, layer.at]
+        new, before = _delta(layer, f[:, layer.at], rows), delta[:, layer.at]
         delta = delta.index_copy(1, layer.at, torch.where(new.abs() > before.abs(), new, before))
     return rows, sae.change(near, delta, joint.features)
 
 
-def _delta(layer: Layer, f: Tensor, rows: Tensor, n: int) -> Tensor:
+def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
     """Return by how much a layer changes the activations of its own latents, ``[m, n_features]``."""
-    return torch.where(_fires(layer, f, rows, n), torch.addcmul(layer.offset, layer.growth, f), 0.0)
+    return torch.where(_fires(layer, f, rows), torch.addcmul(layer.offset, layer.growth, f), 0.0)
 
 
 def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,7 +207,7 @@ def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> t
         return rows, x[:0]
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for layer in joint.layers:
-        found[rows] |= _fires(layer, f[:, layer.at], rows, len(x)).any(1)
+        found[rows] |= _fires(layer, f[:, layer.at], rows).any(1)
     n = layout.height * layout.width
     index = torch.arange(n, device=x.device)
     places = torch.stack([index // layout.width, index % layout.width], 1).float()
@@ -219,14 +222,14 @@ def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> t
     return replaced, x[torch.cat(donors)] - x[replaced]
 
 
-def _fires(layer: Layer, f: Tensor, rows: Tensor, n: int) -> Tensor:
-    """Say where a layer applies, ``[m, n_features]``, to the activations at ``rows`` of ``n`` positions."""
+def _fires(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
+    """Say where a layer applies, ``[m, n_features]``, to the activations at ``rows``."""
     fires = f > layer.threshold
-    return fires if layer.where is None else fires & _tiled(layer.where, n)[rows]
+    return fires if layer.where is None else fires & layer.where[rows % len(layer.where)]
 
 
 def _tiled(where: Tensor, n: int) -> Tensor:
-    return where.repeat(n // len(where), *[1] * (where.dim() - 1))
+    return where.repeat(n // len(where))
 
 
 def _inside(values: Tensor, where: Tensor | None) -> Tensor:
