@@ -17,7 +17,7 @@ from record import interleaved, record
 from rows import activation_rows
 
 from featurestore import Store
-from featurestore.canonical import shard_name
+from featurestore.format.canonical import shard_name
 from featurestore.saes import commit_sae
 from sae.batches import PositionBatches
 from sae.checkpoint import config_bytes, weights_bytes

@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from featurestore import Store
-from featurestore.canonical import sample_id, shard_name
+from featurestore.format.canonical import sample_id, shard_name
+from featurestore.format.schemas import CODES, samples_schema
 from featurestore.saes import commit_sae
-from featurestore.schemas import CODES, samples_schema
 from sae.checkpoint import config_bytes, weights_bytes
 from sae.codes import Encoded, Rows, codes_table, stats_table
 from sae.model import SAE, SAEConfig

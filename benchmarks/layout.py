@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from read import BATCH, HOOK, make
 from record import interleaved, record
 
-from featurestore import Store, parquet
+from featurestore import Store
+from featurestore.format import parquet
 from sae.batches import ActivationBatches
 
 MEGABYTES = (2, 8, 32, 128, 512)

@@ -16,7 +16,7 @@ from record import interleaved, record
 from rows import activation_rows
 
 from featurestore import Store
-from featurestore.canonical import shard_name
+from featurestore.format.canonical import shard_name
 from sae.batches import ActivationBatches
 
 HOOK, POSITIONS, D_IN, STEPS, SAMPLES, PER_SHARD = "hook", 256, 1280, 50, 24, 8

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.activations import tensor_array
-from featurestore.schemas import activations_schema
+from featurestore.format.activations import tensor_array
+from featurestore.format.schemas import activations_schema
 
 
 def activation_rows(ids: Sequence[int], values: npt.NDArray, metadata: Mapping[str, Any] = {}) -> pa.Table:

@@ -12,9 +12,9 @@ from torch import Tensor
 from collectors.capture import Captured
 from collectors.memory import HostMemory
 from collectors.subset import Positions, kept_steps, random_positions
-from featurestore.activations import tensor_array
 from featurestore.errors import HookError, ModelError, UsageError
-from featurestore.schemas import activations_schema
+from featurestore.format.activations import tensor_array
+from featurestore.format.schemas import activations_schema
 from sae.architectures import Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
 from sae.encode import codes_metadata

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from collectors.plan import WorkItem
-from featurestore import parquet
 from featurestore.errors import DiskError
+from featurestore.format import parquet
 
 
 @dataclass(frozen=True)

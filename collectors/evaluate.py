@@ -18,8 +18,8 @@ from collectors.judge import Judge, named
 from collectors.models import Model, RunSettings, describe_run
 from collectors.peak import peak_bytes, reset_peak
 from collectors.prompts import Prompt
-from featurestore import durable
-from featurestore.canonical import canonical_json, sha256_text
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json, sha256_text
 from sae.frechet import frechet_distance
 from sae.unlearning import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
 

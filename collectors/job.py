@@ -18,7 +18,7 @@ from collectors.subset import Positions, kept_steps
 from collectors.writer import Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
-from featurestore.schemas import check_name, samples_schema
+from featurestore.format.schemas import check_name, samples_schema
 from featurestore.store import Store
 from sae.attach import Attached, attachable
 from sae.encode import check_model, made_by_sae

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from collectors.prompts import Prompt
-from featurestore.canonical import sample_id, shard_name
 from featurestore.errors import PromptsError
+from featurestore.format.canonical import sample_id, shard_name
 from featurestore.store import Store
 
 

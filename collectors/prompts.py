@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import PromptsError
-from featurestore.schemas import FAMILY, RESERVED
+from featurestore.format.schemas import FAMILY, RESERVED
 
 
 @dataclass(frozen=True)

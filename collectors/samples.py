@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from collectors.plan import Sample
-from featurestore.schemas import samples_schema
+from featurestore.format.schemas import samples_schema
 from featurestore.store import Store
 
 

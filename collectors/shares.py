@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collectors.plan import WorkItem
-from featurestore.durable import disk_errors, make_directory
 from featurestore.errors import UsageError
+from featurestore.format.durable import disk_errors, make_directory
 
 _RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from featurestore import durable
-from featurestore.canonical import canonical_json
 from featurestore.errors import DamageError, ShareError
-from featurestore.records import FileEntry
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json
+from featurestore.format.records import FileEntry
 from featurestore.snapshot import data_files, is_safe, record_files
 from featurestore.store import Store
 

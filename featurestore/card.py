@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import durable, schemas
+from featurestore.format import durable, schemas
 from featurestore.store import Store
 
 _WHAT = {

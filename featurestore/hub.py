@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurestore import durable
 from featurestore.errors import NotAStoreError, ShareError
-from featurestore.records import FileEntry
+from featurestore.format import durable
+from featurestore.format.records import FileEntry
 from featurestore.snapshot import data_files, record_files
 from featurestore.store import Store
 from featurestore.verify import verify

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featurestore import durable
-from featurestore.canonical import sha256_text
 from featurestore.errors import SAEError, nearest
-from featurestore.records import FileEntry, Record
+from featurestore.format import durable
+from featurestore.format.canonical import sha256_text
+from featurestore.format.records import FileEntry, Record
 from featurestore.store import Store
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from featurestore import durable
-from featurestore.canonical import canonical_json
 from featurestore.errors import SelectionError
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json
 from featurestore.selection import METADATA_KEY, ROWS, Selection, parse_header
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException, zstandard.ZstdError)

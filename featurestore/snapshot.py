@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featurestore.card import write_card
-from featurestore.records import FileEntry
+from featurestore.format.records import FileEntry
 from featurestore.store import Store
 
 CARD = "README.md"

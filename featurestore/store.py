@@ -7,11 +7,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import activations, durable, parquet, schemas
-from featurestore.canonical import run_id, sealed
 from featurestore.errors import NotAStoreError, RunError, TableError, nearest
-from featurestore.integrity import check_files
-from featurestore.records import FileEntry, Record, read_record, read_sealed
+from featurestore.format import activations, durable, parquet, schemas
+from featurestore.format.canonical import run_id, sealed
+from featurestore.format.checksums import check_files
+from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 
 _MARK = Path("manifest", "store.json")
 

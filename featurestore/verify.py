@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import schemas
-from featurestore.activations import read_shard
-from featurestore.durable import TEMPORARY_SUFFIX
 from featurestore.errors import DamageError, VersionError
-from featurestore.integrity import check_file
-from featurestore.records import FileEntry, Record, read_record, read_sealed
+from featurestore.format import schemas
+from featurestore.format.activations import read_shard
+from featurestore.format.checksums import check_file
+from featurestore.format.durable import TEMPORARY_SUFFIX
+from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 from featurestore.store import Store
 
 _WORK = ".work"

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from featurestore import durable
+from featurestore.format import durable
 from featurestore.store import Store
 from queries.session import connect
 

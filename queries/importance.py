@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.card import write_card
-from featurestore.records import Record
-from featurestore.schemas import SCORES
+from featurestore.format.records import Record
+from featurestore.format.schemas import SCORES
 from featurestore.store import Store
 from queries.scope import Scope
 from queries.summary import BestFeatures

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import duckdb
 
 from featurestore.errors import QueryError
-from featurestore.schemas import SCORES
+from featurestore.format.schemas import SCORES
 from featurestore.store import Store
 from queries.importance import score, tables
 from queries.scope import check_concepts, check_scored

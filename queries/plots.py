@@ -10,8 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featurestore import durable
 from featurestore.errors import QueryError, UsageError
+from featurestore.format import durable
 from featurestore.store import Store
 from queries.importance import importance
 

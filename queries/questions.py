@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.errors import QueryError, UsageError, nearest
-from featurestore.schemas import BRANCHES
+from featurestore.format.schemas import BRANCHES
 from queries.session import SQL, question
 
 Value = str | int | float | None

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, QueryError, nearest
-from featurestore.records import Record
+from featurestore.format.records import Record
+from featurestore.format.schemas import BRANCHES
 from featurestore.saes import load_config
-from featurestore.schemas import BRANCHES
 from featurestore.store import Store
 
 Steps = dict[int, float]

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.canonical import canonical_json, sha256_text
 from featurestore.card import write_card
 from featurestore.errors import QueryError, UsageError
-from featurestore.records import Record
+from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.format.records import Record
+from featurestore.format.schemas import SCORES
 from featurestore.saes import load_config, sae_hash, sae_record
-from featurestore.schemas import SCORES
 from featurestore.selection import METADATA_KEY, ROWS, Selection
 from featurestore.store import Store
 from queries.importance import Scores, score_each

@@ -9,8 +9,17 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import DamageError, QueryError, UsageError
+from featurestore.format.schemas import (
+    CODES,
+    KINDS,
+    SCORES,
+    STATS,
+    TOTALS,
+    activations_schema,
+    family_names,
+    samples_schema,
+)
 from featurestore.saes import load_config, sae_hash
-from featurestore.schemas import CODES, KINDS, SCORES, STATS, TOTALS, activations_schema, family_names, samples_schema
 from featurestore.store import Store
 from queries.sql_errors import explain, one_line
 

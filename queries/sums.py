@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from featurestore.errors import DamageError
-from featurestore.records import Record
+from featurestore.format.records import Record
 from queries.scope import Scope
 
 SUMS_BYTES = 2**30

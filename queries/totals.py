@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.canonical import canonical_json, sha256_text
 from featurestore.card import write_card
 from featurestore.errors import QueryError
-from featurestore.records import Record
+from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.format.records import Record
+from featurestore.format.schemas import BRANCHES, TOTALS
 from featurestore.saes import load_config, sae_hash, sae_record
-from featurestore.schemas import BRANCHES, TOTALS
 from featurestore.store import Store
 from queries.scope import Scope, Steps, check_concepts, check_scored, encoded, labels
 from queries.sums import STEPS_AT_ONCE, THREADS, concept_sums, windows

@@ -8,9 +8,9 @@ import torch
 
 import featurestore
 from featurestore.errors import SAEError
-from featurestore.records import FileEntry, Record
+from featurestore.format.records import FileEntry, Record
+from featurestore.format.schemas import check_name
 from featurestore.saes import commit_sae, sae_hash
-from featurestore.schemas import check_name
 from featurestore.store import Store
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, load_sae
 from sae.model import SAE

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featurestore import durable
-from featurestore.canonical import canonical_json
 from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError, UsageError
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json
 from featurestore.saes import load_config, sae_hash, sae_record, weights_path
 from featurestore.selection import Selection
 from featurestore.store import Store

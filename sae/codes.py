@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featurestore import schemas
-from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
+from featurestore.format import schemas
+from featurestore.format.canonical import canonical_json
 from sae.model import SAE
 
 

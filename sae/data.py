@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.activations import ActivationShard, read_shard
-from featurestore.canonical import sha256_text
 from featurestore.errors import SAEError, TableError, UsageError, nearest
-from featurestore.records import Record
+from featurestore.format.activations import ActivationShard, read_shard
+from featurestore.format.canonical import sha256_text
+from featurestore.format.records import Record
 from featurestore.store import Store
 
 BRANCHES = ("cond", "uncond", "both")

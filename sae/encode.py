@@ -9,10 +9,10 @@ import torch
 from tqdm import tqdm
 
 import featurestore
-from featurestore.activations import ActivationShard, read_shard
 from featurestore.card import write_card
 from featurestore.errors import SAEError
-from featurestore.records import Record
+from featurestore.format.activations import ActivationShard, read_shard
+from featurestore.format.records import Record
 from featurestore.saes import sae_hash
 from featurestore.store import Store
 from sae.checkpoint import load_sae, pick_device

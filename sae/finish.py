@@ -1,8 +1,8 @@
 """From trained weights to a committed SAE."""
 
-from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
-from featurestore.records import Record
+from featurestore.format.canonical import canonical_json
+from featurestore.format.records import Record
 from featurestore.saes import commit_sae
 from featurestore.store import Store
 from sae.batches import Source

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from featurestore import durable, schemas
-from featurestore.activations import read_shard
 from featurestore.card import write_card
 from featurestore.errors import SAEError, TableError, UsageError
-from featurestore.records import Record
+from featurestore.format import durable, schemas
+from featurestore.format.activations import read_shard
+from featurestore.format.records import Record
 from featurestore.store import Store
 from sae.attach import attach, offered
 from sae.calibrate import calibrate_on_

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from featurestore import durable
+from featurestore.format import durable
 
 PICTURE = "training.png"
 

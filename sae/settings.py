@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import featurestore
-from featurestore.canonical import canonical_json, sha256_text
 from featurestore.errors import UsageError, nearest
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.store import Store
 from sae.batches import Source
 from sae.loss import AUX_ALPHA

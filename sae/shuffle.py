@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featurestore.activations import read_shard
 from featurestore.errors import UsageError
+from featurestore.format.activations import read_shard
 from sae.data import ActivationRows
 
 WINDOW_BYTES = 256 * 2**20

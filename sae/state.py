@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featurestore import durable
-from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json
 from featurestore.store import Store
 from sae.model import SAE, Codes
 from sae.ranks import Ranks

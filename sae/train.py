@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Callable, Sequence
 
-from featurestore import schemas
 from featurestore.errors import SAEError
-from featurestore.records import Record
+from featurestore.format import schemas
+from featurestore.format.records import Record
 from featurestore.store import Store
 from sae.batches import PositionBatches, Source
 from sae.checkpoint import pick_device

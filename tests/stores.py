@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore import Store
-from featurestore.canonical import sample_id, shard_name
+from featurestore.format.canonical import sample_id, shard_name
+from featurestore.format.schemas import CODES, STATS, samples_schema
 from featurestore.saes import commit_sae
-from featurestore.schemas import CODES, STATS, samples_schema
 
 HOOK = "unet.up_blocks.1.attentions.1"
 RUN = {

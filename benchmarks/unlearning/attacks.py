@@ -11,8 +11,8 @@ from benchmarks.unlearning.diffusion import embed, latent_shape
 from benchmarks.unlearning.methods import Bench, Defence
 from collectors.models import generate
 from collectors.prompts import Prompt
-from featurestore import durable
-from featurestore.canonical import canonical_json, sha256_text
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json, sha256_text
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

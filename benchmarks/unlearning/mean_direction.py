@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featurestore.activations import read_shard
+from featurestore.format.activations import read_shard
 from featurestore.store import Store
 from sae.hooks import as_positions, put, take, watch
 from sae.modules import find_module

@@ -25,7 +25,7 @@ from collectors.generate import Ablation
 from collectors.models import Model, RunSettings
 from collectors.models import generate as generate_batch
 from collectors.prompts import Prompt
-from featurestore import durable
+from featurestore.format import durable
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
 from queries.importance import importance

@@ -12,7 +12,7 @@ from benchmarks.unlearning.attacks import SKIPPED
 from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
 from collectors.evaluate import Outcome, per_target, summary
-from featurestore import durable
+from featurestore.format import durable
 from sae.unlearning import accuracy
 
 if TYPE_CHECKING:

@@ -134,8 +134,8 @@ def evaluate(
     from collectors.models import load_model
     from collectors.prompts import read_prompts
     from collectors.protocols import Evaluation, Search, report, run_protocol
-    from featurestore import durable
     from featurestore.errors import UsageError
+    from featurestore.format import durable
     from sae.unlearning import targets_text
 
     if bool(search_judges) != bool(search_seeds):

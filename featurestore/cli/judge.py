@@ -37,7 +37,7 @@ def judge(
     from collectors.evaluate import Outcome, summary
     from collectors.judge import check_labels, load_judge
     from collectors.pictures import read_pictures
-    from featurestore import durable
+    from featurestore.format import durable
     from queries.selections import split_concept
     from sae.frechet import frechet_distance
     from sae.unlearning import asks, grouped

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from featurestore import durable
 from featurestore.cli import COMMANDS, cli
+from featurestore.format import durable
 
 _HEAD = "# The command line\n\nMade from the help texts by `make docs`.\n"
 

@@ -61,7 +61,7 @@ def resolved_format(form: str | None, output: Path | None) -> str:
 
 def show(table: "pa.Table", form: str, output: Path | None) -> None:
     """Write a table to a file, or to stdout if there is none."""
-    from featurestore import durable
+    from featurestore.format import durable
 
     data = encode(table, form)
     if output is None:

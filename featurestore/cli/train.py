@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from featurestore.records import Record
+    from featurestore.format.records import Record
     from featurestore.store import Store
     from sae.settings import TrainSettings
 

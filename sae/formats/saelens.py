@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
+from featurestore.format.canonical import canonical_json
 from sae.formats.foreign import Choice, Foreign, Taken, check_known, integer, read_fields, read_tensors, refuse
 from sae.model import NORMALIZATIONS, SAE
 

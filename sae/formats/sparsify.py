@@ -10,8 +10,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from featurestore.canonical import canonical_json
 from featurestore.errors import SAEError
+from featurestore.format.canonical import canonical_json
 from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, read_tensors, refuse
 from sae.model import SAE
 

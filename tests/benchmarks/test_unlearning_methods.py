@@ -13,8 +13,8 @@ from benchmarks.unlearning.diffusion import embed, noise, noised, sampled_until,
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.random_features import random_selection
 from collectors.models import RunSettings, generate, load_model
-from featurestore.activations import read_shard
-from featurestore.schemas import SCORES
+from featurestore.format.activations import read_shard
+from featurestore.format.schemas import SCORES
 from sae.modules import find_module
 from tests.pipelines import tiny_sd2
 from tests.sae.helpers import HOOK, make_store

@@ -64,7 +64,7 @@ def test_a_missing_store_is_one_line(capsys, tmp_path):
 
 
 def test_a_store_of_another_version_is_refused(capsys, tmp_path):
-    from featurestore.canonical import sealed
+    from featurestore.format.canonical import sealed
 
     (tmp_path / "manifest").mkdir()
     (tmp_path / "manifest/store.json").write_bytes(sealed({"format": "featurestore", "format_version": 7, "run": {}}))

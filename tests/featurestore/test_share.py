@@ -13,9 +13,10 @@ import pytest
 import zstandard
 from huggingface_hub import errors
 
-from featurestore import Store, durable
+from featurestore import Store
 from featurestore.bundle import LIST, pack, unpack
 from featurestore.errors import DamageError, ShareError
+from featurestore.format import durable
 from featurestore.hub import pull, push
 from featurestore.verify import verify
 from tests.collectors.trees import same_tree

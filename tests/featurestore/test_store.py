@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import Store
-from featurestore.canonical import sample_id, sealed, shard_name
 from featurestore.errors import DamageError, NotAStoreError, RunError, TableError, VersionError
-from featurestore.records import read_record
-from featurestore.schemas import STATS, activations_schema
+from featurestore.format.canonical import sample_id, sealed, shard_name
+from featurestore.format.records import read_record
+from featurestore.format.schemas import STATS, activations_schema
 from featurestore.verify import verify
 
 HOOK = "unet.up_blocks.1.attentions.1"
@@ -57,7 +57,7 @@ def test_activations_are_mapped_and_equal_what_was_written(store):
 
 
 def test_several_row_groups_are_mapped(store, monkeypatch):
-    monkeypatch.setattr("featurestore.parquet.ROW_GROUP_BYTES", 4 * 16 * 8 * 2)
+    monkeypatch.setattr("featurestore.format.parquet.ROW_GROUP_BYTES", 4 * 16 * 8 * 2)
     _, values = append(store, [1, 2, 3])
     (shard,) = store.activations(HOOK)
     assert shard.mapped
@@ -79,8 +79,8 @@ def test_other_layouts_are_decoded_not_mapped(store, options):
     path = store.root / TABLE / "other.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(rows, path, **({"compression": "none", "use_dictionary": False} | options))
-    from featurestore.activations import read_shard
-    from featurestore.records import FileEntry, Record
+    from featurestore.format.activations import read_shard
+    from featurestore.format.records import FileEntry, Record
 
     entry = FileEntry(f"{TABLE}/other.parquet", path.stat().st_size, "")
     shard = read_shard(store.root, Record(TABLE, "other", "", rows.num_rows, (1, 2), (entry,)))

@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurestore import durable
 from featurestore.errors import QueryError, SAEError, UsageError
+from featurestore.format import durable
 from queries.importance import importance, save_scores
 from queries.selections import save_selection, select, split_concept
 from tests.stores import make_store, timestep

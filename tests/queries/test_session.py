@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import DamageError, QueryError
-from featurestore.schemas import activations_schema
+from featurestore.format.schemas import activations_schema
 from queries.session import connect, run_sql
 from tests.queries.test_importance import random_codes
 from tests.stores import make_store

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
-from featurestore.schemas import SCORES
+from featurestore.format.schemas import SCORES
 from queries import ask, sums
 from queries.importance import importance, save_scores
 from queries.selections import select, select_all

@@ -5,9 +5,9 @@ import pyarrow as pa
 import torch
 
 from featurestore import Store
-from featurestore.activations import tensor_array
-from featurestore.canonical import sample_id, shard_name
-from featurestore.schemas import activations_schema
+from featurestore.format.activations import tensor_array
+from featurestore.format.canonical import sample_id, shard_name
+from featurestore.format.schemas import activations_schema
 from sae.model import SAE, SAEConfig
 
 HOOK = "unet.up_blocks.1.attentions.1"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from featurestore import durable
 from featurestore.errors import SAEError
-from featurestore.records import FileEntry, Record
-from featurestore.schemas import samples_schema
+from featurestore.format import durable
+from featurestore.format.records import FileEntry, Record
+from featurestore.format.schemas import samples_schema
 from sae import data, shuffle
 from sae.batches import ActivationBatches
 from tests.sae.helpers import HOOK, make_store

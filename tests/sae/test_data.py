@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore import durable
-from featurestore.canonical import shard_name
 from featurestore.errors import SAEError, UsageError
-from featurestore.records import FileEntry, Record
+from featurestore.format import durable
+from featurestore.format.canonical import shard_name
+from featurestore.format.records import FileEntry, Record
 from sae.batches import PositionBatches
 from sae.data import activation_rows, held_out
 from sae.shuffle import ShuffledPositions

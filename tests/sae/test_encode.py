@@ -3,10 +3,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import featurestore.activations
+import featurestore.format.activations
 from featurestore.errors import DiskError, SAEError
-from featurestore.records import FileEntry, Record
-from featurestore.schemas import CODES, STATS, schema_id
+from featurestore.format.records import FileEntry, Record
+from featurestore.format.schemas import CODES, STATS, schema_id
 from featurestore.store import Store
 from featurestore.verify import verify
 from sae.checkpoint import load_sae, save_sae

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurestore.canonical import canonical_json
+from featurestore.format.canonical import canonical_json
 from sae.data import activation_rows
 from sae.metrics import Chunk, chunks_of_rows, evaluate
 from tests.sae.helpers import HOOK, make_store, random_sae

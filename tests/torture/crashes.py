@@ -15,7 +15,7 @@ import pyarrow as pa
 from featurestore import Store
 from featurestore.bundle import pack, unpack
 from featurestore.errors import DiskError, FeatureStoreError, ShareError
-from featurestore.schemas import SCORES
+from featurestore.format.schemas import SCORES
 from featurestore.verify import verify
 from tests.torture.disk import PowerCut, Trace, traced
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from featurestore import Store
-from featurestore.canonical import sample_id, shard_name
 from featurestore.errors import FeatureStoreError
+from featurestore.format.canonical import sample_id, shard_name
 from featurestore.saes import commit_sae, load_config
 from queries.session import connect, run_sql
 from sae.checkpoint import config_bytes, load_sae, weights_bytes

@@ -16,7 +16,7 @@ from collectors.collect import CollectSettings, collect
 from collectors.models import Model, RunSettings
 from collectors.prompts import Prompt
 from featurestore import Store
-from featurestore.integrity import check_file
+from featurestore.format.checksums import check_file
 from featurestore.verify import verify
 from tests.torture.crashes import ROWS, RUN, Outcome, tree
 

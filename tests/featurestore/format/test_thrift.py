@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import thrift
-from featurestore.schemas import CODES, STATS, activations_schema, samples_schema
+from featurestore.format import thrift
+from featurestore.format.schemas import CODES, STATS, activations_schema, samples_schema
 
 
 def footer(schema, n_rows):

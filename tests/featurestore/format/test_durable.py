@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from featurestore import durable
 from featurestore.errors import DiskError
+from featurestore.format import durable
 
 
 def test_a_file_is_written_whole_with_its_hash(tmp_path):

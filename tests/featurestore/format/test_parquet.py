@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore import parquet, thrift
-from featurestore.durable import write_file
 from featurestore.errors import TableError
-from featurestore.schemas import activations_schema
+from featurestore.format import parquet, thrift
+from featurestore.format.durable import write_file
+from featurestore.format.schemas import activations_schema
 
 GROUP_ROWS = 3
 
@@ -76,7 +76,7 @@ def footer(data):
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr("featurestore.parquet.rows_per_group", lambda schema: GROUP_ROWS)
+    monkeypatch.setattr("featurestore.format.parquet.rows_per_group", lambda schema: GROUP_ROWS)
 
 
 SHAPES = {

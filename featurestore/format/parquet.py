@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import tensor_column, thrift
+from featurestore.format import tensor_column, thrift
 
 TENSOR = "activation"
 ROW_GROUP_BYTES = 32 * 2**20

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featurestore.errors import DamageError
-from featurestore.records import FileEntry
+from featurestore.format.records import FileEntry
 
 _SHOWN_BYTES = 8 * 10**9
 _checked: set[tuple[str, int, int, int, str]] = set()

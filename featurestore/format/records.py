@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurestore.canonical import sealed, unsealed
 from featurestore.errors import DamageError, VersionError
-from featurestore.schemas import FORMAT, FORMAT_VERSION
+from featurestore.format.canonical import sealed, unsealed
+from featurestore.format.schemas import FORMAT, FORMAT_VERSION
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import parquet
 from featurestore.errors import DamageError
-from featurestore.records import Record
+from featurestore.format import parquet
+from featurestore.format.records import Record
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import thrift
 from featurestore.errors import TableError
-from featurestore.thrift import BINARY, I32, I64, LIST, STRUCT, Struct
+from featurestore.format import thrift
+from featurestore.format.thrift import BINARY, I32, I64, LIST, STRUCT, Struct
 
 _MAGIC = b"PAR1"
 _DATA_PAGE, _PLAIN, _RLE, _UNCOMPRESSED = 0, 0, 3, 0
