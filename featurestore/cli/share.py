@@ -18,9 +18,9 @@ def pack(store: Path, bundle: Path) -> None:
     """
     from tqdm import tqdm
 
-    from featurestore.bundle import pack as run_pack
     from featurestore.cli.store import human_bytes
-    from featurestore.snapshot import data_files
+    from featurestore.sharing.bundle import pack as run_pack
+    from featurestore.sharing.snapshot import data_files
     from featurestore.store import Store
 
     opened = Store.open(store)
@@ -43,7 +43,7 @@ def unpack(bundle: Path, store: Path) -> None:
     """
     from tqdm import tqdm
 
-    from featurestore.bundle import unpack as run_unpack
+    from featurestore.sharing.bundle import unpack as run_unpack
 
     with tqdm(desc="unpack", unit="B", unit_scale=True, disable=None) as bar:
         opened = run_unpack(bundle, store, bar.update)
@@ -64,7 +64,7 @@ def push(store: Path, repo: str, private: bool, revision: str | None) -> None:
     \b
     featurestore push ./store user/name
     """
-    from featurestore.hub import push as run_push
+    from featurestore.sharing.hub import push as run_push
     from featurestore.store import Store
 
     click.echo(run_push(Store.open(store), repo, private, revision))
@@ -80,7 +80,7 @@ def pull(repo: str, store: Path, revision: str | None) -> None:
     \b
     featurestore pull user/name ./store
     """
-    from featurestore.hub import pull as run_pull
+    from featurestore.sharing.hub import pull as run_pull
 
     opened = run_pull(repo, store, revision)
     click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables, every file as its record says.")

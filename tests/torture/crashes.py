@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from featurestore import Store
-from featurestore.bundle import pack, unpack
 from featurestore.errors import DiskError, FeatureStoreError, ShareError
 from featurestore.format.schemas import SCORES
+from featurestore.sharing.bundle import pack, unpack
 from featurestore.verify import verify
 from tests.torture.disk import PowerCut, Trace, traced
 

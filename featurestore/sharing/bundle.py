@@ -17,7 +17,7 @@ from featurestore.errors import DamageError, ShareError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
 from featurestore.format.records import FileEntry
-from featurestore.snapshot import data_files, is_safe, record_files
+from featurestore.sharing.snapshot import data_files, is_safe, record_files
 from featurestore.store import Store
 
 FORMAT = "featurestore-bundle"

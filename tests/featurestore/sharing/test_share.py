@@ -14,10 +14,10 @@ import zstandard
 from huggingface_hub import errors
 
 from featurestore import Store
-from featurestore.bundle import LIST, pack, unpack
 from featurestore.errors import DamageError, ShareError
 from featurestore.format import durable
-from featurestore.hub import pull, push
+from featurestore.sharing.bundle import LIST, pack, unpack
+from featurestore.sharing.hub import pull, push
 from featurestore.verify import verify
 from tests.collectors.trees import same_tree
 from tests.stores import make_store

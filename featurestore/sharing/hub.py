@@ -9,7 +9,7 @@ from pathlib import Path
 from featurestore.errors import NotAStoreError, ShareError
 from featurestore.format import durable
 from featurestore.format.records import FileEntry
-from featurestore.snapshot import data_files, record_files
+from featurestore.sharing.snapshot import data_files, record_files
 from featurestore.store import Store
 from featurestore.verify import verify
 
