@@ -23,8 +23,8 @@ from sd15 import sd15_shape
 from collectors.collect import CollectReport, CollectSettings, collect
 from collectors.estimate import table_bytes
 from collectors.models import RunSettings, generate, load_model
-from collectors.prompts import Prompt
 from featurestore import Store
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
 

@@ -14,11 +14,11 @@ from collectors.items import gather, write
 from collectors.job import Job, prepare
 from collectors.models import Model, RunSettings
 from collectors.plan import WorkItem, plan
-from collectors.prompts import Prompt
 from collectors.settings import CollectSettings
 from collectors.shares import Claim, Share, tidy
 from collectors.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
+from featurestore.prompts import Prompt
 from featurestore.store import Store
 
 __all__ = ["CollectReport", "CollectSettings", "collect", "dry_run"]

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from collectors.models import Model, RunSettings, check_branch, describe_run
 from collectors.models import generate as generate_batch
-from collectors.prompts import Prompt
 from featurestore.errors import SelectionError
 from featurestore.format import durable
+from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
 from sae.ablate import ablate

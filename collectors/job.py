@@ -12,13 +12,13 @@ from collectors.buffer import Kept
 from collectors.memory import HostMemory
 from collectors.models import Model, RunSettings, check_branch, describe_run
 from collectors.plan import Sample, identify
-from collectors.prompts import Prompt
 from collectors.settings import CollectSettings
 from collectors.subset import Positions, kept_steps
 from collectors.writer import Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.format.schemas import check_name, samples_schema
+from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.attach import Attached, attachable
 from sae.encode import check_model, made_by_sae

@@ -14,10 +14,10 @@ from torch import Tensor
 from collectors.collect import CollectSettings, collect
 from collectors.models import Model, RunSettings, describe_run
 from collectors.plan import identify
-from collectors.prompts import Prompt
 from featurestore.errors import UsageError
 from featurestore.format.canonical import run_id, sha256_text
 from featurestore.format.records import Record
+from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.batches import PositionBatches
 from sae.data import ActivationRows, activation_rows, held_out

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from collectors.prompts import Prompt
 from featurestore.errors import PromptsError
 from featurestore.format.canonical import sample_id, shard_name
+from featurestore.prompts import Prompt
 from featurestore.store import Store
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from collectors.evaluate import Outcome, per_target, thinned
-from collectors.prompts import Prompt
+from featurestore.prompts import Prompt
 from sae.interventions import Intervention
 from sae.unlearning import Targets, certainty
 

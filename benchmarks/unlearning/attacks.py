@@ -10,9 +10,9 @@ from benchmarks.unlearning.attack import Attack, AttackSettings, attack, guided_
 from benchmarks.unlearning.diffusion import embed, latent_shape
 from benchmarks.unlearning.methods import Bench, Defence
 from collectors.models import generate
-from collectors.prompts import Prompt
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.prompts import Prompt
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

@@ -24,8 +24,8 @@ from collectors.evaluate import Removal, ablation_removal
 from collectors.generate import Ablation
 from collectors.models import Model, RunSettings
 from collectors.models import generate as generate_batch
-from collectors.prompts import Prompt
 from featurestore.format import durable
+from featurestore.prompts import Prompt
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
 from queries.importance import importance

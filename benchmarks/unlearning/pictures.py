@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unlearning.methods import Defence, removal
 from collectors.models import generate
-from collectors.prompts import Prompt
+from featurestore.prompts import Prompt
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

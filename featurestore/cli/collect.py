@@ -103,9 +103,9 @@ def collect(
     """  # fmt: skip
     from collectors import collect as collecting
     from collectors.models import load_model
-    from collectors.prompts import read_prompts
     from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
+    from featurestore.prompts import read_prompts
     from sae.ranks import local_device
 
     share = find_share(rank, world_size)

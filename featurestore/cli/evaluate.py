@@ -132,10 +132,10 @@ def evaluate(
     """  # fmt: skip
     from collectors.judge import check_labels, load_judge
     from collectors.models import load_model
-    from collectors.prompts import read_prompts
     from collectors.protocols import Evaluation, Search, report, run_protocol
     from featurestore.errors import UsageError
     from featurestore.format import durable
+    from featurestore.prompts import read_prompts
     from sae.unlearning import targets_text
 
     if bool(search_judges) != bool(search_seeds):

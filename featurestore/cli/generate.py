@@ -109,8 +109,8 @@ def generate(
     """  # fmt: skip
     from collectors.generate import Ablation, generate_files
     from collectors.models import load_model
-    from collectors.prompts import Prompt, read_prompts
     from featurestore.errors import UsageError
+    from featurestore.prompts import Prompt, read_prompts
     from featurestore.selection import Selection
     from sae.interventions import ALWAYS, Intervention, Window
 

@@ -60,7 +60,7 @@ def train_live(
     from collectors.collect import CollectSettings
     from collectors.live import train_live
     from collectors.models import load_model
-    from collectors.prompts import read_prompts
+    from featurestore.prompts import read_prompts
     from featurestore.store import Store
     from sae.logs import open_log
 

@@ -12,8 +12,8 @@ from collectors.buffer import StepFinder
 from collectors.capture import capture
 from collectors.collect import CollectSettings, collect
 from collectors.models import Model, RunSettings, generate, load_model
-from collectors.prompts import Prompt
 from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.architectures import BLOCKS
 from sae.hooks import DenoiserCall

@@ -5,9 +5,9 @@ import torch
 from collectors.capture import capture
 from collectors.collect import CollectSettings, collect
 from collectors.models import RunSettings, generate, load_model
-from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.modules import find_module
 from tests.collectors.trees import same_tree

@@ -12,9 +12,9 @@ from collectors.judge import Judge, check_labels
 from collectors.models import RunSettings
 from collectors.peak import peak_bytes, reset_peak
 from collectors.pictures import read_pictures
-from collectors.prompts import Prompt
 from collectors.protocols import Evaluation, Request, Search, report, run_protocol
 from featurestore.errors import PromptsError, UsageError
+from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.frechet import frechet_distance

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from collectors.judge import load_judge
-from collectors.prompts import Prompt
 from featurestore.errors import ModelError
+from featurestore.prompts import Prompt
 
 
 class Standin(nn.Module):

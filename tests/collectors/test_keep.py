@@ -7,9 +7,9 @@ import torch
 from collectors import estimate as estimating
 from collectors.collect import CollectSettings, collect, dry_run
 from collectors.models import RunSettings, generate, load_model
-from collectors.prompts import Prompt
 from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.encode import encode

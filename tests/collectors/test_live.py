@@ -7,10 +7,10 @@ import torch
 from collectors.collect import CollectSettings
 from collectors.live import train_live
 from collectors.models import RunSettings
-from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.cli import main
 from featurestore.errors import UsageError
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae import training
 from sae.checkpoint import load_sae

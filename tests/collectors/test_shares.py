@@ -13,10 +13,10 @@ import pytest
 from collectors.collect import CollectSettings, collect
 from collectors.models import RunSettings
 from collectors.plan import WorkItem
-from collectors.prompts import Prompt
 from collectors.shares import Claim, Share, find_share
 from featurestore import Store
 from featurestore.errors import UsageError
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.ranks import local_device
 from tests.collectors.trees import same_tree

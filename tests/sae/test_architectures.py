@@ -3,8 +3,8 @@ import torch
 
 from collectors.generate import Ablation, generate_images
 from collectors.models import RunSettings, generate
-from collectors.prompts import Prompt
 from featurestore.errors import UsageError
+from featurestore.prompts import Prompt
 from sae.ablate import ablate
 from sae.modules import find_module
 from tests.architectures import CASES, RUNS, SIZE

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from collectors.generate import Ablation, generate_images
 from collectors.models import RunSettings, generate, load_model
-from collectors.prompts import Prompt
 from featurestore.errors import ModelError, SelectionError, UsageError
+from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.ablate import ablate, attach
 from sae.checkpoint import save_sae

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from collectors.collect import CollectSettings, collect
 from collectors.models import Model, RunSettings
-from collectors.prompts import Prompt
 from featurestore import Store
 from featurestore.format.checksums import check_file
+from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from tests.torture.crashes import ROWS, RUN, Outcome, tree
 

@@ -11,8 +11,8 @@ import pytest
 
 from collectors.collect import CollectSettings, collect
 from collectors.models import RunSettings
-from collectors.prompts import Prompt
 from featurestore import Store
+from featurestore.prompts import Prompt
 
 HOOK = "unet.up_blocks.1.attentions.1"
 

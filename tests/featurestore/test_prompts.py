@@ -1,7 +1,7 @@
 import pytest
 
-from collectors.prompts import read_prompts
 from featurestore.errors import PromptsError
+from featurestore.prompts import read_prompts
 
 
 def write(tmp_path, *lines):
