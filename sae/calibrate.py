@@ -16,7 +16,7 @@ _BATCH_SIZE, _N_BATCHES = 4096, 200
 
 @torch.no_grad()
 def calibrate_(sae: SAE, batches: Iterable[Tensor]) -> None:
-    """Set the threshold as training does (:mod:`sae.batchtopk`), from batches ``[n, d_in]`` of raw activations.
+    """Set the threshold as training does (:mod:`sae.variants.batchtopk`), from batches ``[n, d_in]`` of raw activations.
 
     It starts at the smallest of the k · n activations that the first batch keeps, and moves towards that of each further
     one.

@@ -13,9 +13,9 @@ from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.store import Store
 from sae.batches import Source
 from sae.loss import AUX_ALPHA
-from sae.matryoshka import default_groups
 from sae.model import SAEConfig
 from sae.variants import VARIANTS
+from sae.variants.matryoshka import default_groups
 
 PRECISIONS = ("float32", "bfloat16")
 _LR_AT = (4e-4, 20480)

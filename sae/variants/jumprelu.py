@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae.batchtopk import batch_top_k
 from sae.sparse import encode_selected
-from sae.threshold import Threshold, packed
-from sae.variant import TrainingCodes
+from sae.variants.base import TrainingCodes
+from sae.variants.batchtopk import batch_top_k
+from sae.variants.threshold import Threshold, packed
 
 if TYPE_CHECKING:
     from sae.model import SAE

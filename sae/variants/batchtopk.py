@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sae.sparse import encode_selected, top_k
-from sae.threshold import Threshold
-from sae.variant import TrainingCodes
+from sae.variants.base import TrainingCodes
+from sae.variants.threshold import Threshold
 
 if TYPE_CHECKING:
     from sae.model import SAE

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sae.sparse import encode_selected
-from sae.variant import Variant
+from sae.variants.base import Variant
 
 if TYPE_CHECKING:
     from sae.model import SAE

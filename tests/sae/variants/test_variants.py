@@ -9,16 +9,16 @@ import torch
 
 from featurestore.errors import SAEError, UsageError
 from sae.ablate import Rule, ablation_change
-from sae.batchtopk import batch_top_k
 from sae.checkpoint import load_sae, save_sae
 from sae.codes import encode_rows
 from sae.encode import encode
-from sae.jumprelu import BANDWIDTH
 from sae.loss import training_loss
-from sae.matryoshka import default_groups
 from sae.model import SAEConfig
 from sae.train import TrainSettings, train
 from sae.variants import VARIANTS
+from sae.variants.batchtopk import batch_top_k
+from sae.variants.jumprelu import BANDWIDTH
+from sae.variants.matryoshka import default_groups
 from tests.sae.helpers import HOOK, make_store, random_sae
 
 GROUPS = {"group_sizes": (4, 12, 24)}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sae.batchtopk import BatchTopK
 from sae.sparse import weighted_rows
-from sae.variant import TrainingCodes
+from sae.variants.base import TrainingCodes
+from sae.variants.batchtopk import BatchTopK
 
 if TYPE_CHECKING:
     from sae.model import SAE

@@ -1,10 +1,10 @@
 """The architectures that there are; no others can be registered."""
 
-from sae.batchtopk import BatchTopK
-from sae.jumprelu import JumpReLU
-from sae.matryoshka import Matryoshka
-from sae.topk import TopK
-from sae.variant import Variant
+from sae.variants.base import Variant
+from sae.variants.batchtopk import BatchTopK
+from sae.variants.jumprelu import JumpReLU
+from sae.variants.matryoshka import Matryoshka
+from sae.variants.topk import TopK
 
 VARIANTS: dict[str, Variant] = {
     "topk": TopK(),

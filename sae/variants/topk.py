@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae.sparse import encode_top_k, largest, top_k
-from sae.variant import Variant
+from sae.variants.base import Variant
 
 if TYPE_CHECKING:
     from sae.model import SAE
