@@ -87,8 +87,8 @@ def import_(
     """
     from featurestore.saes import load_config
     from featurestore.store import Store
+    from sae.formats.exchange import import_sae
     from sae.formats.foreign import Choice
-    from sae.importing import import_sae
 
     opened = Store.open(store)
     import_sae(opened, path, name, format, hook, io, Choice(architecture, k, threshold, calibrate))
@@ -110,7 +110,7 @@ def export(store: Path, name: str, format: str, out: Path) -> None:
     featurestore sae export ./store styles --format sparsify --out ./unet.up_blocks.1.attentions.1
     """
     from featurestore.store import Store
-    from sae.importing import export_sae
+    from sae.formats.exchange import export_sae
 
     for file in export_sae(Store.open(store), name, format, out):
         click.echo(file)

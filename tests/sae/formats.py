@@ -1,6 +1,6 @@
 """Checkpoints in the layouts of other libraries, and what those libraries compute of them, written from their formulas.
 
-The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/test_peers.py`` compares with
+The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/formats_/test_peers.py`` compares with
 the libraries themselves.
 """
 
@@ -10,9 +10,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from sae.formats.exchange import foreign_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import read_checkpoint
-from sae.importing import foreign_sae
 
 D_IN, N_LATENTS, K = 12, 30, 4
 

@@ -14,8 +14,8 @@ from featurestore.format.activations import read_shard
 from featurestore.format.records import Record
 from featurestore.store import Store
 from sae.attach import attach, offered
-from sae.calibrate import calibrate_on_
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
+from sae.formats.calibrate import calibrate_on_
 from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
 from sae.formats.registry import WRITERS, read_checkpoint
@@ -37,7 +37,7 @@ def import_sae(
 
     ``hook`` and ``io`` default to what the checkpoint says, then ``io`` to what the store holds of the hook. An SAE that is
     in the store already, the same to the last bit, is returned as it is. A threshold that is not in the file can be found on
-    the hook's activations (``choice.calibrate``, :func:`sae.calibrate.calibrate_on_`).
+    the hook's activations (``choice.calibrate``, :func:`sae.formats.calibrate.calibrate_on_`).
 
     Raises:
         SAEError: the checkpoint is unknown, malformed or says what cannot be honoured; it does not fit the hook's

@@ -12,9 +12,9 @@ from featurestore.cli import cli
 from featurestore.errors import SAEError
 from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
+from sae.formats.exchange import import_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import read_checkpoint
-from sae.importing import import_sae
 from tests.sae import formats
 from tests.sae.formats import D_IN, K
 from tests.sae.helpers import HOOK, make_store
@@ -24,7 +24,7 @@ SIZE = 16
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae.calibrate._BATCH_SIZE", SIZE)
+    monkeypatch.setattr("sae.formats.calibrate._BATCH_SIZE", SIZE)
     return make_store(tmp_path / "store", d_in=D_IN)
 
 

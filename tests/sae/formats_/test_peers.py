@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from sae.formats.exchange import foreign_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import WRITERS, read_checkpoint
-from sae.importing import foreign_sae
 from tests.sae.helpers import random_sae
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

@@ -10,9 +10,9 @@ import torch
 from featurestore import Store
 from featurestore.errors import SAEError, UsageError
 from sae.checkpoint import load_sae
+from sae.formats.exchange import export_sae, import_sae
 from sae.formats.hub import local_path
 from sae.formats.registry import read_checkpoint
-from sae.importing import export_sae, import_sae
 from tests.sae import formats
 from tests.sae.formats import D_IN, check_same, loaded
 from tests.sae.helpers import HOOK, make_store, random_sae
