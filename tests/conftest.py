@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.pipelines import save, tiny_stable_diffusion
+from tests.builders.pipelines import save, tiny_stable_diffusion
 
 torch.set_num_threads(1)
 
@@ -21,7 +21,7 @@ def model(model_dir):
 
 
 class Architectures:
-    """The models of :mod:`tests.architectures`, each made, saved and loaded once."""
+    """The models of :mod:`tests.builders.architectures`, each made, saved and loaded once."""
 
     def __init__(self, root):
         self._root, self._models = root, {}
@@ -30,7 +30,7 @@ class Architectures:
         """The saved pipeline."""
         path = self._root / name / "model"
         if not path.exists():
-            from tests.architectures import CASES
+            from tests.builders.architectures import CASES
 
             save(CASES[name].build(self._root / name), path)
         return path

@@ -16,8 +16,8 @@ from collectors.models import RunSettings, generate, load_model
 from featurestore.format.activations import read_shard
 from featurestore.format.schemas import SCORES
 from sae.modules import find_module
-from tests.pipelines import tiny_sd2
-from tests.sae.helpers import HOOK, make_store
+from tests.builders.pipelines import tiny_sd2
+from tests.builders.saes import HOOK, make_store
 from tests.sae.test_ablate import make_selection, timesteps_of
 
 RUN = RunSettings(3, 3.0)

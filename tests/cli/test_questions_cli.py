@@ -17,9 +17,9 @@ from queries.importance import importance
 from queries.plots import grid
 from queries.questions import questions
 from queries.selections import select
+from tests.builders.stores import make_store
 from tests.cli.test_cli import run
 from tests.queries.test_importance import oracle, random_codes
-from tests.stores import make_store
 
 STYLES = ["neon", "sketch", "$x_1$ ❄\n", None, "neon", "../up"]
 

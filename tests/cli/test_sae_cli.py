@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from featurestore.cli import cli, main
-from tests.sae import formats
-from tests.sae.helpers import HOOK, make_store
+from tests.builders import checkpoints as formats
+from tests.builders.saes import HOOK, make_store
 
 SMALL = ["--k", "3", "--expansion", "2", "--steps", "5", "--batch-size", "16", "--device", "cpu", "--quiet"]
 

@@ -18,8 +18,8 @@ from featurestore.verify import verify
 from sae.architectures import BLOCKS
 from sae.hooks import DenoiserCall
 from sae.modules import denoiser, find_module, match_hooks
-from tests.architectures import CASES, PLAIN, RUNS, SIZE
-from tests.pipelines import tiny_stable_diffusion
+from tests.builders.architectures import CASES, PLAIN, RUNS, SIZE
+from tests.builders.pipelines import tiny_stable_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 PROMPTS = [Prompt("a cat", 3, {"object": "cat"}, 1), Prompt("dogs", 8, {"object": "dog"}, 2)]

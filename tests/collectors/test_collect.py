@@ -10,7 +10,7 @@ from featurestore.errors import HookError, ModelError, RunError, TableError, Usa
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.modules import find_module
-from tests.collectors.trees import same_tree
+from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=3, guidance=3.0)

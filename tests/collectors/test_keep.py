@@ -15,7 +15,7 @@ from sae.checkpoint import save_sae
 from sae.encode import encode
 from sae.model import SAE, SAEConfig
 from sae.modules import find_module
-from tests.collectors.trees import same_tree
+from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=4, guidance=3.0)

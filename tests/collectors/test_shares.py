@@ -19,7 +19,7 @@ from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.ranks import local_device
-from tests.collectors.trees import same_tree
+from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=2, guidance=3.0)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests.builders.stores import timestep
 from tests.queries.test_importance import DELTA, oracle
-from tests.stores import timestep
 
 
 class Case(NamedTuple):

@@ -9,7 +9,7 @@ from featurestore.errors import QueryError, SAEError, UsageError
 from featurestore.format import durable
 from queries.importance import importance, save_scores
 from queries.selections import save_selection, select, split_concept
-from tests.stores import make_store, timestep
+from tests.builders.stores import make_store, timestep
 
 DELTA = 1e-8
 

@@ -9,8 +9,8 @@ import pyarrow.dataset
 import pytest
 
 from queries import ask
+from tests.builders.stores import make_store
 from tests.queries.test_importance import random_codes
-from tests.stores import make_store
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 

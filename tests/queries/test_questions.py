@@ -15,9 +15,9 @@ from queries.answers import schema
 from queries.importance import importance
 from queries.questions import questions
 from queries.session import SQL, quote_text
+from tests.builders.stores import make_store
 from tests.queries import oracles
 from tests.queries.test_importance import HOSTILE, random_codes
-from tests.stores import make_store
 
 
 def make_case(root, seed, labels, silent, feature, top):

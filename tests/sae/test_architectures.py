@@ -7,7 +7,7 @@ from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from sae.ablate import ablate
 from sae.modules import find_module
-from tests.architectures import CASES, RUNS, SIZE
+from tests.builders.architectures import CASES, RUNS, SIZE
 from tests.sae.test_ablate import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")

@@ -15,7 +15,7 @@ from featurestore.format.records import FileEntry, Record
 from featurestore.format.schemas import samples_schema
 from sae import data, shuffle
 from sae.batches import ActivationBatches
-from tests.sae.helpers import HOOK, make_store
+from tests.builders.saes import HOOK, make_store
 
 POSITIONS, D_IN = 16, 16
 ROW_BYTES = POSITIONS * D_IN * 2

@@ -10,7 +10,7 @@ from featurestore.errors import DamageError, SAEError, SelectionError, UsageErro
 from featurestore.saes import sae_hash
 from sae.checkpoint import load_sae, load_selection_sae, pick_device, save_sae
 from sae.train import TrainSettings, train
-from tests.sae.helpers import HOOK, make_store, random_sae
+from tests.builders.saes import HOOK, make_store, random_sae
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from featurestore.format.records import FileEntry, Record
 from sae.batches import PositionBatches
 from sae.data import activation_rows, held_out
 from sae.shuffle import ShuffledPositions
-from tests.sae.helpers import HOOK, activation_table, add_shard, make_store
+from tests.builders.saes import HOOK, activation_table, add_shard, make_store
 
 POSITIONS, D_IN = 16, 16
 

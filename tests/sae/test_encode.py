@@ -12,7 +12,7 @@ from featurestore.verify import verify
 from sae.checkpoint import load_sae, save_sae
 from sae.codes import encode_rows
 from sae.encode import encode
-from tests.sae.helpers import HOOK, RUN, add_shard, make_store, random_sae
+from tests.builders.saes import HOOK, RUN, add_shard, make_store, random_sae
 
 
 def put_sae(store, name="a", **kwargs):

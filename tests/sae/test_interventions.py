@@ -22,7 +22,7 @@ from sae.identity import model_hash
 from sae.interventions import Intervention, Window
 from sae.modules import find_module
 from sae.rules import Rule, Steer, Step, join, step_change
-from tests.architectures import CASES
+from tests.builders.architectures import CASES
 from tests.sae.test_ablate import (
     D_IN,
     HOOK,

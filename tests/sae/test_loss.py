@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sae.loss import geometric_median, training_loss
-from tests.sae.helpers import random_sae
+from tests.builders.saes import random_sae
 
 ALPHA = 1 / 32
 

@@ -7,7 +7,7 @@ import torch
 from featurestore.format.canonical import canonical_json
 from sae.data import activation_rows
 from sae.metrics import Chunk, chunks_of_rows, evaluate
-from tests.sae.helpers import HOOK, make_store, random_sae
+from tests.builders.saes import HOOK, make_store, random_sae
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from featurestore.errors import SAEError
 from sae.model import SAE, Codes, SAEConfig
 from sae.sparse import encode_top_k, largest, top_k, weighted_rows, weighted_rows_transposed
-from tests.sae.helpers import random_sae
+from tests.builders.saes import random_sae
 
 
 def naive_dense(sae, x):

@@ -16,7 +16,7 @@ from sae.checkpoint import load_sae
 from sae.interrupt import interruption
 from sae.settings import Plan, TrainSettings, make_plan
 from sae.train import train
-from tests.sae.helpers import HOOK, add_shard, make_store
+from tests.builders.saes import HOOK, add_shard, make_store
 
 SETTINGS = TrainSettings(k=4, n_latents=48, steps=60, batch_size=32, seed=3, dead_after=300)
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_nothing(tmp_path):
 
 
 def test_constant_activations_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.sae.helpers.sparse_data", lambda n, d_in, seed: np.ones((n, d_in), np.float32))
+    monkeypatch.setattr("tests.builders.saes.sparse_data", lambda n, d_in, seed: np.ones((n, d_in), np.float32))
     with pytest.raises(SAEError, match="are equal: there is nothing to learn"):
         run(make_store(tmp_path / "s"))
 

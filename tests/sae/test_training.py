@@ -16,7 +16,7 @@ from sae.checkpoint import load_sae
 from sae.logs import open_log
 from sae.ranks import join_ranks
 from sae.train import TrainSettings, train, train_many
-from tests.sae.helpers import HOOK, make_store
+from tests.builders.saes import HOOK, make_store
 
 SETTINGS = TrainSettings(k=4, n_latents=48, steps=200, batch_size=64, seed=3, dead_after=3000)
 

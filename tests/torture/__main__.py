@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from collectors.models import load_model
-from tests.pipelines import save, tiny_stable_diffusion
+from tests.builders.pipelines import save, tiny_stable_diffusion
 from tests.torture import crashes, flips, processes
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"

@@ -13,8 +13,8 @@ from featurestore.saes import commit_sae, load_config
 from queries.session import connect, run_sql
 from sae.checkpoint import config_bytes, load_sae, weights_bytes
 from sae.model import SAE, SAEConfig
-from tests.sae.helpers import activation_table
-from tests.stores import HOOK, make_store
+from tests.builders.saes import activation_table
+from tests.builders.stores import HOOK, make_store
 from tests.torture.crashes import Outcome
 
 VIEWS = ("samples", "activations", "codes", "stats")

@@ -19,8 +19,8 @@ from featurestore.format import durable
 from featurestore.sharing.bundle import LIST, pack, unpack
 from featurestore.sharing.hub import pull, push
 from featurestore.verify import verify
-from tests.collectors.trees import same_tree
-from tests.stores import make_store
+from tests.builders.stores import make_store
+from tests.builders.trees import same_tree
 
 
 @pytest.fixture

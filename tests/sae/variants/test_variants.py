@@ -19,7 +19,7 @@ from sae.variants import VARIANTS
 from sae.variants.batchtopk import batch_top_k
 from sae.variants.jumprelu import BANDWIDTH
 from sae.variants.matryoshka import default_groups
-from tests.sae.helpers import HOOK, make_store, random_sae
+from tests.builders.saes import HOOK, make_store, random_sae
 
 GROUPS = {"group_sizes": (4, 12, 24)}
 KINDS = {"batchtopk": {}, "jumprelu": {}, "matryoshka_batchtopk": GROUPS}

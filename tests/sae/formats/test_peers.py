@@ -18,7 +18,7 @@ import torch
 from sae.formats.exchange import foreign_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import WRITERS, read_checkpoint
-from tests.sae.helpers import random_sae
+from tests.builders.saes import random_sae
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 

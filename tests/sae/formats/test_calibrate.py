@@ -15,9 +15,9 @@ from sae.checkpoint import load_sae
 from sae.formats.exchange import import_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import read_checkpoint
-from tests.sae import formats
-from tests.sae.formats import D_IN, K
-from tests.sae.helpers import HOOK, make_store
+from tests.builders import checkpoints as formats
+from tests.builders.checkpoints import D_IN, K
+from tests.builders.saes import HOOK, make_store
 
 SIZE = 16
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from collectors.models import RunSettings
-from tests import pipelines
+from tests.builders import pipelines
 
 SIZE = {"height": 32, "width": 48}
 PLAIN = RunSettings(2, 1.0, **SIZE)

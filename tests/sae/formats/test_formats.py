@@ -11,8 +11,8 @@ from featurestore.errors import SAEError
 from sae.ablate import Rule, ablation_change
 from sae.formats.foreign import Choice
 from sae.formats.registry import FORMATS, detect, read_checkpoint
-from tests.sae import formats
-from tests.sae.formats import K, check_same, loaded
+from tests.builders import checkpoints as formats
+from tests.builders.checkpoints import K, check_same, loaded
 
 SAFE = {
     "sparsify": (formats.sparsify, {}, Choice()),

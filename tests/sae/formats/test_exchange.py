@@ -13,9 +13,9 @@ from sae.checkpoint import load_sae
 from sae.formats.exchange import export_sae, import_sae
 from sae.formats.hub import local_path
 from sae.formats.registry import read_checkpoint
-from tests.sae import formats
-from tests.sae.formats import D_IN, check_same, loaded
-from tests.sae.helpers import HOOK, make_store, random_sae
+from tests.builders import checkpoints as formats
+from tests.builders.checkpoints import D_IN, check_same, loaded
+from tests.builders.saes import HOOK, make_store, random_sae
 
 
 @pytest.fixture
