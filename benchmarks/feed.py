@@ -19,9 +19,9 @@ from rows import activation_rows
 from featurestore import Store
 from featurestore.format.canonical import shard_name
 from featurestore.saes import commit_sae
-from sae.batches import PositionBatches
 from sae.checkpoint import config_bytes, weights_bytes
 from sae.encode import encode
+from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
 from sae.state import State
 from sae.step import take_step

@@ -15,7 +15,7 @@ from record import interleaved, record
 
 from featurestore import Store
 from featurestore.format import parquet
-from sae.batches import ActivationBatches
+from sae.feed.batches import ActivationBatches
 
 MEGABYTES = (2, 8, 32, 128, 512)
 PAGE_ROWS = 100  # what the hub's viewer shows at once; it reads whole row groups, 286 MiB at most

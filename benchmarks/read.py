@@ -17,7 +17,7 @@ from rows import activation_rows
 
 from featurestore import Store
 from featurestore.format.canonical import shard_name
-from sae.batches import ActivationBatches
+from sae.feed.batches import ActivationBatches
 
 HOOK, POSITIONS, D_IN, STEPS, SAMPLES, PER_SHARD = "hook", 256, 1280, 50, 24, 8
 BATCH = 4096

@@ -19,8 +19,8 @@ from featurestore.format.canonical import run_id, sha256_text
 from featurestore.format.records import Record
 from featurestore.prompts import Prompt
 from featurestore.store import Store
-from sae.batches import PositionBatches
-from sae.data import ActivationRows, activation_rows, held_out
+from sae.feed.batches import PositionBatches
+from sae.feed.rows import ActivationRows, activation_rows, held_out
 from sae.settings import TrainSettings
 from sae.train import Progress, train_many
 
@@ -69,7 +69,7 @@ class Stream:
 
 
 class LiveBatches:
-    """One hook of a stream, as :class:`sae.batches.Source` says."""
+    """One hook of a stream, as :class:`sae.feed.batches.Source` says."""
 
     def __init__(self, stream: Stream, hook: str) -> None:
         self.hook, self._stream = hook, stream

@@ -5,8 +5,8 @@ from featurestore.format.canonical import canonical_json
 from featurestore.format.records import Record
 from featurestore.saes import commit_sae
 from featurestore.store import Store
-from sae.batches import Source
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
+from sae.feed.batches import Source
 from sae.metrics import chunks_of_rows, evaluate
 from sae.plots import PICTURE, draw_training
 from sae.settings import Plan

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sae.data import ActivationRows
+from sae.feed.rows import ActivationRows
 from sae.model import SAE
 
 _CHUNK_POSITIONS = 2048

@@ -11,7 +11,7 @@ import featurestore
 from featurestore.errors import UsageError, nearest
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.store import Store
-from sae.batches import Source
+from sae.feed.batches import Source
 from sae.loss import AUX_ALPHA
 from sae.model import SAEConfig
 from sae.variants import VARIANTS

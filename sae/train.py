@@ -7,8 +7,8 @@ from featurestore.errors import SAEError
 from featurestore.format import schemas
 from featurestore.format.records import Record
 from featurestore.store import Store
-from sae.batches import PositionBatches, Source
 from sae.checkpoint import pick_device
+from sae.feed.batches import PositionBatches, Source
 from sae.finish import existing, finish
 from sae.interrupt import interruption
 from sae.ranks import Ranks, join_ranks, local_device

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from featurestore.errors import SAEError
 from featurestore.store import Store
-from sae.batches import Source
+from sae.feed.batches import Source
 from sae.interrupt import Interruption
 from sae.loss import geometric_median
 from sae.model import SAE

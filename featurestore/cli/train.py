@@ -115,7 +115,7 @@ def train(
     torchrun --nproc-per-node 8 -m featurestore train --store ./store --hook … --name styles
     """
     from featurestore.store import Store
-    from sae.batches import PositionBatches
+    from sae.feed.batches import PositionBatches
     from sae.logs import open_log
     from sae.train import train_many
 

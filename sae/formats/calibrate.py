@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from featurestore.store import Store
-from sae.batches import PositionBatches
-from sae.data import activation_rows
+from sae.feed.batches import PositionBatches
+from sae.feed.rows import activation_rows
 from sae.model import SAE
 
 _BATCH_SIZE, _N_BATCHES = 4096, 200

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from featurestore.format.canonical import canonical_json
-from sae.data import activation_rows
+from sae.feed.rows import activation_rows
 from sae.metrics import Chunk, chunks_of_rows, evaluate
 from tests.builders.saes import HOOK, make_store, random_sae
 

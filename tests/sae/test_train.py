@@ -11,8 +11,8 @@ import torch
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.verify import verify
 from sae import training as module
-from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
+from sae.feed.batches import PositionBatches
 from sae.interrupt import interruption
 from sae.settings import Plan, TrainSettings, make_plan
 from sae.train import train

@@ -11,8 +11,8 @@ import torch
 from featurestore.errors import UsageError
 from featurestore.store import Store
 from sae import training as module
-from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
+from sae.feed.batches import PositionBatches
 from sae.logs import open_log
 from sae.ranks import join_ranks
 from sae.train import TrainSettings, train, train_many

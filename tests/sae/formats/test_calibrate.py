@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from featurestore import Store
 from featurestore.cli import cli
 from featurestore.errors import SAEError
-from sae.batches import PositionBatches
 from sae.checkpoint import load_sae
+from sae.feed.batches import PositionBatches
 from sae.formats.exchange import import_sae
 from sae.formats.foreign import Choice
 from sae.formats.registry import read_checkpoint

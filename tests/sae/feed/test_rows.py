@@ -9,9 +9,9 @@ from featurestore.errors import SAEError, UsageError
 from featurestore.format import durable
 from featurestore.format.canonical import shard_name
 from featurestore.format.records import FileEntry, Record
-from sae.batches import PositionBatches
-from sae.data import activation_rows, held_out
-from sae.shuffle import ShuffledPositions
+from sae.feed.batches import PositionBatches
+from sae.feed.rows import activation_rows, held_out
+from sae.feed.shuffle import ShuffledPositions
 from tests.builders.saes import HOOK, activation_table, add_shard, make_store
 
 POSITIONS, D_IN = 16, 16

@@ -13,8 +13,9 @@ from featurestore.errors import SAEError
 from featurestore.format import durable
 from featurestore.format.records import FileEntry, Record
 from featurestore.format.schemas import samples_schema
-from sae import data, shuffle
-from sae.batches import ActivationBatches
+from sae.feed import rows as data
+from sae.feed import shuffle
+from sae.feed.batches import ActivationBatches
 from tests.builders.saes import HOOK, make_store
 
 POSITIONS, D_IN = 16, 16

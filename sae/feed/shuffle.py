@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featurestore.errors import UsageError
 from featurestore.format.activations import read_shard
-from sae.data import ActivationRows
+from sae.feed.rows import ActivationRows
 
 WINDOW_BYTES = 256 * 2**20
 """of the rows whose positions can meet in a batch; they are mapped, not held in memory"""

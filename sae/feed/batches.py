@@ -11,8 +11,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import SAEError, nearest
 from featurestore.store import Store
-from sae.data import ActivationRows, activation_rows, data_hash, held_out
-from sae.shuffle import WINDOW_BYTES, ShuffledPositions
+from sae.feed.rows import ActivationRows, activation_rows, data_hash, held_out
+from sae.feed.shuffle import WINDOW_BYTES, ShuffledPositions
 
 _EPOCHS = 5
 _MIN_STEPS = 1000
@@ -44,11 +44,11 @@ class Source(Protocol):
 
 
 class PositionBatches:
-    """A store's rows of a hook: :class:`~sae.shuffle.ShuffledPositions` of most samples; the others are held out.
+    """A store's rows of a hook: :class:`~sae.feed.shuffle.ShuffledPositions` of most samples; the others are held out.
 
     Attributes:
         rows: All rows of the branch.
-        train, test: Indices into ``rows``; the samples of ``test`` are :func:`~sae.data.held_out`. Without a second
+        train, test: Indices into ``rows``; the samples of ``test`` are :func:`~sae.feed.rows.held_out`. Without a second
             sample, ``test`` is empty.
         hook, n_positions, n_batches, data, default_steps: As :class:`Source` says.
     """
@@ -90,7 +90,7 @@ class ActivationBatches(IterableDataset[Tensor]):
     >>> for batch in batches: ...
 
     Each iteration is an epoch, in another order than the last, with every position once (less than a batch is left
-    over). See :class:`~sae.shuffle.ShuffledPositions` for what is mixed with what. Workers of a ``DataLoader``
+    over). See :class:`~sae.feed.shuffle.ShuffledPositions` for what is mixed with what. Workers of a ``DataLoader``
     (``batch_size=None``) and ranks share the rows without overlap; every rank has the same number of batches.
 
     ``state_dict`` after any batch, loaded into an equal object, goes on with the next one, the same as if nothing had
