@@ -30,14 +30,14 @@ from sd15 import sd15_shape
 from torch import Tensor
 
 from collectors.capture import Captured, capture
-from collectors.models import DTYPES, Model, RunSettings, generate
 from featurestore.selection import ROWS, Selection
 from sae.ablate import ablate
-from sae.hooks import as_positions, take
-from sae.identity import model_hash
+from sae.diffusion.hooks import as_positions, take
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import DTYPES, Model, RunSettings, generate
+from sae.diffusion.weights import model_hash
 from sae.interventions import Intervention
 from sae.model import SAE, SAEConfig
-from sae.modules import find_module
 
 HOOK, D_IN, N_LATENTS, K, FACTOR = "unet.up_blocks.1.attentions.1", 1280, 20480, 32, -1.0
 RUN = RunSettings(2, 7.5)

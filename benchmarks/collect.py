@@ -22,11 +22,11 @@ from sd15 import sd15_shape
 
 from collectors.collect import CollectReport, CollectSettings, collect
 from collectors.estimate import table_bytes
-from collectors.models import RunSettings, generate, load_model
 from featurestore import Store
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
+from sae.diffusion.pipelines import RunSettings, generate, load_model
 
 PICTURES, BATCH = 16, 8
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from collectors.models import Model, load_model
+from sae.diffusion.pipelines import Model, load_model
 
 
 def sd15_shape(device: str, dtype: torch.dtype) -> Model:

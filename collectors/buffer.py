@@ -15,10 +15,10 @@ from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.format.activations import tensor_array
 from featurestore.format.schemas import activations_schema
-from sae.architectures import Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
+from sae.diffusion.architectures import Branch
+from sae.diffusion.hooks import DenoiserCall
 from sae.encode import codes_metadata
-from sae.hooks import DenoiserCall
 from sae.model import SAE
 
 _BRANCHES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError
-from sae.hooks import DenoiserCall, Layout, as_positions, module_input, take, watch
-from sae.modules import capturable, find_module
+from sae.diffusion.hooks import DenoiserCall, Layout, as_positions, module_input, take, watch
+from sae.diffusion.modules import capturable, find_module
 
 
 class Captured(NamedTuple):

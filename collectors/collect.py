@@ -12,7 +12,6 @@ from tqdm import tqdm
 from collectors.estimate import Estimate, estimate
 from collectors.items import gather, write
 from collectors.job import Job, prepare
-from collectors.models import Model, RunSettings
 from collectors.plan import WorkItem, plan
 from collectors.settings import CollectSettings
 from collectors.shares import Claim, Share, tidy
@@ -20,6 +19,7 @@ from collectors.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
 from featurestore.prompts import Prompt
 from featurestore.store import Store
+from sae.diffusion.pipelines import Model, RunSettings
 
 __all__ = ["CollectReport", "CollectSettings", "collect", "dry_run"]
 

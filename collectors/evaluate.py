@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from collectors.generate import Ablation, described, generate_images
 from collectors.judge import Judge, named
-from collectors.models import Model, RunSettings, describe_run
 from collectors.peak import peak_bytes, reset_peak
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.frechet import frechet_distance
 from sae.unlearning import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from collectors.models import Model, RunSettings, check_branch, describe_run
-from collectors.models import generate as generate_batch
 from featurestore.errors import SelectionError
 from featurestore.format import durable
 from featurestore.prompts import Prompt
@@ -21,6 +19,8 @@ from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
 from sae.ablate import ablate
 from sae.checkpoint import load_sae, load_selection_sae
+from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
+from sae.diffusion.pipelines import generate as generate_batch
 from sae.interventions import ALWAYS, Intervention
 from sae.model import SAE
 

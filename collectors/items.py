@@ -12,13 +12,13 @@ from collectors.capture import Captured, capture
 from collectors.estimate import check_space
 from collectors.job import Job
 from collectors.memory import HostMemory
-from collectors.models import generate
 from collectors.plan import Sample, WorkItem
 from collectors.samples import samples_table
 from collectors.shares import Claim
 from sae.attach import attach
 from sae.codes import one_thread
-from sae.hooks import DenoiserCall
+from sae.diffusion.hooks import DenoiserCall
+from sae.diffusion.pipelines import generate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torch
 
 from collectors.buffer import Kept
 from collectors.memory import HostMemory
-from collectors.models import Model, RunSettings, check_branch, describe_run
 from collectors.plan import Sample, identify
 from collectors.settings import CollectSettings
 from collectors.subset import Positions, kept_steps
@@ -21,8 +20,9 @@ from featurestore.format.schemas import check_name, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.attach import Attached, attachable
+from sae.diffusion.modules import denoiser, find_module, match_hooks
+from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
 from sae.encode import check_model, made_by_sae
-from sae.modules import denoiser, find_module, match_hooks
 
 
 @dataclass

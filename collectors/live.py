@@ -12,13 +12,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from collectors.collect import CollectSettings, collect
-from collectors.models import Model, RunSettings, describe_run
 from collectors.plan import identify
 from featurestore.errors import UsageError
 from featurestore.format.canonical import run_id, sha256_text
 from featurestore.format.records import Record
 from featurestore.prompts import Prompt
 from featurestore.store import Store
+from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.feed.batches import PositionBatches
 from sae.feed.rows import ActivationRows, activation_rows, held_out
 from sae.settings import TrainSettings

@@ -18,10 +18,10 @@ from collectors.evaluate import (
 )
 from collectors.generate import Ablation
 from collectors.judge import Judge
-from collectors.models import Model, RunSettings, describe_run
 from collectors.search import Look, best, looks, together, value
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.interventions import Intervention
 from sae.unlearning import accuracy, grouped, targets_text
 

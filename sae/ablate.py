@@ -11,13 +11,13 @@ from torch import Tensor
 
 from featurestore.errors import ModelError, SelectionError, UsageError
 from featurestore.selection import FeaturesAt, Selection
-from sae.architectures import Branch, split_hook
 from sae.checkpoint import load_selection_sae
-from sae.hooks import Layout, Watch, as_positions, module_input, put, take, watch, with_input
-from sae.identity import model_hash, same_model
+from sae.diffusion.architectures import Branch, split_hook
+from sae.diffusion.hooks import Layout, Watch, as_positions, module_input, put, take, watch, with_input
+from sae.diffusion.modules import denoiser, find_module
+from sae.diffusion.weights import model_hash, same_model
 from sae.interventions import MODES, Intervention
 from sae.model import SAE
-from sae.modules import denoiser, find_module
 from sae.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
 
 __all__ = ["Handle", "Rule", "ablate", "ablation_change", "attach"]

@@ -17,8 +17,8 @@ from featurestore.saes import sae_hash
 from featurestore.store import Store
 from sae.checkpoint import load_sae, pick_device
 from sae.codes import CHUNK_ROWS, Rows, codes_table, encode_rows, stats_table
+from sae.diffusion.weights import same_model
 from sae.feed.rows import hook_records
-from sae.identity import same_model
 from sae.model import SAE
 
 _KINDS = ("codes", "stats")

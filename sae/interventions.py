@@ -11,8 +11,8 @@ from torch import Tensor
 
 from featurestore.errors import UsageError
 from featurestore.selection import Selection
-from sae.architectures import Branches
-from sae.hooks import Layout
+from sae.diffusion.architectures import Branches
+from sae.diffusion.hooks import Layout
 
 KINDS = {
     "paper": "f ← γ · μ(i,t,D_c) · f where f > μ(i,t,D)",

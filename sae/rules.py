@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.hooks import Layout
+from sae.diffusion.hooks import Layout
 from sae.model import SAE
 
 

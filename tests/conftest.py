@@ -15,7 +15,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(model_dir):
-    from collectors.models import load_model
+    from sae.diffusion.pipelines import load_model
 
     return load_model(str(model_dir), "cpu")
 
@@ -36,7 +36,7 @@ class Architectures:
         return path
 
     def __call__(self, name):
-        from collectors.models import load_model
+        from sae.diffusion.pipelines import load_model
 
         if name not in self._models:
             self._models[name] = load_model(str(self.directory(name)), "cpu")

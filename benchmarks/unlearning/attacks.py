@@ -9,10 +9,10 @@ from torch import Tensor
 from benchmarks.unlearning.attack import Attack, AttackSettings, attack, guided_prediction, success_rates
 from benchmarks.unlearning.diffusion import embed, latent_shape
 from benchmarks.unlearning.methods import Bench, Defence
-from collectors.models import generate
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import generate
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from featurestore.format.activations import read_shard
 from featurestore.store import Store
-from sae.hooks import as_positions, put, take, watch
-from sae.modules import find_module
+from sae.diffusion.hooks import as_positions, put, take, watch
+from sae.diffusion.modules import find_module
 
 
 class Directions(NamedTuple):

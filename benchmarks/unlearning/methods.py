@@ -22,8 +22,6 @@ from benchmarks.unlearning.random_features import random_selection
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
 from collectors.evaluate import Removal, ablation_removal
 from collectors.generate import Ablation
-from collectors.models import Model, RunSettings
-from collectors.models import generate as generate_batch
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.store import Store
@@ -32,6 +30,8 @@ from queries.importance import importance
 from queries.selections import select
 from sae.ablate import ablate
 from sae.checkpoint import load_sae
+from sae.diffusion.pipelines import Model, RunSettings
+from sae.diffusion.pipelines import generate as generate_batch
 from sae.interventions import Intervention
 from sae.model import SAE
 from sae.unlearning import grouped

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unlearning.methods import Defence, removal
-from collectors.models import generate
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import generate
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

@@ -21,13 +21,13 @@ from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence,
 from collectors.collect import CollectSettings, collect
 from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, untouched
 from collectors.judge import Judge, load_judge
-from collectors.models import Model, RunSettings, describe_run, load_model
 from collectors.search import Look, best, looks, perfect, together, value
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from queries.selections import split_concept
+from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
 from sae.encode import encode
 from sae.interventions import Intervention
 from sae.train import TrainSettings, train

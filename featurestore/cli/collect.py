@@ -102,10 +102,10 @@ def collect(
     torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
     from collectors import collect as collecting
-    from collectors.models import load_model
     from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
     from featurestore.prompts import read_prompts
+    from sae.diffusion.pipelines import load_model
     from sae.ranks import local_device
 
     share = find_share(rank, world_size)

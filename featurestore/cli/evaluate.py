@@ -131,11 +131,11 @@ def evaluate(
         --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
     from collectors.judge import check_labels, load_judge
-    from collectors.models import load_model
     from collectors.protocols import Evaluation, Search, report, run_protocol
     from featurestore.errors import UsageError
     from featurestore.format import durable
     from featurestore.prompts import read_prompts
+    from sae.diffusion.pipelines import load_model
     from sae.unlearning import targets_text
 
     if bool(search_judges) != bool(search_seeds):

@@ -108,10 +108,10 @@ def generate(
         --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
     """  # fmt: skip
     from collectors.generate import Ablation, generate_files
-    from collectors.models import load_model
     from featurestore.errors import UsageError
     from featurestore.prompts import Prompt, read_prompts
     from featurestore.selection import Selection
+    from sae.diffusion.pipelines import load_model
     from sae.interventions import ALWAYS, Intervention, Window
 
     if not texts and prompts is None:

@@ -59,9 +59,9 @@ def train_live(
     """
     from collectors.collect import CollectSettings
     from collectors.live import train_live
-    from collectors.models import load_model
     from featurestore.prompts import read_prompts
     from featurestore.store import Store
+    from sae.diffusion.pipelines import load_model
     from sae.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collectors.models import Model, RunSettings
+    from sae.diffusion.pipelines import Model, RunSettings
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -91,7 +91,7 @@ def run_settings(
     true_cfg: float,
 ) -> "RunSettings":
     """Return what :func:`run_options` say of a model; its own steps and guidance where they say nothing."""
-    from collectors.models import RunSettings
+    from sae.diffusion.pipelines import RunSettings
 
     scale = model.guidance if guidance is None else guidance
     return RunSettings(steps or model.steps, scale, negative_prompt, height, width, true_cfg)

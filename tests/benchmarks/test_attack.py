@@ -20,9 +20,9 @@ from benchmarks.unlearning.attack import (
     unguided,
 )
 from benchmarks.unlearning.diffusion import embed, noise, tokens
-from collectors.models import load_model
 from sae.ablate import ablate
-from sae.modules import find_module
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import load_model
 from tests.sae.test_ablate import HOOK, N_LATENTS, make_sae, make_selection
 
 TARGET = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))

@@ -12,10 +12,10 @@ from benchmarks.unlearning import esd, salun
 from benchmarks.unlearning.diffusion import embed, noise, noised, sampled_until, with_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.random_features import random_selection
-from collectors.models import RunSettings, generate, load_model
 from featurestore.format.activations import read_shard
 from featurestore.format.schemas import SCORES
-from sae.modules import find_module
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import RunSettings, generate, load_model
 from tests.builders.pipelines import tiny_sd2
 from tests.builders.saes import HOOK, make_store
 from tests.sae.test_ablate import make_selection, timesteps_of

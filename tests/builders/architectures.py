@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from collectors.models import RunSettings
+from sae.diffusion.pipelines import RunSettings
 from tests.builders import pipelines
 
 SIZE = {"height": 32, "width": 48}

@@ -4,12 +4,12 @@ import torch
 
 from collectors.capture import capture
 from collectors.collect import CollectSettings, collect
-from collectors.models import RunSettings, generate, load_model
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from sae.modules import find_module
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import RunSettings, generate, load_model
 from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"

@@ -9,7 +9,6 @@ from PIL import Image
 
 from collectors.evaluate import Outcome, Reference, Removal, in_turn, judged, sequence, thinned
 from collectors.judge import Judge, check_labels
-from collectors.models import RunSettings
 from collectors.peak import peak_bytes, reset_peak
 from collectors.pictures import read_pictures
 from collectors.protocols import Evaluation, Request, Search, report, run_protocol
@@ -17,6 +16,7 @@ from featurestore.errors import PromptsError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
+from sae.diffusion.pipelines import RunSettings
 from sae.frechet import frechet_distance
 from sae.interventions import Intervention
 from sae.unlearning import Answer

@@ -6,15 +6,15 @@ import torch
 
 from collectors import estimate as estimating
 from collectors.collect import CollectSettings, collect, dry_run
-from collectors.models import RunSettings, generate, load_model
 from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.checkpoint import save_sae
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import RunSettings, generate, load_model
 from sae.encode import encode
 from sae.model import SAE, SAEConfig
-from sae.modules import find_module
 from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"

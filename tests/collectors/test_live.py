@@ -6,7 +6,6 @@ import torch
 
 from collectors.collect import CollectSettings
 from collectors.live import train_live
-from collectors.models import RunSettings
 from featurestore import Store
 from featurestore.cli import main
 from featurestore.errors import UsageError
@@ -14,6 +13,7 @@ from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae import training
 from sae.checkpoint import load_sae
+from sae.diffusion.pipelines import RunSettings
 from sae.train import TrainSettings
 
 NAMES = {"up": "unet.up_blocks.1.attentions.1", "mid": "unet.mid_block.attentions.0"}

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from collectors.collect import CollectSettings, collect
-from collectors.models import RunSettings
 from collectors.plan import WorkItem
 from collectors.shares import Claim, Share, find_share
 from featurestore import Store
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
+from sae.diffusion.pipelines import RunSettings
 from sae.ranks import local_device
 from tests.builders.trees import same_tree
 

@@ -8,14 +8,14 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.models import RunSettings, generate
 from featurestore import Selection
 from featurestore.errors import HookError, SelectionError, UsageError
 from featurestore.selection import ROWS
 from sae.ablate import Rule, ablate, ablation_change
-from sae.identity import model_hash
+from sae.diffusion.modules import denoiser, find_module
+from sae.diffusion.pipelines import RunSettings, generate
+from sae.diffusion.weights import model_hash
 from sae.model import SAE, SAEConfig
-from sae.modules import denoiser, find_module
 
 HOOK = "unet.up_blocks.1.attentions.1"
 D_IN, N_LATENTS, K = 16, 64, 4
@@ -192,7 +192,7 @@ def test_hooks_are_removed_whatever_happens(model):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_are_edited_in_their_precision(model_dir, dtype):
-    from collectors.models import load_model
+    from sae.diffusion.pipelines import load_model
 
     half = load_model(str(model_dir), "cpu", str(dtype).removeprefix("torch."))
     rows = [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)]
@@ -208,7 +208,7 @@ def test_half_precision_models_are_edited_in_their_precision(model_dir, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_ablation_on_cuda(model_dir, dtype):
-    from collectors.models import load_model
+    from sae.diffusion.pipelines import load_model
 
     cuda = load_model(str(model_dir), "cuda", dtype)
     selection = make_selection(cuda, [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)], timesteps_of(cuda))
@@ -220,7 +220,7 @@ def test_ablation_on_cuda(model_dir, dtype):
 
 
 def test_a_model_in_another_precision_is_the_same_model(model, model_dir):
-    from collectors.models import load_model
+    from sae.diffusion.pipelines import load_model
 
     for dtype in ("float16", "bfloat16"):
         other = load_model(str(model_dir), "cpu", dtype)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from collectors.models import load_model
+from sae.diffusion.pipelines import load_model
 from tests.builders.pipelines import save, tiny_stable_diffusion
 from tests.torture import crashes, flips, processes
 

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from collectors.collect import CollectSettings, collect
-from collectors.models import Model, RunSettings
 from featurestore import Store
 from featurestore.format.checksums import check_file
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
+from sae.diffusion.pipelines import Model, RunSettings
 from tests.torture.crashes import ROWS, RUN, Outcome, tree
 
 FORK = multiprocessing.get_context("fork")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from collectors.collect import CollectSettings, collect
-from collectors.models import RunSettings
 from featurestore import Store
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import RunSettings
 
 HOOK = "unet.up_blocks.1.attentions.1"
 

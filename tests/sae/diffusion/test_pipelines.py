@@ -11,13 +11,13 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from collectors.buffer import StepFinder
 from collectors.capture import capture
 from collectors.collect import CollectSettings, collect
-from collectors.models import Model, RunSettings, generate, load_model
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from sae.architectures import BLOCKS
-from sae.hooks import DenoiserCall
-from sae.modules import denoiser, find_module, match_hooks
+from sae.diffusion.architectures import BLOCKS
+from sae.diffusion.hooks import DenoiserCall
+from sae.diffusion.modules import denoiser, find_module, match_hooks
+from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
 from tests.builders.architectures import CASES, PLAIN, RUNS, SIZE
 from tests.builders.pipelines import tiny_stable_diffusion
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from collectors.generate import Ablation, generate_images
-from collectors.models import RunSettings, generate
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from sae.ablate import ablate
-from sae.modules import find_module
+from sae.diffusion.modules import find_module
+from sae.diffusion.pipelines import RunSettings, generate
 from tests.builders.architectures import CASES, RUNS, SIZE
 from tests.sae.test_ablate import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
 

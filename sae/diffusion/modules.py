@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from featurestore.errors import HookError, ModelError, nearest
-from sae.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
+from sae.diffusion.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
 
 _DENOISERS = ("unet", "transformer")
 

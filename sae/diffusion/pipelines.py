@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.architectures import architecture
-from sae.identity import model_hash
-from sae.modules import denoiser
+from sae.diffusion.architectures import architecture
+from sae.diffusion.modules import denoiser
+from sae.diffusion.weights import model_hash
 
 EMBEDDED = "minicanvas"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

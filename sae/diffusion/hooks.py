@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
-from sae.architectures import Branches, architecture, output_index, split_hook
-from sae.modules import denoiser, is_compiled
+from sae.diffusion.architectures import Branches, architecture, output_index, split_hook
+from sae.diffusion.modules import denoiser, is_compiled
 
 
 class DenoiserCall(NamedTuple):
