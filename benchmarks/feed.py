@@ -23,8 +23,8 @@ from sae.checkpoint import config_bytes, weights_bytes
 from sae.encode import encode
 from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
-from sae.state import State
-from sae.step import take_step
+from sae.training.state import State
+from sae.training.step import take_step
 
 HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 

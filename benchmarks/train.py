@@ -22,10 +22,10 @@ import torch
 from record import record
 from torch import Tensor
 
-from sae.loss import geometric_median
 from sae.model import SAE, SAEConfig
-from sae.state import State
-from sae.step import take_step
+from sae.training.loss import geometric_median
+from sae.training.state import State
+from sae.training.step import take_step
 
 ALPHA, LR, N_BATCHES = 1 / 32, 4e-4, 8
 Step = Callable[[Tensor], object]

@@ -21,8 +21,8 @@ from featurestore.store import Store
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.feed.batches import PositionBatches
 from sae.feed.rows import ActivationRows, activation_rows, held_out
-from sae.settings import TrainSettings
-from sae.train import Progress, train_many
+from sae.training.settings import TrainSettings
+from sae.training.train import Progress, train_many
 
 
 class Stream:
@@ -125,7 +125,7 @@ def train_live(
     temporary files.
 
     Raises:
-        As :func:`collectors.collect.collect` and :func:`sae.train.train`.
+        As :func:`collectors.collect.collect` and :func:`sae.training.train.train`.
         UsageError: several processes were started: each would generate everything.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

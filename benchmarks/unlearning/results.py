@@ -30,7 +30,7 @@ from queries.selections import split_concept
 from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
 from sae.encode import encode
 from sae.interventions import Intervention
-from sae.train import TrainSettings, train
+from sae.training.train import TrainSettings, train
 from sae.unlearning import grouped
 
 SAES = (

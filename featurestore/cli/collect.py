@@ -106,7 +106,7 @@ def collect(
     from featurestore.cli.store import human_bytes
     from featurestore.prompts import read_prompts
     from sae.diffusion.pipelines import load_model
-    from sae.ranks import local_device
+    from sae.training.processes import local_device
 
     share = find_share(rank, world_size)
     wanted = read_prompts(prompts, seeds)

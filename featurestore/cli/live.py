@@ -62,7 +62,7 @@ def train_live(
     from featurestore.prompts import read_prompts
     from featurestore.store import Store
     from sae.diffusion.pipelines import load_model
-    from sae.logs import open_log
+    from sae.training.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
     wanted, loaded = read_prompts(prompts, seeds), load_model(model, device, model_dtype)

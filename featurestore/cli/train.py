@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from featurestore.format.records import Record
     from featurestore.store import Store
-    from sae.settings import TrainSettings
+    from sae.training.settings import TrainSettings
 
 
 _ARCHITECTURES = ["topk", "batchtopk", "jumprelu", "matryoshka_batchtopk"]
@@ -116,8 +116,8 @@ def train(
     """
     from featurestore.store import Store
     from sae.feed.batches import PositionBatches
-    from sae.logs import open_log
-    from sae.train import train_many
+    from sae.training.logs import open_log
+    from sae.training.train import train_many
 
     settings = train_settings(steps, batch_size, what)
     opened, began = Store.open(store), time.monotonic()
@@ -148,7 +148,7 @@ def named(names: Sequence[str], hooks: Sequence[str]) -> dict[str, str]:
 
 def train_settings(steps: int | None, batch_size: int, what: dict[str, Any]) -> "TrainSettings":
     """Return the settings that the options say."""
-    from sae.settings import TrainSettings
+    from sae.training.settings import TrainSettings
 
     return TrainSettings(steps=steps, batch_size=batch_size, **{**what, "scale_inputs": what["scale_inputs"] or None})
 

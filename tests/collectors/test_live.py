@@ -11,10 +11,10 @@ from featurestore.cli import main
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from sae import training
 from sae.checkpoint import load_sae
 from sae.diffusion.pipelines import RunSettings
-from sae.train import TrainSettings
+from sae.training import loop as training
+from sae.training.train import TrainSettings
 
 NAMES = {"up": "unet.up_blocks.1.attentions.1", "mid": "unet.mid_block.attentions.0"}
 PROMPTS = [Prompt(f"picture {i}", i, {}, i + 1) for i in range(12)]

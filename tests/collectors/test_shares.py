@@ -18,7 +18,7 @@ from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.diffusion.pipelines import RunSettings
-from sae.ranks import local_device
+from sae.training.processes import local_device
 from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"

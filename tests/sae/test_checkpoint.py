@@ -9,7 +9,7 @@ import torch
 from featurestore.errors import DamageError, SAEError, SelectionError, UsageError
 from featurestore.saes import sae_hash
 from sae.checkpoint import load_sae, load_selection_sae, pick_device, save_sae
-from sae.train import TrainSettings, train
+from sae.training.train import TrainSettings, train
 from tests.builders.saes import HOOK, make_store, random_sae
 
 

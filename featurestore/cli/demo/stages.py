@@ -97,7 +97,7 @@ def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
     from queries.importance import save_scores
     from queries.selections import select
     from sae.encode import encode
-    from sae.train import TrainSettings, train
+    from sae.training.train import TrainSettings, train
 
     store, name = demo.store, study.sae
     settings = TrainSettings(k=K, expansion=EXPANSION, steps=amounts.train_steps, batch_size=BATCH_SIZE)

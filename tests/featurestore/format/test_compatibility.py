@@ -55,7 +55,7 @@ def store(model, tmp_path_factory):
     from queries.importance import save_scores
     from queries.selections import save_selection, select
     from sae.encode import encode
-    from sae.train import TrainSettings, train
+    from sae.training.train import TrainSettings, train
 
     prompts = [
         Prompt(f"picture {i}", i, {"style": "ab"[i % 2], "object": [None, "雪"][i // 2]}, i + 1) for i in range(4)

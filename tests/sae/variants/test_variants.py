@@ -12,9 +12,9 @@ from sae.ablate import Rule, ablation_change
 from sae.checkpoint import load_sae, save_sae
 from sae.codes import encode_rows
 from sae.encode import encode
-from sae.loss import training_loss
 from sae.model import SAEConfig
-from sae.train import TrainSettings, train
+from sae.training.loss import training_loss
+from sae.training.train import TrainSettings, train
 from sae.variants import VARIANTS
 from sae.variants.batchtopk import batch_top_k
 from sae.variants.jumprelu import BANDWIDTH
@@ -305,7 +305,7 @@ def test_training_is_resumed_to_the_last_bit(architecture, tmp_path):
 
     stores = [make_store(tmp_path / name) for name in ("whole", "parts")]
     train(stores[0], HOOK, "a", settings, progress=False, device="cpu")
-    import sae.training as module
+    import sae.training.loop as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHECKPOINT_SECONDS", -1.0)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurestore.errors import UsageError
-from sae.training import Progress
+from sae.training.loop import Progress
 
 KINDS = ("tensorboard", "wandb")
 

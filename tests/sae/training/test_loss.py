@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.loss import geometric_median, training_loss
+from sae.training.loss import geometric_median, training_loss
 from tests.builders.saes import random_sae
 
 ALPHA = 1 / 32

@@ -13,13 +13,13 @@ from tqdm import tqdm
 from featurestore.errors import SAEError
 from featurestore.store import Store
 from sae.feed.batches import Source
-from sae.interrupt import Interruption
-from sae.loss import geometric_median
 from sae.model import SAE
-from sae.ranks import Ranks
-from sae.settings import Plan
-from sae.state import State, discard, restore, save
-from sae.step import take_step
+from sae.training.interrupt import Interruption
+from sae.training.loss import geometric_median
+from sae.training.processes import Ranks
+from sae.training.settings import Plan
+from sae.training.state import State, discard, restore, save
+from sae.training.step import take_step
 
 CHECKPOINT_SECONDS = 60.0
 _REPORT_EVERY = 10

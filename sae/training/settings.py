@@ -12,8 +12,8 @@ from featurestore.errors import UsageError, nearest
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.store import Store
 from sae.feed.batches import Source
-from sae.loss import AUX_ALPHA
 from sae.model import SAEConfig
+from sae.training.loss import AUX_ALPHA
 from sae.variants import VARIANTS
 from sae.variants.matryoshka import default_groups
 

@@ -10,12 +10,12 @@ import torch
 
 from featurestore.errors import UsageError
 from featurestore.store import Store
-from sae import training as module
 from sae.checkpoint import load_sae
 from sae.feed.batches import PositionBatches
-from sae.logs import open_log
-from sae.ranks import join_ranks
-from sae.train import TrainSettings, train, train_many
+from sae.training import loop as module
+from sae.training.logs import open_log
+from sae.training.processes import join_ranks
+from sae.training.train import TrainSettings, train, train_many
 from tests.builders.saes import HOOK, make_store
 
 SETTINGS = TrainSettings(k=4, n_latents=48, steps=200, batch_size=64, seed=3, dead_after=3000)
@@ -37,7 +37,7 @@ def test_the_course_is_kept_thinned_and_drawn(trained, monkeypatch, tmp_path):
     assert course["step"] == list(range(10, 201, 10))
     assert course["fvu"][0] > 2 * course["fvu"][-1] and set(map(len, course.values())) == {20}
     assert (trained.root / "saes/a/training.png").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr("sae.state._HISTORY", 6)
+    monkeypatch.setattr("sae.training.state._HISTORY", 6)
     store = make_store(tmp_path / "s", n_shards=6, samples_per_shard=4)
     train(store, HOOK, "a", SETTINGS, progress=False, device="cpu")
     steps = metrics(store)["training"]["step"]

@@ -9,12 +9,12 @@ from featurestore.format.records import Record
 from featurestore.store import Store
 from sae.checkpoint import pick_device
 from sae.feed.batches import PositionBatches, Source
-from sae.finish import existing, finish
-from sae.interrupt import interruption
-from sae.ranks import Ranks, join_ranks, local_device
-from sae.settings import TrainSettings, make_plan
-from sae.state import discard
-from sae.training import Progress, Training
+from sae.training.commit import existing, finish
+from sae.training.interrupt import interruption
+from sae.training.loop import Progress, Training
+from sae.training.processes import Ranks, join_ranks, local_device
+from sae.training.settings import TrainSettings, make_plan
+from sae.training.state import discard
 
 __all__ = ["Progress", "TrainSettings", "train", "train_many"]
 

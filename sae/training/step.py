@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from sae.loss import AUX_ALPHA, Loss, training_loss
-from sae.ranks import Ranks
-from sae.state import State
+from sae.training.loss import AUX_ALPHA, Loss, training_loss
+from sae.training.processes import Ranks
+from sae.training.state import State
 
 _ALONE = Ranks()
 

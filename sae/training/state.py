@@ -13,8 +13,8 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
 from featurestore.store import Store
 from sae.model import SAE, Codes
-from sae.ranks import Ranks
-from sae.settings import Plan
+from sae.training.processes import Ranks
+from sae.training.settings import Plan
 
 _BETAS = (0.9, 0.999)
 _HISTORY = 400

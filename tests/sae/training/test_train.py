@@ -10,12 +10,12 @@ import torch
 
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.verify import verify
-from sae import training as module
 from sae.checkpoint import load_sae
 from sae.feed.batches import PositionBatches
-from sae.interrupt import interruption
-from sae.settings import Plan, TrainSettings, make_plan
-from sae.train import train
+from sae.training import loop as module
+from sae.training.interrupt import interruption
+from sae.training.settings import Plan, TrainSettings, make_plan
+from sae.training.train import train
 from tests.builders.saes import HOOK, add_shard, make_store
 
 SETTINGS = TrainSettings(k=4, n_latents=48, steps=60, batch_size=32, seed=3, dead_after=300)

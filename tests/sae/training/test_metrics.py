@@ -6,7 +6,7 @@ import torch
 
 from featurestore.format.canonical import canonical_json
 from sae.feed.rows import activation_rows
-from sae.metrics import Chunk, chunks_of_rows, evaluate
+from sae.training.metrics import Chunk, chunks_of_rows, evaluate
 from tests.builders.saes import HOOK, make_store, random_sae
 
 
@@ -25,7 +25,7 @@ def naive(sae, x):
 
 
 def test_metrics_equal_the_naive_ones(rows, monkeypatch):
-    monkeypatch.setattr("sae.metrics._CHUNK_POSITIONS", 50)
+    monkeypatch.setattr("sae.training.metrics._CHUNK_POSITIONS", 50)
     sae = random_sae().requires_grad_(False)
     indices = np.arange(2, len(rows))
     metrics = evaluate(sae, chunks_of_rows(rows, indices))

@@ -7,10 +7,10 @@ from featurestore.saes import commit_sae
 from featurestore.store import Store
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, weights_bytes
 from sae.feed.batches import Source
-from sae.metrics import chunks_of_rows, evaluate
-from sae.plots import PICTURE, draw_training
-from sae.settings import Plan
-from sae.state import State
+from sae.training.metrics import chunks_of_rows, evaluate
+from sae.training.plots import PICTURE, draw_training
+from sae.training.settings import Plan
+from sae.training.state import State
 
 _DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False}
 
