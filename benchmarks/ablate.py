@@ -31,12 +31,12 @@ from torch import Tensor
 
 from collectors.capture import Captured, capture
 from featurestore.selection import ROWS, Selection
-from sae.ablate import ablate
 from sae.diffusion.hooks import as_positions, take
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import DTYPES, Model, RunSettings, generate
 from sae.diffusion.weights import model_hash
-from sae.interventions import Intervention
+from sae.intervention.ablate import ablate
+from sae.intervention.settings import Intervention
 from sae.model import SAE, SAEConfig
 
 HOOK, D_IN, N_LATENTS, K, FACTOR = "unet.up_blocks.1.attentions.1", 1280, 20480, 32, -1.0

@@ -16,13 +16,13 @@ from collectors.evaluate import (
     summary,
     untouched,
 )
-from collectors.generate import Ablation
 from collectors.judge import Judge
 from collectors.search import Look, best, looks, together, value
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.interventions import Intervention
+from sae.intervention.generate import Ablation
+from sae.intervention.settings import Intervention
 from sae.unlearning import accuracy, grouped, targets_text
 
 PROTOCOLS = ("each", "sequential", "joint")

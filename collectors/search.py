@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from collectors.evaluate import Outcome, per_target, thinned
 from featurestore.prompts import Prompt
-from sae.interventions import Intervention
+from sae.intervention.settings import Intervention
 from sae.unlearning import Targets, certainty
 
 T = TypeVar("T")

@@ -21,18 +21,18 @@ from benchmarks.unlearning.mean_direction import Directions, mean_directions, st
 from benchmarks.unlearning.random_features import random_selection
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
 from collectors.evaluate import Removal, ablation_removal
-from collectors.generate import Ablation
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
 from queries.importance import importance
 from queries.selections import select
-from sae.ablate import ablate
 from sae.checkpoint import load_sae
 from sae.diffusion.pipelines import Model, RunSettings
 from sae.diffusion.pipelines import generate as generate_batch
-from sae.interventions import Intervention
+from sae.intervention.ablate import ablate
+from sae.intervention.generate import Ablation
+from sae.intervention.settings import Intervention
 from sae.model import SAE
 from sae.unlearning import grouped
 

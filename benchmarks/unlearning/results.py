@@ -29,7 +29,7 @@ from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from queries.selections import split_concept
 from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
 from sae.encode import encode
-from sae.interventions import Intervention
+from sae.intervention.settings import Intervention
 from sae.training.train import TrainSettings, train
 from sae.unlearning import grouped
 

@@ -174,7 +174,7 @@ def _requests(
     from featurestore.selection import Selection
     from featurestore.store import Store
     from queries.selections import select_all, split_concept
-    from sae.interventions import Intervention
+    from sae.intervention.settings import Intervention
 
     if bool(selections) == (store is not None):
         raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")

@@ -107,12 +107,12 @@ def generate(
     featurestore generate --model minicanvas --prompt "An image of cat in neon style." --out half \\
         --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
     """  # fmt: skip
-    from collectors.generate import Ablation, generate_files
     from featurestore.errors import UsageError
     from featurestore.prompts import Prompt, read_prompts
     from featurestore.selection import Selection
     from sae.diffusion.pipelines import load_model
-    from sae.interventions import ALWAYS, Intervention, Window
+    from sae.intervention.generate import Ablation, generate_files
+    from sae.intervention.settings import ALWAYS, Intervention, Window
 
     if not texts and prompts is None:
         raise UsageError("nothing to generate: give --prompt or --prompts.")

@@ -20,10 +20,10 @@ from benchmarks.unlearning.attack import (
     unguided,
 )
 from benchmarks.unlearning.diffusion import embed, noise, tokens
-from sae.ablate import ablate
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import load_model
-from tests.sae.test_ablate import HOOK, N_LATENTS, make_sae, make_selection
+from sae.intervention.ablate import ablate
+from tests.sae.intervention.test_ablate import HOOK, N_LATENTS, make_sae, make_selection
 
 TARGET = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
 

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tests.cli.test_cli import run
-from tests.sae.test_ablate import HOOK, make_selection, timesteps_of
+from tests.sae.intervention.test_ablate import HOOK, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("neon", "sketch"), ("cat", "tree")
 

@@ -18,9 +18,9 @@ from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
 from sae.frechet import frechet_distance
-from sae.interventions import Intervention
+from sae.intervention.settings import Intervention
 from sae.unlearning import Answer
-from tests.sae.test_ablate import make_sae, make_selection, timesteps_of
+from tests.sae.intervention.test_ablate import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
 PROMPTS = [

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from collectors.generate import Ablation, generate_images
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
-from sae.ablate import ablate
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate
+from sae.intervention.ablate import ablate
+from sae.intervention.generate import Ablation, generate_images
 from tests.builders.architectures import CASES, RUNS, SIZE
-from tests.sae.test_ablate import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
+from tests.sae.intervention.test_ablate import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 UNET = ["unet.up_blocks.1.attentions.1"]

@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 
 from featurestore.errors import SAEError
-from sae.ablate import Rule, ablation_change
 from sae.formats.foreign import Choice
 from sae.formats.registry import FORMATS, detect, read_checkpoint
+from sae.intervention.ablate import Rule, ablation_change
 from tests.builders import checkpoints as formats
 from tests.builders.checkpoints import K, check_same, loaded
 

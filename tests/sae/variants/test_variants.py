@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from featurestore.errors import SAEError, UsageError
-from sae.ablate import Rule, ablation_change
 from sae.checkpoint import load_sae, save_sae
 from sae.codes import encode_rows
 from sae.encode import encode
+from sae.intervention.ablate import Rule, ablation_change
 from sae.model import SAEConfig
 from sae.training.loss import training_loss
 from sae.training.train import TrainSettings, train

@@ -16,9 +16,9 @@ from sae.diffusion.architectures import Branch, split_hook
 from sae.diffusion.hooks import Layout, Watch, as_positions, module_input, put, take, watch, with_input
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.weights import model_hash, same_model
-from sae.interventions import MODES, Intervention
+from sae.intervention.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
+from sae.intervention.settings import MODES, Intervention
 from sae.model import SAE
-from sae.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
 
 __all__ = ["Handle", "Rule", "ablate", "ablation_change", "attach"]
 

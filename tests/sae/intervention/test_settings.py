@@ -10,20 +10,20 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.generate import Ablation, generate_images
 from featurestore.errors import ModelError, SelectionError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
-from sae.ablate import ablate, attach
 from sae.checkpoint import save_sae
 from sae.diffusion.hooks import Layout
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 from sae.diffusion.weights import model_hash
-from sae.interventions import Intervention, Window
-from sae.rules import Rule, Steer, Step, join, step_change
+from sae.intervention.ablate import ablate, attach
+from sae.intervention.generate import Ablation, generate_images
+from sae.intervention.rules import Rule, Steer, Step, join, step_change
+from sae.intervention.settings import Intervention, Window
 from tests.builders.architectures import CASES
-from tests.sae.test_ablate import (
+from tests.sae.intervention.test_ablate import (
     D_IN,
     HOOK,
     N_LATENTS,

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from featurestore import Selection
 from featurestore.errors import HookError, SelectionError, UsageError
 from featurestore.selection import ROWS
-from sae.ablate import Rule, ablate, ablation_change
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.diffusion.weights import model_hash
+from sae.intervention.ablate import Rule, ablate, ablation_change
 from sae.model import SAE, SAEConfig
 
 HOOK = "unet.up_blocks.1.attentions.1"

@@ -17,11 +17,11 @@ from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
-from sae.ablate import ablate
 from sae.checkpoint import load_sae, load_selection_sae
 from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
 from sae.diffusion.pipelines import generate as generate_batch
-from sae.interventions import ALWAYS, Intervention
+from sae.intervention.ablate import ablate
+from sae.intervention.settings import ALWAYS, Intervention
 from sae.model import SAE
 
 
