@@ -20,7 +20,6 @@ from benchmarks.unlearning.esd import ESDSettings, train_esd
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.random_features import random_selection
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
-from collectors.evaluate import Removal, ablation_removal
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.store import Store
@@ -30,11 +29,12 @@ from queries.selections import select
 from sae.checkpoint import load_sae
 from sae.diffusion.pipelines import Model, RunSettings
 from sae.diffusion.pipelines import generate as generate_batch
+from sae.evaluation.accuracy import grouped
+from sae.evaluation.outcomes import Removal, ablation_removal
 from sae.intervention.ablate import ablate
 from sae.intervention.generate import Ablation
 from sae.intervention.settings import Intervention
 from sae.model import SAE
-from sae.unlearning import grouped
 
 
 class Defence(NamedTuple):

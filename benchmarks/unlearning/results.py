@@ -19,9 +19,6 @@ import torch
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
 from collectors.collect import CollectSettings, collect
-from collectors.evaluate import Outcome, Reference, in_turn, judged, sequence, untouched
-from collectors.judge import Judge, load_judge
-from collectors.search import Look, best, looks, perfect, together, value
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
@@ -29,9 +26,12 @@ from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from queries.selections import split_concept
 from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
 from sae.encode import encode
+from sae.evaluation.accuracy import grouped
+from sae.evaluation.judge import Judge, load_judge
+from sae.evaluation.outcomes import Outcome, Reference, in_turn, judged, sequence, untouched
+from sae.evaluation.search import Look, best, looks, perfect, together, value
 from sae.intervention.settings import Intervention
 from sae.training.train import TrainSettings, train
-from sae.unlearning import grouped
 
 SAES = (
     ("unet.up_blocks.1.attentions.1", 16),

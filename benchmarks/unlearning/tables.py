@@ -11,9 +11,9 @@ from benchmarks.record import machine
 from benchmarks.unlearning.attacks import SKIPPED
 from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
-from collectors.evaluate import Outcome, per_target, summary
 from featurestore.format import durable
-from sae.unlearning import accuracy
+from sae.evaluation.accuracy import accuracy
+from sae.evaluation.outcomes import Outcome, per_target, summary
 
 if TYPE_CHECKING:
     from benchmarks.unlearning.results import Run

@@ -11,7 +11,7 @@ from featurestore.cli.options import Seeds, judge_option, model_options, run_opt
 from featurestore.cli.scores import scores_table, sequential_table
 
 if TYPE_CHECKING:
-    from collectors.protocols import Request
+    from sae.evaluation.protocols import Request
 
 
 class Numbers(click.ParamType):
@@ -130,13 +130,13 @@ def evaluate(
         --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
         --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
-    from collectors.judge import check_labels, load_judge
-    from collectors.protocols import Evaluation, Search, report, run_protocol
     from featurestore.errors import UsageError
     from featurestore.format import durable
     from featurestore.prompts import read_prompts
     from sae.diffusion.pipelines import load_model
-    from sae.unlearning import targets_text
+    from sae.evaluation.accuracy import targets_text
+    from sae.evaluation.judge import check_labels, load_judge
+    from sae.evaluation.protocols import Evaluation, Search, report, run_protocol
 
     if bool(search_judges) != bool(search_seeds):
         raise UsageError("a search needs both --search-judge and --search-seeds.")
@@ -169,11 +169,11 @@ def _requests(
     selections: Sequence[Path], store: Path | None, saes: Sequence[str], concepts: Sequence[str], family: str | None,
     top: Sequence[int], multipliers: Sequence[float], kind: str,
 ) -> "list[Request]":  # fmt: skip
-    from collectors.protocols import Request
     from featurestore.errors import UsageError
     from featurestore.selection import Selection
     from featurestore.store import Store
     from queries.selections import select_all, split_concept
+    from sae.evaluation.protocols import Request
     from sae.intervention.settings import Intervention
 
     if bool(selections) == (store is not None):
@@ -200,8 +200,8 @@ def _requests(
 
 
 def _reference(folder: Path | None, judging: Any) -> Any:
-    from collectors.evaluate import Reference
-    from collectors.pictures import read_pictures
+    from sae.evaluation.outcomes import Reference
+    from sae.evaluation.pictures import read_pictures
 
     if folder is None:
         return None

@@ -34,13 +34,13 @@ def judge(
     featurestore judge pictures --judge style50 --judge class20 --target "style=Van_Gogh" \\
         --names "{style}_{object}_seed{seed}" --names "{object}_seed{seed}"
     """  # fmt: skip
-    from collectors.evaluate import Outcome, summary
-    from collectors.judge import check_labels, load_judge
-    from collectors.pictures import read_pictures
     from featurestore.format import durable
     from queries.selections import split_concept
-    from sae.frechet import frechet_distance
-    from sae.unlearning import asks, grouped
+    from sae.evaluation.accuracy import asks, grouped
+    from sae.evaluation.frechet import frechet_distance
+    from sae.evaluation.judge import check_labels, load_judge
+    from sae.evaluation.outcomes import Outcome, summary
+    from sae.evaluation.pictures import read_pictures
 
     network = load_judge(judges, device)
     removed = grouped(map(split_concept, targets))

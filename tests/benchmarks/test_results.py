@@ -12,8 +12,8 @@ from benchmarks.unlearning.methods import Grid
 from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.tables import page, write_page
-from collectors.search import Look
 from sae.diffusion.pipelines import RunSettings, load_model
+from sae.evaluation.search import Look
 
 AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),

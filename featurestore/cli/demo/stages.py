@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from collectors.collect import CollectSettings, collect
-from collectors.judge import load_judge
 from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
 from featurestore.cli.store import human_bytes
 from featurestore.format import durable
@@ -19,8 +18,9 @@ from featurestore.prompts import Prompt, read_prompts
 from featurestore.selection import Selection
 from featurestore.store import Store
 from sae.diffusion.pipelines import Model, RunSettings, load_model
+from sae.evaluation.accuracy import Answer, Unlearning, accuracy, unlearning
+from sae.evaluation.judge import load_judge
 from sae.intervention.generate import Ablation, generate_images
-from sae.unlearning import Answer, Unlearning, accuracy, unlearning
 
 
 @dataclass

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collectors.evaluate import Outcome, Reference, Removal, in_turn, judged, sequence, thinned
-from collectors.judge import Judge, check_labels
-from collectors.peak import peak_bytes, reset_peak
-from collectors.pictures import read_pictures
-from collectors.protocols import Evaluation, Request, Search, report, run_protocol
 from featurestore.errors import PromptsError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
-from sae.frechet import frechet_distance
+from sae.evaluation.accuracy import Answer
+from sae.evaluation.frechet import frechet_distance
+from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.memory import peak_bytes, reset_peak
+from sae.evaluation.outcomes import Outcome, Reference, Removal, in_turn, judged, sequence, thinned
+from sae.evaluation.pictures import read_pictures
+from sae.evaluation.protocols import Evaluation, Request, Search, report, run_protocol
 from sae.intervention.settings import Intervention
-from sae.unlearning import Answer
 from tests.sae.intervention.test_ablate import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from collectors.judge import Judge, named
-from collectors.peak import peak_bytes, reset_peak
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.frechet import frechet_distance
+from sae.evaluation.accuracy import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
+from sae.evaluation.frechet import frechet_distance
+from sae.evaluation.judge import Judge, named
+from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.intervention.generate import Ablation, described, generate_images
-from sae.unlearning import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
 
 Features = npt.NDArray[np.float32]
 VERSION = 2

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from collectors.judge import load_judge
 from featurestore.errors import ModelError
 from featurestore.prompts import Prompt
+from sae.evaluation.judge import load_judge
 
 
 class Standin(nn.Module):

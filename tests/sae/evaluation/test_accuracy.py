@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from featurestore.errors import UsageError
-from sae.frechet import frechet_distance
-from sae.unlearning import Answer, Unlearning, average, certainty, intervals, unlearning
+from sae.evaluation.accuracy import Answer, Unlearning, average, certainty, intervals, unlearning
+from sae.evaluation.frechet import frechet_distance
 
 STYLES, OBJECTS = ("neon", "sketch", "mosaic"), ("cat", "tree")
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from collectors import search
-from collectors.evaluate import Outcome
-from collectors.search import Look, Value, balanced, best, perfect, ranked, together, value
-from sae.unlearning import Answer
+from sae.evaluation import search
+from sae.evaluation.accuracy import Answer
+from sae.evaluation.outcomes import Outcome
+from sae.evaluation.search import Look, Value, balanced, best, perfect, ranked, together, value
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
 

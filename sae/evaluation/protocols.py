@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from collectors.evaluate import (
+from featurestore.errors import UsageError
+from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import Model, RunSettings, describe_run
+from sae.evaluation.accuracy import accuracy, grouped, targets_text
+from sae.evaluation.judge import Judge
+from sae.evaluation.outcomes import (
     Outcome,
     Reference,
     ablation_removal,
@@ -16,14 +21,9 @@ from collectors.evaluate import (
     summary,
     untouched,
 )
-from collectors.judge import Judge
-from collectors.search import Look, best, looks, together, value
-from featurestore.errors import UsageError
-from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import Model, RunSettings, describe_run
+from sae.evaluation.search import Look, best, looks, together, value
 from sae.intervention.generate import Ablation
 from sae.intervention.settings import Intervention
-from sae.unlearning import accuracy, grouped, targets_text
 
 PROTOCOLS = ("each", "sequential", "joint")
 Say = Callable[[str], object]

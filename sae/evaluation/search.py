@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from collectors.evaluate import Outcome, per_target, thinned
 from featurestore.prompts import Prompt
+from sae.evaluation.accuracy import Targets, certainty
+from sae.evaluation.outcomes import Outcome, per_target, thinned
 from sae.intervention.settings import Intervention
-from sae.unlearning import Targets, certainty
 
 T = TypeVar("T")
 Concept = tuple[str, str]
