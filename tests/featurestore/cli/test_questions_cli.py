@@ -18,7 +18,7 @@ from queries.plots import grid
 from queries.questions import questions
 from queries.selections import select
 from tests.builders.stores import make_store
-from tests.cli.test_cli import run
+from tests.featurestore.cli.test_cli import run
 from tests.queries.test_importance import oracle, random_codes
 
 STYLES = ["neon", "sketch", "$x_1$ ❄\n", None, "neon", "../up"]

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from tests.cli.test_cli import run
+from tests.featurestore.cli.test_cli import run
 from tests.sae.intervention.test_ablate import HOOK, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("neon", "sketch"), ("cat", "tree")

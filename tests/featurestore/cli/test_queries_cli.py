@@ -9,7 +9,7 @@ import pytest
 
 from featurestore import Selection
 from tests.builders.stores import make_store
-from tests.cli.test_cli import run
+from tests.featurestore.cli.test_cli import run
 from tests.queries.test_importance import random_codes
 
 
