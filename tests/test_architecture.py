@@ -12,8 +12,8 @@ OURS = {"featurestore", "collectors", "sae", "queries", "minicanvas"}
 ALLOWED = {
     "featurestore": set(),
     "queries": {"featurestore"},
-    "sae": {"featurestore"},
-    "collectors": {"featurestore", "sae", "minicanvas"},
+    "sae": {"featurestore", "minicanvas"},
+    "collectors": {"featurestore", "sae"},
     "minicanvas": set(),
 }
 HEAVY = {"torch", "diffusers", "transformers", "datasets"}

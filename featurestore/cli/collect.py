@@ -91,7 +91,7 @@ def collect(
 
     A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
     --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
-    end their encoder_hidden_states. See docs/architectures.md.
+    end their encoder_hidden_states. See docs/pipelines.md.
 
     Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and --world-size; each does
     whole shards, and what one leaves undone another takes up.

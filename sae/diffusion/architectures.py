@@ -1,4 +1,4 @@
-"""What the text-to-image pipelines of diffusers do differently, a line each (docs/architectures.md).
+"""What the text-to-image pipelines of diffusers do differently, a line each (docs/pipelines.md).
 
 A pipeline with classifier-free guidance either runs both halves in one denoiser call (``batched``, the unconditional
 half first) or calls the denoiser twice a step (``two-pass``). Which it does now is read from the pipeline itself.

@@ -1,4 +1,4 @@
-"""Every supported architecture, its ways of guidance and its kinds of hook: the table of docs/architectures.md."""
+"""Every supported architecture, its ways of guidance and its kinds of hook: the table of docs/pipelines.md."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Checkpoints in the layouts of other libraries, and what those libraries compute of them, written from their formulas.
 
-The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/formats/test_peers.py`` compares with
-the libraries themselves.
+The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/formats/test_peers.py``
+compares with the libraries themselves.
 """
 
 import json

@@ -45,7 +45,7 @@ def test_every_command_has_an_example():
 
 
 def test_the_documented_command_line_is_the_real_one():
-    page = Path(__file__).parents[2] / "docs/cli.md"
+    page = Path(__file__).parents[3] / "docs/cli.md"
     assert page.read_text(encoding="utf-8") == reference(), "run 'make docs'"
 
 
