@@ -155,7 +155,7 @@ def test_after_an_error_no_further_shard_is_begun(tmp_path, monkeypatch):
         return append(self, table, *args)
 
     monkeypatch.setattr(Store, "append", full)
-    read, began = featurestore.activations.read_shard, []
+    read, began = featurestore.format.activations.read_shard, []
     monkeypatch.setattr("sae.encode.read_shard", lambda root, record: began.append(record.shard) or read(root, record))
     with pytest.raises(DiskError, match="full"):
         encode(store, "a", "cpu", progress=False)
