@@ -4,54 +4,28 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
+from tabulate import tabulate
 
 from collectors.collect import CollectSettings, collect
+from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
+from featurestore.cli.demo.report import write_report
 from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
 from featurestore.cli.store import human_bytes
 from featurestore.format import durable
-from featurestore.prompts import Prompt, read_prompts
+from featurestore.prompts import read_prompts
 from featurestore.selection import Selection
 from featurestore.store import Store
 from sae.diffusion.pipelines import Model, RunSettings, load_model
-from sae.evaluation.accuracy import Answer, Unlearning, accuracy, unlearning
+from sae.evaluation.accuracy import accuracy, unlearning
 from sae.evaluation.judge import load_judge
 from sae.intervention.generate import Ablation, generate_images
 
 
-@dataclass
-class Result:
-    """A study's outcome."""
-
-    study: Study
-    selection: Selection
-    images: list[Any]
-    answers: list[Answer]
-    score: Unlearning
-
-
-@dataclass
-class Demo:
-    """Everything that the table and the report show."""
-
-    out: Path
-    store: Store
-    prompts: list[Prompt]
-    before: list[Any] = field(default_factory=list)
-    before_answers: list[Answer] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-
-
 def run_demo(out: Path, quick: bool = False) -> Demo:
     """Run all stages in ``out`` and write ``report.html`` there."""
-    from featurestore.cli.demo.report import write_report
-
     amounts = QUICK if quick else FULL
     seconds: dict[str, float] = {}
     began = time.perf_counter()
@@ -150,38 +124,9 @@ def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
     ]
 
 
-def store_bytes(store: Store) -> int:
-    """Return the size of a store's committed files."""
-    tables = [*store.tables(), "saes"]
-    return sum(entry.bytes for table in tables for record in store.records(table) for entry in record.files)
-
-
-def rows_of_table(demo: Demo) -> list[list[str]]:
-    """Return the result table: a header and a row a study."""
-    rows = [
-        [
-            "taken out",
-            "pictures of it still recognised",
-            "unlearned (UA)",
-            "same family kept (IRA)",
-            "other family kept (CRA)",
-        ]
-    ]
-    for result in demo.results:
-        family, concept = result.study.family, result.study.concept
-        before = unlearning(demo.before_answers, {family: [concept]})
-        score = result.score
-        cells = [(1 - before.ua, 1 - score.ua), (before.ua, score.ua), (before.ira, score.ira), (before.cra, score.cra)]
-        rows.append([f"{family} {concept}", *(f"{a:.0%} → {b:.0%}" for a, b in cells)])
-    return rows
-
-
 def _print_table(demo: Demo, total: float) -> None:
     rows = rows_of_table(demo)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    click.echo()
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    click.echo("\n" + tabulate(rows[1:], headers=rows[0], tablefmt="plain", disable_numparse=True))
     asked = [f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")]
     click.echo(
         f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised."
