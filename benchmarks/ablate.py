@@ -30,7 +30,8 @@ from sd15 import sd15_shape
 from torch import Tensor
 
 from collectors.capture import Captured, capture
-from featurestore.selection import ROWS, Selection
+from featurestore.selection import Selection
+from featurestore.selection_files import ROWS
 from sae.diffusion.hooks import as_positions, take
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import DTYPES, Model, RunSettings, generate

@@ -1,6 +1,5 @@
 """Selections: the features of a concept, timestep by timestep, with all that an ablation needs (docs/selection.md)."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,25 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore import selection_files
 from featurestore.errors import SelectionError
 
 FORMAT = "featurestore-selection"
 FORMAT_VERSION = 1
-METADATA_KEY = b"featurestore.selection"
-ROWS = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "step": pa.int32(),
-            "timestep": pa.float32(),
-            "feature": pa.int32(),
-            "score": pa.float64(),
-            "mean_concept": pa.float64(),
-            "mean_other": pa.float64(),
-            "mean_all": pa.float64(),
-        }.items()
-    ]
-)
 _TEXTS = ("family", "concept", "branch", "model", "model_hash", "hook", "io", "sae", "sae_hash", "store")
 _KEYS = {"format", "format_version", "rule", "d_in", "n_latents", "k", "run", "timesteps", *_TEXTS}
 
@@ -83,9 +68,8 @@ class Selection:
             SelectionError: the suffix is none of these.
             DiskError: the operating system refused.
         """
-        from featurestore.selection_files import write
-
-        write(self, Path(path))
+        path = Path(path)
+        selection_files.write(path, self.header(path.parent.resolve()), self.rows)
 
     @classmethod
     def load(cls, path: str | Path) -> "Selection":
@@ -94,9 +78,8 @@ class Selection:
         Raises:
             SelectionError: the file is missing, malformed or of another version.
         """
-        from featurestore.selection_files import read
-
-        return read(Path(path))
+        header, rows = selection_files.read(Path(path))
+        return cls.from_header(header, rows, Path(path))
 
     def at(self, timestep: float) -> FeaturesAt:
         """Return the features at the nearest recorded timestep: of two, the noisier; of a repeated one, its first step."""
@@ -132,18 +115,6 @@ class Selection:
         selection = cls(rows=rows, **fields)
         _check_rows(selection, path)
         return replace(selection, store=str((path.parent / selection.store).resolve()))
-
-
-def parse_header(text: str, path: Path) -> Any:
-    """Return a header from its JSON.
-
-    Raises:
-        SelectionError: it is none.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise SelectionError(f"{path} is no selection: its header is not JSON ({error}).") from error
 
 
 def _check_header(header: Any, path: Path) -> None:

@@ -14,41 +14,76 @@ import zstandard
 from featurestore.errors import SelectionError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
-from featurestore.selection import METADATA_KEY, ROWS, Selection, parse_header
 
+METADATA_KEY = b"featurestore.selection"
+ROWS = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "feature": pa.int32(),
+            "score": pa.float64(),
+            "mean_concept": pa.float64(),
+            "mean_other": pa.float64(),
+            "mean_all": pa.float64(),
+        }.items()
+    ]
+)
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException, zstandard.ZstdError)
 _VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
 
 
-def write(selection: Selection, path: Path) -> None:
-    """Write a selection in the format that the path's suffix names."""
+def write(path: Path, header: dict[str, Any], rows: pa.Table) -> None:
+    """Write a selection's header and rows in the format that the path's suffix names.
+
+    Raises:
+        SelectionError: the suffix names no format.
+        DiskError: the operating system refused.
+    """
     encode, _ = _format(path)
-    durable.write_bytes(path, encode(selection, path.parent.resolve()))
+    durable.write_bytes(path, encode(header, rows))
 
 
-def read(path: Path) -> Selection:
-    """Read a selection in the format that the path's suffix names."""
+def read(path: Path) -> tuple[Any, pa.Table]:
+    """Read a selection's header, not yet checked, and its rows, whose columns are ``ROWS``.
+
+    Raises:
+        SelectionError: the file cannot be read, or is not in the format that its suffix names.
+    """
     _, decode = _format(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SelectionError(f"selection file {path} cannot be read: {error.strerror}.") from error
     try:
-        header, rows = decode(data, path)
+        return decode(data, path)
     except _MALFORMED as error:
         raise SelectionError(f"{path} is no selection: {' '.join(str(error).split())}.") from error
-    return Selection.from_header(header, rows, path)
 
 
-def _to_json(selection: Selection, directory: Path) -> bytes:
-    header = selection.header(directory)
+def parse_header(text: str, path: Path) -> Any:
+    """Return a header from its JSON.
+
+    Raises:
+        SelectionError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SelectionError(f"{path} is no selection: its header is not JSON ({error}).") from error
+
+
+def _to_json(header: dict[str, Any], rows: pa.Table) -> bytes:
     by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in selection.rows.to_pylist():
+    for row in rows.to_pylist():
         by_step.setdefault(row["step"], []).append({name: row[name] for name in _VALUES})
-    header["timesteps"] = [
-        {"step": step, "timestep": t, "features": by_step.get(step, [])} for step, t in enumerate(selection.timesteps)
+    timesteps = [
+        {"step": step, "timestep": t, "features": by_step.get(step, [])} for step, t in enumerate(header["timesteps"])
     ]
-    return (json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps({**header, "timesteps": timesteps}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
 
 
 def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
@@ -60,13 +95,13 @@ def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     return {**header, "timesteps": [s["timestep"] for s in steps]}, _table(rows)
 
 
-def _to_csv(selection: Selection, directory: Path) -> bytes:
+def _to_csv(header: dict[str, Any], rows: pa.Table) -> bytes:
     text = io.StringIO(newline="")
     # Text that ends too early looks whole, so the number of rows is written down.
-    text.write(f"# {canonical_json({**selection.header(directory), 'n_rows': selection.rows.num_rows})}\n")
+    text.write(f"# {canonical_json({**header, 'n_rows': rows.num_rows})}\n")
     writer = csv.DictWriter(text, ROWS.names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(selection.rows.to_pylist())
+    writer.writerows(rows.to_pylist())
     return text.getvalue().encode()
 
 
@@ -86,10 +121,10 @@ def _from_csv(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     return header, _table(rows)
 
 
-def _to_parquet(selection: Selection, directory: Path) -> bytes:
-    header = canonical_json(selection.header(directory)).encode()
+def _to_parquet(header: dict[str, Any], rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(selection.rows.replace_schema_metadata({METADATA_KEY: header}), sink, compression="zstd")
+    metadata = {METADATA_KEY: canonical_json(header).encode()}
+    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
@@ -99,8 +134,8 @@ def _from_parquet(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     return header, table.select(ROWS.names).cast(ROWS).replace_schema_metadata(None)
 
 
-def _to_jsonl_zst(selection: Selection, directory: Path) -> bytes:
-    lines = [canonical_json(selection.header(directory)), *map(canonical_json, selection.rows.to_pylist())]
+def _to_jsonl_zst(header: dict[str, Any], rows: pa.Table) -> bytes:
+    lines = [canonical_json(header), *map(canonical_json, rows.to_pylist())]
     compressor = zstandard.ZstdCompressor(write_checksum=True)
     return compressor.compress("".join(f"{line}\n" for line in lines).encode())
 
@@ -114,11 +149,11 @@ def _from_jsonl_zst(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     return parse_header(header, path), _table([json.loads(row) for row in rows])
 
 
-def _to_markdown(selection: Selection, directory: Path) -> bytes:
-    header = canonical_json({**selection.header(directory), "n_rows": selection.rows.num_rows})
-    title = f"# {selection.family} = {canonical_json(selection.concept)}\n"
-    lines = [title, "```json", header, "```\n", f"| {' | '.join(ROWS.names)} |", "|" + " ---: |" * len(ROWS.names)]
-    lines += [f"| {' | '.join(repr(value) for value in row.values())} |" for row in selection.rows.to_pylist()]
+def _to_markdown(header: dict[str, Any], rows: pa.Table) -> bytes:
+    counted = canonical_json({**header, "n_rows": rows.num_rows})
+    title = f"# {header['family']} = {canonical_json(header['concept'])}\n"
+    lines = [title, "```json", counted, "```\n", f"| {' | '.join(ROWS.names)} |", "|" + " ---: |" * len(ROWS.names)]
+    lines += [f"| {' | '.join(repr(value) for value in row.values())} |" for row in rows.to_pylist()]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -144,7 +179,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS)
 
 
-_Encode = Callable[[Selection, Path], bytes]
+_Encode = Callable[[dict[str, Any], pa.Table], bytes]
 _Decode = Callable[[bytes, Path], tuple[Any, pa.Table]]
 FORMATS: dict[str, tuple[_Encode, _Decode]] = {
     ".json": (_to_json, _from_json),

@@ -13,7 +13,8 @@ from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.records import Record
 from featurestore.format.schemas import SCORES
 from featurestore.saes import load_config, sae_hash, sae_record
-from featurestore.selection import METADATA_KEY, ROWS, Selection
+from featurestore.selection import Selection
+from featurestore.selection_files import METADATA_KEY, ROWS
 from featurestore.store import Store
 from queries.importance import Scores, score_each
 from queries.ranks import above, largest

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.selection import ROWS, Selection
+from featurestore.selection import Selection
+from featurestore.selection_files import ROWS
 
 
 def random_selection(selection: Selection, scores: pa.Table, seed: int = 0) -> Selection:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from featurestore import Selection
 from featurestore.errors import SelectionError
-from featurestore.selection import ROWS
+from featurestore.selection_files import ROWS
 
 SUFFIXES = [".json", ".csv", ".parquet", ".jsonl.zst", ".md"]
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

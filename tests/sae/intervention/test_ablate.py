@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from featurestore import Selection
 from featurestore.errors import HookError, SelectionError, UsageError
-from featurestore.selection import ROWS
+from featurestore.selection_files import ROWS
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.diffusion.weights import model_hash
