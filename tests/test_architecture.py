@@ -65,6 +65,13 @@ def test_only_one_module_writes_files():
                     assert owner == "durable", f"{path}:{node.lineno} writes a file itself"
 
 
+def test_no_test_module_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            assert not module.rpartition(".")[2].startswith("test_"), f"{path}:{node.lineno} imports {module}"
+
+
 def test_public_names():
     assert featurestore.__all__ == ["FeatureStoreError", "Selection", "Store", "__version__"]
     for name in featurestore.__all__:

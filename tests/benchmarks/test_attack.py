@@ -23,7 +23,7 @@ from benchmarks.unlearning.diffusion import embed, noise, tokens
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import load_model
 from sae.intervention.ablate import ablate
-from tests.sae.intervention.test_ablate import HOOK, N_LATENTS, make_sae, make_selection
+from tests.builders.selections import HOOK, N_LATENTS, make_sae, make_selection
 
 TARGET = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
 

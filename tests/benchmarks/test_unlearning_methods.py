@@ -18,7 +18,7 @@ from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 from tests.builders.pipelines import tiny_sd2
 from tests.builders.saes import HOOK, make_store
-from tests.sae.intervention.test_ablate import make_selection, timesteps_of
+from tests.builders.selections import make_selection, timesteps_of
 
 RUN = RunSettings(3, 3.0)
 

@@ -5,7 +5,20 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.builders.stores import timestep
-from tests.queries.test_importance import DELTA, oracle
+
+DELTA = 1e-8
+
+
+def oracle(z, labels):
+    """The published score, written from the formula: {concept: [steps, n_latents]}, and the means it is made of."""
+    mu = z.astype(np.float64).mean(axis=2)  # sample, step, latent: mean over positions
+    concepts = sorted({label for label in labels if label is not None})
+    means = {c: mu[[label == c for label in labels]].mean(0) for c in concepts}
+    others = {c: mu[[label is not None and label != c for label in labels]].mean(0) for c in concepts}
+    share = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in means.items()}
+    share_other = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in others.items()}
+    mean_all = np.mean([means[c] for c in concepts], axis=0)
+    return {c: share[c] - share_other[c] for c in concepts}, means, others, mean_all
 
 
 class Case(NamedTuple):

@@ -9,42 +9,9 @@ from featurestore.errors import QueryError, SAEError, UsageError
 from featurestore.format import durable
 from queries.importance import importance, save_scores
 from queries.selections import save_selection, select, split_concept
+from tests.builders.codes import HOSTILE, dense, random_codes
 from tests.builders.stores import make_store, timestep
-
-DELTA = 1e-8
-
-
-def oracle(z, labels):
-    """The published score, written from the formula: {concept: [steps, n_latents]}, and the means it is made of."""
-    mu = z.astype(np.float64).mean(axis=2)  # sample, step, latent: mean over positions
-    concepts = sorted({label for label in labels if label is not None})
-    means = {c: mu[[label == c for label in labels]].mean(0) for c in concepts}
-    others = {c: mu[[label is not None and label != c for label in labels]].mean(0) for c in concepts}
-    share = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in means.items()}
-    share_other = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in others.items()}
-    mean_all = np.mean([means[c] for c in concepts], axis=0)
-    return {c: share[c] - share_other[c] for c in concepts}, means, others, mean_all
-
-
-def dense(table, concept, steps, n_latents, column="score"):
-    values = np.zeros((steps, n_latents))
-    for row in table.to_pylist():
-        if row["concept"] == concept:
-            values[row["step"], row["feature"]] = row[column]
-    return values
-
-
-def random_codes(seed, samples=6, steps=3, positions=4, n_latents=12, levels=3):
-    """Sparse codes on a few values, so that scores tie; the last latents never fire."""
-    rng = np.random.default_rng(seed)
-    z = rng.integers(0, levels, (samples, steps, positions, n_latents)) * (
-        rng.random((samples, steps, positions, n_latents)) < 0.3
-    )
-    z[..., -3:] = 0
-    return z.astype(np.float32) / 2
-
-
-HOSTILE = ["neon", "it's", 'a"b', "sel;ect --", "雪 ❄", "", "a\nb", "%s {} $1", None]
+from tests.queries.oracles import oracle
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,8 +9,8 @@ import pyarrow.dataset
 import pytest
 
 from queries import ask
+from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
-from tests.queries.test_importance import random_codes
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 

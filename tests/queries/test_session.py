@@ -7,8 +7,8 @@ import pytest
 from featurestore.errors import DamageError, QueryError
 from featurestore.format.schemas import activations_schema
 from queries.session import connect, run_sql
+from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
-from tests.queries.test_importance import random_codes
 
 
 @pytest.fixture(scope="module")

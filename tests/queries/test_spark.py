@@ -8,7 +8,7 @@ pytest.importorskip("sqlglot", reason="sqlglot comes with the extra that has pys
 from featurestore.errors import QueryError
 from queries import ask
 from queries.questions import questions
-from tests.queries.test_questions import equal, make_case, parameters
+from tests.builders.cases import equal, make_case, parameters
 
 pytestmark = pytest.mark.spark
 

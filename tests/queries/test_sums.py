@@ -14,8 +14,9 @@ from queries import ask, sums
 from queries.importance import importance, save_scores
 from queries.selections import select, select_all
 from queries.totals import find_scope, keep_totals
+from tests.builders.codes import HOSTILE, dense, random_codes
 from tests.builders.stores import make_store
-from tests.queries.test_importance import HOSTILE, dense, oracle, random_codes
+from tests.queries.oracles import oracle
 
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LABELS = st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(lambda x: len(set(x) - {None}) > 1)

@@ -6,17 +6,10 @@ from pathlib import Path
 import click
 import pytest
 
-from featurestore.cli import COMMANDS, cli, main
+from featurestore.cli import COMMANDS, cli
 from featurestore.cli.options import Seeds
 from featurestore.cli.reference import reference
-
-
-def run(capsys, *args):
-    """Call the command line as a shell would: (status, stdout, stderr)."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(arg) for arg in args])
-    out, err = capsys.readouterr()
-    return int(stop.value.code or 0), out, err
+from tests.builders.cli import run
 
 
 def test_help_answers_at_once_and_loads_nothing_heavy():

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from tests.featurestore.cli.test_cli import run
-from tests.sae.intervention.test_ablate import HOOK, make_selection, timesteps_of
+from tests.builders.cli import run
+from tests.builders.selections import HOOK, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("neon", "sketch"), ("cat", "tree")
 

@@ -7,7 +7,7 @@ import os
 import duckdb
 import pytest
 
-from tests.featurestore.cli.test_cli import run
+from tests.builders.cli import run
 
 HOOK = "unet.up_blocks.1.attentions.1"
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import Selection
+from tests.builders.cli import run
+from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
-from tests.featurestore.cli.test_cli import run
-from tests.queries.test_importance import random_codes
 
 
 @pytest.fixture(scope="module")

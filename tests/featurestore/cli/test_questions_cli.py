@@ -17,9 +17,10 @@ from queries.importance import importance
 from queries.plots import grid
 from queries.questions import questions
 from queries.selections import select
+from tests.builders.cli import run
+from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
-from tests.featurestore.cli.test_cli import run
-from tests.queries.test_importance import oracle, random_codes
+from tests.queries.oracles import oracle
 
 STYLES = ["neon", "sketch", "$x_1$ ❄\n", None, "neon", "../up"]
 

@@ -8,7 +8,7 @@ from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
 from sae.intervention.generate import Ablation, generate_images
 from tests.builders.architectures import CASES, RUNS, SIZE
-from tests.sae.intervention.test_ablate import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
+from tests.builders.selections import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 UNET = ["unet.up_blocks.1.attentions.1"]

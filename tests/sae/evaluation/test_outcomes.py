@@ -20,7 +20,7 @@ from sae.evaluation.outcomes import Outcome, Reference, Removal, in_turn, judged
 from sae.evaluation.pictures import read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Search, report, run_protocol
 from sae.intervention.settings import Intervention
-from tests.sae.intervention.test_ablate import make_sae, make_selection, timesteps_of
+from tests.builders.selections import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
 PROMPTS = [

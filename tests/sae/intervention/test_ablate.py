@@ -1,7 +1,6 @@
 import warnings
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
@@ -10,57 +9,19 @@ from hypothesis import strategies as st
 
 from featurestore import Selection
 from featurestore.errors import HookError, SelectionError, UsageError
-from featurestore.selection_files import ROWS
-from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.pipelines import RunSettings, generate
-from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import Rule, ablate, ablation_change
-from sae.model import SAE, SAEConfig
-
-HOOK = "unet.up_blocks.1.attentions.1"
-D_IN, N_LATENTS, K = 16, 64, 4
-RUN = RunSettings(n_steps=3, guidance=3.0)
-
-
-def make_sae(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sae = SAE(SAEConfig(d_in=D_IN, n_latents=N_LATENTS, k=K), generator)
-    with torch.no_grad():
-        sae.W_enc += 0.1 * torch.randn(sae.W_enc.shape, generator=generator)
-        sae.b_enc += 0.1 * torch.randn(sae.b_enc.shape, generator=generator)
-        sae.b_dec += 0.1 * torch.randn(sae.b_dec.shape, generator=generator)
-    return sae
-
-
-def make_selection(model, rows, timesteps, **changes):
-    """``rows``: (step, feature, mean_concept, mean_all)."""
-    columns = [
-        (step, timesteps[step], feature, 0.5, concept, 0.0, everything) for step, feature, concept, everything in rows
-    ]
-    table = pa.Table.from_pylist([dict(zip(ROWS.names, c, strict=True)) for c in columns], schema=ROWS)
-    fields = {
-        "family": "style", "concept": "neon", "branch": "cond", "rule": {"top": 2}, "model": "tiny", "hook": HOOK, "io": "output",
-        "sae": "s",
-        "model_hash": model_hash(denoiser(model.pipe)), "sae_hash": "1", "d_in": D_IN, "n_latents": N_LATENTS, "k": K, "run": {},
-        "store": "/nowhere", "timesteps": tuple(timesteps), "rows": table,
-    }  # fmt: skip
-    return Selection(**(fields | changes))
-
-
-def timesteps_of(model, n_steps=3):
-    model.pipe.scheduler.set_timesteps(n_steps)
-    return [float(t) for t in model.pipe.scheduler.timesteps]
-
-
-def dense_ablation(sae, x, features, concept, everything, multiplier):
-    """The formula, written out: encode everything, edit, decode, add the error."""
-    z = sae.encode_dense(x)
-    error = x - (z @ sae.W_dec + sae.b_dec)
-    edited = z.clone()
-    for feature, m, threshold in zip(features, concept, everything, strict=True):
-        value = z[:, feature]
-        edited[:, feature] = torch.where(value > threshold, multiplier * m * value, value)
-    return edited @ sae.W_dec + sae.b_dec + error
+from tests.builders.selections import (
+    D_IN,
+    HOOK,
+    N_LATENTS,
+    RUN,
+    captured_output,
+    dense_ablation,
+    make_sae,
+    make_selection,
+    timesteps_of,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,17 +48,6 @@ def test_of_two_edits_of_one_feature_the_larger_holds():
         both, alone = ablation_change(sae, x, rules), ablation_change(sae, x, [strong])
         assert torch.equal(both[0], alone[0])
         torch.testing.assert_close(both[1], alone[1])
-
-
-def captured_output(model, hook, run, seed=0):
-    """What the hooked module returns at each call, and the pictures."""
-    seen = []
-    handle = find_module(model.pipe, hook).register_forward_hook(lambda m, a, out: seen.append(out[0].clone()))
-    try:
-        images = generate(model, run, ["a b"], [seed], "latent")
-    finally:
-        handle.remove()
-    return seen, images
 
 
 def test_an_empty_selection_changes_nothing_bit_for_bit(model):

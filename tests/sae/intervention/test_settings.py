@@ -23,7 +23,7 @@ from sae.intervention.generate import Ablation, generate_images
 from sae.intervention.rules import Rule, Steer, Step, join, step_change
 from sae.intervention.settings import Intervention, Window
 from tests.builders.architectures import CASES
-from tests.sae.intervention.test_ablate import (
+from tests.builders.selections import (
     D_IN,
     HOOK,
     N_LATENTS,
