@@ -15,13 +15,11 @@ from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.format.activations import tensor_array
 from featurestore.format.schemas import activations_schema
+from featurestore.vocabulary import BRANCH_CHOICES, Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
-from sae.diffusion.architectures import Branch
 from sae.diffusion.hooks import DenoiserCall
 from sae.encode import codes_metadata
 from sae.model import SAE
-
-_BRANCHES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": ("cond", "uncond")}
 
 
 class StepFinder:
@@ -72,7 +70,7 @@ class Kept(NamedTuple):
     @property
     def branches(self) -> tuple[Branch, ...]:
         """The branches that are kept, in the order of the rows."""
-        return _BRANCHES[self.branch]
+        return BRANCH_CHOICES[self.branch]
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from featurestore import selection_files
 from featurestore.errors import SelectionError
+from featurestore.vocabulary import BRANCHES, IO
 
 FORMAT = "featurestore-selection"
 FORMAT_VERSION = 1
@@ -134,6 +135,9 @@ def _check_header(header: Any, path: Path) -> None:
     sizes = all(isinstance(header[key], int) for key in ("d_in", "n_latents")) and isinstance(header["k"], int | None)
     if not (texts and numbers and sizes and isinstance(header["run"], dict) and isinstance(header["rule"], dict)):
         raise SelectionError(f"{path}: a value of the selection's header has the wrong type.")
+    for key, known in (("branch", BRANCHES), ("io", IO)):
+        if header[key] not in known:
+            raise SelectionError(f"{path}: {key} is {header[key]!r}, expected one of {', '.join(known)}.")
 
 
 def _check_rows(selection: Selection, path: Path) -> None:

@@ -12,6 +12,7 @@ from featurestore.format import activations, durable, parquet, schemas
 from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_files
 from featurestore.format.records import FileEntry, Record, read_record, read_sealed
+from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 _MARK = Path("manifest", "store.json")
 
@@ -72,7 +73,7 @@ class Store:
     def begin(self) -> None:
         """Make the store exist: nothing else may be written to a new one before."""
         if not (self.root / _MARK).exists():
-            mark = {"format": schemas.FORMAT, "format_version": schemas.FORMAT_VERSION, "run": self.run}
+            mark = {"format": FORMAT, "format_version": FORMAT_VERSION, "run": self.run}
             durable.create_once(self.root / _MARK, sealed(mark))
 
     @property

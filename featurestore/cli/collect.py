@@ -1,11 +1,12 @@
 """``featurestore collect``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options import io_option, model_options, run_options, run_settings
+from featurestore.cli.options import ModelOptions, RunOptions, branch_option, io_option, model_options, run_options
+from featurestore.vocabulary import ACTIVATION_DTYPES
 
 if TYPE_CHECKING:
     from collectors.estimate import Estimate
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
 )
 @io_option
-@click.option(
-    "--branch",
-    type=click.Choice(["cond", "uncond", "both"]),
-    default="cond",
-    show_default=True,
-    help="Which half of classifier-free guidance.",
-)
+@branch_option
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "float32"]),
+    type=click.Choice(ACTIVATION_DTYPES),
     default="float16",
     show_default=True,
     help="Of the stored activations.",
@@ -42,9 +37,11 @@ if TYPE_CHECKING:
 @click.option(
     "--sae", "saes", multiple=True, help="Encode while collecting: an SAE of the store, or the directory of one."
 )
-@click.option("--no-activations", is_flag=True, help="With --sae: keep codes and stats only.")
+@click.option(
+    "--no-activations", "activations", flag_value=False, default=True, help="With --sae: keep codes and stats only."
+)
 @click.option("--images", is_flag=True, help="Also keep the pictures, in the table samples.")
-@click.option("--shard-samples", type=click.IntRange(1), default=16, show_default=True, help="Pictures a shard.")
+@click.option("--shard-samples", type=click.IntRange(1), default=16, show_default=True, help="Pictures per shard.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--dry-run", is_flag=True, help="Generate one batch and say what the run would take; write nothing.")
 @click.option("--ignore-space", is_flag=True, help="Begin even if the disk will not hold the run.")
@@ -53,35 +50,16 @@ if TYPE_CHECKING:
 @click.option("--world-size", type=int, help="Processes that fill the store together.")
 @run_options
 def collect(
-    model: str,
-    device: str,
-    model_dtype: str,
+    model: ModelOptions,
     prompts: Path,
-    hooks: tuple[str, ...],
     store: Path,
-    io: str,
-    branch: str,
-    dtype: str,
-    timesteps: str,
-    positions: str,
-    saes: tuple[str, ...],
-    no_activations: bool,
-    images: bool,
-    shard_samples: int,
     quiet: bool,
     dry_run: bool,
     ignore_space: bool,
-    exact: bool,
     rank: int | None,
     world_size: int | None,
-    steps: int | None,
-    guidance: float | None,
-    true_cfg: float,
-    negative_prompt: str,
-    height: int | None,
-    width: int | None,
-    seeds: list[int],
-    batch_size: int,
+    run: RunOptions,
+    **kept: Any,
 ) -> None:
     """Run a model over prompts and keep the activations of its modules at every denoising step.
 
@@ -105,19 +83,24 @@ def collect(
     from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
     from featurestore.prompts import read_prompts
-    from sae.diffusion.pipelines import load_model
-    from sae.training.processes import local_device
 
     share = find_share(rank, world_size)
-    wanted = read_prompts(prompts, seeds)
-    loaded = load_model(model, local_device(device), model_dtype)
-    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
-    kept = hooks, io, branch, dtype, timesteps, positions, saes, not no_activations, images
-    settings = collecting.CollectSettings(*kept, batch_size, shard_samples, exact)
+    wanted = read_prompts(prompts, run.seeds)
+    loaded = model.load()
+    settings = collecting.CollectSettings(**kept, batch_size=run.batch_size)
     if dry_run:
-        _print_estimate(collecting.dry_run(store, loaded, wanted, run, settings))
+        _print_estimate(collecting.dry_run(store, loaded, wanted, run.settings(loaded), settings))
         return
-    report = collecting.collect(store, loaded, wanted, run, settings, not quiet, share, ignore_space)
+    report = collecting.collect(
+        store,
+        loaded,
+        wanted,
+        run.settings(loaded),
+        settings,
+        progress=not quiet,
+        share=share,
+        ignore_space=ignore_space,
+    )
     skipped = f", {report.n_skipped} were there already" if report.n_skipped else ""
     click.echo(f"{report.n_samples} samples collected{skipped}.")
     for table in report.tables:

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options import Seeds, judge_option, model_options, run_options, run_settings
+from featurestore.cli.options import (
+    ModelOptions,
+    RunOptions,
+    Seeds,
+    judge_option,
+    mode_option,
+    model_options,
+    run_options,
+)
 from featurestore.cli.scores import scores_table, sequential_table
+from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 
 if TYPE_CHECKING:
     from sae.evaluation.protocols import Request
@@ -59,26 +68,20 @@ class Numbers(click.ParamType):
     "--multiplier",
     "multipliers",
     type=Numbers(float),
-    default="-5",
+    default=f"{DEFAULT_STRENGTH:g}",
     show_default=True,
     help="Strength; several are searched.",
 )
 @click.option(
     "--intervention",
-    type=click.Choice(["paper", "zero", "clamp", "add", "replace"]),
+    type=click.Choice(list(INTERVENTIONS)),
     default="paper",
     show_default=True,
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["paper", "no-error", "saeuron"]),
-    default="paper",
-    show_default=True,
-    help="As of generate.",
-)
+@mode_option
 @click.option(
     "--protocol",
-    type=click.Choice(["each", "sequential", "joint"]),
+    type=click.Choice(PROTOCOLS),
     default="each",
     show_default=True,
     help="Remove one concept at a time, one after another without putting any back, or all at once.",
@@ -110,12 +113,10 @@ class Numbers(click.ParamType):
 )
 @run_options
 def evaluate(
-    model: str, device: str, model_dtype: str, prompts: Path, judges: tuple[str, ...], selections: tuple[Path, ...],
+    model: ModelOptions, prompts: Path, judges: tuple[str, ...], selections: tuple[Path, ...],
     store: Path | None, saes: tuple[str, ...], concepts: tuple[str, ...], family: str | None, top: list[int],
     multipliers: list[float], intervention: str, mode: str, protocol: str, search_judges: tuple[str, ...],
-    search_seeds: list[int] | None, search_others: int, reference: Path | None, out: Path, steps: int | None,
-    guidance: float | None, true_cfg: float, negative_prompt: str, height: int | None, width: int | None,
-    seeds: list[int], batch_size: int,
+    search_seeds: list[int] | None, search_others: int, reference: Path | None, out: Path, run: RunOptions,
 ) -> None:  # fmt: skip
     """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every seed, judge.
 
@@ -133,7 +134,6 @@ def evaluate(
     from featurestore.errors import UsageError
     from featurestore.format import durable
     from featurestore.prompts import read_prompts
-    from sae.diffusion.pipelines import load_model
     from sae.evaluation.accuracy import targets_text
     from sae.evaluation.judge import check_labels, load_judge
     from sae.evaluation.protocols import Evaluation, Search, report, run_protocol
@@ -141,17 +141,18 @@ def evaluate(
     if bool(search_judges) != bool(search_seeds):
         raise UsageError("a search needs both --search-judge and --search-seeds.")
     requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
-    judge_device = "cpu" if device == "auto" else device
+    judge_device = "cpu" if model.device == "auto" else model.device
     judging = load_judge(judges, judge_device)
-    wanted = read_prompts(prompts, seeds)
+    wanted = read_prompts(prompts, run.seeds)
     check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
     search = None
     if search_judges and search_seeds:
         search = Search(load_judge(search_judges, judge_device), read_prompts(prompts, search_seeds), search_others)
         check_labels(search.judge, (p.labels for p in search.prompts))
-    loaded = load_model(model, device, model_dtype)
-    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
-    evaluation = Evaluation(out / "outcomes", loaded, run, wanted, judging, batch_size, mode)
+    loaded = model.load()
+    evaluation = Evaluation(
+        out / "outcomes", loaded, run.settings(loaded), wanted, judging, batch_size=run.batch_size, mode=mode
+    )
     compared = _reference(reference, judging)
     before, outcomes = run_protocol(
         evaluation, requests, protocol, search, compared, lambda line: click.echo(f"— {line}", err=True)

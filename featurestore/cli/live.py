@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import io_option, model_options, run_options, run_settings
+from featurestore.cli.options import ModelOptions, RunOptions, io_option, model_options, run_options
 from featurestore.cli.train import named, summary, train_options, train_settings
 
 
@@ -24,9 +24,7 @@ from featurestore.cli.train import named, summary, train_options, train_settings
 @train_options
 @run_options
 def train_live(
-    model: str,
-    device: str,
-    model_dtype: str,
+    model: ModelOptions,
     prompts: Path,
     hooks: tuple[str, ...],
     names: tuple[str, ...],
@@ -38,14 +36,7 @@ def train_live(
     scratch: Path | None,
     log: str | None,
     quiet: bool,
-    steps: int | None,
-    guidance: float | None,
-    true_cfg: float,
-    negative_prompt: str,
-    height: int | None,
-    width: int | None,
-    seeds: list[int],
-    batch_size: int,
+    run: RunOptions,
     **what: Any,
 ) -> None:
     """Train SAEs while pictures are generated, keeping no activations.
@@ -61,27 +52,25 @@ def train_live(
     from collectors.live import train_live
     from featurestore.prompts import read_prompts
     from featurestore.store import Store
-    from sae.diffusion.pipelines import load_model
     from sae.training.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
-    wanted, loaded = read_prompts(prompts, seeds), load_model(model, device, model_dtype)
-    run = run_settings(loaded, steps, guidance, negative_prompt, height, width, true_cfg)
-    collecting = CollectSettings(hooks, io, settings.branch, batch_size=batch_size)
+    wanted, loaded = read_prompts(prompts, run.seeds), model.load()
+    collecting = CollectSettings(hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size)
     with open_log(log, store / ".work" / "logs") as report:
         records = train_live(
             store,
             loaded,
             wanted,
-            run,
+            run.settings(loaded),
             collecting,
             named(names, hooks),
             settings,
-            chunk,
-            not quiet,
-            device,
-            scratch,
-            report,
+            chunk_samples=chunk,
+            progress=not quiet,
+            device=model.device,
+            scratch=scratch,
+            on_report=report,
         )
     for record in records:
         click.echo(summary(Store.open(store), record, time.monotonic() - began))

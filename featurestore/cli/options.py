@@ -1,10 +1,15 @@
 """Options and arguments that several commands share."""
 
+import dataclasses
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from featurestore.vocabulary import BRANCH_CHOICES, IO, MODES
 
 if TYPE_CHECKING:
     from sae.diffusion.pipelines import Model, RunSettings
@@ -33,8 +38,51 @@ class Seeds(click.ParamType):
         return seeds
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the options of :func:`model_options` say."""
+
+    model: str
+    device: str
+    model_dtype: str
+
+    def load(self) -> "Model":
+        """Load the model; under torchrun and the like, where this process's device is."""
+        from sae.diffusion.pipelines import load_model
+        from sae.training.processes import local_device
+
+        return load_model(self.model, local_device(self.device), self.model_dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the options of :func:`run_options` say."""
+
+    steps: int | None
+    guidance: float | None
+    true_cfg: float
+    negative_prompt: str
+    height: int | None
+    width: int | None
+    seeds: list[int]
+    batch_size: int
+
+    def settings(self, model: "Model") -> "RunSettings":
+        """Return the run that they mean for a model; its own steps and guidance where they say nothing."""
+        from sae.diffusion.pipelines import RunSettings
+
+        return RunSettings(
+            n_steps=self.steps or model.steps,
+            guidance=model.guidance if self.guidance is None else self.guidance,
+            negative_prompt=self.negative_prompt,
+            height=self.height,
+            width=self.width,
+            true_cfg=self.true_cfg,
+        )
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model is loaded, and where."""
+    """Add the options that say which model is loaded, and where; they arrive as ``model``."""
     options = [
         click.option("--model", required=True, help="A hub id, a local pipeline directory, or 'minicanvas'."),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
@@ -46,13 +94,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Precision the model is loaded in.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return gathered(command, "model", ModelOptions, options)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how pictures are generated."""
+    """Add the options that say how pictures are generated; they arrive as ``run``."""
     options = [
         click.option(
             "--steps", type=click.IntRange(1), help="Denoising steps.  [default: the pipeline's own; minicanvas 20]"
@@ -72,37 +118,56 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
         click.option("--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
         click.option(
-            "--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once a seed: 0,1,5 or 0-4."
+            "--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once per seed: 0,1,5 or 0-4."
         ),
         click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."),
     ]
+    return gathered(command, "run", RunOptions, options)
+
+
+def gathered(
+    command: Callable[..., Any],
+    name: str,
+    kind: Callable[..., Any],
+    options: Sequence[Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Add options to a command, which receives their values as one object: ``name=kind(…)``.
+
+    ``kind`` is a dataclass with one field per option.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+
+    @functools.wraps(command)
+    def with_object(**values: Any) -> Any:
+        taken = {field: values.pop(field) for field in fields}
+        return command(**values, **{name: kind(**taken)})
+
+    added: Callable[..., Any] = with_object
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def run_settings(
-    model: "Model",
-    steps: int | None,
-    guidance: float | None,
-    negative_prompt: str,
-    height: int | None,
-    width: int | None,
-    true_cfg: float,
-) -> "RunSettings":
-    """Return what :func:`run_options` say of a model; its own steps and guidance where they say nothing."""
-    from sae.diffusion.pipelines import RunSettings
-
-    scale = model.guidance if guidance is None else guidance
-    return RunSettings(steps or model.steps, scale, negative_prompt, height, width, true_cfg)
+        added = option(added)
+    return added
 
 
 io_option = click.option(
     "--io",
-    type=click.Choice(["output", "input", "difference"]),
+    type=click.Choice(IO),
     default="output",
     show_default=True,
     help="Which tensor of the module; difference is output - input.",
+)
+branch_option = click.option(
+    "--branch",
+    type=click.Choice(list(BRANCH_CHOICES)),
+    default="cond",
+    show_default=True,
+    help="Which half of classifier-free guidance.",
+)
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(list(MODES)),
+    default="paper",
+    show_default=True,
+    help="Keep the SAE's error, drop it, or do as SAeUron's released code (for comparison only).",
 )
 judge_option = click.option(
     "--judge",

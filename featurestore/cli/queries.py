@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featurestore.cli.tables import as_text, output_options, resolved_format, show
+from featurestore.vocabulary import BRANCHES
 
 if TYPE_CHECKING:
     from featurestore.selection import Selection
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 _SAE = click.option("--sae", required=True, help="Name of the SAE.")
 _BRANCH = click.option(
-    "--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True, help="Half of guidance."
+    "--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance."
 )
 
 

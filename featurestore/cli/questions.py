@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featurestore.cli.tables import output_options, resolved_format, show
+from featurestore.vocabulary import BRANCHES, ENGINES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one.")
 @click.option(
     "--engine",
-    type=click.Choice(["duckdb", "spark"]),
+    type=click.Choice(ENGINES),
     default="duckdb",
     show_default=True,
     help="Spark: as its configuration says, with the extra 'spark' and Java 17.",
@@ -77,9 +78,7 @@ def query(
 @click.option(
     "--top", type=click.IntRange(1), default=10, show_default=True, help="Features with the largest mean scores."
 )
-@click.option(
-    "--branch", type=click.Choice(["cond", "uncond"]), default="cond", show_default=True, help="Half of guidance."
-)
+@click.option("--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file.")
 def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path) -> None:
     """Draw the importance of a concept's best features over the timesteps.

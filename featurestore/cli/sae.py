@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from featurestore.cli.train import described
+from featurestore.vocabulary import CHECKPOINT_FORMATS, IO, WRITTEN_FORMATS
 
 
 @click.command()
@@ -50,15 +51,13 @@ def sae() -> None:
 @click.option("--name", required=True, help="Of the SAE in the store.")
 @click.option(
     "--format",
-    type=click.Choice(["auto", "sparsify", "saelens", "dictionary_learning", "sdxl-unbox", "overcomplete"]),
+    type=click.Choice(["auto", *CHECKPOINT_FORMATS]),
     default="auto",
     show_default=True,
     help="Of which library; auto: as the names of the files say.",
 )
 @click.option("--hook", help="Module path that it belongs to.  [default: as the checkpoint says]")
-@click.option(
-    "--io", type=click.Choice(["output", "input", "difference"]), help="What of the module it was trained on."
-)
+@click.option("--io", type=click.Choice(IO), help="What of the module it was trained on.")
 @click.option("--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say.")
 @click.option("--threshold", type=float, help="Of a BatchTopK SAE, where the file does not say.")
 @click.option("--calibrate", is_flag=True, help="Find it on the store's activations, as training does.")
@@ -101,7 +100,7 @@ def import_(
 @sae.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.argument("name")
-@click.option("--format", required=True, type=click.Choice(["sparsify", "saelens"]), help="Of which library.")
+@click.option("--format", required=True, type=click.Choice(WRITTEN_FORMATS), help="Of which library.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
 def export(store: Path, name: str, format: str, out: Path) -> None:
     """Write an SAE of a store so that another library loads it.

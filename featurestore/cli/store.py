@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.vocabulary import FORMAT_VERSION
+
 if TYPE_CHECKING:
     from featurestore.store import Store
 
@@ -20,7 +22,7 @@ def info(store: Path) -> None:
     from featurestore.store import Store
 
     opened = Store.open(store)
-    click.echo(f"{opened.root}  (format 1, run {opened.run_id})")
+    click.echo(f"{opened.root}  (format {FORMAT_VERSION}, run {opened.run_id})")
     for key, value in sorted((opened.run or {}).items()):
         click.echo(f"  {key:16} {_short(value)}")
     click.echo(f"\n{'table':58} {'rows':>12} {'shards':>7} {'size':>10}")

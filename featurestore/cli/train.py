@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.vocabulary import ARCHITECTURES, BRANCH_CHOICES, LOGS
+
 if TYPE_CHECKING:
     from featurestore.format.records import Record
     from featurestore.store import Store
     from sae.training.settings import TrainSettings
-
-
-_ARCHITECTURES = ["topk", "batchtopk", "jumprelu", "matryoshka_batchtopk"]
 
 
 class Sizes(click.ParamType):
@@ -38,7 +37,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--architecture",
-            type=click.Choice(_ARCHITECTURES),
+            type=click.Choice(ARCHITECTURES),
             default="topk",
             show_default=True,
             help="How the active latents are chosen; k is an average but for topk.",
@@ -70,14 +69,12 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights and data order."),
         click.option(
             "--branch",
-            type=click.Choice(["cond", "uncond", "both"]),
+            type=click.Choice(list(BRANCH_CHOICES)),
             default="cond",
             show_default=True,
             help="Which half of classifier-free guidance to learn from.",
         ),
-        click.option(
-            "--log", type=click.Choice(["tensorboard", "wandb"]), help="Also report there, if it is installed."
-        ),
+        click.option("--log", type=click.Choice(LOGS), help="Also report there, if it is installed."),
         click.option("--quiet", is_flag=True, help="No progress bar."),
     ]
     for option in reversed(options):

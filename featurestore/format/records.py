@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.errors import DamageError, VersionError
 from featurestore.format.canonical import sealed, unsealed
-from featurestore.format.schemas import FORMAT, FORMAT_VERSION
+from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 
 @dataclass(frozen=True)

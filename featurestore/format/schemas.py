@@ -8,12 +8,10 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from featurestore.errors import TableError
+from featurestore.vocabulary import BRANCHES as BRANCHES
+from featurestore.vocabulary import TABLE_KINDS
 
-FORMAT = "featurestore"
-FORMAT_VERSION = 1
-KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
-BRANCHES = ("cond", "uncond")
-IO = ("output", "input", "difference")
+KINDS = TABLE_KINDS
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 FAMILY = re.compile(r"[a-z][a-z0-9_]*")
 

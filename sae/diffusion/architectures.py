@@ -9,11 +9,11 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from featurestore.errors import ModelError
+from featurestore.vocabulary import Branch
 
-Branch = Literal["cond", "uncond"]
 Branches = tuple[Branch, ...]
 """how a denoiser call's batch is divided, in equal parts, from its start"""
 BATCHED: Branches = ("uncond", "cond")

@@ -25,7 +25,6 @@ from sae.evaluation.search import Look, best, looks, together, value
 from sae.intervention.generate import Ablation
 from sae.intervention.settings import Intervention
 
-PROTOCOLS = ("each", "sequential", "joint")
 Say = Callable[[str], object]
 
 

@@ -12,8 +12,7 @@ from featurestore.format.activations import ActivationShard, read_shard
 from featurestore.format.canonical import sha256_text
 from featurestore.format.records import Record
 from featurestore.store import Store
-
-BRANCHES = ("cond", "uncond", "both")
+from featurestore.vocabulary import BRANCH_CHOICES
 
 
 def held_out(sample_ids: Iterable[int], fraction: float) -> frozenset[int]:
@@ -81,8 +80,8 @@ def activation_rows(
         SAEError: nothing was collected at ``hook`` or of what is wanted, or the shards do not belong together.
         DamageError: a file is not what its record says.
     """
-    if branch not in BRANCHES:
-        raise UsageError(f"branch {branch!r} is not one of {', '.join(BRANCHES)}.")
+    if branch not in BRANCH_CHOICES:
+        raise UsageError(f"branch {branch!r} is not one of {', '.join(BRANCH_CHOICES)}.")
     records = hook_records(store, hook)
     if samples is not None:
         records = [record for record in records if not set(samples).isdisjoint(record.sample_ids)]

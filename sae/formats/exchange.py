@@ -13,6 +13,7 @@ from featurestore.format import durable, schemas
 from featurestore.format.activations import read_shard
 from featurestore.format.records import Record
 from featurestore.store import Store
+from featurestore.vocabulary import IO
 from sae.attach import attach, offered
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
 from sae.formats.calibrate import calibrate_on_
@@ -20,8 +21,6 @@ from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
 from sae.formats.registry import WRITERS, read_checkpoint
 from sae.model import SAE, SAEConfig
-
-IO = ("output", "input", "difference")
 
 
 def import_sae(

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from featurestore.errors import ModelError, SelectionError, UsageError
 from featurestore.selection import FeaturesAt, Selection
+from featurestore.vocabulary import BRANCHES, MODES, Branch
 from sae.checkpoint import load_selection_sae
-from sae.diffusion.architectures import Branch, split_hook
+from sae.diffusion.architectures import split_hook
 from sae.diffusion.hooks import Layout, Watch, as_positions, module_input, put, take, watch, with_input
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.weights import model_hash, same_model
 from sae.intervention.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
-from sae.intervention.settings import MODES, Intervention
+from sae.intervention.settings import Intervention
 from sae.model import SAE
 
 __all__ = ["Handle", "Rule", "ablate", "ablation_change", "attach"]
@@ -84,7 +85,7 @@ def attach(
     for intervention in wanted:
         chosen = intervention.selection
         _check(pipe, intervention, mode)
-        for branch in ("cond", "uncond") if mode == "saeuron" else intervention.branches:
+        for branch in BRANCHES if mode == "saeuron" else intervention.branches:
             groups.setdefault((chosen.hook, chosen.io, chosen.sae_hash, branch), []).append(intervention)
     saes = {key[2]: _find_sae(group[0].selection, sae) for key, group in groups.items()}
     edits = [_Edit(pipe, group, key[3], saes[key[2]], mode) for key, group in groups.items()]

@@ -11,19 +11,10 @@ from torch import Tensor
 
 from featurestore.errors import UsageError
 from featurestore.selection import Selection
+from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS
 from sae.diffusion.architectures import Branches
 from sae.diffusion.hooks import Layout
 
-KINDS = {
-    "paper": "f ← γ · μ(i,t,D_c) · f where f > μ(i,t,D)",
-    "zero": "f ← 0",
-    "clamp": "f ← c where f > 0",
-    "add": "x + α · W_dec[i] at every position",
-    "replace": "positions where a feature has f > μ(i,t,D) become the nearest position where none has",
-}
-"""kind → its rule; ``strength`` is γ, c or α"""
-MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
-"""mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)(%?):(\d+(?:\.\d+)?)(%?)")
 
 
@@ -83,8 +74,8 @@ class Intervention:
 
     selection: Selection
     kind: str = "paper"
-    """a key of :data:`KINDS`"""
-    strength: float = -5.0
+    """a key of :data:`featurestore.vocabulary.INTERVENTIONS`"""
+    strength: float = DEFAULT_STRENGTH
     """γ of ``paper``, c of ``clamp``, α of ``add``; nothing to ``zero`` and ``replace``"""
     branch: str = ""
     """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's statistics are of"""
@@ -93,11 +84,11 @@ class Intervention:
     """bool, of the hooked map's size, a multiple of it, or one value a token: where the intervention acts; None: everywhere"""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"intervention {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        if self.kind not in INTERVENTIONS:
+            raise UsageError(f"intervention {self.kind!r}: expected one of {', '.join(INTERVENTIONS)}.")
         if not math.isfinite(self.strength):
             raise UsageError(f"strength {self.strength}: expected a finite number.")
-        if self.branch not in ("", "cond", "uncond", "both"):
+        if self.branch not in ("", *BRANCH_CHOICES):
             raise UsageError(f"branch {self.branch!r}: expected cond, uncond or both.")
         if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)):
             kind = str(self.mask.dtype).removeprefix("torch.")
@@ -107,8 +98,7 @@ class Intervention:
     @property
     def branches(self) -> Branches:
         """The halves of guidance that are edited."""
-        named = self.branch or self.selection.branch
-        return ("cond", "uncond") if named == "both" else ("cond",) if named == "cond" else ("uncond",)
+        return BRANCH_CHOICES[self.branch or self.selection.branch]
 
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool a position of the hooked tensor, ``[positions]``.

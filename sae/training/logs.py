@@ -7,8 +7,6 @@ from pathlib import Path
 from featurestore.errors import UsageError
 from sae.training.loop import Progress
 
-KINDS = ("tensorboard", "wandb")
-
 
 @contextlib.contextmanager
 def open_log(kind: str | None, directory: Path) -> Iterator[Callable[[Progress], object]]:

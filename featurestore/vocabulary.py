@@ -1,0 +1,51 @@
+"""The closed lists: every word that a store, an option or a setting may hold where few are allowed.
+
+One definition of each, without torch, which the command line and the libraries read.
+"""
+
+from typing import Literal
+
+Branch = Literal["cond", "uncond"]
+
+FORMAT = "featurestore"
+"""what marks a file as this project's"""
+FORMAT_VERSION = 1
+"""of a store and its records (docs/format.md)"""
+TABLE_KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
+"""the first part of a table's name; ``samples`` is the only table without a second part"""
+
+BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
+"""the halves of classifier-free guidance"""
+BRANCH_CHOICES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": BRANCHES}
+"""what a user may ask for → the branches that it means"""
+IO = ("output", "input", "difference")
+"""which tensor of a module; ``difference`` is output − input"""
+ACTIVATION_DTYPES = ("float16", "float32")
+"""of stored activations"""
+
+ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
+"""of SAEs: how the active latents are chosen (docs/saes.md)"""
+CHECKPOINT_FORMATS = ("sparsify", "saelens", "dictionary_learning", "sdxl-unbox", "overcomplete")
+"""of other libraries' SAEs that can be read"""
+WRITTEN_FORMATS = ("sparsify", "saelens")
+"""of these, the ones that can be written"""
+LOGS = ("tensorboard", "wandb")
+"""where the course of a training can be watched"""
+
+INTERVENTIONS = {
+    "paper": "f ← γ · μ(i,t,D_c) · f where f > μ(i,t,D)",
+    "zero": "f ← 0",
+    "clamp": "f ← c where f > 0",
+    "add": "x + α · W_dec[i] at every position",
+    "replace": "positions where a feature has f > μ(i,t,D) become the nearest position where none has",
+}
+"""kind → its rule; the intervention's strength is γ, c or α (docs/ablation.md)"""
+DEFAULT_STRENGTH = -5.0
+"""γ where nobody says another"""
+MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
+"""mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
+
+PROTOCOLS = ("each", "sequential", "joint")
+"""one concept at a time, one after another without putting any back, or all at once"""
+ENGINES = ("duckdb", "spark")
+"""what runs the SQL"""
