@@ -20,7 +20,7 @@ from record import interleaved, record
 from rows import activation_rows
 from sd15 import sd15_shape
 
-from collectors.collect import CollectReport, CollectSettings, collect
+from collectors.collection import CollectReport, CollectSettings, collect
 from collectors.estimate import table_bytes
 from featurestore import Store
 from featurestore.prompts import Prompt

@@ -20,7 +20,7 @@ from featurestore import Store
 from featurestore.format.canonical import shard_name
 from featurestore.saes import commit_sae
 from sae.checkpoint import config_bytes, weights_bytes
-from sae.encode import encode
+from sae.encoding import encode
 from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
 from sae.training.state import State

@@ -18,7 +18,7 @@ from featurestore.format.schemas import activations_schema
 from featurestore.vocabulary import BRANCH_CHOICES, Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
 from sae.diffusion.hooks import DenoiserCall
-from sae.encode import codes_metadata
+from sae.encoding import codes_metadata
 from sae.model import SAE
 
 

@@ -15,7 +15,7 @@ from collectors.memory import HostMemory
 from collectors.plan import Sample, WorkItem
 from collectors.samples import samples_table
 from collectors.shares import Claim
-from sae.attach import attach
+from sae.adding import add_sae
 from sae.codes import one_thread
 from sae.diffusion.hooks import DenoiserCall
 from sae.diffusion.pipelines import generate
@@ -76,7 +76,7 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
         if n_new:
             check_space(tables, len(ids), n_new, job.store.root)
         for attached in job.attached:
-            attach(job.store, attached)
+            add_sae(job.store, attached)
 
         def append(name: str) -> int:
             record = job.store.append(name, gathered.item.shard, tables[name], ids, job.made_by(name))

@@ -19,10 +19,10 @@ from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.format.schemas import check_name, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
-from sae.attach import Attached, attachable
+from sae.adding import Attached, attachable
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
-from sae.encode import check_model, made_by_sae
+from sae.encoding import check_model, made_by_sae
 
 
 @dataclass
@@ -74,7 +74,7 @@ def prepare(
     """Check everything against the model and the store at ``path``; return the job, and the samples that are wanted.
 
     Raises:
-        As :func:`collectors.collect.collect`; nothing is made or changed.
+        As :func:`collectors.collection.collect`; nothing is made or changed.
     """
     _check(model, run, settings)
     settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else [])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from collectors.plan import identify
 from featurestore.errors import UsageError
 from featurestore.format.canonical import run_id, sha256_text
@@ -125,7 +125,7 @@ def train_live(
     temporary files.
 
     Raises:
-        As :func:`collectors.collect.collect` and :func:`sae.training.train.train`.
+        As :func:`collectors.collection.collect` and :func:`sae.training.train.train`.
         UsageError: several processes were started: each would generate everything.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -61,23 +61,34 @@ def save_sae(sae: SAE, directory: Path) -> tuple[durable.Written, durable.Writte
     return config, durable.write_bytes(directory / WEIGHTS, weights_bytes(sae))
 
 
-def load_sae(
-    source: Path | tuple[Store, str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> SAE:
-    """Load an SAE from a directory, or from a store by its name; the weights need no gradient until asked to.
+def load_sae(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+    """Load the SAE whose ``config.json`` and ``sae.safetensors`` lie in a directory.
+
+    Its weights need no gradient until asked to.
 
     Raises:
-        SAEError: it is unknown, or its configuration or weights are not what an SAE of this project has.
-        DamageError: in a store, a file is not the recorded one.
+        SAEError: a file cannot be read, or is not what an SAE of this project has.
     """
-    if isinstance(source, Path):
-        path = source / WEIGHTS
-        fields, data = _read_json(source / CONFIG), _read(path)
-    else:
-        store, name = source
-        fields, path = load_config(store, name), weights_path(store, name)
-        data = _read(path)
-        _check_recorded(store, name, path, data)
+    path = Path(directory) / WEIGHTS
+    return _made(_read_json(Path(directory) / CONFIG), path, _read(path), device, dtype)
+
+
+def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+    """Load an SAE of a store by its name, checked against its commit record.
+
+    Its weights need no gradient until asked to.
+
+    Raises:
+        SAEError: the store has no such SAE, or it is malformed.
+        DamageError: a file is not the recorded one.
+    """
+    fields, path = load_config(store, name), weights_path(store, name)
+    data = _read(path)
+    _check_recorded(store, name, path, data)
+    return _made(fields, path, data, device, dtype)
+
+
+def _made(fields: dict[str, Any], path: Path, data: bytes, device: str | torch.device, dtype: torch.dtype) -> SAE:
     tensors = _tensors(path, data)
     config = parse_config(fields, path.parent / CONFIG)
     check_tensors(path, config, tensors)
@@ -106,7 +117,7 @@ def load_selection_sae(selection: Selection, device: str | torch.device = "cpu")
             f"the selection {selection.family}={selection.concept} was made with SAE {selection.sae!r} "
             f"({selection.sae_hash[:12]}…), that of {store.root} is another ({found[:12]}…)."
         )
-    return load_sae((store, selection.sae), device)
+    return store_sae(store, selection.sae, device)
 
 
 def parse_config(fields: dict[str, Any], path: Path) -> SAEConfig:

@@ -26,7 +26,7 @@ from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
 from queries.importance import importance
 from queries.selections import select
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.diffusion.pipelines import Model, RunSettings
 from sae.diffusion.pipelines import generate as generate_batch
 from sae.evaluation.accuracy import grouped
@@ -126,7 +126,7 @@ def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "p
     def attached() -> AbstractContextManager[Any]:
         for one in interventions:
             if one.selection.sae not in saes:
-                saes[one.selection.sae] = load_sae((bench.store, one.selection.sae))
+                saes[one.selection.sae] = store_sae(bench.store, one.selection.sae)
         return ablate(bench.model.pipe, interventions, sae=saes, mode=mode)
 
     return Defence(targets, setting, attached, bench.run, as_removal.stored_bytes, interventions)

@@ -18,14 +18,14 @@ import torch
 
 from benchmarks.unlearning.attacks import attack_all
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from queries.selections import split_concept
 from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
-from sae.encode import encode
+from sae.encoding import encode
 from sae.evaluation.accuracy import grouped
 from sae.evaluation.judge import Judge, load_judge
 from sae.evaluation.outcomes import Outcome, Reference, in_turn, judged, sequence, untouched

@@ -79,7 +79,7 @@ def collect(
         --hook unet.up_blocks.1.attentions.1 --seeds 0-4
     torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
-    from collectors import collect as collecting
+    from collectors import collection as collecting
     from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
     from featurestore.prompts import read_prompts

@@ -48,7 +48,7 @@ def train_live(
     featurestore train-live --model minicanvas --prompts prompts.jsonl --store ./store --k 16 --expansion 8 \\
         --hook unet.up_blocks.1.attentions.1 --name styles --hook unet.up_blocks.0.attentions.1 --name objects
     """
-    from collectors.collect import CollectSettings
+    from collectors.collection import CollectSettings
     from collectors.live import train_live
     from featurestore.prompts import read_prompts
     from featurestore.store import Store

@@ -24,7 +24,7 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     """
     from featurestore.store import Store
     from queries.totals import keep_totals
-    from sae.encode import encode as run_encode
+    from sae.encoding import encode as run_encode
 
     opened = Store.open(store)
     n_new = run_encode(opened, sae, device=device, progress=not quiet)

@@ -14,8 +14,8 @@ from featurestore.format.activations import read_shard
 from featurestore.format.records import Record
 from featurestore.store import Store
 from featurestore.vocabulary import IO
-from sae.attach import attach, offered
-from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, load_sae, weights_bytes
+from sae.adding import add_sae, offered
+from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, store_sae, weights_bytes
 from sae.formats.calibrate import calibrate_on_
 from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
@@ -53,7 +53,7 @@ def import_sae(
     files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
     made = offered(store, name, sae, files, made_by, "use another --name")
     if made.files:
-        attach(store, made)
+        add_sae(store, made)
         write_card(store)
     return made.record
 
@@ -117,7 +117,7 @@ def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
         raise UsageError(f"format {format!r} cannot be written. Known: {', '.join(WRITERS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists: name a new directory.")
-    files = WRITERS[format](load_sae((store, name)))
+    files = WRITERS[format](store_sae(store, name))
     for file, data in files.items():
         durable.write_bytes(out / file, data)
     return [out / file for file in files]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from collectors import estimate as estimating
-from collectors.collect import CollectSettings, collect, dry_run
+from collectors.collection import CollectSettings, collect, dry_run
 from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.prompts import Prompt
@@ -13,7 +13,7 @@ from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
-from sae.encode import encode
+from sae.encoding import encode
 from sae.model import SAE, SAEConfig
 from tests.builders.trees import same_tree
 

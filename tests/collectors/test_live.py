@@ -4,14 +4,14 @@ import json
 import pytest
 import torch
 
-from collectors.collect import CollectSettings
+from collectors.collection import CollectSettings
 from collectors.live import train_live
 from featurestore import Store
 from featurestore.cli import main
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.diffusion.pipelines import RunSettings
 from sae.training import loop as training
 from sae.training.train import TrainSettings
@@ -40,7 +40,7 @@ def test_saes_are_trained_on_every_hook_and_nothing_else_is_left(whole):
     assert [record.shard for record in records] == ["up", "mid"]
     assert store.tables() == [] and verify(store) == [] and list((root / "scratch").iterdir()) == []
     for name, hook in NAMES.items():
-        sae = load_sae((store, name))
+        sae = store_sae(store, name)
         metrics = json.loads((store.root / f"saes/{name}/metrics.json").read_text())
         assert (sae.config.hook, sae.config.run_id) == (hook, store.run_id)
         assert metrics["held_out"] and metrics["n_samples"] + 1 <= len(PROMPTS)
@@ -64,7 +64,7 @@ def test_an_interrupted_one_ends_with_the_same_weights(whole, model, tmp_path, m
     assert list((tmp_path / "scratch").iterdir()) == []
     live(tmp_path / "store", model, tmp_path / "scratch")
     for name in NAMES:
-        one, other = (load_sae((Store.open(root / "store"), name)).state_dict() for root in (whole[1], tmp_path))
+        one, other = (store_sae(Store.open(root / "store"), name).state_dict() for root in (whole[1], tmp_path))
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from collectors.plan import WorkItem
 from collectors.shares import Claim, Share, find_share
 from featurestore import Store

@@ -121,6 +121,8 @@ def test_files_that_are_no_selection(tmp_path):
         ({"d_in": "8"}, "has the wrong type"),
         ({"n_latents": 2}, "a feature lies outside 0…1"),
         ({"k": "4"}, "has the wrong type"),
+        ({"branch": "left"}, "branch is .left., expected one of cond, uncond"),
+        ({"io": "gradient"}, "io is .gradient., expected one of output, input, difference"),
         ({"timesteps": []}, "has the wrong type"),
         ({"timesteps": [{"step": 1, "timestep": 981.0, "features": []}]}, "must be 0, 1, 2"),
         ({"timesteps": [{"step": 0, "timestep": float("nan"), "features": []}]}, "has the wrong type"),

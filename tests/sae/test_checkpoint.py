@@ -8,7 +8,7 @@ import torch
 
 from featurestore.errors import DamageError, SAEError, SelectionError, UsageError
 from featurestore.saes import sae_hash
-from sae.checkpoint import load_sae, load_selection_sae, pick_device, save_sae
+from sae.checkpoint import load_sae, load_selection_sae, pick_device, save_sae, store_sae
 from sae.training.train import TrainSettings, train
 from tests.builders.saes import HOOK, make_store, random_sae
 
@@ -101,12 +101,12 @@ def test_files_that_are_something_else_are_refused(saved):
 def test_an_sae_in_a_store_is_checked_against_its_record(tmp_path):
     store = make_store(tmp_path / "s")
     train(store, HOOK, "styles", TrainSettings(k=2, n_latents=24, steps=2, batch_size=8), progress=False, device="cpu")
-    assert load_sae((store, "styles")).config.n_latents == 24
+    assert store_sae(store, "styles").config.n_latents == 24
     with pytest.raises(SAEError, match=r"no SAE 'style'. Did you mean 'styles'"):
-        load_sae((store, "style"))
+        store_sae(store, "style")
     change(store.root / "saes/styles", b_dec=torch.zeros(16))
     with pytest.raises(DamageError, match=r"was changed: its SHA-256 is .* run 'featurestore verify"):
-        load_sae((store, "styles"))
+        store_sae(store, "styles")
 
 
 def test_the_sae_of_a_selection(tmp_path):

@@ -11,7 +11,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sample_id, shard_name
 from featurestore.saes import commit_sae, load_config
 from queries.session import connect, run_sql
-from sae.checkpoint import config_bytes, load_sae, weights_bytes
+from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.model import SAE, SAEConfig
 from tests.builders.saes import activation_table
 from tests.builders.stores import HOOK, make_store
@@ -41,7 +41,7 @@ def read_everything(root: Path) -> None:
     for table in store.tables():
         store.read(table)
     list(store.activations(HOOK))
-    load_sae((store, "s"))
+    store_sae(store, "s")
     load_config(store, "s")
     with connect(store) as connection:
         for view in VIEWS:
@@ -61,12 +61,12 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
         }  # fmt: skip
         return ways | ({"activations": lambda store: list(store.activations(HOOK))} if kind == "activations" else {})
     if kind == "saes":
-        return {"load_sae": lambda store: load_sae((store, "s"))}
+        return {"store_sae": lambda store: store_sae(store, "s")}
     if path == "manifest/store.json":
         return {"open": lambda store: Store.open(store.root)}
     table = path.removeprefix("manifest/").rpartition("/")[0]
     if table == "saes":
-        return {"load_sae": lambda store: load_sae((store, "s"))}
+        return {"store_sae": lambda store: store_sae(store, "s")}
     return {
         "Store.read": lambda store: store.read(table),
         "connect": lambda store: connect(store, tables=[table]).close(),

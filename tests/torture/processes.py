@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.format.checksums import check_file
 from featurestore.prompts import Prompt

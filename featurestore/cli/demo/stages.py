@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from tabulate import tabulate
 
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
 from featurestore.cli.demo.report import write_report
 from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
@@ -70,7 +70,7 @@ def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, second
 def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
     from queries.importance import save_scores
     from queries.selections import select
-    from sae.encode import encode
+    from sae.encoding import encode
     from sae.training.train import TrainSettings, train
 
     store, name = demo.store, study.sae

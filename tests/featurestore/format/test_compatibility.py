@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import RunSettings
@@ -54,7 +54,7 @@ READER = textwrap.dedent(
 def store(model, tmp_path_factory):
     from queries.importance import save_scores
     from queries.selections import save_selection, select
-    from sae.encode import encode
+    from sae.encoding import encode
     from sae.training.train import TrainSettings, train
 
     prompts = [

@@ -10,7 +10,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from collectors.buffer import StepFinder
 from collectors.capture import capture
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from featurestore import Store
 from featurestore.cli import cli
 from featurestore.errors import SAEError
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.formats.exchange import import_sae
 from sae.formats.foreign import Choice
@@ -77,7 +77,7 @@ def overcomplete(path):
 def test_the_threshold_is_that_of_training(make, store, tmp_path, in_process):
     path, k = make(tmp_path / "theirs")
     record = import_sae(store, str(path), "theirs", hook=HOOK, choice=Choice(k=k, calibrate=True))
-    sae = load_sae((store, "theirs"))
+    sae = store_sae(store, "theirs")
     assert sae.config.architecture in ("batchtopk", "matryoshka_batchtopk")
     assert (sae.threshold == sae.threshold[0]).all()
     assert float(sae.threshold[0]) == pytest.approx(oracle(store, sae, K), rel=1e-5)
@@ -124,5 +124,5 @@ def test_on_the_command_line(store, tmp_path):
     config = json.loads((store.root / "saes" / "a" / "config.json").read_bytes())
     assert (config["architecture"], config["k"]) == ("batchtopk", K)
     values = Store.open(store.root).read("codes/a", ["values"])["values"].to_pylist()
-    threshold = float(load_sae((store, "a")).threshold[0])
+    threshold = float(store_sae(store, "a").threshold[0])
     assert min(v for row in values for position in row for v in position) > 0.999 * threshold

@@ -9,7 +9,7 @@ import torch
 
 from featurestore import Store
 from featurestore.errors import SAEError, UsageError
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.formats.exchange import export_sae, import_sae
 from sae.formats.hub import local_path
 from sae.formats.registry import read_checkpoint
@@ -24,12 +24,12 @@ def store(tmp_path):
 
 
 def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
-    from sae.encode import encode
+    from sae.encoding import encode
 
     directory = tmp_path / HOOK
     reference = formats.sparsify(directory, input_unit_norm=True)
     record = import_sae(store, str(directory), "theirs")
-    sae = load_sae((store, "theirs"))
+    sae = store_sae(store, "theirs")
     check_same(sae, reference)
     assert record.made_by["imported"] == "sparsify"
     assert (sae.config.hook, sae.config.io, sae.config.height, sae.config.width) == (HOOK, "output", 4, 4)
@@ -45,7 +45,7 @@ def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
 
 
 def test_an_import_with_thresholds_is_encoded(store, tmp_path):
-    from sae.encode import encode
+    from sae.encoding import encode
 
     reference = formats.saelens(tmp_path / "s", "jumprelu", hook=HOOK)
     import_sae(store, str(tmp_path / "s"), "jump")
@@ -84,20 +84,20 @@ def test_an_sae_of_differences_goes_with_differences(tmp_path, in_process):
     differences = make_store(tmp_path / "store", d_in=D_IN, io="difference")
     for source in ("unbox", "steerers"):
         import_sae(differences, str(tmp_path / source), source, hook=HOOK)
-        assert load_sae((differences, source)).config.io == "difference"
+        assert store_sae(differences, source).config.io == "difference"
     empty = Store.create(tmp_path / "empty", {"model": "m"})
     import_sae(empty, str(tmp_path / "unbox"), "unbox", hook="unet.mid_block.attentions.0")
     import_sae(empty, str(tmp_path / "steerers"), "steerers", hook="unet.mid_block.attentions.0")
-    assert [load_sae((empty, name)).config.io for name in ("unbox", "steerers")] == ["difference", "output"]
+    assert [store_sae(empty, name).config.io for name in ("unbox", "steerers")] == ["difference", "output"]
 
 
 def put(store, sae, name):
     """Commit an SAE as if it had been trained."""
-    from sae.attach import attach, attachable
+    from sae.adding import add_sae, attachable
     from sae.checkpoint import save_sae
 
     save_sae(sae, store.root.parent / name)
-    attach(store, attachable(store, str(store.root.parent / name), torch.device("cpu")))
+    add_sae(store, attachable(store, str(store.root.parent / name), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("format", ["sparsify", "saelens"])
@@ -169,7 +169,7 @@ def hub(tmp_path, monkeypatch):
 def test_a_checkpoint_on_a_hub_is_downloaded_alone(hub, store, tmp_path):
     import_sae(store, f"someone/saes/{HOOK}@v1", "theirs")
     assert hub == [("someone/saes", "v1", [f"{HOOK}/cfg.json", f"{HOOK}/sae.safetensors"])]
-    assert load_sae((store, "theirs")).config.hook == HOOK
+    assert store_sae(store, "theirs").config.hook == HOOK
     assert local_path("someone/saes/more/sae.pt").name == "sae.pt"
     assert hub[-1] == ("someone/saes", None, ["more/sae.pt"])
     with pytest.raises(

@@ -10,7 +10,7 @@ import torch
 
 from featurestore.errors import UsageError
 from featurestore.store import Store
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.training import loop as module
 from sae.training.logs import open_log
@@ -48,7 +48,7 @@ def test_bfloat16_learns_as_well(trained):
     settings = dataclasses.replace(SETTINGS, precision="bfloat16")
     train(trained, HOOK, "half", settings, progress=False, device="cpu")
     assert metrics(trained, "half")["fvu"] == pytest.approx(metrics(trained)["fvu"], rel=0.1)
-    assert load_sae((trained, "half")).W_enc.dtype == torch.float32
+    assert store_sae(trained, "half").W_enc.dtype == torch.float32
     with pytest.raises(UsageError, match="precision 'int8' is not one of float32, bfloat16"):
         TrainSettings(precision="int8")
 
@@ -60,9 +60,9 @@ def test_saes_trained_side_by_side_are_those_trained_alone(trained):
         trained, sources, SETTINGS, progress=False, device="cpu", on_report=lambda p: seen.append((p.step, p.name))
     )
     assert seen[:4] == [(10, "b"), (10, "c"), (20, "b"), (20, "c")]
-    alone = load_sae((trained, "a")).state_dict()
+    alone = store_sae(trained, "a").state_dict()
     for name in sources:
-        assert all(torch.equal(tensor, alone[key]) for key, tensor in load_sae((trained, name)).state_dict().items())
+        assert all(torch.equal(tensor, alone[key]) for key, tensor in store_sae(trained, name).state_dict().items())
 
 
 def in_a_process(root, rank, architecture):

@@ -10,7 +10,7 @@ import torch
 
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.verify import verify
-from sae.checkpoint import load_sae
+from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.training import loop as module
 from sae.training.interrupt import interruption
@@ -78,7 +78,7 @@ def test_what_is_committed(trained):
 
 
 def test_decoder_rows_stay_unit(trained):
-    sae = load_sae((trained[0], "a"))
+    sae = store_sae(trained[0], "a")
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48))
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from featurestore.errors import SAEError, UsageError
-from sae.checkpoint import load_sae, save_sae
+from sae.checkpoint import load_sae, save_sae, store_sae
 from sae.codes import encode_rows
-from sae.encode import encode
+from sae.encoding import encode
 from sae.intervention.ablate import Rule, ablation_change
 from sae.model import SAEConfig
 from sae.training.loss import training_loss
@@ -325,7 +325,7 @@ def test_training_learns_and_fires_k_latents(architecture, tmp_path):
     metrics = json.loads((store.root / "saes/a/metrics.json").read_text())
     assert metrics["fvu"] < 0.4
     assert 2.4 < metrics["l0"] < 3.6
-    sae = load_sae((store, "a"))
+    sae = store_sae(store, "a")
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48))
     assert len(sae.threshold.unique()) == (48 if architecture == "jumprelu" else 1)
     encode(store, "a", progress=False, device="cpu")
@@ -338,7 +338,7 @@ def test_scaled_inputs_change_units_only(tmp_path):
     store = make_store(tmp_path / "s")
     train(store, HOOK, "a", TrainSettings(**SMALL, steps=6, scale_inputs=True), progress=False, device="cpu")
     train(store, HOOK, "b", TrainSettings(**SMALL, steps=6), progress=False, device="cpu")
-    a, b = load_sae((store, "a")), load_sae((store, "b"))
+    a, b = store_sae(store, "a"), store_sae(store, "b")
     assert not torch.equal(a.W_enc, b.W_enc)
     x = torch.from_numpy(next(store.activations(HOOK)).row(0).astype(np.float32))
     assert ((a(x) - x).norm() / x.norm()) < 0.7, "takes raw activations"

@@ -15,7 +15,7 @@ from featurestore.format.activations import ActivationShard, read_shard
 from featurestore.format.records import Record
 from featurestore.saes import sae_hash
 from featurestore.store import Store
-from sae.checkpoint import load_sae, pick_device
+from sae.checkpoint import pick_device, store_sae
 from sae.codes import CHUNK_ROWS, Rows, codes_table, encode_rows, stats_table
 from sae.diffusion.weights import same_model
 from sae.feed.rows import hook_records
@@ -35,7 +35,7 @@ def encode(store: Store, name: str, device: str = "auto", progress: bool = True)
     Raises:
         SAEError: the SAE is unknown, or belongs to other activations or another model, or a code does not fit.
     """
-    sae = load_sae((store, name), pick_device(device))
+    sae = store_sae(store, name, pick_device(device))
     record = store.record("saes", name)
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)

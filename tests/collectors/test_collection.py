@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from collectors.capture import capture
-from collectors.collect import CollectSettings, collect
+from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
 from featurestore.prompts import Prompt

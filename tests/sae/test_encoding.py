@@ -9,9 +9,9 @@ from featurestore.format.records import FileEntry, Record
 from featurestore.format.schemas import CODES, STATS, schema_id
 from featurestore.store import Store
 from featurestore.verify import verify
-from sae.checkpoint import load_sae, save_sae
+from sae.checkpoint import save_sae, store_sae
 from sae.codes import encode_rows
-from sae.encode import encode
+from sae.encoding import encode
 from tests.builders.saes import HOOK, RUN, add_shard, make_store, random_sae
 
 
@@ -34,7 +34,7 @@ def encoded(tmp_path_factory):
 
 
 def dense(store, shard):
-    sae = load_sae((store, "a"))
+    sae = store_sae(store, "a")
     x = torch.from_numpy(np.array(shard.rows()).astype(np.float32))
     return torch.stack([sae.encode_dense(row) for row in x]).numpy()
 
@@ -131,7 +131,7 @@ def test_bytes_do_not_depend_on_how_many_rows_are_encoded_at_a_time(
 ):
     store = make_store(tmp_path / "s", branches=("cond", "uncond"))
     put_sae(store)
-    monkeypatch.setattr("sae.encode._PRE_BYTES", bytes_of_pre)
+    monkeypatch.setattr("sae.encoding._PRE_BYTES", bytes_of_pre)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -156,7 +156,9 @@ def test_after_an_error_no_further_shard_is_begun(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "append", full)
     read, began = featurestore.format.activations.read_shard, []
-    monkeypatch.setattr("sae.encode.read_shard", lambda root, record: began.append(record.shard) or read(root, record))
+    monkeypatch.setattr(
+        "sae.encoding.read_shard", lambda root, record: began.append(record.shard) or read(root, record)
+    )
     with pytest.raises(DiskError, match="full"):
         encode(store, "a", "cpu", progress=False)
     assert len(began) < 30

@@ -1,4 +1,4 @@
-"""Take an SAE's files into a store."""
+"""Add an SAE's files to a store."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from featurestore.format.records import FileEntry, Record
 from featurestore.format.schemas import check_name
 from featurestore.saes import commit_sae, sae_hash
 from featurestore.store import Store
-from sae.checkpoint import CONFIG, METRICS, WEIGHTS, load_sae
+from sae.checkpoint import CONFIG, METRICS, WEIGHTS, load_sae, store_sae
 from sae.model import SAE
 
 
@@ -37,9 +37,9 @@ def attachable(store: Store, source: str, device: torch.device) -> Attached:
     if not (directory / CONFIG).is_file():
         if "/" in source or directory.is_dir():
             raise SAEError(f"{source} is no SAE: it has no {CONFIG}.")
-        sae = load_sae((store, source), device)
+        sae = store_sae(store, source, device)
         record = store.record("saes", source)
-        assert record is not None, "load_sae has found it"
+        assert record is not None, "store_sae has found it"
         return Attached(source, sae, record, {})
     name = check_name(directory.resolve().name, "the directory of an SAE")
     sae = load_sae(directory, device)
@@ -69,7 +69,7 @@ def offered(
     return Attached(name, sae, there, {})
 
 
-def attach(store: Store, attached: Attached) -> None:
+def add_sae(store: Store, attached: Attached) -> None:
     """Write and commit an SAE that the store does not have."""
     if attached.files:
         commit_sae(store, attached.name, attached.files, attached.record.made_by)
