@@ -30,8 +30,9 @@ peers: .venv/installed  ## install other SAE libraries and compare with them
 results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
 	$(BIN)/python -m benchmarks.unlearning.results
 
-docs: .venv/installed  ## docs/cli.md from the commands' help texts
+docs: .venv/installed  ## docs/cli.md from the help texts, docs/architecture.md and its picture from the imports
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
+	$(BIN)/python docs/draw_house.py
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
 	for file in ablate collect read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done

@@ -1,1 +1,1 @@
-"""Diffusion pipelines to activations, in shards."""
+"""Run a pipeline over prompts and keep its activations, in shards."""

@@ -1,4 +1,4 @@
-"""Store of diffusion activations, SAE codes and statistics: format, durable writes, verification, selections."""
+"""A store of activations, SAE codes and statistics; selections of features; prompts."""
 
 from importlib import import_module
 from typing import Any

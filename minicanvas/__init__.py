@@ -1,4 +1,4 @@
-"""minicanvas: a small text-to-image model and benchmark, ten styles × ten objects, shipped with its weights.
+"""The embedded benchmark: a small text-to-image model, ten styles × ten objects, shipped with its weights.
 
 Importing this package loads neither torch nor diffusers; `minicanvas.pipeline`, `minicanvas.classifier`,
 `minicanvas.measure` and `minicanvas.train` do.

@@ -1,4 +1,4 @@
-"""SQL over a store: sessions, a library of questions, importance of features for concepts, selections, plots."""
+"""Ask a store in SQL: scores of features, selections, a library of questions, plots."""
 
 from queries.answers import ask
 from queries.session import connect

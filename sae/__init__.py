@@ -1,1 +1,1 @@
-"""Sparse autoencoders on diffusion activations: train, encode, ablate."""
+"""Sparse autoencoders on diffusion activations: what an SAE is, how it is kept, its codes."""

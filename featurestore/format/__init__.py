@@ -1,0 +1,1 @@
+"""The bytes of a store: schemas, commit records, durable writes, Parquet, memory maps, checksums."""

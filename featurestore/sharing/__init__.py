@@ -1,0 +1,1 @@
+"""A store elsewhere: snapshots, bundles in one file, hubs."""

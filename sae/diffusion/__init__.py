@@ -1,0 +1,1 @@
+"""Load a diffusers pipeline, run it, and read what its denoiser computes."""

@@ -1,0 +1,1 @@
+"""Measure whether a concept was unlearned, what was kept, and whether it withstands attack."""

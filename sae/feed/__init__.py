@@ -1,0 +1,1 @@
+"""Turn stored activations into shuffled batches for training."""

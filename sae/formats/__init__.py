@@ -1,1 +1,4 @@
-"""SAE checkpoints of other libraries, in and out (docs/saes.md). What a file says is honoured or refused by name."""
+"""SAE checkpoints of other libraries, in and out.
+
+What a file says is honoured or refused by name (docs/saes.md).
+"""

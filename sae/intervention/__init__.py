@@ -1,0 +1,1 @@
+"""Edit SAE features while a pipeline draws."""

@@ -1,0 +1,1 @@
+"""Train SAEs: the loop, its state, its losses and its measures."""

@@ -1,4 +1,4 @@
-"""The architectures that there are; no others can be registered."""
+"""How latents are chosen: TopK, BatchTopK, JumpReLU, Matryoshka; no others can be registered."""
 
 from sae.variants.base import Variant
 from sae.variants.batchtopk import BatchTopK
