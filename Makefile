@@ -11,7 +11,7 @@ demo: .venv/installed  ## the main job on the included model: pictures, numbers,
 	$(BIN)/featurestore demo --out demo
 
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: .venv/installed  ## lint, format, types
 	$(BIN)/ruff check .
