@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench peers results docs torture clean
+.PHONY: help demo test check format bench peers results docs site site-serve torture clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/installed  ## the main job on the included model: pictures, numbers, demo/report.html
 	$(BIN)/featurestore demo --out demo
@@ -33,6 +33,12 @@ results: .venv/installed  ## every unlearning method searched, judged and attack
 docs: .venv/installed  ## docs/cli.md from the help texts, docs/architecture.md and its picture from the imports
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
 	$(BIN)/python docs/draw_house.py
+
+site: .venv/installed  ## the documentation as pages that need no network: build/site/index.html
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
+site-serve: .venv/installed  ## the same, served and rebuilt while you write
+	$(BIN)/zensical serve --config-file mkdocs.yml
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
 	for file in ablate collect read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
