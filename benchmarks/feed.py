@@ -23,8 +23,7 @@ from sae.checkpoint import config_bytes, weights_bytes
 from sae.encoding import encode
 from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
-from sae.training.state import State
-from sae.training.step import take_step
+from sae.training.state import State, take_step
 
 HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 
@@ -71,7 +70,7 @@ def training(store: Store, config: SAEConfig, batch: int, n_batches: int, runs: 
     def steps(source: Iterable[torch.Tensor]) -> None:
         state = State(SAE(config, torch.Generator().manual_seed(0)))
         for x in itertools.islice(source, n_batches):
-            take_step(state, x, 1e-4, 10**7)
+            take_step(state, x, lr=1e-4, dead_after=10**7)
 
     seconds = interleaved(runs, disk=lambda: steps(batches.epoch(0)), memory=lambda: steps(memory))
     return {name: len(memory) * batch / each for name, each in seconds.items()}

@@ -23,9 +23,8 @@ from record import record
 from torch import Tensor
 
 from sae.model import SAE, SAEConfig
-from sae.training.loss import geometric_median
-from sae.training.state import State
-from sae.training.step import take_step
+from sae.training.start import geometric_median
+from sae.training.state import State, take_step
 
 ALPHA, LR, N_BATCHES = 1 / 32, 4e-4, 8
 Step = Callable[[Tensor], object]
@@ -48,7 +47,7 @@ def ours(start: Start) -> tuple[Step, Reconstruct]:
         for parameter, value in ((sae.W_enc, start.W), (sae.W_dec, start.W), (sae.b_dec, start.b_dec)):
             parameter.copy_(value)
     state = State(sae)
-    return lambda x: float(take_step(state, x, LR, 10**7).fvu), sae
+    return lambda x: float(take_step(state, x, lr=LR, dead_after=10**7).fvu), sae
 
 
 def sparsify(start: Start) -> tuple[Step, Reconstruct]:

@@ -136,4 +136,4 @@ def train_live(
         stream = Stream(model, prompts, run, what, settings, chunk_samples, Path(directory))
         sources = {name: LiveBatches(stream, hook) for name, hook in names.items()}
         store.begin()
-        return train_many(store, dict(sources), settings, progress, device, on_report)
+        return train_many(store, dict(sources), settings, progress=progress, device=device, on_report=on_report)

@@ -196,7 +196,10 @@ def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], m
     order = np.argsort(rank[row], kind="stable")
     place_of = pa.array(row[order])
     head = [array.take(place_of) for array in _arrays(rows)]
-    columns = [np.concatenate([part[i] for part in encoded])[order] for i in range(3, 7)]
+    columns = [
+        np.concatenate([getattr(part, name) for part in encoded])[order]
+        for name in ("feature", "sum", "max", "n_positions")
+    ]
     arrays = [*head, *map(pa.array, columns)]
     return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, {**metadata, **_steps(rows, len(sample_ids))}))
 

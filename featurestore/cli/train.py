@@ -123,7 +123,7 @@ def train(
         for name, hook in named(names, hooks).items()
     }
     with open_log(log, store / ".work" / "logs") as report:
-        records = train_many(opened, dict(sources), settings, not quiet, device, report)
+        records = train_many(opened, dict(sources), settings, progress=not quiet, device=device, on_report=report)
     for record in records if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(summary(opened, record, time.monotonic() - began))
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,34 @@ def held_out(sample_ids: Iterable[int], fraction: float) -> frozenset[int]:
     return frozenset(order[: min(max(1, n), len(order) - 1)])
 
 
-@dataclass(frozen=True)
+class _Part(NamedTuple):
+    """The wanted rows of a shard, an array for each thing that is known of them."""
+
+    shard: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    step: npt.NDArray[np.int32]
+    timestep: npt.NDArray[np.float32]
+    sample_id: npt.NDArray[np.int64]
+    branch: npt.NDArray[np.str_]
+    offset: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, number: int, shard: ActivationShard, wanted: npt.NDArray[np.bool_]) -> "_Part":
+        """Return those of shard ``number`` that ``wanted`` marks."""
+        rows = np.flatnonzero(wanted).astype(np.int32)
+        offset = shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
+        return cls(
+            shard=np.full(len(rows), number, np.int32),
+            row=rows,
+            step=shard.step[rows],
+            timestep=shard.timestep[rows],
+            sample_id=shard.sample_id[rows],
+            branch=shard.branch[rows],
+            offset=offset[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActivationRows:
     """Rows (sample, step, branch) of a hook's shards; index ``i`` is row ``row[i]`` of shard ``shard[i]``."""
 
@@ -78,6 +106,7 @@ def activation_rows(
 
     Raises:
         SAEError: nothing was collected at ``hook`` or of what is wanted, or the shards do not belong together.
+        UsageError: there is no such branch.
         DamageError: a file is not what its record says.
     """
     if branch not in BRANCH_CHOICES:
@@ -87,7 +116,7 @@ def activation_rows(
         records = [record for record in records if not set(samples).isdisjoint(record.sample_ids)]
     store.check(records)
     shards: list[ActivationShard | None] = []
-    parts: list[tuple[npt.NDArray, ...]] = []
+    parts: list[_Part] = []
     found: set[str] = set()
     first: ActivationShard | None = None
     for number, record in enumerate(records):
@@ -98,23 +127,25 @@ def activation_rows(
         wanted = (shard.branch == branch) | (branch == "both")
         wanted &= np.isin(shard.step, list(steps)) if steps is not None else True
         wanted &= np.isin(shard.sample_id, list(samples)) if samples is not None else True
-        rows = np.flatnonzero(wanted).astype(np.int32)
-        numbers = np.full(len(rows), number, np.int32)
-        offset = shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
-        sample, of_branch = shard.sample_id[rows], shard.branch[rows]
-        parts.append((numbers, rows, shard.step[rows], shard.timestep[rows], sample, of_branch, offset[rows]))
+        parts.append(_Part.of(number, shard, wanted))
         shards.append(shard if shard.mapped else None)
     if first is None:
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the {len(samples or ())} samples that are wanted.")
-    of_shard, row, step, timestep, sample_id, branches, offset = map(np.concatenate, zip(*parts, strict=True))
-    if not len(row) and (steps is not None or samples is not None) and (branch == "both" or branch in found):
+    found_rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _Part._fields}
+    n_rows = len(found_rows["row"])
+    if not n_rows and (steps is not None or samples is not None) and (branch == "both" or branch in found):
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of the steps and samples that are wanted.")
-    if not len(row):
+    if not n_rows:
         raise SAEError(f"{store.root}: hook {hook!r} has no rows of branch {branch!r}.{nearest(branch, sorted(found))}")
-    size = first.n_positions, first.d_in, first.groups[0].dtype
-    metadata = {key: first.metadata.get(key, "") for key in ("io", "height", "width")}
     return ActivationRows(
-        store, records, shards, of_shard, row, step, timestep, sample_id, branches, offset, *size, metadata
+        store=store,
+        records=records,
+        shards=shards,
+        n_positions=first.n_positions,
+        d_in=first.d_in,
+        dtype=first.groups[0].dtype,
+        metadata={key: first.metadata.get(key, "") for key in ("io", "height", "width")},
+        **found_rows,
     )
 
 

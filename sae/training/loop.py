@@ -1,9 +1,12 @@
-"""A training in progress."""
+"""Training: what learns, and the loop around it that reports, keeps checkpoints and stops when asked to."""
 
 import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -13,16 +16,13 @@ from tqdm import tqdm
 from featurestore.errors import SAEError
 from featurestore.store import Store
 from sae.feed.batches import Source
-from sae.model import SAE
-from sae.training.interrupt import Interruption
-from sae.training.loss import geometric_median
-from sae.training.processes import Ranks
+from sae.training.processes import Processes
 from sae.training.settings import Plan
-from sae.training.state import State, discard, restore, save
-from sae.training.step import take_step
+from sae.training.start import start_training
+from sae.training.state import discard, restore, save, take_step
 
 CHECKPOINT_SECONDS = 60.0
-_REPORT_EVERY = 10
+_REPORT_STEPS = 10
 
 
 class Progress(NamedTuple):
@@ -41,94 +41,151 @@ class Progress(NamedTuple):
 
 
 class Training:
-    """Weights, optimiser and counters of an SAE, and the way through its data."""
+    """An SAE that learns: its state, and where it stands in its data.
 
-    def __init__(self, store: Store, name: str, plan: Plan, source: Source, device: torch.device, ranks: Ranks) -> None:
-        self.store, self.name, self.plan, self.source, self.device, self.ranks = (
-            store,
-            name,
-            plan,
-            source,
-            device,
-            ranks,
-        )
-        self.state = self._start()
+    Raises:
+        SAEError: the data are constant, or the written state belongs to another training.
+    """
+
+    def __init__(
+        self, store: Store, name: str, plan: Plan, source: Source, *, device: torch.device, processes: Processes
+    ) -> None:
+        self.store, self.name, self.plan, self.source = store, name, plan, source
+        self._device, self._processes = device, processes
+        self.state, self.scale = start_training(plan, source, device)
         restore(store, name, plan, self.state)
+        self._batches = self._stream()
+        self._seen: list[Tensor] = []
 
-    def _start(self) -> State:
-        generator = torch.Generator().manual_seed(self.plan.settings.seed)
-        sae = SAE(self.plan.config, generator)
-        with torch.no_grad():
-            first = next(self.source.epoch(0))
-            if not bool((first != first[0]).any()):
-                raise SAEError(
-                    f"all activations of hook {self.plan.config.hook!r} are equal: there is nothing to learn."
-                )
-            median = geometric_median(first)
-            self.scale = float((first - median).square().sum(dim=1).mean().sqrt()) if self.plan.scale_inputs else 1.0
-            sae.b_dec.copy_(median / self.scale)
-            sae.variant.start(sae, sae.centred(first / self.scale)[0])
-        return State(sae.to(self.device))
+    @property
+    def done(self) -> bool:
+        """Whether all steps were taken."""
+        return self.state.step >= self.plan.steps
 
-    def walk(
-        self,
-        stack: contextlib.ExitStack,
-        progress: bool,
-        on_report: Callable[[Progress], object],
-        stop: Interruption,
-    ) -> Iterator[int]:
-        """Take the steps that are left, one an iteration; a checkpoint is kept up, and written before KeyboardInterrupt."""
-        state, steps, size = self.state, self.plan.steps, self.plan.settings.batch_size
-        bar = stack.enter_context(
-            tqdm(desc=f"train {self.name}", total=steps * size, initial=state.step * size, unit=" positions",
-                 unit_scale=True, disable=None if progress else True)
-        )  # fmt: skip
-        saved, since, sums = time.monotonic(), state.step, torch.zeros(2, dtype=torch.float64)
-        stream = self._stream()
-        while state.step < steps:
-            seen = self._step(next(stream).to(self.device) / self.scale)
-            sums += seen
-            last = state.step == steps
-            if state.step % _REPORT_EVERY == 0 or last:
-                report = self._report(sums / (state.step - since))
-                state.remember(seen.tolist(), report.n_dead)
-                bar.set_postfix_str(f"fvu {report.fvu:.4f}, l0 {report.l0:.1f}, dead {report.n_dead}", refresh=False)
-                bar.update(state.step * size - bar.n)
-                since = state.step
-                sums.zero_()
-                on_report(report)
-            wanted = self.ranks.any(stop.wanted)
-            if wanted or last or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                if self.ranks.rank == 0:
-                    save(self.store, self.name, self.plan, state)
-                saved = time.monotonic()
-            if wanted:
-                raise KeyboardInterrupt
-            yield state.step
+    @property
+    def lag(self) -> float:
+        """The share of the steps that will be done after the next."""
+        return (self.state.step + 1) / self.plan.steps
 
     def _stream(self) -> Iterator[Tensor]:
         epoch, start = divmod(self.state.step, self.source.n_batches)
         while True:
             for x in self.source.epoch(epoch, start):
-                yield self.ranks.part(x)
+                yield self._processes.part(x)
             epoch, start = epoch + 1, 0
 
-    def _step(self, x: Tensor) -> Tensor:
-        """Take one step; return its FVU and L0, float64 on the CPU."""
-        lr, settings = self.plan.lr_at(self.state.step), self.plan.settings
-        bfloat16 = settings.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            loss = take_step(self.state, x, lr, self.plan.dead_after, settings.aux_alpha, self.ranks)
+    def step(self) -> None:
+        """Learn from the next batch."""
+        x = next(self._batches).to(self._device) / self.scale
+        bfloat16 = self.plan.settings.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
+            loss = take_step(
+                self.state,
+                x,
+                lr=self.plan.lr_at(self.state.step),
+                dead_after=self.plan.dead_after,
+                aux_alpha=self.plan.settings.aux_alpha,
+                processes=self._processes,
+            )
         active = (loss.codes.values > 0).sum() / len(x)
-        return self.ranks.mean(torch.stack([loss.fvu.double(), active.double()])).cpu()
+        self._seen.append(torch.stack([loss.fvu.double(), active.double()]))
 
-    def _report(self, means: Tensor) -> Progress:
-        fvu, l0 = means.tolist()
+    def report(self) -> Progress:
+        """Say how the steps since the last report went; those of the last one go into the history.
+
+        Raises:
+            SAEError: the loss is not finite; the written state is deleted.
+        """
+        seen = self._processes.mean(torch.stack(self._seen)).cpu()
+        self._seen.clear()
+        (fvu, l0), (last_fvu, last_l0) = seen.mean(dim=0).tolist(), seen[-1].tolist()
         if not math.isfinite(fvu):
             discard(self.store, self.name)
             raise SAEError(
                 f"the loss is not finite at step {self.state.step} of {self.plan.steps}: use a smaller learning rate "
                 f"than {self.plan.lr:.2g}. Nothing was committed."
             )
-        dead = int((self.state.positions_since_fired > self.plan.dead_after).sum())
-        return Progress(self.state.step, self.plan.steps, fvu, l0, dead, self.name)
+        n_dead = int((self.state.positions_since_fired > self.plan.dead_after).sum())
+        self.state.remember(last_fvu, last_l0, n_dead)
+        return Progress(self.state.step, self.plan.steps, fvu, l0, n_dead, self.name)
+
+    def save(self) -> None:
+        """Write the state, in the first of the processes."""
+        if self._processes.rank == 0:
+            save(self.store, self.name, self.plan, self.state)
+
+
+def run(
+    trainings: Sequence[Training],
+    processes: Processes,
+    *,
+    progress: bool = True,
+    on_report: Callable[[Progress], object] = lambda progress: None,
+) -> None:
+    """Take all steps of some trainings; each gets as far as the others in the same time.
+
+    So what they learn from may be generated for all at once. Their states are written every ``CHECKPOINT_SECONDS``, at
+    the end of each, and when SIGINT arrives, which KeyboardInterrupt follows.
+
+    Raises:
+        SAEError: a loss is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(interruption())
+        bars = {training.name: stack.enter_context(_bar(training, progress)) for training in trainings}
+        saved = dict.fromkeys(bars, time.monotonic())
+        while left := [training for training in trainings if not training.done]:
+            training = min(left, key=lambda one: one.lag)
+            training.step()
+            if training.state.step % _REPORT_STEPS == 0 or training.done:
+                report = training.report()
+                _show(bars[training.name], training, report)
+                on_report(report)
+            if training.done or time.monotonic() - saved[training.name] > CHECKPOINT_SECONDS:
+                training.save()
+                saved[training.name] = time.monotonic()
+            if processes.any(stop.is_set()):
+                for one in trainings:
+                    one.save()
+                raise KeyboardInterrupt
+
+
+def _bar(training: Training, progress: bool) -> "tqdm[None]":
+    size = training.plan.settings.batch_size
+    return tqdm(
+        desc=f"train {training.name}",
+        total=training.plan.steps * size,
+        initial=training.state.step * size,
+        unit=" positions",
+        unit_scale=True,
+        disable=None if progress else True,
+    )
+
+
+def _show(bar: "tqdm[None]", training: Training, report: Progress) -> None:
+    text = f"fvu {report.fvu:.4f}, l0 {report.l0:.1f}, dead {report.n_dead}"
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(report.step * training.plan.settings.batch_size - bar.n)
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """Yield what the first SIGINT inside the block sets; the second interrupts at once, as without this block.
+
+    Python delivers signals to the main thread only: in another thread nothing is ever set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

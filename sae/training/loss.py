@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -56,22 +55,3 @@ def _aux_k(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     values, indices = encode_top_k(x - sae.b_dec, W_enc, b_enc, min(half, n_dead))
     error = F.mse_loss(weighted_rows(values, indices, W_dec), residual, reduction="sum")
     return min(n_dead / half, 1.0) * error
-
-
-def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """Return the point ``[d_in]`` with the least sum of distances to the rows of ``x`` ``[n, d_in]``.
-
-    Weiszfeld's algorithm in float64, until a step is shorter than ``tolerance`` times the spread of the data.
-    """
-    x = x.double()
-    median = x.mean(dim=0)
-    spread = torch.linalg.vector_norm(x - median, dim=-1).mean()
-    for _ in range(iterations if spread > 0 else 0):
-        # Clamped: the median may fall on a point.
-        weights = torch.linalg.vector_norm(x - median, dim=-1).clamp_min(1e-12 * float(spread)).reciprocal()
-        new = (weights @ x) / weights.sum()
-        moved = torch.linalg.vector_norm(new - median)
-        median = new
-        if moved <= tolerance * spread:
-            break
-    return median.float()

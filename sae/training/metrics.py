@@ -113,7 +113,7 @@ class Sums:
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, chunks: Iterable[Chunk]) -> Metrics:
+def measure(sae: SAE, chunks: Iterable[Chunk]) -> Metrics:
     """Return the metrics over chunks in any order, any number a step and branch."""
     device = sae.b_dec.device
     sums: dict[tuple[int, str], Sums] = {}
@@ -142,7 +142,7 @@ def _part(sums: Sums, branch: str, step: int | None = None, timestep: float | No
 
 
 def chunks_of_rows(rows: ActivationRows, indices: npt.NDArray[np.integer]) -> Iterator[Chunk]:
-    """Yield the positions of some rows as :func:`evaluate` takes them, a few thousand at a time."""
+    """Yield the positions of some rows as :func:`measure` takes them, a few thousand at a time."""
     per_chunk = max(1, _CHUNK_POSITIONS // rows.n_positions)
     branches = np.unique(rows.branch[indices])
     for step in np.unique(rows.step[indices]):

@@ -20,7 +20,7 @@ def local_device(device: str, environment: Mapping[str, str] = os.environ) -> st
     return f"cuda:{int(local) % n_devices}" if n_devices else device
 
 
-class Ranks:
+class Processes:
     """One process among those that share each batch; alone, every method does nothing."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
@@ -64,7 +64,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def join_ranks(batch_size: int, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def join_processes(batch_size: int, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     """Join the processes that torchrun or accelerate started with this one; alone without them.
 
     Raises:
@@ -72,7 +72,7 @@ def join_ranks(batch_size: int, environment: Mapping[str, str] = os.environ) -> 
     """
     world_size = int(environment.get("WORLD_SIZE", "1"))
     if world_size == 1 or "MASTER_ADDR" not in environment:
-        yield Ranks()
+        yield Processes()
         return
     if batch_size % world_size:
         raise UsageError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes.")
@@ -80,6 +80,6 @@ def join_ranks(batch_size: int, environment: Mapping[str, str] = os.environ) -> 
     try:
         if torch.cuda.is_available():
             torch.cuda.set_device(torch.device(local_device("cuda", environment)).index or 0)
-        yield Ranks(dist.get_rank(), world_size)
+        yield Processes(dist.get_rank(), world_size)
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The state of a training between two steps, as one safetensors file under ``.work/`` of the store."""
+"""The state of a training, the step that changes it, and its file: safetensors under ``.work/`` of the store."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,13 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
 from featurestore.store import Store
 from sae.model import SAE, Codes
-from sae.training.processes import Ranks
+from sae.training.loss import AUX_ALPHA, Loss, training_loss
+from sae.training.processes import Processes
 from sae.training.settings import Plan
 
 _BETAS = (0.9, 0.999)
 _HISTORY = 400
+_ALONE = Processes()
 
 
 class State:
@@ -36,17 +38,17 @@ class State:
             moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             self.optimizer.state[parameter] = {"step": step, **moments}
 
-    def count(self, codes: Codes, ranks: Ranks) -> None:
+    def count(self, codes: Codes, processes: Processes) -> None:
         """Count a step in which ``codes`` fired, here or in another process."""
         fired = codes.indices[codes.values > 0]
-        self.positions_since_fired += codes.values.shape[0] * ranks.world_size
+        self.positions_since_fired += codes.values.shape[0] * processes.world_size
         self.positions_since_fired[fired] = 0
-        ranks.least_(self.positions_since_fired)
+        processes.least_(self.positions_since_fired)
         self.step += 1
 
-    def remember(self, seen: list[float], n_dead: int) -> None:
-        """Add the step just taken, with its FVU and L0, to the history; at most ``_HISTORY`` entries, evenly spread, are kept."""
-        self.history.append((self.step, *map(float, seen), n_dead))  # type: ignore[arg-type]
+    def remember(self, fvu: float, l0: float, n_dead: int) -> None:
+        """Add the step just taken to the history, which keeps at most ``_HISTORY`` entries, evenly spread."""
+        self.history.append((self.step, fvu, l0, n_dead))
         if len(self.history) > _HISTORY:
             self.history = self.history[1::2]
 
@@ -57,6 +59,38 @@ class State:
             found[name] = parameter.detach()
             found |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
         return found
+
+
+def take_step(
+    state: State,
+    x: Tensor,
+    *,
+    lr: float,
+    dead_after: int,
+    aux_alpha: float = AUX_ALPHA,
+    processes: Processes = _ALONE,
+) -> Loss:
+    """Move the weights once along the gradient of a batch ``x`` ``[batch, d_in]``, scaled as the SAE wants it.
+
+    The rows of ``W_dec`` stay unit vectors: the part of the gradient along them is taken out before, and the norm is
+    restored after (Gao et al. 2024, section A). ``dead_after`` positions without firing make a latent dead. Several
+    processes average their gradients, each taken in the unit of its own part's variance. Returns the loss of ``x``
+    before the step.
+    """
+    sae = state.sae
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad()
+    loss = training_loss(sae, x, state.positions_since_fired > dead_after, aux_alpha)
+    loss.total.backward()
+    processes.average_(parameter.grad for parameter in sae.parameters())
+    sae.remove_parallel_gradient_()
+    state.optimizer.step()
+    sae.normalize_decoder_()
+    sae.variant.after_step(sae, loss.codes.values)
+    processes.average_([sae.threshold.data] if sae.variant.has_threshold else [])
+    state.count(loss.codes, processes)
+    return loss
 
 
 def state_path(store: Store, name: str) -> Path:

@@ -1,11 +1,48 @@
 """What an SAE's architecture decides; one module a variant, all of them in :data:`sae.variants.VARIANTS`."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sae.model import SAE
+
+class Shape(Protocol):
+    """What an SAE's configuration says that a variant needs."""
+
+    @property
+    def n_latents(self) -> int:
+        """Rows of the encoder and of the decoder."""
+
+    @property
+    def k(self) -> int:
+        """Latents that may be active at a position."""
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Latents of each group of a Matryoshka SAE."""
+
+
+class Weights(Protocol):
+    """An SAE, as far as a variant knows it: see :class:`sae.model.SAE`."""
+
+    @property
+    def config(self) -> Shape:
+        """Its sizes."""
+
+    @property
+    def W_enc(self) -> Tensor:  # noqa: N802
+        """``[n_latents, d_in]``."""
+
+    @property
+    def b_enc(self) -> Tensor:
+        """``[n_latents]``."""
+
+    @property
+    def W_dec(self) -> Tensor:  # noqa: N802
+        """``[n_latents, d_in]``."""
+
+    @property
+    def threshold(self) -> Tensor:
+        """``[n_latents]``; only variants with a threshold have it."""
 
 
 class TrainingCodes(NamedTuple):
@@ -31,24 +68,24 @@ class Variant:
     learns_threshold = False
     """whether the optimiser moves it"""
 
-    def encode(self, sae: "SAE", x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, sae: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes of each row, whatever the rows beside it."""
         raise NotImplementedError
 
-    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
+    def active(self, sae: Weights, x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
         """Return some latents' activations, given their pre-activations ``[rows, n]``: those, or 0 where one is not active."""
         raise NotImplementedError
 
-    def training_codes(self, sae: "SAE", x: Tensor) -> TrainingCodes:
+    def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes of a batch that the loss is made of."""
         return TrainingCodes(*self.encode(sae, x))
 
-    def misfit(self, sae: "SAE", residual: Tensor, codes: TrainingCodes) -> Tensor:
+    def misfit(self, sae: Weights, residual: Tensor, codes: TrainingCodes) -> Tensor:
         """Return the sum of squares to minimise; ``residual`` is what the whole SAE leaves of the batch."""
         return residual.square().sum()
 
-    def start(self, sae: "SAE", x: Tensor) -> None:
+    def start(self, sae: Weights, x: Tensor) -> None:
         """Prepare a new SAE for training on data like the batch ``x``."""
 
-    def after_step(self, sae: "SAE", values: Tensor) -> None:
+    def after_step(self, sae: Weights, values: Tensor) -> None:
         """Keep up with a step of the optimiser; ``values`` are those of the batch's codes."""

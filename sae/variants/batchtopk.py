@@ -5,17 +5,12 @@ estimates the expectation over batches of the smallest activation that training 
 the first batch's. Serving such an SAE as TopK would be another function.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from sae.sparse import encode_selected, top_k
-from sae.variants.base import TrainingCodes
+from sae.variants.base import TrainingCodes, Weights
 from sae.variants.threshold import Threshold
-
-if TYPE_CHECKING:
-    from sae.model import SAE
 
 _MOMENTUM = 0.99
 
@@ -23,18 +18,18 @@ _MOMENTUM = 0.99
 class BatchTopK(Threshold):
     """k latents a position on average: more where there is more to say."""
 
-    def training_codes(self, sae: "SAE", x: Tensor) -> TrainingCodes:
+    def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes of the batch's k · B largest positive pre-activations."""
         k = sae.config.k
         return TrainingCodes(*encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, k)))
 
     @torch.no_grad()
-    def start(self, sae: "SAE", x: Tensor) -> None:
+    def start(self, sae: Weights, x: Tensor) -> None:
         """Begin with the threshold of the first batch."""
         sae.threshold.fill_(_smallest(self.training_codes(sae, x).values))
 
     @torch.no_grad()
-    def after_step(self, sae: "SAE", values: Tensor) -> None:
+    def after_step(self, sae: Weights, values: Tensor) -> None:
         """Move the threshold towards the smallest activation that the batch kept."""
         if bool((values > 0).any()):
             sae.threshold.lerp_(_smallest(values).expand_as(sae.threshold), 1 - _MOMENTUM)

@@ -9,19 +9,16 @@ cannot fire (θ ≥ 0) and have no gradient.
 ε is in the units of inputs whose mean squared distance from ``b_dec`` is 1, which training scales to.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.sparse import encode_selected
-from sae.variants.base import TrainingCodes
+from sae.variants.base import TrainingCodes, Weights
 from sae.variants.batchtopk import batch_top_k
 from sae.variants.threshold import Threshold, packed
-
-if TYPE_CHECKING:
-    from sae.model import SAE
 
 BANDWIDTH = 0.01
 PENALTY = 1.0
@@ -32,7 +29,7 @@ class JumpReLU(Threshold):
 
     learns_threshold = True
 
-    def training_codes(self, sae: "SAE", x: Tensor) -> TrainingCodes:
+    def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes and the penalty of a batch."""
         least = (sae.threshold.detach() - BANDWIDTH / 2).clamp_min(0)
         pre, indices = encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: packed(pre, pre > least))
@@ -42,13 +39,13 @@ class JumpReLU(Threshold):
         return TrainingCodes(values, indices, PENALTY * (l0 / sae.config.k - 1).square())
 
     @torch.no_grad()
-    def start(self, sae: "SAE", x: Tensor) -> None:
+    def start(self, sae: Weights, x: Tensor) -> None:
         """Begin with the one threshold at which L0 is k."""
         values, _ = encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, sae.config.k))
         sae.threshold.fill_(values[values > 0].min() if bool((values > 0).any()) else 0.0)
 
     @torch.no_grad()
-    def after_step(self, sae: "SAE", values: Tensor) -> None:
+    def after_step(self, sae: Weights, values: Tensor) -> None:
         """Keep thresholds from becoming negative."""
         sae.threshold.clamp_min_(0)
 

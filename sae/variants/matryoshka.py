@@ -6,17 +6,13 @@ codes and threshold are those of BatchTopK.
 """
 
 import itertools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sae.sparse import weighted_rows
-from sae.variants.base import TrainingCodes
+from sae.variants.base import TrainingCodes, Weights
 from sae.variants.batchtopk import BatchTopK
-
-if TYPE_CHECKING:
-    from sae.model import SAE
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 
@@ -30,7 +26,7 @@ def default_groups(n_latents: int) -> tuple[int, ...]:
 class Matryoshka(BatchTopK):
     """A BatchTopK SAE whose every prefix of groups is an SAE."""
 
-    def misfit(self, sae: "SAE", residual: Tensor, codes: TrainingCodes) -> Tensor:
+    def misfit(self, sae: Weights, residual: Tensor, codes: TrainingCodes) -> Tensor:
         """Return the mean over prefixes of the squared residual."""
         ends = list(itertools.accumulate(sae.config.group_sizes))
         total = residual.square().sum()

@@ -1,15 +1,10 @@
 """What SAEs with a threshold do: ``z_i = a_i`` where ``a_i > max(θ_i, 0)``, else 0; ``a = W_enc (x − b_dec) + b_enc``."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from sae.sparse import encode_selected
-from sae.variants.base import Variant
-
-if TYPE_CHECKING:
-    from sae.model import SAE
+from sae.variants.base import Variant, Weights
 
 
 class Threshold(Variant):
@@ -17,12 +12,12 @@ class Threshold(Variant):
 
     has_threshold = True
 
-    def encode(self, sae: "SAE", x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, sae: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes of each row, ascending by latent, as wide as the fullest row needs."""
         least = sae.threshold.clamp_min(0)
         return encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: packed(pre, pre > least))
 
-    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
+    def active(self, sae: Weights, x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
         """Return the activations of some latents, computing no others."""
         return pre * (pre > sae.threshold[features].clamp_min(0))
 

@@ -3,27 +3,22 @@
 Gao et al., "Scaling and evaluating sparse autoencoders" (2024), section 2.3.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sae.sparse import encode_top_k, largest, top_k
-from sae.variants.base import Variant
-
-if TYPE_CHECKING:
-    from sae.model import SAE
+from sae.variants.base import Variant, Weights
 
 
 class TopK(Variant):
     """Exactly k places a position; of equal values the lower latent."""
 
-    def encode(self, sae: "SAE", x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, sae: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes of each row, largest value first."""
         return encode_top_k(x, sae.W_enc, sae.b_enc, sae.config.k)
 
-    def active(self, sae: "SAE", x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
+    def active(self, sae: Weights, x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
         """Return the activations of some latents: all pre-activations say which are among the k largest."""
         k = sae.config.k
         if k == sae.config.n_latents:

@@ -14,7 +14,7 @@ from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.training import loop as module
 from sae.training.logs import open_log
-from sae.training.processes import join_ranks
+from sae.training.processes import join_processes
 from sae.training.train import TrainSettings, train, train_many
 from tests.builders.saes import HOOK, make_store
 
@@ -94,7 +94,7 @@ def test_two_processes_train_one_sae(trained, architecture):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with (
         pytest.raises(UsageError, match="--batch-size 5 cannot be shared evenly by 2 processes"),
-        join_ranks(5, {"WORLD_SIZE": "2", "MASTER_ADDR": "x"}),
+        join_processes(5, {"WORLD_SIZE": "2", "MASTER_ADDR": "x"}),
     ):
         pass
 

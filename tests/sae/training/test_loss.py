@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae.training.loss import geometric_median, training_loss
+from sae.training.loss import training_loss
+from sae.training.start import geometric_median
 from tests.builders.saes import random_sae
 
 ALPHA = 1 / 32

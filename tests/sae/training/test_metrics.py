@@ -6,7 +6,7 @@ import torch
 
 from featurestore.format.canonical import canonical_json
 from sae.feed.rows import activation_rows
-from sae.training.metrics import Chunk, chunks_of_rows, evaluate
+from sae.training.metrics import Chunk, chunks_of_rows, measure
 from tests.builders.saes import HOOK, make_store, random_sae
 
 
@@ -28,7 +28,7 @@ def test_metrics_equal_the_naive_ones(rows, monkeypatch):
     monkeypatch.setattr("sae.training.metrics._CHUNK_POSITIONS", 50)
     sae = random_sae().requires_grad_(False)
     indices = np.arange(2, len(rows))
-    metrics = evaluate(sae, chunks_of_rows(rows, indices))
+    metrics = measure(sae, chunks_of_rows(rows, indices))
     tensors = rows.fill(indices)
     fvu, l0, density = naive(sae, tensors)
     assert metrics.fvu == pytest.approx(fvu, rel=1e-5)
@@ -51,12 +51,12 @@ def test_a_large_mean_costs_no_precision():
     x = torch.randn(500, 16)
     shifted = random_sae().requires_grad_(False)
     shifted.b_dec += 4096.0
-    one, other = (evaluate(s, [Chunk(0, 1.0, "cond", y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
+    one, other = (measure(s, [Chunk(0, 1.0, "cond", y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
     assert other.fvu == pytest.approx(one.fvu, rel=1e-2)
 
 
 def test_positions_that_are_all_equal_have_no_fvu():
-    metrics = evaluate(
+    metrics = measure(
         random_sae().requires_grad_(False),
         [Chunk(0, 1.0, "cond", torch.ones(4, 16)), Chunk(1, 0.5, "cond", torch.randn(9, 16))],
     )
@@ -73,7 +73,7 @@ def test_densities_are_counted_by_decade():
     sae.b_dec.zero_()
     x = torch.zeros(100, 16)
     x[:2, 0] = 5.0
-    metrics = evaluate(sae, [Chunk(0, 1.0, "cond", x)])
+    metrics = measure(sae, [Chunk(0, 1.0, "cond", x)])
     assert metrics.density[:2] == (0.98, 0.02)
     assert (metrics.n_dead, metrics.n_dense) == (8, 1)
     assert metrics.to_json()["density_decades"] == [1, 1, 0, 0, 0, 0, 0, 0]
@@ -82,7 +82,7 @@ def test_densities_are_counted_by_decade():
 def test_branches_are_told_apart(tmp_path):
     rows = activation_rows(make_store(tmp_path / "store", branches=("cond", "uncond")), HOOK, "both")
     sae = random_sae().requires_grad_(False)
-    metrics = evaluate(sae, chunks_of_rows(rows, np.arange(len(rows))))
+    metrics = measure(sae, chunks_of_rows(rows, np.arange(len(rows))))
     assert [(part.step, part.branch) for part in metrics.timesteps][:3] == [(0, "cond"), (0, "uncond"), (1, "cond")]
     for part in metrics.branches:
         fvu, l0, _ = naive(sae, rows.fill(np.flatnonzero(rows.branch == part.branch)))

@@ -13,7 +13,7 @@ from featurestore.verify import verify
 from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.training import loop as module
-from sae.training.interrupt import interruption
+from sae.training.loop import interruption
 from sae.training.settings import Plan, TrainSettings, make_plan
 from sae.training.train import train
 from tests.builders.saes import HOOK, add_shard, make_store
@@ -126,7 +126,7 @@ def interruptible():
 def test_a_second_ctrl_c_does_not_wait(interruptible):
     with pytest.raises(KeyboardInterrupt), interruption() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.wanted
+        assert stop.is_set()
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError
 

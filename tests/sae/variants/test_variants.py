@@ -309,7 +309,7 @@ def test_training_is_resumed_to_the_last_bit(architecture, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(module, "_REPORT_EVERY", 1)
+        patch.setattr(module, "_REPORT_STEPS", 1)
         with pytest.raises(KeyboardInterrupt):
             train(stores[1], HOOK, "a", settings, progress=False, device="cpu", on_report=stop_at(7))
         train(stores[1], HOOK, "a", settings, progress=False, device="cpu")
