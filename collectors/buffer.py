@@ -12,47 +12,14 @@ from torch import Tensor
 from collectors.capture import Captured
 from collectors.memory import HostMemory
 from collectors.subset import Positions, kept_steps, random_positions
-from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.errors import HookError, UsageError
 from featurestore.format.activations import tensor_array
 from featurestore.format.schemas import activations_schema
 from featurestore.vocabulary import BRANCH_CHOICES, Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
-from sae.diffusion.hooks import DenoiserCall
+from sae.diffusion.hooks import branch_parts
 from sae.encoding import codes_metadata
 from sae.model import SAE
-
-
-class StepFinder:
-    """The index of a timestep in the scheduler's present list; a repeated timestep (PNDM, Heun) means the next of its kind."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self._seen: set[Branch] = set()
-        self._timestep = float("nan")
-        self.step = -1
-
-    def __len__(self) -> int:
-        return len(self._scheduler.timesteps)
-
-    def advance(self, call: DenoiserCall) -> bool:
-        """Move to the step of a denoiser call; False if the call is the other pass of guidance in the same step.
-
-        Raises:
-            ModelError: the scheduler's list does not hold its timestep after the step before.
-        """
-        timestep = call.timestep
-        if timestep == self._timestep and self._seen.isdisjoint(call.branches):
-            self._seen.update(call.branches)
-            return False
-        listed = torch.as_tensor(self._scheduler.timesteps).float().cpu()
-        later = (listed[self.step + 1 :] == timestep).nonzero().flatten()
-        if not len(later):
-            raise ModelError(
-                f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold."
-            )
-        self.step += 1 + int(later[0])
-        self._timestep, self._seen = timestep, set(call.branches)
-        return True
 
 
 class Kept(NamedTuple):
@@ -107,13 +74,15 @@ class HookBuffer:
         self._ranges: list[tuple[float, Tensor]] = []
         self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {name: {} for name in kept.saes}
 
-    def put(self, captured: Captured, start: int, step: int, n_steps: int) -> None:
+    def put(self, captured: Captured, start: int) -> None:
         """Keep what is wanted of one call; the batch begins at sample ``start`` of the work item."""
-        shape = self._shape or self._begin(captured, n_steps)
+        step = captured.call.step
+        shape = self._shape or self._begin(captured, len(captured.call.schedule))
         place = shape.steps.get(step)
         if place is None:
             return
-        parts = dict(zip(captured.call.branches, captured.values.chunk(len(captured.call.branches)), strict=True))
+        rows = branch_parts(captured.call, captured.values, self.hook)
+        parts = {branch: captured.values[part] for branch, part in rows.items()}
         at = [index for index, branch in enumerate(self.kept.branches) if branch in parts]
         if not at:  # the other pass of guidance in two passes
             return

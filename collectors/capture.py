@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError
-from sae.diffusion.hooks import DenoiserCall, Layout, as_positions, module_input, take, watch
+from sae.diffusion.calls import DenoiserCall
+from sae.diffusion.hooks import Layout, as_positions, branch_parts, module_input, take, watch
 from sae.diffusion.modules import capturable, find_module
 
 
@@ -40,14 +41,17 @@ def capture(
     """
     modules = {hook: find_module(pipe, hook) for hook in hooks}
     seen: set[str] = set(hooks)
+    whole = True
 
     def begin(call: DenoiserCall) -> None:
+        nonlocal whole
         end_call()
         seen.clear()
+        whole = not {"cond", "uncond"}.isdisjoint(call.branches)  # Skip-layer guidance leaves blocks out on purpose.
         before(call)
 
     def end_call() -> None:
-        for hook in hooks:
+        for hook in hooks if whole else ():
             if hook not in seen:
                 raise HookError(f"module {hook!r} did not run in a denoiser call.{capturable(pipe)}")
 
@@ -61,6 +65,7 @@ def capture(
                 seen.add(hook)
                 try:
                     tensor = _io_tensor(args, kwargs, output, hook, io, module)
+                    branch_parts(state.call, tensor, hook)
                 except HookError as error:
                     raise HookError(f"{error}{capturable(pipe)}") from None
                 values, layout = as_positions(tensor.detach())

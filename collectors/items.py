@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from collectors.buffer import HookBuffer, StepFinder
+from collectors.buffer import HookBuffer
 from collectors.capture import Captured, capture
 from collectors.estimate import check_space
 from collectors.job import Job
@@ -17,7 +17,7 @@ from collectors.samples import samples_table
 from collectors.shares import Claim
 from sae.adding import add_sae
 from sae.codes import one_thread
-from sae.diffusion.hooks import DenoiserCall
+from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.pipelines import generate
 
 
@@ -54,14 +54,16 @@ def gather(job: Job, item: WorkItem, memory: HostMemory, bar: Any) -> Gathered:
 
 def _run_batch(job: Job, batch: list[Sample], start: int, buffers: dict[str, HookBuffer], bar: Any) -> list[Any]:
     model, run = job.model, job.run
-    steps = StepFinder(model.pipe.scheduler)
+    n_begun = 0
 
     def before(call: DenoiserCall) -> None:
-        if steps.advance(call):
-            bar.update(len(batch) if steps.step < run.n_steps else 0)
+        nonlocal n_begun
+        if call.step >= n_begun:  # Two passes of guidance are one step.
+            bar.update(len(batch) if call.step < run.n_steps else 0)
+            n_begun = call.step + 1
 
     def sink(captured: Captured) -> None:
-        buffers[captured.hook].put(captured, start, steps.step, len(steps))
+        buffers[captured.hook].put(captured, start)
 
     prompts, seeds = [s.prompt.prompt for s in batch], [s.prompt.seed for s in batch]
     with capture(model.pipe, list(buffers), sink, job.settings.io, before):

@@ -4,8 +4,7 @@ The defence is in the gradient's path: hooks are attached while the loss is take
 that the loss is taken at.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.unlearning.diffusion import embed, noise, noised, tokens
+from sae.diffusion import direct_calls
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x_t, timesteps and the text's states → the noise that the defended model predicts"""
@@ -87,21 +87,6 @@ def prefixed_ids(ids: Tensor, prefix: Tensor) -> Tensor:
     return torch.cat([ids[:, :1], prefix[None].to(ids), ids[:, 1 : ids.shape[1] - len(prefix)]], 1)
 
 
-@contextlib.contextmanager
-def unguided(pipe: Any) -> Iterator[None]:
-    """Let the denoiser be called by itself: what hooks ask of the pipeline is answered by «no guidance»."""
-    missing = object()
-    before = getattr(pipe, "_guidance_scale", missing)
-    pipe._guidance_scale = 1.0
-    try:
-        yield
-    finally:
-        if before is missing:
-            del pipe._guidance_scale
-        else:
-            pipe._guidance_scale = before
-
-
 def attack(
     pipe: Any,
     prompt: str,
@@ -156,7 +141,7 @@ def attack_loss(
     states = prefixed_states(pipe, ids, prefix)
     if predict is not None:
         return (epsilon - predict(x, t, states)).square().mean()
-    with unguided(pipe):
+    with direct_calls(pipe):
         return (epsilon - noise(pipe, pipe.unet, x, t, states)).square().mean()
 
 
@@ -171,7 +156,7 @@ def guided_prediction(pipe: Any, negative: str, guidance: float) -> Predict:
     states = embed(pipe, [negative]).detach()
 
     def predict(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        with unguided(pipe):
+        with direct_calls(pipe):
             without = noise(pipe, pipe.unet, x, t, states.expand_as(c))
             return without + guidance * (noise(pipe, pipe.unet, x, t, c) - without)
 

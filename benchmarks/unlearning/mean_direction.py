@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featurestore.format.activations import read_shard
 from featurestore.store import Store
-from sae.diffusion.hooks import as_positions, put, take, watch
+from sae.diffusion.hooks import as_positions, branch_parts, put, take, watch
 from sae.diffusion.modules import find_module
 
 
@@ -55,16 +55,13 @@ def steered_away(pipe: Any, directions: Directions, strength: float, project: bo
     with watch(pipe) as state:
 
         def after(owner: Any, args: Any, output: Any) -> Any:
-            branches = state.call.branches
-            if "cond" not in branches:
+            if "cond" not in state.call.branches:
                 return None
             leaving = take(output, directions.hook, owner)
             at = int(torch.tensor([abs(t - state.call.timestep) for t in directions.timesteps]).argmin())
             difference, others = (m[at].to(leaving.device) for m in (directions.difference, directions.others))
             edited = leaving.clone(memory_format=torch.contiguous_format)
-            size = len(edited) // len(branches)
-            first = branches.index("cond") * size
-            view, _ = as_positions(edited[first : first + size])
+            view, _ = as_positions(edited[branch_parts(state.call, edited, directions.hook)["cond"]])
             view -= _change(view.float(), difference, others, strength, project).to(view.dtype)
             return put(output, edited, directions.hook, owner)
 

@@ -1,1 +1,6 @@
-"""Load a diffusers pipeline, run it, and read what its denoiser computes."""
+"""Reading and running a pipeline of diffusers; ``declare`` says how one of your own is read (docs/pipelines.md)."""
+
+from sae.diffusion.architectures import declare
+from sae.diffusion.hooks import direct_calls
+
+__all__ = ["declare", "direct_calls"]

@@ -1,96 +1,36 @@
-"""What the text-to-image pipelines of diffusers do differently, a line each (docs/pipelines.md).
+"""What the pipelines of diffusers do differently, a line each (docs/pipelines.md)."""
 
-A pipeline with classifier-free guidance either runs both halves in one denoiser call (``batched``, the unconditional
-half first) or calls the denoiser twice a step (``two-pass``). Which it does now is read from the pipeline itself.
-"""
-
-import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from featurestore.errors import ModelError
-from featurestore.vocabulary import Branch
+from featurestore.errors import ModelError, UsageError
+from sae.diffusion.calls import (
+    Branches,
+    DenoiserCall,
+    Reader,
+    Running,
+    Steps,
+    check_batch,
+    halves,
+    passes,
+    scalar,
+)
 
-Branches = tuple[Branch, ...]
-"""how a denoiser call's batch is divided, in equal parts, from its start"""
-BATCHED: Branches = ("uncond", "cond")
 ENCODER_SUFFIX = "-encoder"
 """at the end of a hook: the ``encoder_hidden_states`` of its module instead of the ``hidden_states``"""
-
-
-@contextlib.contextmanager
-def _guided_by_property(pipe: Any) -> Iterator[Callable[[], Branches | None]]:
-    """Read ``pipe.do_classifier_free_guidance``."""
-
-    def branches() -> Branches | None:
-        guided = getattr(pipe, "do_classifier_free_guidance", None)
-        return None if guided is None else BATCHED if guided else ("cond",)
-
-    yield branches
-
-
-@contextlib.contextmanager
-def _guided_by_prompts(pipe: Any) -> Iterator[Callable[[], Branches | None]]:
-    """Read how the pipeline has its prompts encoded: with or without negative ones."""
-    encode, seen = pipe.encode_prompt, None
-
-    @functools.wraps(encode)
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        nonlocal seen
-        call = inspect.signature(encode).bind(*args, **kwargs)
-        call.apply_defaults()
-        seen = BATCHED if call.arguments["do_classifier_free_guidance"] else ("cond",)
-        return encode(*args, **kwargs)
-
-    with _replaced(pipe, "encode_prompt", encode_prompt):
-        yield lambda: seen
-
-
-@contextlib.contextmanager
-def _guided_by_context(pipe: Any) -> Iterator[Callable[[], Branches | None]]:
-    """Read the name that the pipeline gives each denoiser call: ``cond`` or ``uncond``."""
-    enter, now = pipe.transformer.cache_context, None
-
-    @contextlib.contextmanager
-    def cache_context(name: Branch, **kwargs: Any) -> Iterator[None]:
-        nonlocal now
-        now = (name,)
-        try:
-            with enter(name, **kwargs):
-                yield
-        finally:
-            now = None
-
-    with _replaced(pipe.transformer, "cache_context", cache_context):
-        yield lambda: now
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put ``function`` in the place of a method of one object."""
-    before = vars(owner).get(name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 class Architecture(NamedTuple):
     """What has to be known of a pipeline class to read its denoiser's calls and to run it."""
 
-    guidance: Callable[[Any], AbstractContextManager[Callable[[], Branches | None]]]
-    """observes the pipeline; the function it gives returns the branches of the denoiser call in progress, None if unknown"""
+    branches: Reader | Branches = halves
+    """how a denoiser call's batch is divided"""
     two_pass: bool = False
     """whether guidance is a second denoiser call (``true_cfg_scale``), beside a scale that the denoiser is told"""
-    timestep: Callable[[Any, float], float] = lambda pipe, argument: argument
-    """the scheduler's timestep, of the pipeline and the denoiser's argument"""
+    timestep: str | Callable[[Running], Any] = "t"
+    """the scheduler's timestep: a variable of the pipeline's call, or a function of it"""
+    samples: str | Callable[[Running], int] = "latents"
+    """what has a row for each picture: a variable of the pipeline's call; or a function that counts the pictures"""
     patch: int = 1
     """latent pixels a token, in each direction"""
     options: Mapping[str, Any] = {}
@@ -98,27 +38,83 @@ class Architecture(NamedTuple):
     needs_image: bool = False
     """whether the pipeline starts from a picture: it can be edited, but nothing is collected from it"""
 
+    def read(self, call: Running, steps: Steps) -> DenoiserCall:
+        """Return what a denoiser call is.
+
+        Raises:
+            ModelError: the running pipeline does not say, or its batch contradicts it.
+        """
+        branches = self.branches(call) if callable(self.branches) else self.branches
+        count = self.samples(call) if callable(self.samples) else len(call.variable(self.samples))
+        check_batch(call, branches, count)
+        timestep = scalar(self.timestep(call) if callable(self.timestep) else call.variable(self.timestep))
+        step, schedule = steps.find(call, timestep, branches)
+        return DenoiserCall(timestep, branches, step, schedule, call.batch)
+
+
+def _with_skipped_layers(call: Running) -> Branches:
+    """Both halves in one call, then the conditional once more with layers left out (SD3)."""
+    return ("skip",) if call.arguments.get("skip_layers") is not None else halves(call)
+
+
+# Pictures of exactly the size asked for, and prompts as they are stored, whatever else is installed.
+_AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
+_FROM_PICTURE = Architecture(needs_image=True)
+_SD3 = Architecture(_with_skipped_layers, patch=2)
+_FLUX = Architecture(passes, two_pass=True, patch=2)
 
 ARCHITECTURES = {
-    "StableDiffusionPipeline": Architecture(_guided_by_property),
-    "StableDiffusionXLPipeline": Architecture(_guided_by_property),
-    "StableDiffusionImg2ImgPipeline": Architecture(_guided_by_property, needs_image=True),
-    "StableDiffusionXLImg2ImgPipeline": Architecture(_guided_by_property, needs_image=True),
-    "StableDiffusion3Pipeline": Architecture(_guided_by_property, patch=2),
-    # Pictures of exactly the size asked for, and prompts as they are stored, whatever else is installed.
-    "PixArtSigmaPipeline": Architecture(
-        _guided_by_prompts, patch=2, options={"use_resolution_binning": False, "clean_caption": False}
-    ),
-    # The denoiser is given the timestep / 1000, rounded to the model's precision: too coarse to tell steps apart.
-    "FluxPipeline": Architecture(
-        _guided_by_context, two_pass=True, timestep=lambda pipe, argument: float(pipe.current_timestep), patch=2
-    ),
+    "StableDiffusionPipeline": Architecture(),
+    "StableDiffusionXLPipeline": Architecture(),
+    "StableDiffusionImg2ImgPipeline": _FROM_PICTURE,
+    "StableDiffusionXLImg2ImgPipeline": _FROM_PICTURE,
+    "StableDiffusion3Pipeline": _SD3,
+    "PixArtSigmaPipeline": Architecture(patch=2, options=_AS_ASKED),
+    "FluxPipeline": _FLUX,
 }
+"""by the name of diffusers' class"""
+_declared: dict[type, Architecture] = {}
 
 _JOINT_BLOCKS = frozenset({"JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"})
 """classes that return ``(encoder_hidden_states, hidden_states)``"""
 BLOCKS = _JOINT_BLOCKS | {"Transformer2DModel", "ResnetBlock2D", "BasicTransformerBlock"}
 """classes whose modules can be captured; named when another cannot"""
+
+
+def declare(
+    pipeline: type,
+    branches: Reader | Branches = halves,
+    *,
+    timestep: str | Callable[[Running], Any] = "t",
+    samples: str | Callable[[Running], int] = "latents",
+    patch: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Say how the denoiser's calls of a pipeline class are read, and of those derived from it (docs/pipelines.md).
+
+    ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``, or a function of the
+    running call (:class:`sae.diffusion.calls.Running`): ``halves``, ``passes`` and others are in :mod:`sae.diffusion.calls`.
+    ``timestep``, ``samples``: the variables of the pipeline's call that hold the scheduler's timestep, and a row for each
+    picture; or functions. ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
+
+    Raises:
+        UsageError: ``pipeline`` is no class, or a branch is named twice.
+    """
+    if not isinstance(pipeline, type):
+        raise UsageError(f"declare expects a pipeline's class, found {pipeline!r}.")
+    if not callable(branches) and (not branches or len(set(branches)) < len(branches)):
+        raise UsageError(f"declare expects branches such as ('uncond', 'cond'), found {branches!r}.")
+    _declared[pipeline] = Architecture(
+        branches, timestep=timestep, samples=samples, patch=patch, options=dict(options or {})
+    )
+
+
+def is_pipeline(owner: Any) -> bool:
+    """Say whether an object is a pipeline: of a known class, of a declared one, or one of diffusers."""
+    kinds = type(owner).__mro__
+    return any(kind in _declared or kind.__name__ in ARCHITECTURES for kind in kinds) or any(
+        kind.__name__ == "DiffusionPipeline" for kind in kinds
+    )
 
 
 def architecture(pipe: Any) -> Architecture:
@@ -128,9 +124,14 @@ def architecture(pipe: Any) -> Architecture:
         ModelError: nothing is.
     """
     for cls in type(pipe).__mro__:
+        if cls in _declared:
+            return _declared[cls]
         if cls.__name__ in ARCHITECTURES:
             return ARCHITECTURES[cls.__name__]
-    raise ModelError(f"{type(pipe).__name__} is not supported: expected one of diffusers' {', '.join(ARCHITECTURES)}.")
+    raise ModelError(
+        f"{type(pipe).__name__} is not known: say how its calls are read with sae.diffusion.declare, or use one of "
+        f"diffusers' {', '.join(ARCHITECTURES)}."
+    )
 
 
 def split_hook(hook: str) -> tuple[str, str]:

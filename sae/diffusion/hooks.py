@@ -13,16 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
-from sae.diffusion.architectures import Branches, architecture, output_index, split_hook
-from sae.diffusion.modules import denoiser, is_compiled
-
-
-class DenoiserCall(NamedTuple):
-    """One call of the denoiser, as it was made."""
-
-    timestep: float
-    branches: Branches
-    """how the batch is divided, in equal parts, from its start"""
+from sae.diffusion.architectures import architecture, is_pipeline, output_index, split_hook
+from sae.diffusion.calls import HOW_TO_DECLARE, Branches, DenoiserCall, Steps, direct_call, running, said_of
+from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
 
 
 class Layout(NamedTuple):
@@ -49,31 +42,55 @@ class Watch:
 
 @contextlib.contextmanager
 def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: None) -> Iterator[Watch]:
-    """Observe the denoiser's calls; ``before`` is called at the start of each.
+    """Observe the calls of a pipeline's denoiser, whichever pipeline makes them; ``before`` is called at the start of each.
 
     A compiled denoiser keeps the hooks that it was compiled with, so all that is compiled is compiled anew: at its next call,
     and again after this.
+
+    Raises:
+        ModelError: the pipeline's class is not known, or one of diffusers' caches is on.
     """
-    state = Watch()
-    kind = architecture(pipe)
-    with kind.guidance(pipe) as branches_now, _recompiled(is_compiled(pipe)):
+    state, steps, watched = Watch(), Steps(), denoiser(pipe)
+    architecture(pipe)
+    check_no_cache(watched)
 
-        @torch.compiler.disable
-        def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            branches = branches_now()
-            if branches is None:
-                raise ModelError(
-                    f"the denoiser was called outside of {type(pipe).__name__}, which knows whether guidance is on."
-                )
-            argument = kwargs["timestep"] if "timestep" in kwargs else args[1]
-            state._call = DenoiserCall(kind.timestep(pipe, _scalar(argument)), branches)
-            before(state._call)
+    @torch.compiler.disable
+    def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        state._call = _read(module, args, kwargs, steps)
+        if state._call.step == 0:
+            check_no_cache(module)
+        before(state._call)
 
-        handle = denoiser(pipe).register_forward_pre_hook(observe, with_kwargs=True)
+    with _recompiled(is_compiled(pipe)):
+        handle = watched.register_forward_pre_hook(observe, with_kwargs=True)
         try:
             yield state
         finally:
             handle.remove()
+
+
+def _read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: Steps) -> DenoiserCall:
+    call = running(module, args, kwargs, lambda owner: is_pipeline(owner) and owns_denoiser(owner, module))
+    if call is not None:
+        return architecture(call.pipe).read(call, steps)
+    said = direct_call(module, args, kwargs)
+    if said is None:
+        raise ModelError(
+            "the denoiser was called by itself, and no pipeline says which samples are conditional: call the pipeline, or "
+            f"say it with sae.diffusion.direct_calls; a pipeline of your own: {HOW_TO_DECLARE}"
+        )
+    return said
+
+
+def direct_calls(
+    pipe: Any, branches: Branches = ("cond",), timestep: float | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Say what calls of a denoiser are that no pipeline makes, such as ``pipe.unet(x, t, c)``, inside a ``with`` block.
+
+    ``branches``: how their batches are divided, in equal parts. ``timestep``: the scheduler's; None: the argument that
+    the denoiser is given is the scheduler's, as in a UNet.
+    """
+    return said_of(denoiser(pipe), branches, timestep)
 
 
 @contextlib.contextmanager
@@ -87,11 +104,19 @@ def _recompiled(needed: bool) -> Iterator[None]:
             torch.compiler.reset()
 
 
-def _scalar(timestep: Any) -> float:
-    values = torch.as_tensor(timestep).flatten().tolist()  # One wait for the device, not two.
-    if len(set(values)) > 1:
-        raise ModelError(f"one denoiser call has several timesteps ({values}): pipelines give all samples the same.")
-    return float(values[0])
+def branch_parts(call: DenoiserCall, tensor: Tensor, hook: str) -> dict[str, slice]:
+    """Return which rows of a hooked tensor belong to each branch of the call.
+
+    Raises:
+        HookError: the tensor has no row for each sample of the denoiser's batch.
+    """
+    n = len(tensor)
+    if n % len(call.branches) or (call.batch and n != call.batch):
+        raise HookError(
+            f"module {hook!r} has {n} rows in a denoiser call of {call.batch} samples: it is not known which are whose."
+        )
+    size = n // len(call.branches)
+    return {branch: slice(i * size, (i + 1) * size) for i, branch in enumerate(call.branches)}
 
 
 def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:

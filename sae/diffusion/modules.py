@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,34 @@ from featurestore.errors import HookError, ModelError, nearest
 from sae.diffusion.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
 
 _DENOISERS = ("unet", "transformer")
+_CACHES = {
+    "faster_cache", "first_block_cache", "mag_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache",
+    "text_kv_cache",
+}  # fmt: skip
+"""files of diffusers/hooks that keep values from step to step"""
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module inside of what torch puts around one: ``torch.compile``'s ``_orig_mod``, ``module`` of DDP."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def plain_name(name: str) -> str:
+    """Return a module's or a weight's name without what wrappers add to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def plain_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module with its name, as ``named_modules`` would if nothing were wrapped."""
+    for name, one in module.named_modules(prefix=prefix):
+        if unwrapped(one) is one:
+            yield plain_name(name), one
 
 
 def denoiser(pipe: Any) -> nn.Module:
@@ -19,18 +47,38 @@ def denoiser(pipe: Any) -> nn.Module:
     Raises:
         ModelError: it has neither.
     """
-    module = getattr(pipe, _denoiser_name(pipe))
-    module = getattr(module, "_orig_mod", module)
+    module = unwrapped(getattr(pipe, _denoiser_name(pipe)))
     assert isinstance(module, nn.Module)
     return module
+
+
+def owns_denoiser(pipe: Any, module: nn.Module) -> bool:
+    """Say whether ``module`` is a pipeline's denoiser."""
+    return any(unwrapped(getattr(pipe, name, None)) is module for name in _DENOISERS)
 
 
 def is_compiled(pipe: Any) -> bool:
     """Say whether the denoiser, or a module of it, is compiled by torch."""
     inner = denoiser(pipe)
     compiled = (getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
-    wrapped = any(hasattr(module, "_orig_mod") for module in inner.modules())
+    wrapped = any(unwrapped(module) is not module for module in inner.modules())
     return getattr(pipe, _denoiser_name(pipe)) is not inner or wrapped or any(compiled)
+
+
+def check_no_cache(module: nn.Module) -> None:
+    """Refuse a denoiser of which a cache of diffusers leaves blocks out: their hooks would see what an earlier step saw.
+
+    Raises:
+        ModelError: one is on; it is named.
+    """
+    for name, one in module.named_modules():
+        registry = getattr(one, "_diffusers_hook", None)
+        for hook in () if registry is None else registry.hooks.values():
+            if type(hook).__module__.rpartition(".")[2] in _CACHES:
+                raise ModelError(
+                    f"{type(module).__name__} has diffusers' {type(hook).__name__} on (at {name or 'the denoiser'}): it puts "
+                    f"values of earlier steps in the place of new ones. Call disable_cache() on the denoiser first."
+                )
 
 
 def _denoiser_name(pipe: Any) -> str:
@@ -54,11 +102,11 @@ def find_module(pipe: Any, hook: str) -> nn.Module:
     if root != part and isinstance(getattr(pipe, root, None), nn.Module):
         raise HookError(f"{hook!r} is no part of the denoiser, which is {part!r}: it does not run at every step.")
     try:
-        module = denoiser(pipe).get_submodule(inner) if root == part else None
+        module = unwrapped(denoiser(pipe).get_submodule(inner)) if root == part else None
     except AttributeError:
         module = None
     if module is None:
-        known = [f"{part}.{name}" for name, _ in denoiser(pipe).named_modules() if name]
+        known = [f"{part}.{name}" for name, _ in plain_modules(denoiser(pipe)) if name]
         raise HookError(f"the model has no module {path!r}.{nearest(path, known)}")
     if suffix and not has_encoder_stream(module):
         raise HookError(f"module {path!r} returns no encoder_hidden_states.{capturable(pipe)}")
@@ -89,7 +137,7 @@ def _matches(pipe: Any, pattern: str) -> list[str]:
     path, suffix = split_hook(pattern)
     parts = path.split(".")
     matches = []
-    for name, module in denoiser(pipe).named_modules(prefix=_denoiser_name(pipe)):
+    for name, module in plain_modules(denoiser(pipe), _denoiser_name(pipe)):
         steps = name.split(".")
         alike = len(steps) == len(parts) and all(map(fnmatch.fnmatchcase, steps, parts))
         if alike and not isinstance(module, nn.ModuleList) and (not suffix or has_encoder_stream(module)):
@@ -100,7 +148,7 @@ def _matches(pipe: Any, pattern: str) -> list[str]:
 def capturable(pipe: Any) -> str:
     """Return `` Can be captured: …``: the patterns of the blocks whose tensors are maps or token streams, for an error."""
     patterns: dict[str, None] = {}
-    for name, module in denoiser(pipe).named_modules(prefix=_denoiser_name(pipe)):
+    for name, module in plain_modules(denoiser(pipe), _denoiser_name(pipe)):
         if type(module).__name__ in BLOCKS:
             pattern = re.sub(r"\.\d+", ".*", name)
             patterns |= dict.fromkeys([pattern, *([pattern + ENCODER_SUFFIX] if has_encoder_stream(module) else [])])

@@ -14,7 +14,17 @@ from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import BRANCHES, MODES, Branch
 from sae.checkpoint import load_selection_sae
 from sae.diffusion.architectures import split_hook
-from sae.diffusion.hooks import Layout, Watch, as_positions, module_input, put, take, watch, with_input
+from sae.diffusion.hooks import (
+    Layout,
+    Watch,
+    as_positions,
+    branch_parts,
+    module_input,
+    put,
+    take,
+    watch,
+    with_input,
+)
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.weights import model_hash, same_model
 from sae.intervention.rules import Rule, Steer, Step, ablation_change, join, on_device, step_change, union
@@ -164,11 +174,9 @@ class _Edit:
 
     def _edited(self, seen: Tensor, target: Tensor, state: Watch) -> Tensor | None:
         """Return ``target`` plus the edit that is made of what the SAE sees; None when nothing changes."""
-        branches = state.call.branches
-        if self.branch not in branches:
+        if self.branch not in state.call.branches:
             return None
-        size = seen.shape[0] // len(branches)
-        part = slice(branches.index(self.branch) * size, (branches.index(self.branch) + 1) * size)
+        part = branch_parts(state.call, seen, self.hook)[self.branch]
         positions, layout = as_positions(seen[part])
         step = self._step(state.call.timestep, layout, seen.device)
         if step.is_empty:

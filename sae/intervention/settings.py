@@ -11,8 +11,7 @@ from torch import Tensor
 
 from featurestore.errors import UsageError
 from featurestore.selection import Selection
-from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS
-from sae.diffusion.architectures import Branches
+from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS, Branch
 from sae.diffusion.hooks import Layout
 
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)(%?):(\d+(?:\.\d+)?)(%?)")
@@ -96,7 +95,7 @@ class Intervention:
         self.window.check()
 
     @property
-    def branches(self) -> Branches:
+    def branches(self) -> tuple[Branch, ...]:
         """The halves of guidance that are edited."""
         return BRANCH_CHOICES[self.branch or self.selection.branch]
 

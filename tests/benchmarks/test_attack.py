@@ -17,9 +17,9 @@ from benchmarks.unlearning.attack import (
     prefixed_states,
     project,
     success_rates,
-    unguided,
 )
 from benchmarks.unlearning.diffusion import embed, noise, tokens
+from sae.diffusion import direct_calls
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import load_model
 from sae.intervention.ablate import ablate
@@ -159,7 +159,7 @@ def test_it_stops_at_the_first_success_and_asks_before_and_after_every_timestep(
 def test_a_negative_prompts_defence_is_its_guidance(attacked):
     pipe, t = attacked.pipe, torch.tensor([300])
     c, negative = embed(pipe, ["cat"]).detach(), embed(pipe, ["tree"]).detach()
-    with torch.no_grad(), unguided(pipe):
+    with torch.no_grad(), direct_calls(pipe):
         wanted, without = (noise(pipe, pipe.unet, TARGET, t, e) for e in (c, negative))
         found = guided_prediction(pipe, "tree", 3.0)(TARGET, t, c)
     torch.testing.assert_close(found, without + 3 * (wanted - without))

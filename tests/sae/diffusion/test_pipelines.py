@@ -1,24 +1,23 @@
 import contextlib
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from collectors.buffer import StepFinder
 from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
+from sae.diffusion import direct_calls
 from sae.diffusion.architectures import BLOCKS
-from sae.diffusion.hooks import DenoiserCall
+from sae.diffusion.calls import Steps
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
-from tests.builders.architectures import CASES, PLAIN, RUNS, SIZE
+from tests.builders.architectures import CASES, GUIDED, PLAIN, RUNS, SIZE
 from tests.builders.pipelines import tiny_stable_diffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -321,12 +320,11 @@ def test_a_unet_with_guidance_distilled_has_no_unconditional_half(tmp_path):
 
 @pytest.mark.parametrize("passes", [["cond"], ["cond", "uncond"]])
 def test_a_repeated_timestep_is_another_step_and_a_second_pass_is_not(passes):
-    finder = StepFinder(SimpleNamespace(timesteps=[5.0, 3.0, 3.0, 1.0]))
-    calls = [DenoiserCall(t, (branch,)) for t in (5.0, 3.0, 3.0, 1.0) for branch in passes]
-    found = [(finder.advance(call), finder.step) for call in calls]
-    assert found == [(branch == "cond", step) for step in range(4) for branch in passes]
+    steps, schedule = Steps(), (5.0, 3.0, 3.0, 1.0)
+    found = [steps.advance(schedule, t, (branch,)) for t in schedule for branch in passes]
+    assert found == [step for step in range(4) for _ in passes]
     with pytest.raises(ModelError, match="called at timestep 7, which the scheduler's list does not hold"):
-        finder.advance(DenoiserCall(7.0, ("cond",)))
+        steps.advance(schedule, 7.0, ("cond",))
 
 
 def test_models_that_are_no_text_to_image_pipeline(tmp_path):
@@ -343,7 +341,7 @@ def test_models_that_are_no_text_to_image_pipeline(tmp_path):
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     for name, message in {
         "clip": "is no diffusers pipeline: it has no model_index.json",
-        "ddpm": "DDPMPipeline is not supported: expected one of diffusers' StableDiffusionPipeline, StableDiffusionXL",
+        "ddpm": "DDPMPipeline is not known: say how its calls are read with sae.diffusion.declare, or use one of ",
     }.items():
         with pytest.raises(ModelError, match=message) as caught:
             load_model(str(tmp_path / name), "cpu")
@@ -351,12 +349,26 @@ def test_models_that_are_no_text_to_image_pipeline(tmp_path):
 
 
 def test_a_denoiser_called_outside_of_its_pipeline_is_refused(architectures):
-    pipe = architectures("PixArt-Σ").pipe
+    """Fault C3: what an earlier run left in the pipeline says nothing about a call of its own."""
+    model = architectures("SD-1.5")
+    generate(model, GUIDED, ["a"], [0], "latent")
+    call = {"sample": torch.zeros(2, 4, 16, 16), "timestep": torch.tensor(1)}
+    call["encoder_hidden_states"] = torch.zeros(2, 16, 16)
+    seen = []
+    with capture(model.pipe, ["unet.mid_block"], seen.append):
+        with pytest.raises(ModelError, match=r"called by itself, and no pipeline says .* sae\.diffusion\.direct_calls"):
+            model.pipe.unet(**call)
+        with direct_calls(model.pipe, ("uncond", "cond")):
+            model.pipe.unet(**call)
+            with direct_calls(model.pipe, timestep=7.0):
+                model.pipe.unet(**call)
     with (
-        capture(pipe, [], lambda captured: None),
-        pytest.raises(ModelError, match="called outside of PixArtSigmaPipeline"),
+        capture(model.pipe, ["unet.mid_block"], seen.append),
+        direct_calls(model.pipe, ("a", "b", "c")),
+        pytest.raises(ModelError, match="called with 2 samples, which are not a and b and c of each"),
     ):
-        pipe.transformer(torch.zeros(1, 4, 16, 16), timestep=torch.tensor([1]))
+        model.pipe.unet(**call)
+    assert [(c.call.timestep, c.call.branches) for c in seen] == [(1.0, ("uncond", "cond")), (7.0, ("cond",))]
 
 
 @pytest.mark.parametrize("name", ["FLUX", "PixArt-Σ"])
@@ -369,8 +381,7 @@ def test_one_pipeline_may_be_watched_twice_and_gets_its_methods_back(name, archi
         generate(model, run, ["a"], [0], "latent")
     assert [c.call for c in outer] == [c.call for c in inner] * 2
     assert {branch for c in inner for branch in c.call.branches} == {"cond", "uncond"}
-    assert "encode_prompt" not in vars(model.pipe)
-    assert "cache_context" not in vars(model.pipe.transformer)
+    assert not denoiser(model.pipe)._forward_pre_hooks
 
 
 def test_the_documented_table_is_the_tested_one():

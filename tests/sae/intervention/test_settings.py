@@ -14,6 +14,7 @@ from featurestore.errors import ModelError, SelectionError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
+from sae.diffusion import direct_calls
 from sae.diffusion.hooks import Layout
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
@@ -399,9 +400,8 @@ def test_gradients_flow_through_the_edit_as_through_the_dense_formula(model, kin
     handle = attach(model.pipe, Intervention(selection, kind, -2.5), sae=sae)
     last = module.register_forward_hook(weigh)
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    model.pipe._guidance_scale = 3.0
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), direct_calls(model.pipe, ("uncond", "cond")):
             model.pipe.unet(latents, torch.tensor(334), torch.randn(2, 8, 16), return_dict=False)
     finally:
         for hook in (first, last):
