@@ -37,6 +37,7 @@ from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import DTYPES, Model, RunSettings, generate
 from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import ablate
+from sae.intervention.rules import paper_rule
 from sae.intervention.settings import Intervention
 from sae.model import SAE, SAEConfig
 
@@ -110,13 +111,11 @@ def _middle(f: Tensor) -> float:
 
 
 def dense(setup: Setup, chosen: list[Feature], x: Tensor) -> Tensor:
-    """Return the paper's rule on ``x [positions, d_in]``, written out: encode everything, edit, decode, keep the error."""
-    z = setup.sae.encode_dense(x)
-    error = x - (z @ setup.sae.W_dec + setup.sae.b_dec)
-    for latent, threshold in chosen:
-        f = z[:, latent]
-        z[:, latent] = torch.where(f > threshold, FACTOR * f, f)
-    return z @ setup.sae.W_dec + setup.sae.b_dec + error
+    """Return the paper's rule on ``x [positions, d_in]``, written out."""
+    latents, thresholds = (torch.tensor(column, device=x.device) for column in zip(*chosen, strict=True))
+    return paper_rule(
+        setup.sae, x, latents, strength=FACTOR, mean_concept=torch.ones_like(thresholds), mean_all=thresholds
+    )
 
 
 def edited_positions(setup: Setup, chosen: Features) -> float:
@@ -134,7 +133,7 @@ def ours(setup: Setup, chosen: Features, n_concepts: int) -> AbstractContextMana
         _selection(setup, [step[i::n_concepts] for step in chosen], f"concept {i}") for i in range(n_concepts)
     ]
     edits = [Intervention(one, strength=FACTOR) for one in selections]
-    return ablate(setup.model.pipe, edits, sae=setup.sae)
+    return ablate(setup.model.pipe, edits, saes=setup.sae)
 
 
 def _selection(setup: Setup, chosen: Features, concept: str) -> Selection:
@@ -212,7 +211,7 @@ def nnsight(setup: Setup, chosen: Features, spent: list[float]) -> Iterator[None
 
 @contextlib.contextmanager
 def timed(pipe: Any, spent: list[float]) -> Iterator[None]:
-    """Add up what the hooks of the denoiser and of the hooked module take, one number a denoiser call."""
+    """Add up what the hooks of the denoiser and of the hooked module take, one number per denoiser call."""
     unet, module = pipe.unet, find_module(pipe, HOOK)
     synchronize = torch.cuda.synchronize if unet.device.type == "cuda" else lambda: None
 

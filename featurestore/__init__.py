@@ -1,20 +1,56 @@
 """A store of activations, SAE codes and statistics; selections of features; prompts."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+from featurestore.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Store": "featurestore.store",
-    "Selection": "featurestore.selection",
-    "FeatureStoreError": "featurestore.errors",
-}
-__all__ = ["FeatureStoreError", "Selection", "Store", "__version__"]
+if TYPE_CHECKING:
+    from featurestore.errors import (
+        DamageError,
+        DiskError,
+        FeatureStoreError,
+        HookError,
+        ModelError,
+        NotAStoreError,
+        PromptsError,
+        QueryError,
+        RunError,
+        SAEError,
+        SelectionError,
+        ShareError,
+        StoreError,
+        TableError,
+        UsageError,
+        VersionError,
+    )
+    from featurestore.selection import Selection
+    from featurestore.store import Store
 
+__all__ = [
+    "DamageError",
+    "DiskError",
+    "FeatureStoreError",
+    "HookError",
+    "ModelError",
+    "NotAStoreError",
+    "PromptsError",
+    "QueryError",
+    "RunError",
+    "SAEError",
+    "Selection",
+    "SelectionError",
+    "ShareError",
+    "Store",
+    "StoreError",
+    "TableError",
+    "UsageError",
+    "VersionError",
+    "__version__",
+]
 
-def __getattr__(name: str) -> Any:
-    """Import the public names on first use, so that the command line answers at once."""
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    _HOMES = {name: "featurestore.errors" for name in __all__ if name.endswith("Error")}
+    _HOMES |= {"Selection": "featurestore.selection", "Store": "featurestore.store"}
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import featurestore
-
 ROOT = Path(__file__).parent.parent
 OURS = {"featurestore", "collectors", "sae", "queries", "minicanvas"}
 ALLOWED = {
@@ -70,11 +68,3 @@ def test_no_test_module_imports_another():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             assert not module.rpartition(".")[2].startswith("test_"), f"{path}:{node.lineno} imports {module}"
-
-
-def test_public_names():
-    assert featurestore.__all__ == ["FeatureStoreError", "Selection", "Store", "__version__"]
-    for name in featurestore.__all__:
-        assert getattr(featurestore, name) is not None
-    with pytest.raises(AttributeError):
-        featurestore.nothing  # noqa: B018

@@ -32,7 +32,6 @@ from sae.diffusion.pipelines import generate as generate_batch
 from sae.evaluation.accuracy import grouped
 from sae.evaluation.outcomes import Removal, ablation_removal
 from sae.intervention.ablate import ablate
-from sae.intervention.generate import Ablation
 from sae.intervention.settings import Intervention
 from sae.model import SAE
 
@@ -118,8 +117,9 @@ def ours(
 def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:
     """Return the defence of some interventions with the bench's SAEs."""
     targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
-    ablation = Ablation(interventions, mode=mode)
-    as_removal = ablation_removal(bench.model, bench.run, targets, ablation, bench.batch_size)
+    as_removal = ablation_removal(
+        bench.model, bench.run, targets, interventions, mode=mode, batch_size=bench.batch_size
+    )
     setting = {**as_removal.setting, "method": method}
     saes: dict[str, SAE] = {}
 
@@ -127,7 +127,7 @@ def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "p
         for one in interventions:
             if one.selection.sae not in saes:
                 saes[one.selection.sae] = store_sae(bench.store, one.selection.sae)
-        return ablate(bench.model.pipe, interventions, sae=saes, mode=mode)
+        return ablate(bench.model.pipe, interventions, saes=saes, mode=mode)
 
     return Defence(targets, setting, attached, bench.run, as_removal.stored_bytes, interventions)
 

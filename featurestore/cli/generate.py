@@ -146,7 +146,7 @@ def generate(
     """  # fmt: skip
     from featurestore.errors import UsageError
     from featurestore.prompts import Prompt, read_prompts
-    from sae.intervention.generate import Ablation, generate_files
+    from sae.intervention.generate import generate_files
 
     if not texts and prompts is None:
         raise UsageError("nothing to generate: give --prompt or --prompts.")
@@ -154,9 +154,16 @@ def generate(
     wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in run.seeds]
     wanted += read_prompts(prompts, run.seeds) if prompts is not None else []
     loaded = model.load()
-    ablation = Ablation(interventions, saes=saes, mode=mode) if interventions else None
     files = generate_files(
-        out, loaded, wanted, run.settings(loaded), ablation, batch_size=run.batch_size, progress=not quiet
+        out,
+        loaded,
+        wanted,
+        run.settings(loaded),
+        interventions,
+        saes=saes,
+        mode=mode,
+        batch_size=run.batch_size,
+        progress=not quiet,
     )
     click.echo(f"{len(files)} pictures in {out}")
 

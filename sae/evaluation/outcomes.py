@@ -21,7 +21,9 @@ from sae.evaluation.accuracy import Answer, Interval, Targets, Unlearning, asks,
 from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.judge import Judge, named
 from sae.evaluation.memory import peak_bytes, reset_peak
-from sae.intervention.generate import Ablation, described, generate_images
+from sae.intervention.ablate import Saes
+from sae.intervention.generate import generate_images
+from sae.intervention.settings import Intervention
 
 Features = npt.NDArray[np.float32]
 VERSION = 2
@@ -72,15 +74,31 @@ class Reference(NamedTuple):
 
 
 def ablation_removal(
-    model: Model, run: RunSettings, targets: dict[str, list[str]], ablation: Ablation, batch_size: int
+    model: Model,
+    run: RunSettings,
+    targets: dict[str, list[str]],
+    interventions: Sequence[Intervention],
+    *,
+    saes: Saes = None,
+    mode: str = "paper",
+    batch_size: int = 8,
 ) -> Removal:
-    """Return the removal that an ablation makes."""
-    selections = [i.selection for i in ablation.interventions]
+    """Return the removal that interventions make; ``saes`` and ``mode`` as :func:`sae.intervention.ablate.attach`."""
+    selections = [i.selection for i in interventions]
     sizes = {s.sae_hash: 4 * (s.n_latents * (2 * s.d_in + 1) + s.d_in) for s in selections}
     contents = [sha256_text(canonical_json([s.sae_hash, s.timesteps, s.rows.to_pylist()]))[:16] for s in selections]
-    edits = [{**described(i), "rows": rows} for i, rows in zip(ablation.interventions, contents, strict=True)]
-    setting = {"method": "sae", "mode": ablation.mode, "edits": edits}
-    images = functools.partial(generate_images, model, run=run, ablation=ablation, batch_size=batch_size, progress=None)
+    edits = [{**i.described(), "rows": rows} for i, rows in zip(interventions, contents, strict=True)]
+    setting = {"method": "sae", "mode": mode, "edits": edits}
+    images = functools.partial(
+        generate_images,
+        model,
+        run=run,
+        interventions=interventions,
+        saes=saes,
+        mode=mode,
+        batch_size=batch_size,
+        progress=None,
+    )
     return Removal(targets, setting, images, sum(sizes.values()))
 
 

@@ -22,7 +22,6 @@ from sae.evaluation.outcomes import (
     untouched,
 )
 from sae.evaluation.search import Look, best, looks, together, value
-from sae.intervention.generate import Ablation
 from sae.intervention.settings import Intervention
 
 Say = Callable[[str], object]
@@ -74,8 +73,15 @@ class Evaluation:
         judge: Judge,
     ) -> Outcome:
         """Return the outcome of one removal."""
-        ablation = Ablation(interventions, saes=self.saes, mode=self.mode)
-        removal = ablation_removal(self.model, self.run, targets, ablation, self.batch_size)
+        removal = ablation_removal(
+            self.model,
+            self.run,
+            targets,
+            interventions,
+            saes=self.saes,
+            mode=self.mode,
+            batch_size=self.batch_size,
+        )
         identity = {"run": describe_run(self.model, self.run)}
         return judged(self.folder, removal, prompts, judge, identity, reference)
 

@@ -1,4 +1,7 @@
-"""The arithmetic of an intervention at one denoiser call: pure functions of positions, an SAE and rules."""
+"""The arithmetic of an edit at one denoiser call: the paper's rule written out, and the same made fast.
+
+Pure functions of positions, an SAE and rules; docs/ablation.md has the formulas.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,34 +14,44 @@ from sae.diffusion.hooks import Layout
 from sae.model import SAE
 
 
+def paper_rule(
+    sae: SAE, x: Tensor, features: Tensor, *, strength: float, mean_concept: Tensor, mean_all: Tensor
+) -> Tensor:
+    """Return positions ``x [n, d_in]`` edited by the paper's rule, written out densely (arXiv 2501.18052, section 3).
+
+    Encode everything, scale the selected latents where they exceed their mean, decode, keep the SAE's error. This is the
+    definition: :func:`rules_change` computes the same without the full encoder and decoder, and is tested to be equal.
+
+    ``features [m]`` are the selected latents, ``strength`` is γ, ``mean_concept [m]`` is μ(i, t, D_c) and ``mean_all [m]``
+    is μ(i, t, D). The SAE must not normalise its inputs.
+    """
+    assert sae.config.normalize_activations == "none", "the decoder's scale would depend on the position"
+    f = sae.encode_dense(x)
+    selected, edited = f[:, features], f.clone()
+    edited[:, features] = torch.where(selected > mean_all, strength * mean_concept * selected, selected)
+    error = x - (f @ sae.W_dec + sae.b_dec)
+    return edited @ sae.W_dec + sae.b_dec + error
+
+
 class Rule(NamedTuple):
-    """What a selection does at one timestep: ``f ← factor · f + offset`` where ``f > threshold``."""
+    """What an intervention does to activations at one timestep: ``f ← factor · f + offset`` where ``f > threshold``."""
 
     features: Tensor
     """``[n]`` latents"""
     factor: Tensor
-    """``[n]``: by the paper's rule γ · μ(i, t, D_c)"""
+    """``[n]``: γ · μ(i, t, D_c) by the paper's rule"""
     threshold: Tensor
-    """``[n]``, none negative: by the paper's rule μ(i, t, D)"""
+    """``[n]``, none negative: μ(i, t, D) by the paper's rule"""
     offset: float = 0.0
     where: Tensor | None = None
-    """bool ``[positions]``, of every map alike; None: everywhere"""
-
-
-class Steer(NamedTuple):
-    """A vector that is added to every position."""
-
-    vector: Tensor
-    """``[d_in]``"""
-    where: Tensor | None = None
-    """as of a rule"""
+    """bool ``[positions]``, the same for every map of the batch; None: everywhere"""
 
 
 class Layer(NamedTuple):
-    """Rules as one, no two of them about the same latent."""
+    """Several rules as one, no two of them for the same latent."""
 
     at: Tensor
-    """``[n]``: places in :attr:`Joint.features`"""
+    """``[n]``: indices into :attr:`Rules.features`"""
     growth: Tensor
     """``[n]``: factor − 1"""
     threshold: Tensor
@@ -49,28 +62,28 @@ class Layer(NamedTuple):
     """bool ``[positions, n]``; None: everywhere"""
 
 
-class Joint(NamedTuple):
-    """Several rules, made ready for many calls: an edit on a GPU takes as long as its kernels take to launch."""
+class Rules(NamedTuple):
+    """Several rules, prepared once for many calls: an edit on a GPU takes as long as its kernels take to launch."""
 
     features: Tensor
-    """``[n]``, all rules' latents, in order"""
+    """``[n]``, the latents of all rules, sorted"""
     least: Tensor
     """``[n]``: no rule changes a latent whose pre-activation, inexactly computed, does not exceed this"""
     where: Tensor | None
     """bool ``[positions]``: no rule changes anything elsewhere; None: anywhere"""
     layers: Sequence[Layer]
-    """in whose order the rules are taken; the first has all latents"""
+    """applied in this order; the first has all latents"""
 
 
-def join(rules: Sequence[Rule]) -> Joint | None:
-    """Return rules of one SAE as few layers as there may be, a second only where two rules have a latent in common.
+def join(rules: Sequence[Rule]) -> Rules | None:
+    """Return the rules of one SAE in as few layers as possible: a second one only where two rules share a latent.
 
-    None: there are no rules.
+    Returns None if there are no rules.
     """
     if not rules:
         return None
     latents = torch.cat([rule.features for rule in rules])
-    features, place = torch.unique(latents, return_inverse=True)
+    features, at = torch.unique(latents, return_inverse=True)
     factor, threshold = (torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold"))
     offset = torch.cat([torch.full_like(rule.threshold, rule.offset) for rule in rules])
     wheres = [rule.where for rule in rules]
@@ -78,45 +91,54 @@ def join(rules: Sequence[Rule]) -> Joint | None:
     inside = torch.stack([torch.ones_like(masks[0]) if w is None else w for w in wheres]) if masks else None
     owner = torch.cat([torch.full_like(rule.features, i) for i, rule in enumerate(rules)])
     layers = []
-    for own in _turns(place):
-        own = own[place[own].argsort()]
+    for own in _occurrences(at):
+        own = own[at[own].argsort()]
         where = None if inside is None else inside[owner[own]].T
-        layers.append(Layer(place[own], factor[own] - 1, threshold[own], offset[own], where))
-    lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, place, threshold, "amin")
+        layers.append(Layer(at[own], factor[own] - 1, threshold[own], offset[own], where))
+    lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, at, threshold, "amin")
     # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
-    return Joint(features, least, union(wheres), layers)
+    return Rules(features, least, union(wheres), layers)
 
 
 def union(wheres: Sequence[Tensor | None]) -> Tensor | None:
-    """Return where any of several masks is, as of a rule; one that is everywhere makes it everywhere."""
+    """Return where any of several masks is true; None, which is everywhere, if one of them is None."""
     masks = [where for where in wheres if where is not None]
     return torch.stack(masks).any(0) if masks and len(masks) == len(wheres) else None
 
 
-def _turns(place: Tensor) -> list[Tensor]:
-    """Return where each number of ``place`` stands for the first time, where for the second time, …"""
-    turns: list[list[int]] = []
+def _occurrences(numbers: Tensor) -> list[Tensor]:
+    """Return the indices at which each number occurs for the first time, those of second times, and so on."""
+    occurrences: list[list[int]] = []
     seen: Counter[int] = Counter()
-    for i, number in enumerate(place.tolist()):
-        if seen[number] == len(turns):
-            turns.append([])
-        turns[seen[number]].append(i)
+    for i, number in enumerate(numbers.tolist()):
+        if seen[number] == len(occurrences):
+            occurrences.append([])
+        occurrences[seen[number]].append(i)
         seen[number] += 1
-    return [torch.tensor(turn, device=place.device) for turn in turns]
+    return [torch.tensor(indices, device=numbers.device) for indices in occurrences]
 
 
-class Step(NamedTuple):
-    """All that is done at one timestep to one hook's positions in one branch."""
+class Steer(NamedTuple):
+    """A vector that is added to every position."""
 
-    rules: Joint | None = None
-    detectors: Joint | None = None
-    """whose positions are replaced; of these rules only features, thresholds and ``where`` count"""
+    vector: Tensor
+    """``[d_in]``"""
+    where: Tensor | None = None
+    """bool ``[positions]``; None: everywhere"""
+
+
+class Edit(NamedTuple):
+    """All that is done at one timestep to what passes one hook, in one branch, with one SAE."""
+
+    rules: Rules | None = None
+    detectors: Rules | None = None
+    """whose positions are replaced; only their features, thresholds and ``where`` matter"""
     steers: Sequence[Steer] = ()
     errors: int = 0
     """how many times ``x̂ − x`` is added"""
     errors_where: Tensor | None = None
-    """as of a rule"""
+    """bool ``[positions]``; None: everywhere"""
 
     @property
     def is_empty(self) -> bool:
@@ -125,55 +147,52 @@ class Step(NamedTuple):
 
 
 def on_device(part: Any, device: torch.device) -> Any:
-    """Return a step, or a part of one, with its tensors on a device."""
+    """Return an edit, or a part of one, with its tensors on a device."""
     if isinstance(part, Tensor):
         return part.to(device)
     if not isinstance(part, (tuple, list)):
         return part
     moved = [on_device(one, device) for one in part]
-    return type(part)(*moved) if hasattr(part, "_fields") else moved
+    return part._make(moved) if hasattr(part, "_make") else moved
 
 
-def step_change(sae: SAE, x: Tensor, layout: Layout, step: Step) -> tuple[Tensor, Tensor]:
-    """Return positions and by how much they change: ``(rows [m], change [m, d_in])``; ``x`` is ``[batch · positions, d_in]``.
+def edit_change(sae: SAE, x: Tensor, layout: Layout, edit: Edit) -> tuple[Tensor, Tensor]:
+    """Return which positions an edit changes, and by how much: ``(rows [m], change [m, d_in])``.
 
-    Replaced positions are edited by nothing else. Rules, steering and ``errors · (x̂ − x)`` add up.
+    ``x`` is ``[batch · positions, d_in]``. A replaced position is edited by nothing else; rules, steering and
+    ``errors · (x̂ − x)`` add up.
     """
-    rows, change = _change(sae, x, step.rules)
-    if step.detectors is None and not step.steers and not step.errors:
+    rows, change = rules_change(sae, x, edit.rules)
+    if edit.detectors is None and not edit.steers and not edit.errors:
         return rows, change
-    replaced, replacement = _replacements(sae, x, layout, step.detectors)
-    if not step.steers and not step.errors:
+    replaced, replacement = _replacements(sae, x, layout, edit.detectors)
+    if not edit.steers and not edit.errors:
         kept = ~torch.isin(rows, replaced)
         return torch.cat([rows[kept], replaced]), torch.cat([change[kept], replacement])
     total = torch.zeros_like(x).index_add(0, rows, change)
-    if step.errors:
-        total = total + _inside(step.errors * (sae(x) - x), step.errors_where)
-    for steer in step.steers:
+    if edit.errors:
+        total = total + _inside(edit.errors * (sae(x) - x), edit.errors_where)
+    for steer in edit.steers:
         total = total + _inside(steer.vector.expand_as(x), steer.where)
     total = total.index_copy(0, replaced, replacement)
     return torch.arange(len(x), device=x.device), total
 
 
-def ablation_change(sae: SAE, x: Tensor, rules: Sequence[Rule]) -> tuple[Tensor, Tensor]:
-    """Return positions and by how much rules change them: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
+def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor]:
+    """Return which positions rules change, and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
 
-    All others stay; some of these may, too: their change is 0. Where two rules edit one feature at one position, the larger
-    edit holds. Differentiable in ``x``.
+    Equals :func:`paper_rule` minus ``x`` at these positions, some of whose changes may be 0; all other positions stay.
+    Where two rules edit one feature at one position, the larger edit holds. Differentiable in ``x``.
     """
-    return _change(sae, x, join(rules))
-
-
-def _change(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor]:
-    rows, near, f = _firing(sae, x, joint)
-    if joint is None or not len(rows):
+    rows, near, f = _firing(sae, x, rules)
+    if rules is None or not len(rows):
         return rows, x[:0]
-    first, *others = joint.layers
+    first, *others = rules.layers
     delta = _delta(first, f, rows)
     for layer in others:
         new, before = _delta(layer, f[:, layer.at], rows), delta[:, layer.at]
         delta = delta.index_copy(1, layer.at, torch.where(new.abs() > before.abs(), new, before))
-    return rows, sae.change(near, delta, joint.features)
+    return rows, sae.change(near, delta, rules.features)
 
 
 def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
@@ -181,32 +200,32 @@ def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
     return torch.where(_fires(layer, f, rows), torch.addcmul(layer.offset, layer.growth, f), 0.0)
 
 
-def _firing(sae: SAE, x: Tensor, joint: Joint | None) -> tuple[Tensor, Tensor, Tensor]:
+def _firing(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return where a rule may apply, ``x`` there, and the rules' latents' activations: ``[m], [m, d_in], [m, n]``.
 
     Exact without encoding everything: a latent changes only where its own pre-activation exceeds its threshold; only there
-    does TopK need the full encoder, to know whether it is among the k largest.
+    does TopK need the full encoder, to know whether the latent is among the k largest.
     """
-    if joint is None:
+    if rules is None:
         return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0], x[:0]
-    pre = sae.pre_acts(x, joint.features)
-    fires = (pre > joint.least).any(1)
-    if joint.where is not None:
-        fires = fires & _tiled(joint.where, len(x))
+    pre = sae.pre_acts(x, rules.features)
+    fires = (pre > rules.least).any(1)
+    if rules.where is not None:
+        fires = fires & _tiled(rules.where, len(x))
     rows = fires.nonzero().flatten()
     if not len(rows):
         return rows, x[:0], x[:0]
     near = x[rows]
-    return rows, near, sae.encode_some(near, joint.features, pre[rows])
+    return rows, near, sae.encode_some(near, rules.features, pre[rows])
 
 
-def _replacements(sae: SAE, x: Tensor, layout: Layout, joint: Joint | None) -> tuple[Tensor, Tensor]:
+def _replacements(sae: SAE, x: Tensor, layout: Layout, detectors: Rules | None) -> tuple[Tensor, Tensor]:
     """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected everywhere stays."""
-    rows, _, f = _firing(sae, x, joint)
-    if joint is None or not len(rows):
+    rows, _, f = _firing(sae, x, detectors)
+    if detectors is None or not len(rows):
         return rows, x[:0]
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for layer in joint.layers:
+    for layer in detectors.layers:
         found[rows] |= _fires(layer, f[:, layer.at], rows).any(1)
     n = layout.height * layout.width
     index = torch.arange(n, device=x.device)

@@ -1,9 +1,10 @@
-"""What is done with a selection's features: which rule, how strongly, in which half, when and where (docs/ablation.md)."""
+"""Say what is done with a selection's features: by which rule, how strongly, in which half, when and where."""
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,22 +66,22 @@ ALWAYS = Window()
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """A selection, and what is done with it.
+    """A selection, and what is done with its features (docs/ablation.md).
 
     Raises:
-        UsageError: a value is none of those that there are.
+        UsageError: a value is not one of those that are allowed.
     """
 
     selection: Selection
     kind: str = "paper"
     """a key of :data:`featurestore.vocabulary.INTERVENTIONS`"""
     strength: float = DEFAULT_STRENGTH
-    """γ of ``paper``, c of ``clamp``, α of ``add``; nothing to ``zero`` and ``replace``"""
+    """γ of ``paper``, c of ``clamp``, α of ``add``; ``zero`` and ``replace`` do not use it"""
     branch: str = ""
     """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's statistics are of"""
     window: Window = ALWAYS
     mask: Tensor | None = None
-    """bool, of the hooked map's size, a multiple of it, or one value a token: where the intervention acts; None: everywhere"""
+    """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value per token; None: everywhere"""
 
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
@@ -99,13 +100,22 @@ class Intervention:
         """The halves of guidance that are edited."""
         return BRANCH_CHOICES[self.branch or self.selection.branch]
 
+    def described(self) -> dict[str, Any]:
+        """Return what is done, as JSON: the selection's names, and all settings; of the mask, a hash."""
+        selection, window = self.selection, self.window
+        named = {"family": selection.family, "concept": selection.concept, "sae": selection.sae, "hook": selection.hook}
+        ends = None if window == ALWAYS else {"first": window.first, "last": window.last, "parts": window.parts}
+        rule = {"intervention": self.kind, "strength": self.strength, "branches": list(self.branches)}
+        mask = None if self.mask is None else hashlib.sha256(bytes(self.mask.flatten().tolist())).hexdigest()[:16]
+        return {**named, **rule, "window": ends, "mask": mask}
+
     def where(self, layout: Layout) -> Tensor | None:
-        """Return the mask as one bool a position of the hooked tensor, ``[positions]``.
+        """Return the mask as one bool per position of the hooked tensor, ``[positions]``.
 
         A mask larger than the map is reduced by whole numbers: a position is inside when any of its pixels is.
 
         Raises:
-            UsageError: the mask's size is no multiple of the map's.
+            UsageError: the mask's size is not a multiple of the map's.
         """
         if self.mask is None:
             return None

@@ -96,7 +96,7 @@ def test_the_gradient_flows_through_the_defence(attacked):
         return ((x + change.view(x.shape)).permute(0, 3, 1, 2),)
 
     plain = gradient()
-    with ablate(pipe, selection_at(attacked, [500.0], 0), -2.0, sae):
+    with ablate(pipe, selection_at(attacked, [500.0], 0), strength=-2.0, saes=sae):
         defended = gradient()
     handle = find_module(pipe, HOOK).register_forward_hook(formula)
     expected = gradient()
@@ -115,7 +115,7 @@ def test_the_defence_is_looked_up_at_the_timestep_of_the_loss(attacked):
 
     plain = losses()
     for step, changed in ((0, 2), (1, 1), (2, 0)):
-        with ablate(pipe, selection_at(attacked, timesteps, step), -2.0, make_sae(3)):
+        with ablate(pipe, selection_at(attacked, timesteps, step), strength=-2.0, saes=make_sae(3)):
             found = losses()
         assert [a != b for a, b in zip(plain, found, strict=True)] == [i == changed for i in range(3)]
 
@@ -129,7 +129,7 @@ def test_the_attack_improves_its_loss_against_a_defence(attacked):
     pipe, settings = attacked.pipe, AttackSettings(2, 40, 1, 0.05, 0.0)
     table = pipe.text_encoder.get_input_embeddings().weight.detach()
     (timestep,) = attacked_timesteps(pipe, 1)
-    with ablate(pipe, selection_at(attacked, [float(timestep)], 0), -2.0, make_sae(3)):
+    with ablate(pipe, selection_at(attacked, [float(timestep)], 0), strength=-2.0, saes=make_sae(3)):
         result = attack(pipe, "cat", TARGET, lambda states: False, settings)
         ids = tokens(pipe, ["cat"])
         found = mean_loss(pipe, ids, table[torch.tensor(result.prefix)], timestep)

@@ -45,17 +45,6 @@ def timesteps_of(model, n_steps=3):
     return [float(t) for t in model.pipe.scheduler.timesteps]
 
 
-def dense_ablation(sae, x, features, concept, everything, multiplier):
-    """The formula, written out: encode everything, edit, decode, add the error."""
-    z = sae.encode_dense(x)
-    error = x - (z @ sae.W_dec + sae.b_dec)
-    edited = z.clone()
-    for feature, m, threshold in zip(features, concept, everything, strict=True):
-        value = z[:, feature]
-        edited[:, feature] = torch.where(value > threshold, multiplier * m * value, value)
-    return edited @ sae.W_dec + sae.b_dec + error
-
-
 def captured_output(model, hook, run, seed=0):
     """What the hooked module returns at each call, and the pictures."""
     seen = []

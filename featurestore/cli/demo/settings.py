@@ -13,7 +13,7 @@ class Study:
     sae: str
     top: int
     """features a step"""
-    multiplier: float
+    strength: float
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from featurestore.store import Store
 from sae.diffusion.pipelines import Model, RunSettings, load_model
 from sae.evaluation.accuracy import accuracy, unlearning
 from sae.evaluation.judge import load_judge
-from sae.intervention.generate import Ablation, generate_images
+from sae.intervention.generate import generate_images
+from sae.intervention.settings import Intervention
 
 
 def run_demo(out: Path, quick: bool = False) -> Demo:
@@ -97,8 +98,8 @@ def _generate(demo: Demo, model: Model, run: RunSettings, amounts: Amounts) -> N
     for result in demo.results:
         study = result.study
         with _stage(demo.seconds, f"generate without {study.concept}"):
-            ablation = Ablation([result.selection], study.multiplier)
-            result.images = list(generate_images(model, demo.prompts, run, ablation, batch_size=20))
+            edits = [Intervention(result.selection, strength=study.strength)]
+            result.images = list(generate_images(model, demo.prompts, run, edits, batch_size=20))
             result.answers = judge.answers(demo.prompts, result.images)
             result.score = unlearning(result.answers, {study.family: [study.concept]})
 
@@ -120,7 +121,7 @@ def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
         f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} -o {out}/{study.concept}.json",
         f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl "
         f"--seeds {','.join(map(str, amounts.test_seeds))} --ablate {out}/{study.concept}.json "
-        f"--multiplier {study.multiplier:g} --out {out}/without-{study.concept}",
+        f"--multiplier {study.strength:g} --out {out}/without-{study.concept}",
     ]
 
 

@@ -6,9 +6,11 @@ from featurestore.prompts import Prompt
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
-from sae.intervention.generate import Ablation, generate_images
+from sae.intervention.generate import generate_images
+from sae.intervention.rules import paper_rule
+from sae.intervention.settings import Intervention
 from tests.builders.architectures import CASES, RUNS, SIZE
-from tests.builders.selections import D_IN, N_LATENTS, dense_ablation, make_sae, make_selection
+from tests.builders.selections import D_IN, N_LATENTS, make_sae, make_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 UNET = ["unet.up_blocks.1.attentions.1"]
@@ -52,15 +54,22 @@ def test_ablation_edits_one_stream_of_one_branch_by_the_formula(name, guidance, 
         before, plain = outputs(model, hook, run, guidance)
         timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
         for rows in ([], [(0, 5, 0.3, 1e9)]):
-            with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook), -5.0, sae):
+            with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook), strength=-5.0, saes=sae):
                 assert torch.equal(outputs(model, hook, run, guidance)[1], plain)
         rows = [(step, f, 0.2, 0.01) for step in range(run.n_steps) for f in FEATURES]
         for branch in before:
             selection = make_selection(model, rows, timesteps, hook=hook, branch=branch)
-            with ablate(model.pipe, selection, -5.0, sae):
+            with ablate(model.pipe, selection, strength=-5.0, saes=sae):
                 after, edited = outputs(model, hook, run, guidance)
             assert not torch.equal(edited, plain)
-            expected = dense_ablation(sae, before[branch], FEATURES, [0.2] * 22, [0.01] * 22, -5.0)
+            expected = paper_rule(
+                sae,
+                before[branch],
+                torch.tensor(FEATURES),
+                strength=-5.0,
+                mean_concept=torch.tensor(0.2),
+                mean_all=torch.tensor(0.01),
+            )
             torch.testing.assert_close(after[branch], expected, atol=2e-5, rtol=2e-5)
             assert not torch.equal(after[branch], before[branch])
             for other in set(before) - {branch}:
@@ -74,7 +83,7 @@ def test_the_input_and_the_difference_of_a_joint_blocks_streams_are_edited(io, h
     before, plain = outputs(model, hook, run, "batched")
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
     rows = [(step, f, 0.5, 0.0) for step in range(run.n_steps) for f in FEATURES]
-    with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook, io=io), -5.0, make_sae()):
+    with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook, io=io), strength=-5.0, saes=make_sae()):
         after, edited = outputs(model, hook, run, "batched")
     assert not torch.equal(edited, plain)
     assert not torch.equal(after["cond"], before["cond"])
@@ -86,4 +95,4 @@ def test_a_selection_of_the_half_that_a_run_lacks_is_refused(architectures):
     selection = make_selection(model, [], [1000.0], hook=BLOCK, branch="uncond")
     run = RunSettings(2, 3.5, **SIZE)
     with pytest.raises(UsageError, match="branch uncond with --true-cfg 1: without guidance there is no unconditional"):
-        next(generate_images(model, [Prompt("a", 0, {}, 1)], run, Ablation([selection]), progress=None))
+        next(generate_images(model, [Prompt("a", 0, {}, 1)], run, [Intervention(selection)], progress=None))

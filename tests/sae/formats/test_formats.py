@@ -10,7 +10,7 @@ import torch
 from featurestore.errors import SAEError
 from sae.formats.foreign import Choice
 from sae.formats.registry import FORMATS, detect, read_checkpoint
-from sae.intervention.ablate import Rule, ablation_change
+from sae.intervention.rules import Rule, join, rules_change
 from tests.builders import checkpoints as formats
 from tests.builders.checkpoints import K, check_same, loaded
 
@@ -108,7 +108,7 @@ def test_ablation_with_a_foreign_decoder_is_in_raw_space(tmp_path):
     z, _ = reference(x)
     feature = int(np.argmax((z > 0).sum(0)))
     rule = Rule(torch.tensor([feature]), torch.tensor([-2.0]), torch.tensor([0.0]))
-    rows, moved = ablation_change(sae, x, [rule])
+    rows, moved = rules_change(sae, x, join([rule]))
     np.testing.assert_array_equal(rows[(moved != 0).any(1)], np.flatnonzero(z[:, feature]))
     W_dec = formats.weights()[2].double().numpy()[feature]
     std = x.double().numpy().std(-1, ddof=1, keepdims=True)[rows]

@@ -20,8 +20,8 @@ from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import ablate, attach
-from sae.intervention.generate import Ablation, generate_images
-from sae.intervention.rules import Rule, Steer, Step, join, step_change
+from sae.intervention.generate import generate_images
+from sae.intervention.rules import Edit, Rule, Steer, edit_change, join
 from sae.intervention.settings import Intervention, Window
 from tests.builders.architectures import CASES
 from tests.builders.selections import (
@@ -54,7 +54,7 @@ def positions(tensor):
 def first_call(model, interventions, hook=HOOK, run=RUN, sae=None, **kwargs):
     """What the hooked module returns in the first call without and with the edit, ``[batch, positions, channels]``."""
     before, _ = captured_output(model, hook, run)
-    with ablate(model.pipe, interventions, sae=sae or make_sae(3), **kwargs):
+    with ablate(model.pipe, interventions, saes=sae or make_sae(3), **kwargs):
         after, _ = captured_output(model, hook, run)
     return positions(before[0]), positions(after[0])
 
@@ -103,7 +103,7 @@ def test_replacement_copies_the_nearest_undetected_position(seed, height, width,
     x = torch.from_numpy(rng.standard_normal((2 * n, D_IN)).astype(np.float32))
     features = torch.from_numpy(rng.choice(N_LATENTS, 6, replace=False))
     rule = Rule(features, torch.zeros(6), torch.full((6,), level))
-    rows, change = step_change(sae, x, Layout(height, width, True), Step(detectors=join([rule])))
+    rows, change = edit_change(sae, x, Layout(height, width, True), Edit(detectors=join([rule])))
     found = x.clone()
     found[rows] += change
     expected = x.clone()
@@ -123,8 +123,8 @@ def test_replaced_positions_are_edited_by_nothing_else_and_the_rest_adds_up():
     some, others = torch.tensor([feature]), torch.tensor([f for f in range(N_LATENTS) if f != feature][:20])
     detector = Rule(some, torch.zeros(1), torch.zeros(1))
     rule = Rule(others, torch.full((20,), -3.0), torch.zeros(20))
-    step = Step(join([rule]), join([detector]), (Steer(torch.ones(D_IN)),))
-    rows, change = step_change(sae, x, Layout(3, 4, True), step)
+    edit = Edit(join([rule]), join([detector]), (Steer(torch.ones(D_IN)),))
+    rows, change = edit_change(sae, x, Layout(3, 4, True), edit)
     found = x.clone()
     found[rows] += change
     detected = z[:, feature] > 0
@@ -151,7 +151,7 @@ def edited_calls(model, interventions, run=RUN, hook=HOOK, sae=None, call=None, 
     module = find_module(model.pipe, hook)
     first = module.register_forward_hook(lambda m, a, out: own.append(out[0].clone()))
     try:
-        with ablate(model.pipe, interventions, sae=sae or make_sae(3), **kwargs):
+        with ablate(model.pipe, interventions, saes=sae or make_sae(3), **kwargs):
             last = module.register_forward_hook(lambda m, a, out: left.append(out[0].clone()))
             call() if call else generate(model, run, ["a b"], [0], "latent")
             last.remove()
@@ -226,14 +226,14 @@ def test_masks_and_every_kind_on_token_streams(architectures):
             assert not torch.equal(found[inside], plain[inside])
         encoder = make_selection(model, rows, timesteps, hook=f"{hook}-encoder")
         with pytest.raises(UsageError, match=r"a mask is spatial: the tokens of .* are words"):
-            attach(model.pipe, Intervention(encoder, mask=mask), sae=make_sae(3))
+            attach(model.pipe, Intervention(encoder, mask=mask), saes=make_sae(3))
 
 
 def stream(model, hook, run, intervention):
     """The image stream that a joint block returns in the first call for the conditional half, ``[tokens, channels]``."""
     seen = []
     keep = lambda: find_module(model.pipe, hook).register_forward_hook(lambda m, a, out: seen.append(out[1].clone()))  # noqa: E731
-    handle = attach(model.pipe, intervention, sae=make_sae(3)) if intervention else None
+    handle = attach(model.pipe, intervention, saes=make_sae(3)) if intervention else None
     last = keep()
     try:
         generate(model, run, ["a"], [0], "latent")
@@ -255,7 +255,7 @@ def stream(model, hook, run, intervention):
 )
 def test_a_mask_of_the_wrong_size_is_one_line(model, shape, message):
     intervention = Intervention(strong(model), mask=torch.ones(shape, dtype=torch.bool))
-    with pytest.raises(UsageError, match=message) as caught, ablate(model.pipe, intervention, sae=make_sae(3)):
+    with pytest.raises(UsageError, match=message) as caught, ablate(model.pipe, intervention, saes=make_sae(3)):
         generate(model, RUN, ["a"], [0], "latent")
     assert "\n" not in str(caught.value)
 
@@ -270,9 +270,9 @@ def test_wrong_settings_are_one_line(model):
         (lambda: Window.parse("50%:200"), "window '50%:200': expected timesteps such as 800:200"),
         (lambda: Window.parse("80%:20%"), "window 80%:20%: expected two parts"),
         (lambda: Window.parse("200:800"), "window 200:800: expected the noisier"),
-        (lambda: attach(model.pipe, selection, sae=make_sae(), mode="exact"), "mode 'exact': expected one of paper"),
+        (lambda: attach(model.pipe, selection, saes=make_sae(), mode="exact"), "mode 'exact': expected one of paper"),
         (
-            lambda: attach(model.pipe, Intervention(selection, "zero"), sae=make_sae(), mode="saeuron"),
+            lambda: attach(model.pipe, Intervention(selection, "zero"), saes=make_sae(), mode="saeuron"),
             "mode saeuron has the paper's rule only, found 'zero'",
         ),
     ]
@@ -299,7 +299,7 @@ def test_several_concepts_saes_and_hooks_at_once_each_with_its_strength(model):
 
 def test_attach_stays_until_detached_and_detaching_twice_is_harmless(model):
     plain = generate(model, RUN, ["a"], [0], "latent")[0]
-    handle = attach(model.pipe, strong(model), sae=make_sae(3))
+    handle = attach(model.pipe, strong(model), saes=make_sae(3))
     edited = [generate(model, RUN, ["a"], [0], "latent")[0] for _ in range(2)]
     handle.detach()
     handle.detach()
@@ -358,7 +358,7 @@ def test_the_released_arithmetic_counts_calls(model):
     assert ours == {1}  # 334 is nearest to the third recorded timestep
     sae = make_sae(3)
     plain, _ = captured_output(model, HOOK, RUN)
-    with ablate(model.pipe, selection, sae=sae, mode="saeuron"):
+    with ablate(model.pipe, selection, saes=sae, mode="saeuron"):
         counted, _ = captured_output(model, HOOK, RUN)
         with pytest.raises(ModelError, match="mode saeuron counts calls and has statistics of 5 steps"):
             generate(model, RUN, ["a"], [0], "latent")
@@ -371,12 +371,12 @@ def test_generate_attaches_the_released_arithmetic_anew_for_every_batch(model, t
     save_sae(sae, directory)
     selection = strong(model, sae_hash=sae_files_hash(directory))
     prompts = [Prompt("a", seed, {}, 1) for seed in (0, 1, 0)]
-    ablation = Ablation([selection], saes=[directory], mode="saeuron")
-    images = list(generate_images(model, prompts, RUN, ablation, batch_size=1, progress=None))
+    how = {"saes": [directory], "progress": None}
+    images = list(generate_images(model, prompts, RUN, [Intervention(selection)], mode="saeuron", batch_size=1, **how))
     assert images[0].tobytes() == images[2].tobytes() != images[1].tobytes()
     other = strong(model, sae_hash="f" * 64)
     with pytest.raises(SelectionError, match=r"was made with SAE 's' \(ffffffffffff…\), .* is another"):
-        list(generate_images(model, prompts, RUN, Ablation([other], saes=[directory]), progress=None))
+        list(generate_images(model, prompts, RUN, [Intervention(other)], **how))
 
 
 @pytest.mark.parametrize("kind", ["paper", "zero", "clamp", "add", "replace"])
@@ -397,7 +397,7 @@ def test_gradients_flow_through_the_edit_as_through_the_dense_formula(model, kin
         (out[0] * weight).sum().backward()
 
     first = module.register_forward_hook(leaf)
-    handle = attach(model.pipe, Intervention(selection, kind, -2.5), sae=sae)
+    handle = attach(model.pipe, Intervention(selection, kind, -2.5), saes=sae)
     last = module.register_forward_hook(weigh)
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     try:
@@ -429,14 +429,14 @@ def test_what_is_compiled_is_edited_and_is_plain_again_afterwards(model_dir, par
     run = RunSettings(2, 3.0)
     plain = generate(eager, run, ["a"], [0], "latent")[0]
     selection = strong(eager, n_steps=2)
-    with ablate(eager.pipe, selection, sae=make_sae(3)):
+    with ablate(eager.pipe, selection, saes=make_sae(3)):
         edited = generate(eager, run, ["a"], [0], "latent")[0]
     if part == "block":
         compiled.pipe.unet.up_blocks[1].compile(backend="eager")
     else:
         compiled.pipe.unet = torch.compile(compiled.pipe.unet, backend="eager")
     torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
-    with ablate(compiled.pipe, selection, sae=make_sae(3)):
+    with ablate(compiled.pipe, selection, saes=make_sae(3)):
         torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], edited, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
     assert (edited - plain).abs().max() > 1e-2
@@ -446,7 +446,7 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
     """Offloading, as accelerate does it: ``forward`` is wrapped, and the weights are only there while it runs."""
     model = load_model(str(model_dir), "cpu")
     selection = strong(model)
-    with ablate(model.pipe, selection, sae=make_sae(3)):
+    with ablate(model.pipe, selection, saes=make_sae(3)):
         edited = generate(model, RUN, ["a"], [0], "latent")[0]
     unet = model.pipe.unet
     weights = {name: parameter.data for name, parameter in unet.named_parameters()}
@@ -468,7 +468,7 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
 
     unet.forward = types.MethodType(wrapped, unet)
     offload()
-    with ablate(model.pipe, selection, sae=make_sae(3)):
+    with ablate(model.pipe, selection, saes=make_sae(3)):
         assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], edited)
     fresh = load_model(str(model_dir), "cpu").pipe.unet.to("meta")
     with pytest.raises(ModelError, match="offloaded piece by piece and cannot be identified"):
@@ -481,10 +481,10 @@ def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
     model = load_model(str(model_dir), "cuda", "float32")
     selection = strong(model)  # Its hash is taken before the weights leave.
     plain = generate(model, RUN, ["a"], [0], "latent")[0]
-    with ablate(model.pipe, selection, sae=make_sae(3)):
+    with ablate(model.pipe, selection, saes=make_sae(3)):
         edited = generate(model, RUN, ["a"], [0], "latent")[0]
     getattr(model.pipe, offload)()
-    with ablate(model.pipe, selection, sae=make_sae(3)):
+    with ablate(model.pipe, selection, saes=make_sae(3)):
         found = generate(model, RUN, ["a"], [0], "latent")[0]
     torch.testing.assert_close(found.cpu(), edited.cpu(), atol=1e-4, rtol=1e-4)
     assert (edited - plain).abs().max() > 1e-2
@@ -496,10 +496,10 @@ def test_what_is_compiled_for_cuda_is_edited(model_dir, kind, dtype):
     model = load_model(str(model_dir), "cuda", dtype)
     edit = Intervention(strong(model), kind=kind, strength=-1.0)
     plain = generate(model, RUN, ["a"], [0], "latent")[0].float()
-    with ablate(model.pipe, edit, sae=make_sae(3)):
+    with ablate(model.pipe, edit, saes=make_sae(3)):
         edited = generate(model, RUN, ["a"], [0], "latent")[0].float()
     model.pipe.unet.up_blocks[1].compile()
-    with ablate(model.pipe, edit, sae=make_sae(3)):
+    with ablate(model.pipe, edit, saes=make_sae(3)):
         found = generate(model, RUN, ["a"], [0], "latent")[0].float()
     size = (edited - plain).norm()
     assert size > 1e-2

@@ -11,7 +11,7 @@ from featurestore.errors import SAEError, UsageError
 from sae.checkpoint import load_sae, save_sae, store_sae
 from sae.codes import encode_rows
 from sae.encoding import encode
-from sae.intervention.ablate import Rule, ablation_change
+from sae.intervention.rules import Rule, join, rules_change
 from sae.model import SAEConfig
 from sae.training.loss import training_loss
 from sae.training.train import TrainSettings, train
@@ -216,7 +216,7 @@ def test_normalised_positions_and_ablation_in_raw_space(architecture, normalize,
     edited = z.copy()
     for i, factor, threshold in zip(*(part.tolist() for part in rule[:3]), strict=True):
         edited[:, i] = np.where(z[:, i] > threshold, factor * z[:, i], z[:, i])
-    rows, change = ablation_change(sae.requires_grad_(False), x, [rule])
+    rows, change = rules_change(sae.requires_grad_(False), x, join([rule]))
     found = np.zeros_like(x_hat)
     found[rows.numpy()] = change.numpy()
     assert (edited != z).any()
@@ -246,7 +246,7 @@ def test_ablation_never_encodes_everything(architecture, monkeypatch):
     f = sae.encode_dense(x)[:, features]
     rule = Rule(features, torch.tensor([-1.0, -1.0, 0.0]), torch.tensor([0.2, 0.9, 0.0]))
     monkeypatch.setattr(type(sae), "encode", lambda *args: pytest.fail("the full encoder ran"))
-    rows, change = ablation_change(sae, x, [rule])
+    rows, change = rules_change(sae, x, join([rule]))
     new = torch.where(f > rule.threshold, rule.factor * f, f)
     expected = (new - f) @ sae.W_dec[features]
     assert (change != 0).any(1).sum() == (new != f).any(1).sum() > 5

@@ -1,0 +1,163 @@
+"""Edits at one hook: from interventions to what is done at each timestep, and the hook that does it."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from featurestore.errors import ModelError
+from featurestore.selection import FeaturesAt, Selection
+from featurestore.vocabulary import MODES, Branch
+from sae.diffusion.hooks import Layout, Watch, as_positions, branch_parts, module_input, put, take, with_input
+from sae.diffusion.modules import find_module
+from sae.intervention.rules import Edit, Rule, Steer, edit_change, join, on_device, union
+from sae.intervention.settings import Intervention
+from sae.model import SAE
+
+
+class Site(NamedTuple):
+    """Where interventions are taken together: what passes one hook, in one branch, as one SAE sees it."""
+
+    hook: str
+    io: str
+    sae_hash: str
+    branch: Branch
+
+
+class Call(NamedTuple):
+    """What of a denoiser call decides its edit."""
+
+    timestep: float
+    layout: Layout
+    device: torch.device
+
+
+class Editor:
+    """Edits what passes a site; keeps the edit of each timestep that it has met."""
+
+    def __init__(self, pipe: Any, site: Site, interventions: Sequence[Intervention], *, sae: SAE, mode: str) -> None:
+        self.site, self.interventions, self.sae, self.mode = site, interventions, sae, mode
+        self.module = find_module(pipe, site.hook)
+        self.n_train_timesteps = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
+        self._edits: dict[Call, Edit] = {}
+        self._n_calls = 0
+        self._warned = False
+
+    def attach(self, watched: Watch) -> Any:
+        """Hook the module; returns the handle."""
+        if self.site.io == "input":
+            return self.module.register_forward_pre_hook(self._before(watched), with_kwargs=True)
+        return self.module.register_forward_hook(self._after(watched), with_kwargs=True)
+
+    def _before(self, watched: Watch) -> Callable[..., Any]:
+        hook = self.site.hook
+
+        # Look-ups, counting and choosing positions are no part of a compiled graph.
+        @torch.compiler.disable
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            entering = module_input(args, kwargs, hook)
+            edited = self._edited(entering, entering, watched)
+            return None if edited is None else with_input(args, kwargs, edited, hook)
+
+        return before
+
+    def _after(self, watched: Watch) -> Callable[..., Any]:
+        hook, io = self.site.hook, self.site.io
+
+        @torch.compiler.disable
+        def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            leaving = take(output, hook, module)
+            seen = leaving - module_input(args, kwargs, hook) if io == "difference" else leaving
+            edited = self._edited(seen, leaving, watched)
+            return None if edited is None else put(output, edited, hook, module)
+
+        return after
+
+    def _edited(self, seen: Tensor, target: Tensor, watched: Watch) -> Tensor | None:
+        """Return ``target`` plus the change that follows from what the SAE sees; None when nothing changes."""
+        if self.site.branch not in watched.call.branches:
+            return None
+        part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
+        positions, layout = as_positions(seen[part])
+        edit = self._edit(Call(watched.call.timestep, layout, seen.device))
+        if edit.is_empty:
+            return None
+        if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
+            self.sae.to(seen.device, torch.float32)  # Where the model is: offloading moves it about.
+        with torch.autocast(seen.device.type, enabled=False):  # The caller's precision does not decide what fires.
+            x = positions.reshape(-1, positions.shape[-1]).float()
+            rows, change = edit_change(self.sae, x, layout, edit)
+        if not len(rows):
+            return None
+        edited = target.clone(memory_format=torch.contiguous_format)
+        view, _ = as_positions(edited[part])
+        n = positions.shape[1]
+        at = (rows // n, rows % n) if len(view) > 1 else (0, rows)
+        view[at] = (view[at].float() + change).to(edited.dtype)
+        return edited
+
+    def _edit(self, call: Call) -> Edit:
+        if self.mode == "saeuron":
+            call = call._replace(timestep=self._counted())
+        if call not in self._edits:
+            edit = self._make_edit(call.timestep, call.layout)
+            self._edits[call] = cast(Edit, on_device(edit, call.device))
+        return self._edits[call]
+
+    def _counted(self) -> float:
+        """Return the recorded timestep whose turn it is: the released hook counts its calls."""
+        recorded = self.interventions[0].selection.timesteps
+        if self._n_calls == len(recorded):
+            raise ModelError(
+                f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach it anew for every "
+                f"generation, with that many steps."
+            )
+        self._n_calls += 1
+        return recorded[self._n_calls - 1]
+
+    def _make_edit(self, timestep: float, layout: Layout) -> Edit:
+        # Made on the CPU, whatever the device: it takes many small operations.
+        rules: list[Rule] = []
+        detectors: list[Rule] = []
+        steers: list[Steer] = []
+        masks: list[Tensor | None] = []
+        for one in self.interventions:
+            if not one.window.covers(timestep, self.n_train_timesteps):
+                continue
+            at, where = self._features_at(one.selection, timestep), one.where(layout)
+            masks.append(where)
+            if not len(at.features):
+                continue
+            if one.kind == "add":
+                rows = self.sae.W_dec[torch.tensor(at.features, device=self.sae.W_dec.device)]
+                steers.append(Steer(one.strength * rows.float().sum(0), where))
+            else:
+                (detectors if one.kind == "replace" else rules).append(_rule(one, at, where))
+        errors = MODES[self.mode] if masks else 0
+        return Edit(join(rules), join(detectors), steers, errors, union(masks) if errors else None)
+
+    def _features_at(self, selection: Selection, timestep: float) -> FeaturesAt:
+        at = selection.at(timestep)
+        known = sorted(selection.timesteps)
+        widest = max((b - a for a, b in itertools.pairwise(known)), default=0.0)
+        if at.distance > max(widest, 1.0) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the selection {selection.family}={selection.concept} has no timestep near {timestep:g}; the nearest, "
+                f"{at.timestep:g}, is used.",
+                stacklevel=2,
+            )
+        return at
+
+
+def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:
+    """Return the rule of every kind but ``add``; for ``replace``, the one that detects its positions."""
+    features = torch.tensor(at.features, dtype=torch.int64)
+    mean_concept, mean_all = (torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all))
+    if one.kind in ("paper", "replace"):
+        return Rule(features, one.strength * mean_concept, mean_all, where=where)
+    nothing = torch.zeros_like(mean_all)
+    return Rule(features, nothing, nothing, one.strength if one.kind == "clamp" else 0.0, where)
