@@ -1,6 +1,7 @@
 """A work item of a collection: generated, gathered in memory, written."""
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,14 @@ from collectors.capture import Captured, capture
 from collectors.estimate import check_space
 from collectors.job import Job
 from collectors.memory import HostMemory
-from collectors.plan import Sample, WorkItem
+from collectors.plan import WorkItem
 from collectors.samples import samples_table
 from collectors.shares import Claim
+from featurestore.prompts import Prompt, prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread
 from sae.diffusion.calls import DenoiserCall
-from sae.diffusion.pipelines import generate
+from sae.diffusion.pipelines import generate, with_guidance
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ def gather(job: Job, item: WorkItem, memory: HostMemory, bar: Any) -> Gathered:
     images: list[Any] = []
     # How a sum is split over threads shows in its last digits.
     with one_thread() if settings.exact else contextlib.nullcontext():
-        size = 1 if settings.exact else settings.batch_size
-        for start in range(0, len(ids), size):
-            images += _run_batch(job, item.samples[start : start + size], start, buffers, bar)
+        size, start = 1 if settings.exact else settings.batch_size, 0
+        for batch in prompt_batches([sample.prompt for sample in item.samples], size):
+            images += _run_batch(job, batch, start, buffers, bar)
+            start += len(batch)
     return Gathered(item, buffers, images if settings.images else None)
 
 
-def _run_batch(job: Job, batch: list[Sample], start: int, buffers: dict[str, HookBuffer], bar: Any) -> list[Any]:
-    model, run = job.model, job.run
+def _run_batch(job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str, HookBuffer], bar: Any) -> list[Any]:
+    model, run = job.model, with_guidance(job.run, batch[0].guidance)
     n_begun = 0
 
     def before(call: DenoiserCall) -> None:
@@ -65,7 +68,7 @@ def _run_batch(job: Job, batch: list[Sample], start: int, buffers: dict[str, Hoo
     def sink(captured: Captured) -> None:
         buffers[captured.hook].put(captured, start)
 
-    prompts, seeds = [s.prompt.prompt for s in batch], [s.prompt.seed for s in batch]
+    prompts, seeds = [p.prompt for p in batch], [p.seed for p in batch]
     with capture(model.pipe, list(buffers), sink, job.settings.io, before):
         return generate(model, run, prompts, seeds, "pil" if job.settings.images else "latent")
 

@@ -77,6 +77,7 @@ def prepare(
         As :func:`collectors.collection.collect`; nothing is made or changed.
     """
     _check(model, run, settings)
+    _check_guidance(model, prompts, run, settings.branch)
     settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else [])
     described = describe_run(model, run)
     store = Store.prepare(path, described)
@@ -90,7 +91,7 @@ def prepare(
         find_module(model.pipe, hook)
     _check_tables(store, prompts, settings, kept)
     job = Job(store, model, run, settings, kept, attached, [HostMemory(device), HostMemory(device)])
-    return job, identify(store.run_id, prompts)
+    return job, identify(store.run_id, float(run.guidance), prompts)
 
 
 def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
@@ -106,6 +107,15 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         raise UsageError("--exact is for the CPU: the arithmetic of a GPU is not the same on another one.")
     check_branch(model, run, settings.branch)
     kept_steps(settings.timesteps, run.n_steps)
+
+
+def _check_guidance(model: Model, prompts: Sequence[Prompt], run: RunSettings, branch: str) -> None:
+    """Refuse a branch that prompts with a guidance scale of their own do not have."""
+    for scale, line in {p.guidance: p.line for p in reversed(prompts) if p.guidance is not None}.items():
+        try:
+            check_branch(model, replace(run, guidance=scale), branch)
+        except UsageError as error:
+            raise UsageError(f"prompt of line {line}, whose own guidance scale is {scale:g}: {error}") from error
 
 
 def _check_sae(attached: Attached, settings: CollectSettings, model_hash: str, store: Store) -> None:

@@ -38,7 +38,7 @@ class Stream:
     ) -> None:  # fmt: skip
         self.model, self.run, self.what, self.settings, self.chunk_samples = model, run, what, settings, chunk_samples
         self._scratch = scratch
-        samples = identify(run_id(describe_run(model, run)), prompts)
+        samples = identify(run_id(describe_run(model, run)), float(run.guidance), prompts)
         out = held_out([sample.id for sample in samples], settings.holdout)
         self._train = [sample.prompt for sample in samples if sample.id not in out]
         self._test = [sample.prompt for sample in samples if sample.id in out]

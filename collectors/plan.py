@@ -25,13 +25,13 @@ class WorkItem(NamedTuple):
     """the tables that lack them"""
 
 
-def identify(run_id: str, prompts: Sequence[Prompt]) -> list[Sample]:
-    """Give each prompt its sample id.
+def identify(run_id: str, guidance: float, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Give each prompt its sample id; a guidance scale of its own counts where it is not the run's.
 
     Raises:
         PromptsError: two have the same (one chance in 10^6 at three million samples).
     """
-    samples = [Sample(sample_id(run_id, p.prompt, p.seed), p) for p in prompts]
+    samples = [Sample(sample_id(run_id, p.prompt, p.seed, own_guidance(p, guidance)), p) for p in prompts]
     first: dict[int, Sample] = {}
     for sample in samples:
         other = first.setdefault(sample.id, sample)
@@ -39,6 +39,11 @@ def identify(run_id: str, prompts: Sequence[Prompt]) -> list[Sample]:
             lines = f"{other.prompt.line} and {sample.prompt.line}"
             raise PromptsError(f"the samples of lines {lines} have the same id: change the seed of one.")
     return samples
+
+
+def own_guidance(prompt: Prompt, guidance: float) -> float | None:
+    """Return a prompt's guidance scale if it is another than the run's."""
+    return None if prompt.guidance == guidance else prompt.guidance
 
 
 def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_samples: int) -> list[WorkItem]:

@@ -25,6 +25,8 @@ def samples_table(store: Store, samples: Sequence[Sample], images: Sequence[Any]
     shared = {key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")}
     shared["scheduler"] = run["scheduler"]["class"]
     columns |= {key: [value] * len(samples) for key, value in shared.items()}
+    own = [s.prompt.guidance for s in samples]
+    columns["guidance"] = [run["guidance"] if scale is None else scale for scale in own]
     if images is not None:
         columns["image"] = [
             {"bytes": _png(image), "path": f"{s.id}.png"} for image, s in zip(images, samples, strict=True)

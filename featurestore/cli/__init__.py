@@ -14,6 +14,7 @@ from featurestore import __version__
 from featurestore.errors import FeatureStoreError, nearest
 
 COMMANDS = {
+    "prompts": "featurestore.cli.prompts",
     "collect": "featurestore.cli.collect",
     "train": "featurestore.cli.train",
     "train-live": "featurestore.cli.live",

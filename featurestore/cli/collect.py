@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options import ModelOptions, RunOptions, branch_option, io_option, model_options, run_options
+from featurestore.cli.options import (
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    branch_option,
+    io_option,
+    model_options,
+    prompt_options,
+    run_options,
+)
 from featurestore.vocabulary import ACTIVATION_DTYPES
 
 if TYPE_CHECKING:
@@ -14,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_options
-@click.option("--prompts", required=True, type=click.Path(path_type=Path), help="JSONL file, see above.")
+@prompt_options()
 @click.option("--hook", "hooks", multiple=True, help="Module path or pattern, see above.")
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
@@ -51,7 +60,7 @@ if TYPE_CHECKING:
 @run_options
 def collect(
     model: ModelOptions,
-    prompts: Path,
+    prompts: PromptOptions,
     store: Path,
     quiet: bool,
     dry_run: bool,
@@ -63,9 +72,10 @@ def collect(
 ) -> None:
     """Run a model over prompts and keep the activations of its modules at every denoising step.
 
-    A line of the prompts file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and an optional "seed")
-    every key is a family of concepts and its value the sample's concept. The same command goes on where it was
-    interrupted; more prompts, seeds and hooks can be added to a store later.
+    A line of a JSONL file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and an optional "seed" and
+    "guidance") every key is a family of concepts and its value the sample's concept. Other files and columns of other
+    names: 'featurestore prompts FILE' shows what is understood. The same command goes on where it was interrupted; more
+    prompts, seeds and hooks can be added to a store later.
 
     A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
     --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
@@ -82,10 +92,9 @@ def collect(
     from collectors import collection as collecting
     from collectors.shares import find_share
     from featurestore.cli.store import human_bytes
-    from featurestore.prompts import read_prompts
 
     share = find_share(rank, world_size)
-    wanted = read_prompts(prompts, run.seeds)
+    wanted = prompts.read(run.seeds)
     loaded = model.load()
     settings = collecting.CollectSettings(**kept, batch_size=run.batch_size)
     if dry_run:

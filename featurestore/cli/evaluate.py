@@ -9,11 +9,13 @@ import click
 
 from featurestore.cli.options import (
     ModelOptions,
+    PromptOptions,
     RunOptions,
     Seeds,
     judge_option,
     mode_option,
     model_options,
+    prompt_options,
     run_options,
 )
 from featurestore.cli.scores import scores_table, sequential_table
@@ -43,12 +45,7 @@ class Numbers(click.ParamType):
 
 @click.command()
 @model_options
-@click.option(
-    "--prompts",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A JSONL prompts file with labels, as for collect.",
-)
+@prompt_options()
 @judge_option
 @click.option(
     "--ablate", "selections", multiple=True, type=click.Path(path_type=Path), help="A selection file; may be repeated."
@@ -113,7 +110,7 @@ class Numbers(click.ParamType):
 )
 @run_options
 def evaluate(
-    model: ModelOptions, prompts: Path, judges: tuple[str, ...], selections: tuple[Path, ...],
+    model: ModelOptions, prompts: PromptOptions, judges: tuple[str, ...], selections: tuple[Path, ...],
     store: Path | None, saes: tuple[str, ...], concepts: tuple[str, ...], family: str | None, top: list[int],
     multipliers: list[float], intervention: str, mode: str, protocol: str, search_judges: tuple[str, ...],
     search_seeds: list[int] | None, search_others: int, reference: Path | None, out: Path, run: RunOptions,
@@ -133,7 +130,6 @@ def evaluate(
     """  # fmt: skip
     from featurestore.errors import UsageError
     from featurestore.format import durable
-    from featurestore.prompts import read_prompts
     from sae.evaluation.accuracy import targets_text
     from sae.evaluation.judge import check_labels, load_judge
     from sae.evaluation.protocols import Evaluation, Search, report, run_protocol
@@ -143,11 +139,11 @@ def evaluate(
     requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
     judge_device = "cpu" if model.device == "auto" else model.device
     judging = load_judge(judges, judge_device)
-    wanted = read_prompts(prompts, run.seeds)
+    wanted = prompts.read(run.seeds)
     check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
     search = None
     if search_judges and search_seeds:
-        search = Search(load_judge(search_judges, judge_device), read_prompts(prompts, search_seeds), search_others)
+        search = Search(load_judge(search_judges, judge_device), prompts.file(search_seeds).prompts, search_others)
         check_labels(search.judge, (p.labels for p in search.prompts))
     loaded = model.load()
     evaluation = Evaluation(

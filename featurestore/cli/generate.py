@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options import ModelOptions, RunOptions, gathered, mode_option, model_options, run_options
+from featurestore.cli.options import (
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    gathered,
+    mode_option,
+    model_options,
+    prompt_options,
+    run_options,
+)
 from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS
 
 if TYPE_CHECKING:
@@ -106,7 +115,7 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @model_options
 @click.option("--prompt", "texts", multiple=True, help="A prompt; several times for several.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="A JSONL prompts file, as for collect.")
+@prompt_options(required=False)
 @intervention_options
 @mode_option
 @click.option(
@@ -124,7 +133,7 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def generate(
     model: ModelOptions,
     texts: tuple[str, ...],
-    prompts: Path | None,
+    prompts: PromptOptions,
     edits: InterventionOptions,
     mode: str,
     saes: tuple[Path, ...],
@@ -145,14 +154,14 @@ def generate(
         --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
     """  # fmt: skip
     from featurestore.errors import UsageError
-    from featurestore.prompts import Prompt, read_prompts
+    from featurestore.prompts import Prompt
     from sae.intervention.generate import generate_files
 
-    if not texts and prompts is None:
+    if not texts and prompts.source is None:
         raise UsageError("nothing to generate: give --prompt or --prompts.")
     interventions = edits.interventions()
     wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in run.seeds]
-    wanted += read_prompts(prompts, run.seeds) if prompts is not None else []
+    wanted += prompts.read(run.seeds) if prompts.source is not None else []
     loaded = model.load()
     files = generate_files(
         out,

@@ -6,13 +6,21 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import ModelOptions, RunOptions, io_option, model_options, run_options
+from featurestore.cli.options import (
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    io_option,
+    model_options,
+    prompt_options,
+    run_options,
+)
 from featurestore.cli.train import named, summary, train_options, train_settings
 
 
 @click.command("train-live")
 @model_options
-@click.option("--prompts", required=True, type=click.Path(path_type=Path), help="As for collect.")
+@prompt_options()
 @click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several --hook for several SAEs.")
 @click.option("--name", "names", required=True, multiple=True, help="Of the SAE in the store; one for each --hook.")
 @click.option("--store", required=True, type=click.Path(path_type=Path), help="Where the SAEs go; made if missing.")
@@ -25,7 +33,7 @@ from featurestore.cli.train import named, summary, train_options, train_settings
 @run_options
 def train_live(
     model: ModelOptions,
-    prompts: Path,
+    prompts: PromptOptions,
     hooks: tuple[str, ...],
     names: tuple[str, ...],
     store: Path,
@@ -50,12 +58,11 @@ def train_live(
     """
     from collectors.collection import CollectSettings
     from collectors.live import train_live
-    from featurestore.prompts import read_prompts
     from featurestore.store import Store
     from sae.training.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
-    wanted, loaded = read_prompts(prompts, run.seeds), model.load()
+    wanted, loaded = prompts.read(run.seeds), model.load()
     collecting = CollectSettings(hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size)
     with open_log(log, store / ".work" / "logs") as report:
         records = train_live(

@@ -39,9 +39,11 @@ def run_id(run: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json(dict(run)))[:16]
 
 
-def sample_id(run: str, prompt: str, seed: int) -> int:
-    """Return a sample's 63-bit id: a function of the run id, the prompt and the seed, and of nothing else."""
-    digest = hashlib.sha256(f"{run}\n{seed}\n{prompt}".encode()).digest()
+def sample_id(run: str, prompt: str, seed: int, guidance: float | None = None) -> int:
+    """Return a sample's 63-bit id: a function of the run id, the prompt, the seed, and the guidance scale
+    where the sample has another than its run, and of nothing else."""
+    own = "" if guidance is None else f" {guidance!r}"
+    digest = hashlib.sha256(f"{run}\n{seed}{own}\n{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & (2**63 - 1)
 
 

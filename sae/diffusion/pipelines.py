@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class RunSettings:
     width: int | None = None
     true_cfg: float = 1.0
     """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser is told (FLUX)"""
+
+
+def with_guidance(run: RunSettings, scale: float | None) -> RunSettings:
+    """Return the settings with a guidance scale that some prompts have of their own, or as they are."""
+    return run if scale is None else replace(run, guidance=scale)
 
 
 def check_run(model: Model, settings: RunSettings) -> None:

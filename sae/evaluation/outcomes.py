@@ -69,7 +69,7 @@ class Reference(NamedTuple):
 
     features: Features
     """``[n, d]``"""
-    keys: list[tuple[str, int]] | None = None
+    keys: list[tuple[str | int | float, ...]] | None = None
     """prompt and seed of each row, of the untouched model's pictures; None: of real pictures"""
 
 
@@ -114,7 +114,7 @@ def judged(
 
     ``identity`` is what else the outcome depends on: the run.
     """
-    asked = [[p.prompt, p.seed, named(p.labels)] for p in prompts]
+    asked = [[*p.identity, named(p.labels)] for p in prompts]
     about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
     about["version"] = VERSION
     about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
@@ -149,12 +149,12 @@ def untouched(
 
     identity = {"run": describe_run(model, run)}
     outcome = judged(folder, Removal({}, {"method": "none"}, remember), prompts, judge, identity, None)
-    key = sha256_text(canonical_json([judge.name, identity, [[p.prompt, p.seed] for p in prompts]]))[:16]
+    key = sha256_text(canonical_json([judge.name, identity, [list(p.identity) for p in prompts]]))[:16]
     path = folder / f"features-{key}.npy"
     if kept or not path.is_file():
         features = judge.features(kept or remember(prompts))
         durable.write_file(path, lambda file: np.save(file, features))
-    return outcome, Reference(np.load(path), [(p.prompt, p.seed) for p in prompts])
+    return outcome, Reference(np.load(path), [p.identity for p in prompts])
 
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
@@ -224,7 +224,7 @@ def _distance(
     compared = reference.features
     if reference.keys is not None:
         place = {key: i for i, key in enumerate(reference.keys)}
-        compared = compared[[place[(prompts[i].prompt, prompts[i].seed)] for i in rows]]
+        compared = compared[[place[prompts[i].identity] for i in rows]]
     return frechet_distance(judge.features([images[i] for i in rows]), compared)
 
 

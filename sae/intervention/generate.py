@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from featurestore.format import durable
-from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
+from featurestore.prompts import Prompt, prompt_batches
+from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run, with_guidance
 from sae.diffusion.pipelines import generate as generate_batch
 from sae.intervention.ablate import Saes, ablate, find_saes
 from sae.intervention.settings import Intervention
@@ -38,9 +38,10 @@ def generate_images(
         SelectionError: a selection does not fit the model or the SAE.
         UsageError: the unconditional half is to be edited, and the run has none.
     """
-    for intervention in interventions:
-        for branch in intervention.branches:
-            check_branch(model, run, branch)
+    scales = {prompt.guidance for prompt in prompts}
+    for branch in {branch for one in interventions for branch in one.branches}:
+        for scale in scales:
+            check_branch(model, with_guidance(run, scale), branch)
     found = find_saes((one.selection for one in interventions), saes)
     edited = functools.partial(_edited, model, interventions, found, mode)
     counts_calls = mode == "saeuron"
@@ -50,10 +51,10 @@ def generate_images(
         bar = stack.enter_context(
             tqdm(total=len(prompts), desc=progress, unit="picture", disable=None if progress else True)
         )
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
+        for batch in prompt_batches(prompts, batch_size):
+            own = with_guidance(run, batch[0].guidance)
             with edited() if counts_calls else contextlib.nullcontext():
-                images = generate_batch(model, run, [p.prompt for p in batch], [p.seed for p in batch])
+                images = generate_batch(model, own, [p.prompt for p in batch], [p.seed for p in batch])
             yield from images
             bar.update(len(batch))
 
@@ -94,11 +95,17 @@ def generate_files(
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{index:05d}-{_slug(prompt.prompt)}-{prompt.seed}.png"
         durable.write_file(path, functools.partial(image.save, format="PNG"))
-        lines.append({"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how})
+        lines.append(
+            {"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how, **_own(prompt)}
+        )
         files.append(path)
     body = [json.dumps({**line, "run": settings}, ensure_ascii=False) for line in lines]
     durable.write_bytes(out / "generated.jsonl", "".join(f"{line}\n" for line in body).encode())
     return files
+
+
+def _own(prompt: Prompt) -> dict[str, float]:
+    return {} if prompt.guidance is None else {"guidance": prompt.guidance}
 
 
 def _slug(text: str) -> str:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
+from featurestore.format.canonical import sample_id
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.diffusion.modules import find_module
@@ -209,3 +212,24 @@ def test_models_that_are_none(tmp_path):
 def test_collecting_on_cuda(model_dir, tmp_path, dtype):
     store = run(tmp_path / "store", load_model(str(model_dir), "cuda", dtype)).store
     assert verify(store, deep=True) == []
+
+
+def test_samples_with_a_guidance_scale_of_their_own_are_collected_with_it(model, tmp_path):
+    """B3: a batch holds one scale; a sample's scale is part of its identity where it is not the run's."""
+    scales = [None, 3.0, 1.5, 7.5, 7.5]
+    prompts = [replace(p, guidance=scale) for p, scale in zip(PROMPTS, scales, strict=True)]
+    store = run(tmp_path / "store", model, prompts).store
+    samples = store.read("samples")
+    assert samples["guidance"].to_pylist() == [3.0, 3.0, 1.5, 7.5, 7.5]
+    ids = samples["sample_id"].to_pylist()
+    assert ids[0] == sample_id(store.run_id, PROMPTS[0].prompt, 0)
+    assert ids[1] == sample_id(store.run_id, PROMPTS[1].prompt, 1)
+    assert ids[2] == sample_id(store.run_id, PROMPTS[2].prompt, 0, 1.5) != sample_id(store.run_id, "picture 2", 0)
+    alone = run(tmp_path / "alone", model, PROMPTS[2:3], replace(RUN, guidance=1.5)).store
+    mine = [row for i, *_, row in rows_of(store, HOOK) if i == ids[2]]
+    assert len(mine) == 3
+    for row, (*_, expected) in zip(mine, rows_of(alone, HOOK), strict=True):
+        np.testing.assert_array_equal(row, expected)
+    assert run(tmp_path / "store", model, prompts).n_samples == 0
+    with pytest.raises(UsageError, match=r"prompt of line 3, whose own guidance scale is 1: .*no unconditional half"):
+        run(tmp_path / "both", model, [*PROMPTS[:2], replace(PROMPTS[2], guidance=1.0)], branch="both")
