@@ -15,6 +15,7 @@ from featurestore.errors import FeatureStoreError, nearest
 
 COMMANDS = {
     "prompts": "featurestore.cli.prompts",
+    "plan": "featurestore.cli.plan",
     "collect": "featurestore.cli.collect",
     "train": "featurestore.cli.train",
     "train-live": "featurestore.cli.live",

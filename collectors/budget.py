@@ -1,0 +1,166 @@
+"""What a corpus will take before anything is loaded: bytes for each table, and GPU hours.
+
+Every constant was measured, and says where; what follows from them is arithmetic. For a run that can
+be started, ``collect --dry-run`` measures one batch instead.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from featurestore.errors import UsageError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model's published sizes, at its usual resolution."""
+
+    name: str
+    hook: str
+    """where others trained SAEs"""
+    positions: int
+    """of the hook's map"""
+    d_in: int
+    n_steps: int
+    calls: int
+    """samples of a denoiser call for each picture and step: 2 under classifier-free guidance"""
+    tflop: float
+    """of one sample's denoiser call, counted by torch over diffusers' classes on the meta device"""
+
+
+KNOWN = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="sd15",
+            hook="unet.up_blocks.1.attentions.1",
+            positions=256,
+            d_in=1280,
+            n_steps=50,
+            calls=2,
+            tflop=0.80,
+        ),
+        KnownModel(
+            name="sdxl",
+            hook="unet.up_blocks.0.attentions.1",
+            positions=1024,
+            d_in=1280,
+            n_steps=50,
+            calls=2,
+            tflop=6.76,
+        ),
+        KnownModel(
+            name="flux",
+            hook="transformer.transformer_blocks.18",
+            positions=4096,
+            d_in=3072,
+            n_steps=28,
+            calls=1,
+            tflop=74.4,
+        ),
+    )
+}
+H100_TFLOPS = 228.0
+"""reached by SD-1.5's shape in float16, batch 8, guidance 2 ×, decoding included (benchmarks/results/collect.jsonl)"""
+COLLECTING = 1.30
+"""collecting two hooks ÷ generating alone on that card"""
+TRAINED_POSITIONS = 351_200 * 1280 * 20480
+"""positions × d_in × n_latents that training takes in a second there (benchmarks/results/train.jsonl); encoding is less work"""
+SAMPLE_BYTES = 300
+"""of a row of ``samples`` without its picture: prompt, labels, ids (the demo's store)"""
+ACTIVATION_OVERHEAD = 1.002
+"""file ÷ tensor at SD-1.5's shape (benchmarks/results/collect.jsonl)"""
+CODE_BYTES = 4.0
+"""for each of the k codes of a position: 2.7 on the demo's store, 3.9 at SD-1.5's shape"""
+STATS_BYTES = 6.0
+"""of a row of ``stats``: 5.4 at the published size, 6.9 on the demo's store"""
+DISTINCT = 0.4
+"""latents that fire in a row ÷ those that would if every code were drawn at random (0.28 and 0.39 there)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What is to be collected."""
+
+    model: KnownModel
+    n_prompts: int
+    n_seeds: int = 1
+    n_hooks: int = 1
+    n_branches: int = 1
+    k: int = 32
+    n_latents: int = 20480
+
+    @property
+    def samples(self) -> int:
+        """Pictures."""
+        return self.n_prompts * self.n_seeds
+
+    @property
+    def rows(self) -> int:
+        """Rows of ``activations`` and of ``codes``, over all hooks."""
+        return self.samples * self.model.n_steps * self.n_hooks * self.n_branches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What it takes."""
+
+    table_bytes: Mapping[str, int]
+    """table kind → bytes of all its shards"""
+    stats_rows: int
+    generate_hours: float
+    """on one H100, generating and collecting"""
+    encode_hours: float
+    """on one H100, encoding all hooks, at most: as long as training on every position once"""
+
+
+def model_sizes(
+    name: str,
+    *,
+    positions: int | None = None,
+    d_in: int | None = None,
+    tflop: float | None = None,
+    n_steps: int | None = None,
+) -> KnownModel:
+    """Return a model's sizes: those that are kept, but for those given.
+
+    Raises:
+        UsageError: no sizes are kept of it, and not all are given.
+    """
+    known = KNOWN.get(name, KNOWN["sd15"])
+    if name not in KNOWN and None in (positions, d_in, tflop, n_steps):
+        raise UsageError(
+            f"no sizes are kept of model {name!r}.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}. "
+            f"Another model: give --positions and --d-in of its hook, --tflop and --steps."
+        )
+    return KnownModel(
+        name=name,
+        hook=known.hook if name in KNOWN else "",
+        positions=positions or known.positions,
+        d_in=d_in or known.d_in,
+        n_steps=n_steps or known.n_steps,
+        calls=known.calls,
+        tflop=tflop or known.tflop,
+    )
+
+
+def budget(corpus: Corpus) -> Budget:
+    """Return the bytes and hours of a corpus (docs/scale.md has the constants and where they are from)."""
+    model = corpus.model
+    codes = model.positions * corpus.k
+    uniform = corpus.n_latents * (1 - math.exp(-codes / corpus.n_latents))
+    stats_rows = round(corpus.rows * min(uniform, codes) * DISTINCT)
+    table_bytes = {
+        "samples": corpus.samples * SAMPLE_BYTES,
+        "activations": round(corpus.rows * model.positions * model.d_in * 2 * ACTIVATION_OVERHEAD),
+        "codes": round(corpus.rows * codes * CODE_BYTES),
+        "stats": round(stats_rows * STATS_BYTES),
+    }
+    generate = corpus.samples * model.n_steps * model.calls * model.tflop / H100_TFLOPS * COLLECTING
+    encode = corpus.rows * model.positions * model.d_in * corpus.n_latents / TRAINED_POSITIONS
+    return Budget(
+        table_bytes=table_bytes,
+        stats_rows=stats_rows,
+        generate_hours=generate / 3600,
+        encode_hours=encode / 3600,
+    )
