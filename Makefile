@@ -13,10 +13,11 @@ demo: .venv/installed  ## the main job on the included model: pictures, numbers,
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-check: .venv/installed  ## lint, format, types
+check: .venv/installed  ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: .venv/installed  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Imports run one way, and the public names are what they are."""
+"""What is imported where, beside the layers that import-linter holds (`make check`); the public names."""
 
 import ast
 from pathlib import Path
@@ -7,13 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = {"featurestore", "collectors", "sae", "queries", "minicanvas"}
-ALLOWED = {
-    "featurestore": set(),
-    "queries": {"featurestore"},
-    "sae": {"featurestore", "minicanvas"},
-    "collectors": {"featurestore", "sae"},
-    "minicanvas": set(),
-}
 HEAVY = {"torch", "diffusers", "transformers", "datasets"}
 
 
@@ -28,14 +21,8 @@ def imports(path, top_level_only=False):
 
 
 def sources(package):
-    return [p for p in (ROOT / package).rglob("*.py") if "cli" not in p.relative_to(ROOT / package).parts]
-
-
-@pytest.mark.parametrize("package", sorted(ALLOWED))
-def test_packages_import_only_what_they_may(package):
-    for path in sources(package):
-        other = (set(imports(path)) & OURS) - {package} - ALLOWED[package]
-        assert not other, f"{path} imports {other}"
+    """The package's files, without the rooms that stand on top of the others."""
+    return [p for p in (ROOT / package).rglob("*.py") if not {"cli", "explorer"} & set(p.relative_to(ROOT).parts)]
 
 
 @pytest.mark.parametrize("package", ["featurestore", "queries"])
