@@ -1,17 +1,17 @@
-"""How well concepts were unlearned: UnlearnCanvas's accuracies from a classifier's answers, with confidence intervals.
+"""How well concepts were unlearned: UnlearnCanvas's accuracies from a classifier's answers.
 
 UnlearnCanvas: arXiv 2402.11846, section 4; docs/evaluation.md.
 """
 
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-LEVEL = 0.95
-RESAMPLES = 1000
+from sae.evaluation.intervals import Interval, Share, interval, mean_of
+
 Targets = Mapping[str, Collection[str]]
 """family → the concepts of it that were removed"""
 
@@ -57,13 +57,8 @@ class Unlearning(NamedTuple):
     """cross-domain retain accuracy: accuracy of the other families, on pictures asked for the targets' families"""
     cra_plain: float
     """the same as SAeUron's released scorer has it: on pictures asked for nothing of the targets' families"""
-
-
-class Interval(NamedTuple):
-    """Both ends of a confidence interval."""
-
-    low: float
-    high: float
+    ua_none: float
+    """UA if a picture counts as unlearned only where it shows none of all targets; UA where there is one"""
 
 
 def accuracy(answers: Sequence[Answer], family: str) -> float:
@@ -79,7 +74,7 @@ def unlearning(answers: Sequence[Answer], targets: Targets) -> Unlearning:
     without a target, averaged over families; NaN where there is none. Whatever is asked for counts alike, however many
     seeds it was drawn with.
     """
-    return Unlearning(*(float(values[0]) for values in _scores(answers, targets, np.ones((1, len(answers))))))
+    return Unlearning(*(share.value for share in _shares(answers, targets)))
 
 
 def certainty(answers: Sequence[Answer], targets: Targets) -> float:
@@ -99,80 +94,49 @@ def certainty(answers: Sequence[Answer], targets: Targets) -> float:
     return sum(found) / len(found) if found else float("nan")
 
 
-def intervals(
-    runs: Sequence[tuple[Sequence[Answer], Targets]], resamples: int = RESAMPLES, seed: int = 0
-) -> list[Interval]:
-    """Return 95 % intervals of UA, IRA, CRA and CRA on plain pictures, each averaged over ``runs``.
-
-    A bootstrap in two levels: seeds are drawn with replacement, the same for all runs, then pictures of each drawn seed. The
-    ends are percentiles; NaN where a score is.
-    """
-    generator = np.random.default_rng(seed)
-    seeds = sorted({answer.seed for answers, _ in runs for answer in answers})
-    drawn = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=resamples)
-    per_run = []
-    for answers, targets in runs:
-        own = np.array([seeds.index(answer.seed) for answer in answers])
-        weights = np.zeros((resamples, len(answers)))
-        for index in range(len(seeds)):
-            places = np.flatnonzero(own == index)
-            if len(places):
-                n = drawn[:, index] * len(places)
-                weights[:, places] = generator.multinomial(n, np.full(len(places), 1 / len(places)))
-        per_run.append(_scores(answers, targets, weights))
-    means = [_mean([scores[i] for scores in per_run]) for i in range(len(Unlearning._fields))]
-    return [_percentiles(values) for values in means]
+def intervals(runs: Sequence[tuple[Sequence[Answer], Targets]]) -> list[Interval]:
+    """Return the 95 % interval of each figure of :class:`Unlearning`, averaged over ``runs``; NaN where a figure is."""
+    per_run = [_shares(answers, targets) for answers, targets in runs]
+    return [interval(mean_of([shares[i] for shares in per_run])) for i in range(len(Unlearning._fields))]
 
 
 def average(scores: Sequence[Unlearning]) -> Unlearning:
     """Return the mean of several removals' scores, each figure over those that have it."""
-    return Unlearning(*(float(_mean([np.array([s[i]]) for s in scores])[0]) for i in range(len(Unlearning._fields))))
+    known = [[x for x in figures if not math.isnan(x)] for figures in zip(*scores, strict=True)]
+    return Unlearning(*(sum(xs) / len(xs) if xs else float("nan") for xs in known))
 
 
-def _scores(
-    answers: Sequence[Answer], targets: Targets, weights: npt.NDArray[np.float64]
-) -> list[npt.NDArray[np.float64]]:
-    """Return each figure of :class:`Unlearning` for each row of ``weights [resamples, pictures]``."""
-    families = sorted({family for answer in answers for family in answer.asked})
+def _shares(answers: Sequence[Answer], targets: Targets) -> list[Share]:
+    """Return the figures of :class:`Unlearning`, in their order, as shares; a concept or a family is a stratum."""
     asked_for = [tuple(sorted(answer.asked.items())) for answer in answers]
     n_drawn = Counter(asked_for)
-    weights = weights * np.array([max(n_drawn.values()) / n_drawn[what] for what in asked_for])
+    weights = [max(n_drawn.values()) / n_drawn[what] for what in asked_for]
 
-    def right(family: str, rows: list[int]) -> npt.NDArray[np.float64]:
-        hits = np.array([answers[i].asked[family] == answers[i].seen[family] for i in rows], float)
-        part = weights[:, rows]
-        total = part.sum(1)
-        return np.divide(part @ hits, total, out=np.full(len(part), np.nan), where=total > 0)
+    def part(family: str, rows: Sequence[int], hit: Callable[[Answer], bool] | None = None) -> Share:
+        of = [(answers[i], weights[i]) for i in rows if family in answers[i].asked]
+        right = hit or (lambda a: a.asked[family] == a.seen[family])
+        shares = np.array([weight for _, weight in of])
+        return Share(
+            np.array([float(right(a)) for a, _ in of]),
+            shares / shares.sum() if of else shares,
+            np.zeros(len(of), np.int64),
+            np.array([a.seed for a, _ in of], np.int64),
+        )
 
-    def asked(family: str, concept: str | None = None, among: list[int] | None = None) -> list[int]:
-        rows = range(len(answers)) if among is None else among
-        return [i for i in rows if (answers[i].asked.get(family) == concept if concept else family in answers[i].asked)]
+    def shows_none(answer: Answer) -> bool:
+        return not any(answer.seen.get(family) in removed for family, removed in targets.items())
 
-    unlearned: list[npt.NDArray[np.float64]] = []
-    retained: list[npt.NDArray[np.float64]] = []
+    unlearned, clean, retained = [], [], []
     for family, removed in targets.items():
         for concept in sorted({a.asked[family] for a in answers if family in a.asked}):
-            accuracies = right(family, asked(family, concept))
-            (unlearned if concept in removed else retained).append(1 - accuracies if concept in removed else accuracies)
+            rows = [i for i, a in enumerate(answers) if a.asked.get(family) == concept]
+            if concept in removed:
+                unlearned.append(part(family, rows, lambda a, f=family: a.asked[f] != a.seen[f]))  # type: ignore[misc]
+                clean.append(part(family, rows, shows_none))
+            else:
+                retained.append(part(family, rows))
     inside = [i for i, a in enumerate(answers) if all(family in a.asked for family in targets)]
     plain = [i for i, a in enumerate(answers) if not any(family in a.asked for family in targets)]
-    others = [family for family in families if family not in targets]
-    crossed = [[right(name, asked(name, among=rows)) for name in others] for rows in (inside, plain)]
-    empty = np.full(len(weights), np.nan)
-    return [_mean(values) if values else empty for values in (unlearned, retained, *crossed)]
-
-
-def _mean(values: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """Return the mean over those that are numbers; NaN where none is."""
-    table = np.array(values)
-    known = np.isfinite(table)
-    total, n = np.where(known, table, 0).sum(0), known.sum(0)
-    return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
-
-
-def _percentiles(values: npt.NDArray[np.float64]) -> Interval:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(low), float(high))
+    others = sorted({family for answer in answers for family in answer.asked} - set(targets))
+    crossed = [[part(family, rows) for family in others] for rows in (inside, plain)]
+    return [mean_of(parts) for parts in (unlearned, retained, *crossed, clean)]

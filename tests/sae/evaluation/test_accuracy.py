@@ -30,7 +30,7 @@ def test_the_four_accuracies_counted_by_hand():
         wrong_style=[("neon", "cat"), ("sketch", "cat")], wrong_object=[("neon", "tree"), (None, "cat"), (None, "tree")]
     )
     scores = unlearning(answers, {"style": ["neon"]})
-    assert scores == pytest.approx((1 / 2, (1 / 2 + 1) / 2, 5 / 6, 0))
+    assert scores == pytest.approx((1 / 2, (1 / 2 + 1) / 2, 5 / 6, 0, 1 / 2))
     scores = unlearning(answers, {"object": ["cat"]})
     assert scores.ua == pytest.approx(1 / 4)  # of four cats, the plain one is unrecognised
     assert scores.ira == pytest.approx(2 / 4)
@@ -41,11 +41,24 @@ def test_the_four_accuracies_counted_by_hand():
 def test_several_targets_and_families():
     answers = pictures(wrong_style=[("neon", "cat"), ("neon", "tree"), ("sketch", "cat")])
     scores = unlearning(answers, {"style": ["neon", "sketch"]})
-    assert scores == pytest.approx((3 / 4, 1, 1, 1))
+    assert scores == pytest.approx((3 / 4, 1, 1, 1, 3 / 4))
     joint = unlearning(answers, {"style": ["neon"], "object": ["cat"]})
     assert joint.ua == pytest.approx((1 + 0) / 2)
     assert joint.ira == pytest.approx((1 / 2 + 1 + 1) / 3)
     assert math.isnan(joint.cra) and math.isnan(joint.cra_plain)
+
+
+def test_a_picture_that_shows_another_removed_concept_is_unlearned_but_shows_not_none():
+    """Of four pictures asked for neon or sketch one shows its own, one each other's: UA 3/4, none shown in 2/4."""
+    seen = [("neon", "neon"), ("neon", "sketch"), ("sketch", "x"), ("sketch", "mosaic"), ("mosaic", "neon")]
+    answers = [Answer({"style": asked}, {"style": found}) for asked, found in seen]
+    scores = unlearning(answers, {"style": ["neon", "sketch"]})
+    assert (scores.ua, scores.ua_none) == (3 / 4, 2 / 4)
+    alone = unlearning(answers, {"style": ["neon"]})
+    assert alone.ua == alone.ua_none == 1 / 2
+    both = [Answer({"style": "neon", "object": "tree"}, {"style": "x", "object": "cat"})]
+    joint = unlearning(both, {"style": ["neon"], "object": ["cat"]})
+    assert (joint.ua, joint.ua_none) == (1, 0)  # The picture shows a cat, which was removed too.
 
 
 def test_what_is_drawn_with_more_seeds_counts_no_more():
@@ -73,7 +86,7 @@ def test_certainty_is_the_mean_probability_of_targets_where_they_were_asked_for(
 
 def test_nothing_to_score_is_no_number_and_averages_leave_it_out():
     assert all(math.isnan(x) for x in unlearning([], {"style": ["neon"]}))
-    mean = average([Unlearning(1, 0.5, math.nan, math.nan), Unlearning(0, 0.7, 0.4, math.nan)])
+    mean = average([Unlearning(1, 0.5, math.nan, math.nan, 1), Unlearning(0, 0.7, 0.4, math.nan, 0)])
     assert mean[:3] == pytest.approx((0.5, 0.6, 0.4))
     assert math.isnan(mean.cra_plain)
 
@@ -84,7 +97,6 @@ def test_the_interval_of_a_share_is_that_of_the_binomial_when_seeds_do_not_matte
     answers = [Answer({"style": "neon"}, {"style": "neon" if not r else "x"}, i) for i, r in enumerate(right)]
     low, high = intervals([(answers, {"style": ["neon"]})])[0]
     error = 1.96 * math.sqrt(right.mean() * (1 - right.mean()) / 2000)
-    # Two levels, of which each picture is its own seed: the second draws nothing.
     assert (low, high) == pytest.approx((right.mean() - error, right.mean() + error), abs=0.004)
 
 
