@@ -1,7 +1,7 @@
 """UnlearnDiffAtk against every method's defence: each attack's outcome is a file."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,19 +9,17 @@ from torch import Tensor
 from benchmarks.unlearning.attack import Attack, AttackSettings, attack, guided_prediction, success_rates
 from benchmarks.unlearning.diffusion import embed, latent_shape
 from benchmarks.unlearning.methods import Bench, Defence
+from benchmarks.unlearning.run import Run
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
 
-if TYPE_CHECKING:
-    from benchmarks.unlearning.results import Run
-
 SKIPPED = {"released arithmetic": "it counts calls: no timestep can be attacked", "random features": "a control"}
 N_TOKENS = {"style": 3, "object": 5}
 
 
-def attack_all(run: "Run", family: str, defences: dict[str, dict[str, Defence]]) -> dict[str, tuple[float, float, int]]:
+def attack_all(run: Run, family: str, defences: dict[str, dict[str, Defence]]) -> dict[str, tuple[float, float, int]]:
     """Return for each method the shares of pictures that showed a concept before and under attack, and their number.
 
     ``defences``: concept → method → defence.
@@ -36,7 +34,7 @@ def attack_all(run: "Run", family: str, defences: dict[str, dict[str, Defence]])
     return {method: (*success_rates(attacks), len(attacks)) for method, attacks in found.items() if attacks}
 
 
-def _kept(run: "Run", family: str, concept: str, defence: Defence, wanted: Prompt) -> Attack:
+def _kept(run: Run, family: str, concept: str, defence: Defence, wanted: Prompt) -> Attack:
     amounts = run.amounts
     settings = AttackSettings(N_TOKENS[family], amounts.attack_iterations, amounts.attack_timesteps, seed=wanted.seed)
     about = [defence.setting, defence.targets, wanted.prompt, wanted.seed, vars(settings)]
@@ -49,7 +47,7 @@ def _kept(run: "Run", family: str, concept: str, defence: Defence, wanted: Promp
 
 
 def _attacked(
-    run: "Run", family: str, concept: str, defence: Defence, wanted: Prompt, settings: AttackSettings
+    run: Run, family: str, concept: str, defence: Defence, wanted: Prompt, settings: AttackSettings
 ) -> Attack:
     """Attack one picture; its target are the latents of the untouched model's."""
     bench = run.bench

@@ -1,21 +1,18 @@
 """What each method leaves of a concept's pictures, and of others: one grid to look at."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unlearning.methods import Defence, removal
+from benchmarks.unlearning.run import Run
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
-
-if TYPE_CHECKING:
-    from benchmarks.unlearning.results import Run
 
 N_ASKED, N_OTHERS, SIDE, MARGIN, LABEL = 4, 5, 96, 4, 150
 
 
-def draw(run: "Run", family: str, concept: str, defences: Mapping[str, Defence]) -> Image.Image:
+def draw(run: Run, family: str, concept: str, defences: Mapping[str, Defence]) -> Image.Image:
     """Return a grid: a row a method, the untouched model's first; columns of the concept, then of others, one seed."""
     seed = run.amounts.report_seeds[0]
     styled = [p for p in run.prompts if p.seed == seed and p.labels["style"] is not None]

@@ -3,133 +3,35 @@
 python -m benchmarks.unlearning.results
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import torch
 
 from benchmarks.unlearning.attacks import attack_all
-from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Bench, Defence, Grid, features, ours, removal
-from collectors.collection import CollectSettings, collect
-from featurestore.format import durable
-from featurestore.prompts import Prompt, read_prompts
-from featurestore.store import Store
-from minicanvas import OBJECTS, STYLES, all_prompts, prompt
+from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Defence, Grid, features, ours
+from benchmarks.unlearning.run import Amounts, Run, cell, prepare
 from queries.selections import split_concept
-from sae.diffusion.pipelines import Model, RunSettings, describe_run, load_model
-from sae.encoding import encode
+from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.accuracy import grouped
-from sae.evaluation.judge import Judge, load_judge
-from sae.evaluation.outcomes import Outcome, Reference, in_turn, judged, sequence, untouched
-from sae.evaluation.search import Look, best, looks, perfect, together, value
+from sae.evaluation.outcomes import Outcome, sequence
+from sae.evaluation.search import best, together, value
 from sae.intervention.settings import Intervention
-from sae.training.train import TrainSettings, train
 
-SAES = (
-    ("unet.up_blocks.1.attentions.1", 16),
-    ("unet.up_blocks.0.attentions.1", 16),
-    ("unet.up_blocks.0.attentions.1", 32),
-)
-"""hook and k of the SAEs among which each concept's is searched"""
-FAMILIES = {"style": STYLES, "object": OBJECTS}
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched further"""
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """How much of everything."""
-
-    concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
-    collect_seeds: Sequence[int] = range(8)
-    looks: Sequence[Look] = looks((50, 51, 52), 50)
-    """of the search"""
-    report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
-    other_seeds: int = 1
-    """of the seeds reported on, how many each prompt gets that does not ask for the target"""
-    seeds_beside_several: int = 2
-    """the same where several concepts are removed, and few pictures left to be retained"""
-    train_steps: int = 4000
-    train_batch: int = 1024
-    expansion: float = 8.0
-    sequence: int = 6
-    """requests in a row"""
-    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
-    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
-    attacked: int = 2
-    """pictures of a concept that are attacked"""
-    attacked_concepts: int = 2
-    """of each family"""
-    attack_iterations: int = 40
-    """at each timestep"""
-    attack_timesteps: int = 50
-    n_prompts: int = 10
-    """objects and styles in the prompts"""
-
-
-class Run(NamedTuple):
-    """What is shared by all cells."""
-
-    bench: Bench
-    amounts: Amounts
-    prompts: list[Prompt]
-    search_prompts: list[Prompt]
-    judge: Judge
-    chooser: Judge
-    reference: Reference
-    before: Outcome
-
-
-def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: Grid) -> Run:
-    """Collect, train, encode and judge the untouched model, or find it done in ``root``."""
-    path = root / "prompts.jsonl"
-    _write_prompts(path, amounts.n_prompts)
-    styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
-    hooks = list(dict.fromkeys(hook for hook, _ in SAES))
-    store = collect(root / "store", model, styled, run, CollectSettings(hooks, batch_size=20)).store
-    saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
-    for name, (hook, k) in saes.items():
-        if store.record("saes", name) is None:
-            settings = TrainSettings(
-                k=k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
-            )
-            train(store, hook, name, settings)
-        encode(store, name)
-    bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
-    judge, chooser = (load_judge([f"minicanvas:{name}"], str(model.pipe.device)) for name in ("judge", "selection"))
-    prompts = read_prompts(path, amounts.report_seeds)
-    before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
-    return Run(bench, amounts, prompts, read_prompts(path, amounts.looks[-1].seeds), judge, chooser, reference, before)
-
-
-def _write_prompts(path: Path, n: int) -> None:
-    styles, objects = STYLES[:n], OBJECTS[:n]
-    rows = [p for p in all_prompts() if p["style"] in styles and p["object"] in objects]
-    lines = [{"prompt": p["prompt"], "style": p["style"], "object": p["object"]} for p in rows]
-    lines += [{"prompt": prompt(o), "style": None, "object": o} for o in objects]
-    durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
-    """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
-    if look:
-        prompts, judge, reference = look.taken(run.search_prompts, defence.targets), run.chooser, None
-    else:
-        several = sum(map(len, defence.targets.values())) > 1
-        n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
-        prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
-    identity = {"run": describe_run(run.bench.model, run.bench.run)}
-    defence.prepare()
-    folder = run.bench.root / "cells" / ("search" if look else "")
-    return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
+def perfect(outcome: Outcome) -> bool:
+    """Return whether every target was unlearned and everything else kept, in every picture."""
+    return value(outcome).mean == 1
 
 
 def searched(run: Run, groups: Sequence[Sequence[Defence]]) -> Defence:

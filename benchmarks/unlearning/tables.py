@@ -5,22 +5,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.record import machine
 from benchmarks.unlearning.attacks import SKIPPED
 from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
+from benchmarks.unlearning.run import Run
 from featurestore.format import durable
 from sae.evaluation.accuracy import accuracy
 from sae.evaluation.outcomes import Outcome, per_target, summary
 
-if TYPE_CHECKING:
-    from benchmarks.unlearning.results import Run
-
 FINDINGS = Path(__file__).with_name("findings.md")
 """the page's beginning, written by hand"""
 FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
+SEVERAL = {"ua": "UA", "ua_none": "UA (none)", **{key: FIGURES[key] for key in ("ira", "cra", "cra_plain")}}
+"""where several concepts are removed (docs/evaluation.md)"""
 PUBLISHED = {
     "style": {"SAeUron": (95.80, 99.10, 99.40), "ESD": (98.58, 80.97, 93.96), "SalUn": (86.26, 90.39, 95.08)},
     "object": {"SAeUron": (78.82, 95.47, 95.58), "ESD": (92.15, 55.78, 44.23), "SalUn": (86.91, 96.35, 99.59)},
@@ -28,7 +28,7 @@ PUBLISHED = {
 """UnlearnCanvas on SD-1.5, from the papers; SAeUron's later re-run of objects: 87.16, 85.57, 74.14"""
 
 
-def write_page(path: Path, run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> None:
+def write_page(path: Path, run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> None:
     """Write the page, and the pictures that it shows: of the first concept of each family."""
     for family, of_concepts in found["defences"].items():
         concept = next(iter(of_concepts))
@@ -41,7 +41,7 @@ def _picture(family: str) -> str:
     return f"images/unlearning_{family}.jpg"
 
 
-def page(run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> str:
+def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> str:
     """Return the page as Markdown."""
     seeds = run.amounts.report_seeds
     plain = {family: accuracy(run.before.answers, family) for family in ("style", "object")}
@@ -52,8 +52,8 @@ def page(run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Ou
         f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
         f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those about a picture worse than the "
-        f"best, or less, the one with the smallest probability of what is removed. In brackets: 95 % bootstrap intervals over "
-        f"seeds and pictures. Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
+        f"best, or less, the one with the smallest probability of what is removed. In brackets: 95 % intervals "
+        f"(evaluation.md). Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
         f"{_seeds_of_others(run)} "
         f"Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
@@ -83,7 +83,7 @@ def page(run: "Run", found: Mapping[str, Any], several: Mapping[str, Sequence[Ou
     return "\n".join(parts)
 
 
-def _seeds_of_others(run: "Run") -> str:
+def _seeds_of_others(run: Run) -> str:
     one, several = run.amounts.other_seeds, run.amounts.seeds_beside_several
     return (
         f"Prompts that do not ask for what is removed are drawn with {one} of these seeds each, in turn, or {several} where "
@@ -91,7 +91,7 @@ def _seeds_of_others(run: "Run") -> str:
     )
 
 
-def _methods(run: "Run", methods: Mapping[str, Sequence[Outcome]]) -> str:
+def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
     distance = "Fréchet (judge's features)"
     header = [
         "method",
@@ -141,8 +141,8 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
         removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
         edits = zip(per_target(outcome).items(), outcome.setting["edits"], strict=True)
         each = ", ".join(f"{edit['concept']} {100 * ua:.1f} ({edit['strength']:g})" for (_, ua), edit in edits)
-        rows.append([removed, *(_figure(figures[key]) for key in FIGURES), each])
-    return _table(["removed", *FIGURES.values(), "UA of each (its multiplier)"], rows)
+        rows.append([removed, *(_figure(figures[key]) for key in SEVERAL), each])
+    return _table(["removed", *SEVERAL.values(), "UA of each (its multiplier)"], rows)
 
 
 def _attacks(attacks: Mapping[str, tuple[float, float, int]]) -> str:

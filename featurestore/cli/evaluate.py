@@ -1,6 +1,5 @@
 """``featurestore evaluate``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from featurestore.cli.scores import scores_table, sequential_table
 from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 
 if TYPE_CHECKING:
-    from sae.evaluation.protocols import Request
+    from featurestore.selection import Selection
 
 
 class Numbers(click.ParamType):
@@ -129,32 +128,38 @@ def evaluate(
         --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
     from featurestore.errors import UsageError
-    from featurestore.format import durable
+    from sae.evaluation import evaluate as measure
     from sae.evaluation.accuracy import targets_text
     from sae.evaluation.judge import check_labels, load_judge
-    from sae.evaluation.protocols import Evaluation, Search, report, run_protocol
+    from sae.evaluation.protocols import Search, requests
 
     if bool(search_judges) != bool(search_seeds):
         raise UsageError("a search needs both --search-judge and --search-seeds.")
-    requests = _requests(selections, store, saes, concepts, family, top, multipliers, intervention)
+    wanted = requests(
+        _selections(selections, store, saes, concepts, family, top), kind=intervention, strengths=multipliers
+    )
     judge_device = "cpu" if model.device == "auto" else model.device
     judging = load_judge(judges, judge_device)
-    wanted = prompts.read(run.seeds)
-    check_labels(judging, [*(p.labels for p in wanted), *({r.family: r.concept} for r in requests)])
     search = None
     if search_judges and search_seeds:
         search = Search(load_judge(search_judges, judge_device), prompts.file(search_seeds).prompts, search_others)
-        check_labels(search.judge, (p.labels for p in search.prompts))
+    asked = prompts.read(run.seeds)
+    check_labels(judging, [*(p.labels for p in asked), *({r.family: r.concept} for r in wanted)])
     loaded = model.load()
-    evaluation = Evaluation(
-        out / "outcomes", loaded, run.settings(loaded), wanted, judging, batch_size=run.batch_size, mode=mode
+    body = measure(
+        loaded,
+        wanted,
+        prompts=asked,
+        judge=judging,
+        out=out,
+        run=run.settings(loaded),
+        protocol=protocol,
+        search=search,
+        reference=reference,
+        mode=mode,
+        batch_size=run.batch_size,
+        say=lambda line: click.echo(f"— {line}", err=True),
     )
-    compared = _reference(reference, judging)
-    before, outcomes = run_protocol(
-        evaluation, requests, protocol, search, compared, lambda line: click.echo(f"— {line}", err=True)
-    )
-    body = report(evaluation, before, outcomes, protocol, search)
-    durable.write_bytes(out / "evaluation.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
     named = [(targets_text(row["targets"]), row) for row in body["removals"]]
     average = [("average", body["average"])] if body["average"] and len(named) > 1 else []
     click.echo(scores_table([*named, *average], judging.name))
@@ -162,44 +167,33 @@ def evaluate(
         click.echo(sequential_table(body["removals"]))
 
 
-def _requests(
-    selections: Sequence[Path], store: Path | None, saes: Sequence[str], concepts: Sequence[str], family: str | None,
-    top: Sequence[int], multipliers: Sequence[float], kind: str,
-) -> "list[Request]":  # fmt: skip
+def _selections(
+    files: Sequence[Path], store: Path | None, saes: Sequence[str], concepts: Sequence[str], family: str | None,
+    top: Sequence[int],
+) -> "list[list[Selection]]":  # fmt: skip
+    """Return the files' selections, those of one concept together, or each that a store has for the options."""
     from featurestore.errors import UsageError
     from featurestore.selection import Selection
     from featurestore.store import Store
     from queries.selections import select_all, split_concept
-    from sae.evaluation.protocols import Request
-    from sae.intervention.settings import Intervention
 
-    if bool(selections) == (store is not None):
+    if bool(files) == (store is not None):
         raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")
-    found: dict[tuple[str, str], list[list[Selection]]] = {}
     if store is None:
-        for path in selections:
-            one = Selection.load(path)
-            found.setdefault((one.family, one.concept), [[]])[0].append(one)
-    else:
-        if not saes or bool(concepts) == bool(family):
-            raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
-        pairs = [split_concept(text) for text in concepts]
-        for name in sorted({f for f, _ in pairs}) or [str(family)]:
-            wanted = [concept for f, concept in pairs if f == name] or None
-            for sae in saes:
-                for n in top:
-                    for one in select_all(Store.open(store), sae, name, wanted, top=n):
-                        found.setdefault((one.family, one.concept), []).append([one])
+        groups: dict[tuple[str, str], list[Selection]] = {}
+        for one in map(Selection.load, files):
+            groups.setdefault((one.family, one.concept), []).append(one)
+        return list(groups.values())
+    if not saes or bool(concepts) == bool(family):
+        raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
+    wanted: dict[str, list[str]] = {}
+    for name, concept in map(split_concept, concepts):
+        wanted.setdefault(name, []).append(concept)
+    opened = Store.open(store)
     return [
-        Request(*key, [[Intervention(one, kind, m) for one in group] for group in groups for m in multipliers])
-        for key, groups in found.items()
+        [one]
+        for name in sorted(wanted) or [str(family)]
+        for sae in saes
+        for n in top
+        for one in select_all(opened, sae, name, wanted.get(name), top=n)
     ]
-
-
-def _reference(folder: Path | None, judging: Any) -> Any:
-    from sae.evaluation.outcomes import Reference
-    from sae.evaluation.pictures import read_pictures
-
-    if folder is None:
-        return None
-    return Reference(judging.features([picture.open() for picture in read_pictures(folder)]))

@@ -36,25 +36,15 @@ def judge(
     """  # fmt: skip
     from featurestore.format import durable
     from queries.selections import split_concept
-    from sae.evaluation.accuracy import asks, grouped
-    from sae.evaluation.frechet import frechet_distance
-    from sae.evaluation.judge import check_labels, load_judge
-    from sae.evaluation.outcomes import Outcome, summary
-    from sae.evaluation.pictures import read_pictures
+    from sae.evaluation import score_folder
+    from sae.evaluation.accuracy import grouped
+    from sae.evaluation.judge import load_judge
+    from sae.evaluation.outcomes import summary
 
     network = load_judge(judges, device)
     removed = grouped(map(split_concept, targets))
-    check_labels(network, [{f: c} for f, concepts in removed.items() for c in concepts])
-    found = read_pictures(pictures, names, network.labels)
-    check_labels(network, [p.labels for p in found])
-    images = [picture.open() for picture in found]
-    answers = network.answers(found, images)
-    distance = float("nan")
-    if reference is not None:
-        others = [picture.open() for picture in read_pictures(reference, names, network.labels)]
-        kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, removed)]
-        distance = frechet_distance(network.features(kept), network.features(others))
-    figures = summary([Outcome(removed, {}, network.name, answers, distance, 0.0, 0, 0)])
+    outcome = score_folder(pictures, judge=network, targets=removed, names=names, reference=reference)
+    figures = summary([outcome])
     click.echo(scores_table([(", ".join(targets), figures)], network.name))
     if output is not None:
         durable.write_bytes(output, (json.dumps(figures, indent=1) + "\n").encode())

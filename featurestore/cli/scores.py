@@ -5,20 +5,25 @@ from typing import Any
 
 from featurestore.cli.tables import as_text
 
-_COLUMNS = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released)"}
+_COLUMNS = {"ua": "UA", "ua_none": "UA (none)", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released)"}
 
 
 def scores_table(rows: Sequence[tuple[str, Mapping[str, Any]]], judge: str) -> str:
-    """Return named summaries as a table, accuracies in percent with their intervals."""
+    """Return named summaries as a table, accuracies in percent with their intervals.
+
+    UA of pictures that show none of what was removed is left out where it is UA in every row, seconds where nothing was drawn.
+    """
     distance = f"Fréchet ({judge})"
     table = []
     for name, figures in rows:
         cells = {"removed": name, **{title: _cell(figures[key]) for key, title in _COLUMNS.items()}}
         cells[distance] = "" if figures["frechet"] is None else f"{figures['frechet']:.3g}"
-        table.append(
-            {**cells, "s a picture": f"{figures['seconds_per_picture']:.2f}", "pictures": str(figures["pictures"])}
-        )
-    return _as_text(table)
+        seconds = figures["seconds_per_picture"]
+        cells["s per picture"] = "" if seconds is None else f"{seconds:.2f}"
+        table.append({**cells, "pictures": str(figures["pictures"])})
+    several = any(row["UA (none)"] != row["UA"] for row in table)
+    hidden = {"UA (none)": not several, "s per picture": not any(row["s per picture"] for row in table)}
+    return _as_text([{title: cell for title, cell in row.items() if not hidden.get(title)} for row in table])
 
 
 def _cell(figure: Mapping[str, float] | None) -> str:

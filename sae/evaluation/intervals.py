@@ -15,7 +15,7 @@ LEVEL = 0.95
 _SHRINKAGE = 4.0
 """pictures of the pooled share that a stratum's own share is mixed with, so that 10 of 10 is no certainty"""
 _FEW = 2.5
-"""below this many failures (or successes) the limit is the Poisson distribution's"""
+"""below this many failures (or successes), if they are the rarer, their limit is the Poisson distribution's"""
 
 
 class Interval(NamedTuple):
@@ -89,9 +89,9 @@ def wilson(p: float, n: float, level: float = LEVEL) -> Interval:
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = middle - half, middle + half
     successes, failures = n * p, n * (1 - p)
-    if 0 < successes < _FEW:
+    if 0 < successes < min(_FEW, n / 2):
         low = min(low, _poisson_limit(successes, level) / n)
-    if 0 < failures < _FEW:
+    if 0 < failures < min(_FEW, n / 2):
         high = max(high, 1 - _poisson_limit(failures, level) / n)
     return Interval(max(0.0, low) if successes > 0 else 0.0, min(1.0, high) if failures > 0 else 1.0)
 

@@ -17,8 +17,9 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.evaluation.accuracy import Answer, Interval, Targets, Unlearning, asks, average, intervals, unlearning
+from sae.evaluation.accuracy import Answer, Targets, Unlearning, asks, average, intervals, unlearning
 from sae.evaluation.frechet import frechet_distance
+from sae.evaluation.intervals import Interval
 from sae.evaluation.judge import Judge, named
 from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.intervention.ablate import Saes
@@ -52,12 +53,14 @@ class Outcome:
     setting: dict[str, Any]
     judge: str
     answers: list[Answer]
-    frechet: float
+    frechet: float = math.nan
     """between the pictures not asked for a target and the reference's, in the judge's features; NaN without a reference"""
-    seconds_per_picture: float
-    peak_bytes: int
+    seconds_per_picture: float | None = None
+    """None: the pictures were not made here"""
+    peak_bytes: int | None = None
     """of the device's memory on CUDA, else of the process, while the pictures were made"""
-    stored_bytes: int
+    stored_bytes: int | None = None
+    """of what has to be kept beside the model"""
     scores: Unlearning = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,21 +168,6 @@ def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[
     return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
 
-def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:
-    """Return every prompt that asks for a target, with every seed, and each other one with ``n_seeds`` of them, in turn.
-
-    Neighbouring prompts get other seeds, so that all seeds count alike.
-    """
-    seeds = {seed: i for i, seed in enumerate(sorted({p.seed for p in prompts}))}
-    places = {text: i for i, text in enumerate(dict.fromkeys(p.prompt for p in prompts))}
-
-    def has_turn(p: Prompt) -> bool:
-        place = places[p.prompt]
-        return (seeds[p.seed] - place - place // len(seeds)) % len(seeds) < n_seeds
-
-    return [p for p in prompts if has_turn(p) or asks(p.labels, targets)]
-
-
 def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:
     """Yield the targets after each request of a sequence: the first, the first two, …"""
     so_far: dict[str, list[str]] = {}
@@ -196,17 +184,18 @@ def per_target(outcome: Outcome) -> dict[str, float]:
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the average over removals with its intervals, as JSON."""
+    """Return the average over removals with its intervals, as JSON; what is not known of any removal is null."""
     scores = average([o.scores for o in outcomes])
     ends = intervals([(o.answers, o.targets) for o in outcomes])
     figures = {name: _figure(x, i) for name, x, i in zip(Unlearning._fields, scores, ends, strict=True)}
     distances = [o.frechet for o in outcomes if math.isfinite(o.frechet)]
+    seconds = [o.seconds_per_picture for o in outcomes if o.seconds_per_picture is not None]
     return {
         **figures,
         "frechet": sum(distances) / len(distances) if distances else None,
-        "seconds_per_picture": sum(o.seconds_per_picture for o in outcomes) / len(outcomes),
-        "peak_bytes": max(o.peak_bytes for o in outcomes),
-        "stored_bytes": max(o.stored_bytes for o in outcomes),
+        "seconds_per_picture": sum(seconds) / len(seconds) if seconds else None,
+        "peak_bytes": max((o.peak_bytes for o in outcomes if o.peak_bytes is not None), default=None),
+        "stored_bytes": max((o.stored_bytes for o in outcomes if o.stored_bytes is not None), default=None),
         "pictures": sum(len(o.answers) for o in outcomes),
     }
 
@@ -220,7 +209,7 @@ def _distance(
 ) -> float:
     rows = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     if reference is None or len(rows) < 2:
-        return float("nan")
+        return math.nan
     compared = reference.features
     if reference.keys is not None:
         place = {key: i for i, key in enumerate(reference.keys)}

@@ -1,13 +1,15 @@
 """UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings found on another judge."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
+from featurestore.selection import Selection
+from featurestore.vocabulary import DEFAULT_STRENGTH
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.evaluation.accuracy import accuracy, grouped, targets_text
 from sae.evaluation.judge import Judge
@@ -33,6 +35,22 @@ class Request(NamedTuple):
     family: str
     concept: str
     candidates: Sequence[Sequence[Intervention]]
+
+
+def requests(
+    selections: Iterable[Sequence[Selection]], *, kind: str = "paper", strengths: Sequence[float] = (DEFAULT_STRENGTH,)
+) -> list[Request]:
+    """Return a request for each concept: its selections, each with each strength.
+
+    Each element of ``selections`` is removed together and belongs to one concept; several of one concept are alternatives.
+    """
+    found: dict[tuple[str, str], list[Sequence[Selection]]] = {}
+    for group in selections:
+        found.setdefault((group[0].family, group[0].concept), []).append(group)
+    return [
+        Request(*key, [[Intervention(one, kind, m) for one in group] for group in groups for m in strengths])
+        for key, groups in found.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -45,20 +45,16 @@ class Value(NamedTuple):
     """How good a setting is."""
 
     mean: float
-    """of UA, IRA and CRA, of those that there are"""
+    """of UA, IRA and CRA, of those that there are; as UA counts where none of all targets is shown"""
     reserve: float
     """1 − the mean probability that the judge gives to the target where it is asked for"""
 
 
 def value(outcome: Outcome) -> Value:
     """Return how good a setting's outcome is."""
-    known = [x for x in outcome.scores[:3] if math.isfinite(x)]
+    scores = outcome.scores
+    known = [x for x in (scores.ua_none, scores.ira, scores.cra) if math.isfinite(x)]
     return Value(sum(known) / len(known) if known else -math.inf, 1 - certainty(outcome.answers, outcome.targets))
-
-
-def perfect(outcome: Outcome) -> bool:
-    """Return whether every target was unlearned and everything else kept, in every picture."""
-    return value(outcome).mean == 1
 
 
 def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> T:

@@ -7,12 +7,16 @@ import pytest
 from PIL import Image
 
 from benchmarks.unlearning import results as table
+from benchmarks.unlearning import run as running
 from benchmarks.unlearning.esd import ESDSettings
 from benchmarks.unlearning.methods import Grid
 from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.tables import page, write_page
+from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import RunSettings, load_model
+from sae.evaluation.accuracy import Answer
+from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import Look
 
 AMOUNTS = table.Amounts(
@@ -36,7 +40,7 @@ def root(tmp_path_factory):
 
 
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
-    monkeypatch.setattr(table, "SAES", table.SAES[:1])
+    monkeypatch.setattr(running, "SAES", running.SAES[:1])
     model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
     run = table.prepare(root, model, settings, AMOUNTS, GRID)
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
@@ -86,6 +90,32 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
     assert page(run, again, table.several(run, again["defences"])) == text
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files
+
+
+def test_every_seed_of_a_target_and_each_other_prompt_in_turn():
+    prompts = [
+        Prompt(f"{o} {s}", seed, {"style": f"s{s}", "object": f"o{o}"}, 1)
+        for s in range(10) for o in range(10) for seed in range(5)
+    ]  # fmt: skip
+    kept = running.in_turn(prompts, {"style": ["s3"]}, 1)
+    mine, others = ([p for p in kept if (p.labels["style"] == "s3") is asks] for asks in (True, False))
+    assert [(p.prompt, p.seed) for p in mine] == [(f"{o} 3", seed) for o in range(10) for seed in range(5)]
+    assert len(others) == 90 == len({p.prompt for p in others})
+    for family in ("style", "object"):
+        for concept in {p.labels[family] for p in others}:
+            assert {p.seed for p in others if p.labels[family] == concept} == set(range(5))
+    assert running.in_turn(prompts, {"style": ["s3"]}, 5) == prompts
+
+
+def test_perfect_is_every_target_gone_and_all_else_kept():
+    def outcome(*seen):
+        answers = [
+            Answer({"style": asked}, {"style": shown}, 0, {"style": 0.1})
+            for asked, shown in zip(("neon", "sketch"), seen, strict=True)
+        ]
+        return Outcome({"style": ["neon"]}, {}, "j", answers)
+
+    assert table.perfect(outcome("x", "sketch")) and not table.perfect(outcome("x", "x"))
 
 
 def test_bfloat16_is_used_where_the_processor_has_it():

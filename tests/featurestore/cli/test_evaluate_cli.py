@@ -125,7 +125,8 @@ def test_a_folder_of_pictures_is_scored(capsys, tmp_path):
     assert status == 0, err
     body = json.loads((tmp_path / "scores.json").read_text())
     assert [body[key]["value"] for key in ("ua", "ira", "cra", "cra_plain")] == [0, 1, 1, 1]
-    assert "0.0 [0.0, 0.0]" in text and "100.0 [100.0, 100.0]" in text
+    assert "0.0 [0.0, 65.8]" in text and "100.0 [34.2, 100.0]" in text  # Wilson's, of two pictures
+    assert "s per picture" not in text and body["seconds_per_picture"] is None
 
 
 def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_path):

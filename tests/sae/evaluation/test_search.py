@@ -9,7 +9,7 @@ import pytest
 from sae.evaluation import search
 from sae.evaluation.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
-from sae.evaluation.search import Look, Value, balanced, best, perfect, ranked, together, value
+from sae.evaluation.search import Look, Value, balanced, best, ranked, together, value
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
 
@@ -27,7 +27,15 @@ def test_accuracy_comes_first_and_then_how_far_the_target_is_from_being_recognis
     assert value(outcome(0.2)) == (1, pytest.approx(0.8))
     assert value(outcome(0.2)) > value(outcome(0.4)) > value(outcome(0.01, right=False)) > value(outcome(0.6, False))
     assert value(Outcome({"style": ["neon"]}, {}, "j", [], math.nan, 0, 0, 0)).mean == -math.inf
-    assert perfect(outcome(0.4)) and not perfect(outcome(0.4, right=False))
+
+
+def test_several_targets_count_as_unlearned_where_none_of_them_is_shown():
+    """Neon became sketch, which was removed too: UA 1, and no picture without a removed style."""
+    answers = [
+        Answer({"style": s}, {"style": other}, 0, {"style": 0.1}) for s, other in (("neon", "sketch"), ("sketch", "x"))
+    ]
+    found = Outcome({"style": ["neon", "sketch"]}, {}, "j", answers)
+    assert (found.scores.ua, value(found).mean) == (1, 0.5)
 
 
 def pictures(p, wrong_objects=0):

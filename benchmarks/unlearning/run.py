@@ -1,0 +1,132 @@
+"""What all cells of the table share: a store, SAEs and pictures to begin from, and how a cell is made."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.unlearning.methods import Bench, Defence, Grid, removal
+from collectors.collection import CollectSettings, collect
+from featurestore.format import durable
+from featurestore.prompts import Prompt, read_prompts
+from featurestore.store import Store
+from minicanvas import OBJECTS, STYLES, all_prompts, prompt
+from sae.diffusion.pipelines import Model, RunSettings, describe_run
+from sae.encoding import encode
+from sae.evaluation.accuracy import Targets, asks
+from sae.evaluation.judge import Judge, load_judge
+from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
+from sae.evaluation.search import Look, looks
+from sae.training.train import TrainSettings, train
+
+SAES = (
+    ("unet.up_blocks.1.attentions.1", 16),
+    ("unet.up_blocks.0.attentions.1", 16),
+    ("unet.up_blocks.0.attentions.1", 32),
+)
+"""hook and k of the SAEs among which each concept's is searched"""
+FAMILIES = {"style": STYLES, "object": OBJECTS}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of everything."""
+
+    concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
+    collect_seeds: Sequence[int] = range(8)
+    looks: Sequence[Look] = looks((50, 51, 52), 50)
+    """of the search"""
+    report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
+    other_seeds: int = 1
+    """of the seeds reported on, how many each prompt gets that does not ask for the target"""
+    seeds_beside_several: int = 2
+    """the same where several concepts are removed, and few pictures left to be retained"""
+    train_steps: int = 4000
+    train_batch: int = 1024
+    expansion: float = 8.0
+    sequence: int = 6
+    """requests in a row"""
+    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
+    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
+    attacked: int = 2
+    """pictures of a concept that are attacked"""
+    attacked_concepts: int = 2
+    """of each family"""
+    attack_iterations: int = 40
+    """at each timestep"""
+    attack_timesteps: int = 50
+    n_prompts: int = 10
+    """objects and styles in the prompts"""
+
+
+class Run(NamedTuple):
+    """What is shared by all cells."""
+
+    bench: Bench
+    amounts: Amounts
+    prompts: list[Prompt]
+    search_prompts: list[Prompt]
+    judge: Judge
+    chooser: Judge
+    reference: Reference
+    before: Outcome
+
+
+def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: Grid) -> Run:
+    """Collect, train, encode and judge the untouched model, or find it done in ``root``."""
+    path = root / "prompts.jsonl"
+    _write_prompts(path, amounts.n_prompts)
+    styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
+    hooks = list(dict.fromkeys(hook for hook, _ in SAES))
+    store = collect(root / "store", model, styled, run, CollectSettings(hooks, batch_size=20)).store
+    saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
+    for name, (hook, k) in saes.items():
+        if store.record("saes", name) is None:
+            settings = TrainSettings(
+                k=k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
+            )
+            train(store, hook, name, settings)
+        encode(store, name)
+    bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
+    judge, chooser = (load_judge([f"minicanvas:{name}"], str(model.pipe.device)) for name in ("judge", "selection"))
+    prompts = read_prompts(path, amounts.report_seeds)
+    before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
+    return Run(bench, amounts, prompts, read_prompts(path, amounts.looks[-1].seeds), judge, chooser, reference, before)
+
+
+def _write_prompts(path: Path, n: int) -> None:
+    styles, objects = STYLES[:n], OBJECTS[:n]
+    rows = [p for p in all_prompts() if p["style"] in styles and p["object"] in objects]
+    lines = [{"prompt": p["prompt"], "style": p["style"], "object": p["object"]} for p in rows]
+    lines += [{"prompt": prompt(o), "style": None, "object": o} for o in objects]
+    durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
+    """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
+    if look:
+        prompts, judge, reference = look.taken(run.search_prompts, defence.targets), run.chooser, None
+    else:
+        several = sum(map(len, defence.targets.values())) > 1
+        n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
+        prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
+    identity = {"run": describe_run(run.bench.model, run.bench.run)}
+    defence.prepare()
+    folder = run.bench.root / "cells" / ("search" if look else "")
+    return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
+
+
+def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:
+    """Return every prompt that asks for a target, with every seed, and each other one with ``n_seeds`` of them, in turn.
+
+    Neighbouring prompts get other seeds, so that all seeds count alike.
+    """
+    seeds = {seed: i for i, seed in enumerate(sorted({p.seed for p in prompts}))}
+    places = {text: i for i, text in enumerate(dict.fromkeys(p.prompt for p in prompts))}
+
+    def has_turn(p: Prompt) -> bool:
+        place = places[p.prompt]
+        return (seeds[p.seed] - place - place // len(seeds)) % len(seeds) < n_seeds
+
+    return [p for p in prompts if has_turn(p) or asks(p.labels, targets)]

@@ -1,0 +1,88 @@
+"""The two ways in: evaluate what removes concepts from a model, or score a folder of pictures that exist already."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featurestore.format import durable
+from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import Model, RunSettings
+from sae.evaluation.accuracy import Targets, asks
+from sae.evaluation.frechet import frechet_distance
+from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.outcomes import Outcome, Reference
+from sae.evaluation.pictures import read_pictures
+from sae.evaluation.protocols import Evaluation, Request, Say, Search, report, run_protocol
+
+FILE = "evaluation.json"
+
+
+def evaluate(
+    model: Model,
+    requests: Sequence[Request],
+    *,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    out: Path,
+    run: RunSettings | None = None,
+    protocol: str = "each",
+    search: Search | None = None,
+    reference: Path | None = None,
+    mode: str = "paper",
+    saes: Sequence[Path] = (),
+    batch_size: int = 8,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Remove concepts by a protocol, draw every prompt, judge, and return the figures; keep them in ``out``.
+
+    ``requests`` are made by :func:`sae.evaluation.protocols.requests`. What is in ``out`` already is read, so that an
+    interrupted call goes on. ``run`` is by default the model's own. ``reference`` is a folder of pictures to measure the
+    distance of retained pictures from, by default the untouched model's pictures.
+
+    Raises:
+        UsageError: the judge cannot answer a label, or what is reported on is searched on; nothing was drawn.
+        SelectionError: a selection was made for another model or SAE.
+    """
+    check_labels(judge, [*(p.labels for p in prompts), *({r.family: r.concept} for r in requests)])
+    if search is not None:
+        check_labels(search.judge, (p.labels for p in search.prompts))
+    run = run or RunSettings(model.steps, model.guidance)
+    evaluation = Evaluation(out / "outcomes", model, run, prompts, judge, batch_size, mode, saes)
+    compared = None if reference is None else Reference(_features(judge, reference))
+    before, outcomes = run_protocol(evaluation, requests, protocol, search, compared, say)
+    body = report(evaluation, before, outcomes, protocol, search)
+    durable.write_bytes(out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    return body
+
+
+def score_folder(
+    pictures: Path,
+    *,
+    judge: Judge,
+    targets: Targets,
+    names: Sequence[str] = (),
+    reference: Path | None = None,
+) -> Outcome:
+    """Judge a folder of pictures that were drawn while ``targets`` were removed, by whomever.
+
+    ``names`` are patterns of the files' names, as :func:`sae.evaluation.pictures.read_pictures` takes them. Seconds and
+    memory of the outcome are None: they are not known.
+
+    Raises:
+        UsageError: the judge cannot answer a target or a label.
+        PromptsError: the folder, its list or a picture cannot be read.
+    """
+    check_labels(judge, [{family: concept} for family, concepts in targets.items() for concept in concepts])
+    found = read_pictures(pictures, names, judge.labels)
+    check_labels(judge, [p.labels for p in found])
+    images = [picture.open() for picture in found]
+    outcome = Outcome({f: list(c) for f, c in targets.items()}, {}, judge.name, judge.answers(found, images))
+    if reference is not None:
+        kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, targets)]
+        outcome.frechet = frechet_distance(judge.features(kept), _features(judge, reference, names))
+    return outcome
+
+
+def _features(judge: Judge, folder: Path, names: Sequence[str] = ()) -> Any:
+    return judge.features([picture.open() for picture in read_pictures(folder, names, judge.labels)])
