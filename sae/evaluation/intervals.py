@@ -121,7 +121,8 @@ def _strata(share: Share) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     """Return each stratum's pictures (fewer where they weigh unequally), its weight and its share, ``[strata]``."""
     weights = np.bincount(share.strata, share.weights)
     sizes = weights**2 / np.bincount(share.strata, share.weights**2)
-    return sizes, weights, np.bincount(share.strata, share.weights * share.hits) / weights
+    shares = np.bincount(share.strata, share.weights * share.hits) / weights
+    return sizes, weights, shares.astype(np.float64)
 
 
 def _poisson_limit(events: float, level: float) -> float:
