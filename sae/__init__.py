@@ -7,6 +7,7 @@ from featurestore.lazy import lazy_names
 if TYPE_CHECKING:
     from sae.checkpoint import load_sae, store_sae
     from sae.encoding import encode
+    from sae.evaluation.scoring import evaluate, score_folder
     from sae.feed.batches import ActivationBatches
     from sae.intervention.ablate import ablate, attach
     from sae.intervention.settings import Intervention, Window
@@ -29,6 +30,8 @@ else:
             "attach": "sae.intervention.ablate",
             "Intervention": "sae.intervention.settings",
             "Window": "sae.intervention.settings",
+            "evaluate": "sae.evaluation.scoring",
+            "score_folder": "sae.evaluation.scoring",
         },
     )
 
@@ -42,7 +45,9 @@ __all__ = [
     "ablate",
     "attach",
     "encode",
+    "evaluate",
     "load_sae",
+    "score_folder",
     "store_sae",
     "train",
 ]

@@ -1,17 +1,14 @@
 """Measure whether a concept was unlearned, what was kept, and whether it withstands attack."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from featurestore.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sae.evaluation.scoring import evaluate as evaluate
-    from sae.evaluation.scoring import score_folder as score_folder
+    from sae.evaluation.scoring import evaluate, score_folder
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"evaluate": "sae.evaluation.scoring", "score_folder": "sae.evaluation.scoring"}
+    )
 
-_PUBLIC = {"evaluate": "scoring", "score_folder": "scoring"}
-__all__ = list(_PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+__all__ = ["evaluate", "score_folder"]

@@ -119,10 +119,9 @@ def _between_seeds(share: Share) -> tuple[float, int]:
 
 def _strata(share: Share) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return each stratum's pictures (fewer where they weigh unequally), its weight and its share, ``[strata]``."""
-    weights = np.bincount(share.strata, share.weights)
+    weights = np.bincount(share.strata, share.weights).astype(np.float64)
     sizes = weights**2 / np.bincount(share.strata, share.weights**2)
-    shares = np.bincount(share.strata, share.weights * share.hits) / weights
-    return sizes, weights, shares.astype(np.float64)
+    return sizes, weights, np.bincount(share.strata, share.weights * share.hits) / weights
 
 
 def _poisson_limit(events: float, level: float) -> float:
