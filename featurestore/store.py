@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +13,10 @@ from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_files
 from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
+
+if TYPE_CHECKING:
+    import datasets
+    import polars as pl
 
 _MARK = Path("manifest", "store.json")
 
@@ -258,6 +262,48 @@ class Store:
         for record in self.require(f"activations/{hook}"):
             self.check([record])
             yield activations.read_shard(self.root, record)
+
+    def arrow(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
+        """Read a table's committed rows into memory: all columns, or those named.
+
+        The rows have the order of the shards; the schema metadata is that of the first.
+
+        Raises:
+            TableError: there is no such table, or no such column.
+            DamageError: a file is not what its record says.
+        """
+        from featurestore.readers import arrow
+
+        return arrow(self, table, columns)
+
+    def scan(self, table: str) -> "pl.LazyFrame":
+        """Return a Polars query over a table's committed rows, such as ``scan("stats/styles")``.
+
+        Every file is compared with its record now; rows are read when the query is collected.
+
+        Raises:
+            TableError: there is no such table.
+            DamageError: a file is not what its record says.
+        """
+        from featurestore.readers import scan
+
+        return scan(self, table)
+
+    def dataset(
+        self, table: str, columns: Iterable[str] | None = None, *, streaming: bool = False
+    ) -> "datasets.Dataset | datasets.IterableDataset":
+        """Return a table's committed rows as a data set of the library ``datasets``.
+
+        Every file is compared with its record first. Without ``streaming``, ``datasets`` writes a copy of the chosen
+        columns into its cache, which takes about as much disk as they do here; with it, nothing is copied.
+
+        Raises:
+            TableError: there is no such table, or no such column.
+            DamageError: a file is not what its record says.
+        """
+        from featurestore.readers import dataset
+
+        return dataset(self, table, columns, streaming=streaming)
 
 
 def _holds_files(root: Path) -> bool:
