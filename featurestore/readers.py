@@ -1,59 +1,54 @@
-"""Read a store's tables as Arrow, with Polars and with datasets; every file is compared with its commit record first."""
+"""Read verified Parquet files as Arrow, with Polars and with datasets: what ``Store.arrow``, ``scan``, ``dataset`` do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import TableError, nearest
-from featurestore.store import Store
 
 if TYPE_CHECKING:
     import datasets
     import polars as pl
 
 
-def arrow(store: Store, table: str, columns: Iterable[str] | None = None) -> pa.Table:
-    """Return a table in memory; as :meth:`Store.arrow`."""
-    files = _files(store, table)
-    wanted = None if columns is None else _known(store, table, columns)
+def arrow(files: Sequence[Path], columns: Iterable[str] | None) -> pa.Table:
+    """Return the rows of files in memory, with the schema metadata of the first."""
+    wanted = _known(files[0], columns)
     parts = [pq.read_table(file, columns=wanted, page_checksum_verification=True, partitioning=None) for file in files]
     return pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
 
 
-def scan(store: Store, table: str) -> "pl.LazyFrame":
-    """Return a table as a Polars query that has not read anything yet; as :meth:`Store.scan`."""
+def scan(files: Sequence[Path]) -> "pl.LazyFrame":
+    """Return a Polars query over files, which has not read anything yet."""
     import polars as pl
 
-    return pl.scan_parquet(_files(store, table), glob=False, hive_partitioning=False)
+    return pl.scan_parquet(list(files), glob=False, hive_partitioning=False)
 
 
 def dataset(
-    store: Store, table: str, columns: Iterable[str] | None = None, *, streaming: bool = False
+    files: Sequence[Path], columns: Iterable[str] | None, streaming: bool
 ) -> "datasets.Dataset | datasets.IterableDataset":
-    """Return a table as a data set of the library datasets; as :meth:`Store.dataset`."""
+    """Return files as one data set of the library datasets."""
     from datasets import load_dataset
 
-    wanted: dict[str, Any] = {} if columns is None else {"columns": _known(store, table, columns)}
-    return load_dataset("parquet", data_files=_files(store, table), split="train", streaming=streaming, **wanted)
+    wanted = _known(files[0], columns)
+    chosen: dict[str, Any] = {} if wanted is None else {"columns": wanted}
+    return load_dataset("parquet", data_files=[str(f) for f in files], split="train", streaming=streaming, **chosen)
 
 
-def _files(store: Store, table: str) -> list[str]:
-    records = store.require(table)
-    store.check(records)
-    return [str(store.root / entry.path) for record in records for entry in record.files]
-
-
-def _known(store: Store, table: str, columns: Iterable[str]) -> list[str]:
-    """Return columns, all of which the table must have.
+def _known(file: Path, columns: Iterable[str] | None) -> list[str] | None:
+    """Return columns, all of which a file must have: not every reader would say so.
 
     Raises:
-        TableError: the table has no such column.
+        TableError: it lacks one.
     """
-    known = pq.read_schema(_files(store, table)[0]).names
-    wanted = list(columns)
+    if columns is None:
+        return None
+    known, wanted = pq.read_schema(file).names, list(columns)
     for name in wanted:
         if name not in known:
-            raise TableError(f"table {table!r} of {store.root} has no column {name!r}.{nearest(name, known)}")
+            raise TableError(f"{file.parent} has no column {name!r}.{nearest(name, known)}")
     return wanted

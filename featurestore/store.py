@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from featurestore import readers
 from featurestore.errors import NotAStoreError, RunError, TableError, nearest
 from featurestore.format import activations, durable, parquet, schemas
 from featurestore.format.canonical import run_id, sealed
@@ -272,9 +273,7 @@ class Store:
             TableError: there is no such table, or no such column.
             DamageError: a file is not what its record says.
         """
-        from featurestore.readers import arrow
-
-        return arrow(self, table, columns)
+        return readers.arrow(self._verified(table), columns)
 
     def scan(self, table: str) -> "pl.LazyFrame":
         """Return a Polars query over a table's committed rows, such as ``scan("stats/styles")``.
@@ -285,9 +284,7 @@ class Store:
             TableError: there is no such table.
             DamageError: a file is not what its record says.
         """
-        from featurestore.readers import scan
-
-        return scan(self, table)
+        return readers.scan(self._verified(table))
 
     def dataset(
         self, table: str, columns: Iterable[str] | None = None, *, streaming: bool = False
@@ -301,9 +298,12 @@ class Store:
             TableError: there is no such table, or no such column.
             DamageError: a file is not what its record says.
         """
-        from featurestore.readers import dataset
+        return readers.dataset(self._verified(table), columns, streaming)
 
-        return dataset(self, table, columns, streaming=streaming)
+    def _verified(self, table: str) -> list[Path]:
+        records = self.require(table)
+        self.check(records)
+        return [self.root / entry.path for record in records for entry in record.files]
 
 
 def _holds_files(root: Path) -> bool:
