@@ -90,7 +90,7 @@ def main() -> None:
     hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
     run = RunSettings(model.steps, model.guidance)
     prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(PICTURES)]
-    settings = CollectSettings(hooks, batch_size=BATCH)
+    settings = CollectSettings(hooks=hooks, batch_size=BATCH)
     with tempfile.TemporaryDirectory() as directory:
         fresh = (Path(directory) / f"{i}" for i in itertools.count())
         reports: list[CollectReport] = []

@@ -6,13 +6,13 @@ from featurestore.lazy import lazy_names
 
 if TYPE_CHECKING:
     from collectors.collection import collect
+    from collectors.keep import CollectSettings
     from collectors.live import train_live
-    from collectors.settings import CollectSettings
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "CollectSettings": "collectors.settings",
+            "CollectSettings": "collectors.keep",
             "collect": "collectors.collection",
             "train_live": "collectors.live",
         },

@@ -1,7 +1,7 @@
 """What one hook saw of one work item, until its shards are written: activations, codes, or both."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,39 +10,15 @@ import torch
 from torch import Tensor
 
 from collectors.capture import Captured
+from collectors.keep import Kept, kept_steps, random_positions
 from collectors.memory import HostMemory
-from collectors.subset import Positions, kept_steps, random_positions
 from featurestore.errors import HookError, UsageError
 from featurestore.format.activations import tensor_array
 from featurestore.format.schemas import activations_schema
-from featurestore.vocabulary import BRANCH_CHOICES, Branch
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
 from sae.diffusion.hooks import branch_parts
-from sae.encoding import codes_metadata
+from sae.encoding import codes_metadata, made_by_sae
 from sae.model import SAE
-
-
-class Kept(NamedTuple):
-    """What is kept of a hook."""
-
-    io: str
-    branch: str
-    dtype: str
-    timesteps: str
-    positions: Positions
-    activations: bool
-    saes: Mapping[str, tuple[SAE, Mapping[str, Any]]]
-    """name → the SAE and what its commit records say under ``made_by``"""
-
-    @property
-    def branches(self) -> tuple[Branch, ...]:
-        """The branches that are kept, in the order of the rows."""
-        return BRANCH_CHOICES[self.branch]
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """Of the stored activations."""
-        return torch.float16 if self.dtype == "float16" else torch.float32
 
 
 class _Shape(NamedTuple):
@@ -96,10 +72,10 @@ class HookBuffer:
         if self._values is not None:
             first, last = at[0], at[-1] + 1
             self._memory.copy(stored, self._values[start : start + len(stored), place, first:last])
-        for name, (sae, _) in self.kept.saes.items():
+        for name, candidate in self.kept.saes.items():
             for sample, maps in enumerate(stored, start):
                 for branch, row in zip(at, maps, strict=True):
-                    self._codes[name][sample, place, branch] = encode_row(sae, row)
+                    self._codes[name][sample, place, branch] = encode_row(candidate.sae, row)
 
     def _begin(self, captured: Captured, n_steps: int) -> _Shape:
         kept, layout = self.kept, captured.layout
@@ -107,7 +83,7 @@ class HookBuffer:
         count = {"all": n_positions, "mean": 1, "random": kept.positions.count}[kept.positions.kind]
         if count > n_positions:
             raise UsageError(f"--positions random:{count}: the map of {self.hook!r} has {n_positions} positions.")
-        steps = kept_steps(kept.timesteps, n_steps)
+        steps = kept_steps(kept.settings.timesteps, n_steps)
         size = (layout.height, layout.width) if kept.positions.kind == "all" else (1, count)
         places = {step: i for i, step in enumerate(steps)}
         self._shape = _Shape(places, size, (layout.height, layout.width), n_positions, count, d_in)
@@ -154,7 +130,7 @@ class HookBuffer:
                 )
             if not fits:
                 raise HookError(
-                    f"{where}: the value {largest:g} does not fit {self.kept.dtype}; use --dtype float32. "
+                    f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype float32. "
                     f"Nothing of this shard was written."
                 )
 
@@ -162,9 +138,9 @@ class HookBuffer:
         """Return the rows of each table that this hook fills, once :meth:`check` has passed; the tensor is not copied."""
         assert self._shape is not None, "checked"
         tables = {f"activations/{self.hook}": self._activations(self._shape)} if self._values is not None else {}
-        for name, (sae, made_by) in self.kept.saes.items():
-            metadata = codes_metadata(sae, made_by, *self._shape.size)
-            encoded, rows = self._columns(name, sae), self._rows(self._shape)
+        for name, candidate in self.kept.saes.items():
+            metadata = codes_metadata(candidate.sae, made_by_sae(candidate.record), *self._shape.size)
+            encoded, rows = self._columns(name, candidate.sae), self._rows(self._shape)
             tables[f"codes/{name}"] = codes_table(encoded, rows, metadata)
             tables[f"stats/{name}"] = stats_table(encoded, rows, self.sample_ids, metadata)
         return tables
@@ -194,7 +170,7 @@ class HookBuffer:
             columns.append(self._position_column(shape, schema.field("position").type))
         columns.append(tensor_array(values, schema))
         (height, width), (map_height, map_width) = shape.size, shape.map_size
-        metadata = {"hook": self.hook, "io": self.kept.io, "height": height, "width": width}
+        metadata = {"hook": self.hook, "io": self.kept.settings.io, "height": height, "width": width}
         if self.kept.positions.kind != "all":
             metadata |= {"positions": self.kept.positions.kind, "map_height": map_height, "map_width": map_width}
         named = {f"featurestore.{key}": str(value) for key, value in metadata.items()}

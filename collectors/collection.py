@@ -12,8 +12,8 @@ from tqdm import tqdm
 from collectors.estimate import Estimate, estimate
 from collectors.items import gather, write
 from collectors.job import Job, prepare
+from collectors.keep import CollectSettings
 from collectors.plan import WorkItem, plan
-from collectors.settings import CollectSettings
 from collectors.shares import Claim, Share, tidy
 from collectors.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
@@ -46,6 +46,7 @@ def collect(
     prompts: Sequence[Prompt],
     run: RunSettings,
     settings: CollectSettings,
+    *,
     progress: bool = True,
     share: Share | None = None,
     ignore_space: bool = False,

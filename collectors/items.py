@@ -13,8 +13,7 @@ from collectors.capture import Captured, capture
 from collectors.estimate import check_space
 from collectors.job import Job
 from collectors.memory import HostMemory
-from collectors.plan import WorkItem
-from collectors.samples import samples_table
+from collectors.plan import WorkItem, samples_table
 from collectors.shares import Claim
 from featurestore.prompts import Prompt, prompt_batches
 from sae.adding import add_sae
@@ -80,8 +79,8 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
         ids = [sample.id for sample in gathered.item.samples]
         if n_new:
             check_space(tables, len(ids), n_new, job.store.root)
-        for attached in job.attached:
-            add_sae(job.store, attached)
+        for candidate in job.saes:
+            add_sae(job.store, candidate)
 
         def append(name: str) -> int:
             record = job.store.append(name, gathered.item.shard, tables[name], ids, job.made_by(name))

@@ -8,24 +8,22 @@ from typing import Any
 import diffusers
 import torch
 
-from collectors.buffer import Kept
+from collectors.keep import CollectSettings, Kept, kept_steps
 from collectors.memory import HostMemory
 from collectors.plan import Sample, identify
-from collectors.settings import CollectSettings
-from collectors.subset import Positions, kept_steps
 from collectors.writer import Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.format.schemas import check_name, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
-from sae.adding import Attached, attachable
+from sae.adding import Candidate, find_candidate
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
 from sae.encoding import check_model, made_by_sae
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """Everything that does not change from item to item."""
 
@@ -35,7 +33,7 @@ class Job:
     settings: CollectSettings
     kept: dict[str, Kept]
     """hook → what is kept of it"""
-    attached: list[Attached]
+    saes: list[Candidate]
     memory: list[HostMemory]
     """two, used in turn: one is filled while the other is written"""
     timing: Timing = field(default_factory=Timing)
@@ -47,17 +45,17 @@ class Job:
         kept = self.kept[hook]
         saes = {name: sae for name, sae in kept.saes.items() if {f"codes/{name}", f"stats/{name}"} & set(tables)}
         activations = kept.activations and f"activations/{hook}" in tables
-        return kept._replace(activations=activations, saes=saes) if activations or saes else None
+        return replace(kept, activations=activations, saes=saes) if activations or saes else None
 
     def made_by(self, table: str) -> dict[str, Any]:
         """Return what a table's commit records say under ``made_by``."""
         if table == "samples":
             return {"featurestore": __version__}
         choices = self.settings.choices()
-        for attached in self.attached:
-            if table in (f"codes/{attached.name}", f"stats/{attached.name}"):
+        for candidate in self.saes:
+            if table in (f"codes/{candidate.name}", f"stats/{candidate.name}"):
                 # With activations beside them, they are what `encode` would have made, record and all.
-                return made_by_sae(attached.record) | ({} if self.settings.activations else choices)
+                return made_by_sae(candidate.record) | ({} if self.settings.activations else choices)
         versions = {"featurestore": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
         return {**versions, **choices}
 
@@ -65,7 +63,7 @@ class Job:
     def tables(self) -> list[str]:
         """The tables that every sample is to be in."""
         activations = [f"activations/{hook}" for hook, kept in self.kept.items() if kept.activations]
-        return ["samples", *activations, *(f"{kind}/{a.name}" for a in self.attached for kind in ("codes", "stats"))]
+        return ["samples", *activations, *(f"{kind}/{sae.name}" for sae in self.saes for kind in ("codes", "stats"))]
 
 
 def prepare(
@@ -82,15 +80,16 @@ def prepare(
     described = describe_run(model, run)
     store = Store.prepare(path, described)
     device = next(denoiser(model.pipe).parameters()).device
-    attached = [attachable(store, source, device) for source in settings.saes]
-    for one in attached:
-        _check_sae(one, settings, described["model_hash"], store)
-    kept = _kept(settings, attached)
+    saes = [find_candidate(store, source, device) for source in settings.saes]
+    for candidate in saes:
+        _check_sae(candidate, settings, described["model_hash"], store)
+    kept = _kept(settings, saes)
     for hook in kept:
         check_name(hook, "hook")
         find_module(model.pipe, hook)
     _check_tables(store, prompts, settings, kept)
-    job = Job(store, model, run, settings, kept, attached, [HostMemory(device), HostMemory(device)])
+    memory = [HostMemory(device), HostMemory(device)]
+    job = Job(store=store, model=model, run=run, settings=settings, kept=kept, saes=saes, memory=memory)
     return job, identify(store.run_id, float(run.guidance), prompts)
 
 
@@ -118,26 +117,24 @@ def _check_guidance(model: Model, prompts: Sequence[Prompt], run: RunSettings, b
             raise UsageError(f"prompt of line {line}, whose own guidance scale is {scale:g}: {error}") from error
 
 
-def _check_sae(attached: Attached, settings: CollectSettings, model_hash: str, store: Store) -> None:
-    config = attached.sae.config
-    check_model(attached.sae, attached.name, model_hash, str(store.root))
+def _check_sae(candidate: Candidate, settings: CollectSettings, model_hash: str, store: Store) -> None:
+    config = candidate.sae.config
+    check_model(candidate.sae, candidate.name, model_hash, str(store.root))
     if not config.hook:
-        raise SAEError(f"SAE {attached.name!r} does not say which hook it belongs to: its config.json has no 'hook'.")
+        raise SAEError(f"SAE {candidate.name!r} does not say which hook it belongs to: its config.json has no 'hook'.")
     if config.io != settings.io:
-        raise SAEError(f"SAE {attached.name!r} was trained on the {config.io} of its hook: use --io {config.io}.")
+        raise SAEError(f"SAE {candidate.name!r} was trained on the {config.io} of its hook: use --io {config.io}.")
 
 
-def _kept(settings: CollectSettings, attached: Sequence[Attached]) -> dict[str, Kept]:
+def _kept(settings: CollectSettings, saes: Sequence[Candidate]) -> dict[str, Kept]:
     """Return what is kept of each hook: those named, then those of the SAEs."""
-    if len({one.name for one in attached}) < len(attached):
+    if len({candidate.name for candidate in saes}) < len(saes):
         raise UsageError("an --sae is named twice.")
-    kept = {}
-    for hook in dict.fromkeys([*settings.hooks, *(one.sae.config.hook for one in attached)]):
-        saes = {one.name: (one.sae, made_by_sae(one.record)) for one in attached if one.sae.config.hook == hook}
-        positions = Positions.parse(settings.positions)
-        how = settings.io, settings.branch, settings.dtype, settings.timesteps, positions
-        kept[hook] = Kept(*how, settings.activations, saes)
-    return kept
+    hooks = dict.fromkeys([*settings.hooks, *(candidate.sae.config.hook for candidate in saes)])
+    return {
+        hook: Kept(settings, settings.activations, {one.name: one for one in saes if one.sae.config.hook == hook})
+        for hook in hooks
+    }
 
 
 def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]) -> None:

@@ -1,10 +1,14 @@
 """What is to be collected: samples, cut into work items that do not depend on what was interrupted."""
 
+import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from featurestore.errors import PromptsError
 from featurestore.format.canonical import sample_id, shard_name
+from featurestore.format.schemas import samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 
@@ -65,3 +69,32 @@ def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_s
             name = shard_name(part[0][0], [sample.id for _, sample in part])
             items.append(WorkItem(name, [sample for _, sample in part], lacking))
     return sorted(items)
+
+
+def samples_table(store: Store, samples: Sequence[Sample], images: Sequence[Any] | None) -> pa.Table:
+    """Return a row a sample, with its picture as PNG if there are ``images``."""
+    run = store.run or {}
+    families = list(samples[0].prompt.labels)
+    schema = samples_schema(families, images is not None)
+    columns: dict[str, list[Any]] = {
+        "sample_id": [s.id for s in samples],
+        "prompt": [s.prompt.prompt for s in samples],
+        "seed": [s.prompt.seed for s in samples],
+        **{family: [s.prompt.labels[family] for s in samples] for family in families},
+    }
+    shared = {key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")}
+    shared["scheduler"] = run["scheduler"]["class"]
+    columns |= {key: [value] * len(samples) for key, value in shared.items()}
+    own = [s.prompt.guidance for s in samples]
+    columns["guidance"] = [run["guidance"] if scale is None else scale for scale in own]
+    if images is not None:
+        columns["image"] = [
+            {"bytes": _png(image), "path": f"{s.id}.png"} for image, s in zip(images, samples, strict=True)
+        ]
+    return pa.Table.from_pydict(columns, schema=schema)
+
+
+def _png(image: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    return sink.getvalue()

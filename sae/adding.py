@@ -16,7 +16,7 @@ from sae.checkpoint import CONFIG, METRICS, WEIGHTS, load_sae, store_sae
 from sae.model import SAE
 
 
-class Attached(NamedTuple):
+class Candidate(NamedTuple):
     """An SAE for a store, in it or not yet."""
 
     name: str
@@ -27,11 +27,11 @@ class Attached(NamedTuple):
     """what has to be written for it, by name; empty if the store has it"""
 
 
-def attachable(store: Store, source: str, device: torch.device) -> Attached:
+def find_candidate(store: Store, source: str, device: torch.device) -> Candidate:
     """Load an SAE: one of the store by its name, or the directory of an SAE's files, whose name it then has.
 
     Raises:
-        SAEError: there is none, it is malformed, or the store has another of that name.
+        SAEError: there is no such SAE, it is malformed, or the store has another of that name.
     """
     directory = Path(source)
     if not (directory / CONFIG).is_file():
@@ -40,18 +40,19 @@ def attachable(store: Store, source: str, device: torch.device) -> Attached:
         sae = store_sae(store, source, device)
         record = store.record("saes", source)
         assert record is not None, "store_sae has found it"
-        return Attached(source, sae, record, {})
+        return Candidate(source, sae, record, {})
     name = check_name(directory.resolve().name, "the directory of an SAE")
     sae = load_sae(directory, device)
     files = {
         file: (directory / file).read_bytes() for file in (CONFIG, METRICS, WEIGHTS) if (directory / file).is_file()
     }
-    return offered(store, name, sae, files, {"attached": True}, f"give the directory {directory} another name")
+    otherwise = f"give the directory {directory} another name"
+    return make_candidate(store, name, sae, files=files, made_by={"attached": True}, otherwise=otherwise)
 
 
-def offered(
-    store: Store, name: str, sae: SAE, files: dict[str, bytes], made_by: dict[str, Any], otherwise: str
-) -> Attached:
+def make_candidate(
+    store: Store, name: str, sae: SAE, *, files: dict[str, bytes], made_by: dict[str, Any], otherwise: str
+) -> Candidate:
     """Return an SAE that is to be in a store under a name: the store's own, if it is the same to the last bit.
 
     Raises:
@@ -63,13 +64,13 @@ def offered(
     made_by = {"featurestore": featurestore.__version__, **made_by}
     record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)
     if there is None:
-        return Attached(name, sae, record, files)
+        return Candidate(name, sae, record, files)
     if sae_hash(there) != sae_hash(record):
         raise SAEError(f"{store.root} has another SAE {name!r}: {otherwise}.")
-    return Attached(name, sae, there, {})
+    return Candidate(name, sae, there, {})
 
 
-def add_sae(store: Store, attached: Attached) -> None:
-    """Write and commit an SAE that the store does not have."""
-    if attached.files:
-        commit_sae(store, attached.name, attached.files, attached.record.made_by)
+def add_sae(store: Store, candidate: Candidate) -> None:
+    """Write and commit an SAE's files, unless the store has them."""
+    if candidate.files:
+        commit_sae(store, candidate.name, candidate.files, candidate.record.made_by)

@@ -79,7 +79,7 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
     _write_prompts(path, amounts.n_prompts)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
     hooks = list(dict.fromkeys(hook for hook, _ in SAES))
-    store = collect(root / "store", model, styled, run, CollectSettings(hooks, batch_size=20)).store
+    store = collect(root / "store", model, styled, run, CollectSettings(hooks=hooks, batch_size=20)).store
     saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
     for name, (hook, k) in saes.items():
         if store.record("saes", name) is None:

@@ -14,7 +14,7 @@ from featurestore.format.activations import read_shard
 from featurestore.format.records import Record
 from featurestore.store import Store
 from featurestore.vocabulary import IO
-from sae.adding import add_sae, offered
+from sae.adding import add_sae, make_candidate
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, store_sae, weights_bytes
 from sae.formats.calibrate import calibrate_on_
 from sae.formats.foreign import Choice, Foreign
@@ -51,7 +51,7 @@ def import_sae(
     if found.uncalibrated:
         made_by["calibrated"] = calibrate_on_(store, sae)
     files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
-    made = offered(store, name, sae, files, made_by, "use another --name")
+    made = make_candidate(store, name, sae, files=files, made_by=made_by, otherwise="use another --name")
     if made.files:
         add_sae(store, made)
         write_card(store)

@@ -6,7 +6,7 @@ import torch
 
 from collectors import estimate as estimating
 from collectors.collection import CollectSettings, collect, dry_run
-from collectors.subset import Positions, kept_steps, random_positions
+from collectors.keep import Positions, kept_steps, random_positions
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify

@@ -28,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def run(path, model, share=None, batch_size=2):
-    settings = CollectSettings([HOOK, MID], shard_samples=2, batch_size=batch_size, exact=True)
+    settings = CollectSettings(hooks=[HOOK, MID], shard_samples=2, batch_size=batch_size, exact=True)
     return collect(path, model, PROMPTS, RUN, settings, progress=False, share=share)
 
 

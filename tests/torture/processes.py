@@ -27,7 +27,7 @@ PROMPTS = [Prompt(f"picture {i}", i, {"style": "ab"[i % 2]}, i + 1) for i in ran
 
 def run_collect(root: Path, model: Model) -> None:
     """Collect twelve pictures in six shards of two hooks."""
-    settings = CollectSettings(HOOKS, shard_samples=2, batch_size=2, exact=True)
+    settings = CollectSettings(hooks=HOOKS, shard_samples=2, batch_size=2, exact=True)
     collect(root, model, PROMPTS, RunSettings(n_steps=2, guidance=3.0), settings, progress=False)
 
 

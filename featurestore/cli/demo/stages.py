@@ -65,7 +65,9 @@ def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, second
         _write_prompts(out / "prompts.jsonl", amounts.n_concepts)
         prompts = read_prompts(out / "prompts.jsonl", amounts.collect_seeds)
         hooks = [study.hook for study in STUDIES]
-        return collect(out / "store", model, prompts, run, CollectSettings(hooks, images=True, batch_size=16)).store
+        return collect(
+            out / "store", model, prompts, run, CollectSettings(hooks=hooks, images=True, batch_size=16)
+        ).store
 
 
 def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:

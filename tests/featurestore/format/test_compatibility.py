@@ -60,7 +60,7 @@ def store(model, tmp_path_factory):
     prompts = [
         Prompt(f"picture {i}", i, {"style": "ab"[i % 2], "object": [None, "雪"][i // 2]}, i + 1) for i in range(4)
     ]
-    settings = CollectSettings([HOOK], shard_samples=2)
+    settings = CollectSettings(hooks=[HOOK], shard_samples=2)
     store = collect(
         tmp_path_factory.mktemp("s") / "store", model, prompts, RunSettings(3, 3.0), settings, progress=False
     ).store

@@ -71,7 +71,7 @@ def test_a_store_holds_what_plain_forward_hooks_see_bit_for_bit(name, guidance, 
     model, run = architectures(name), CASES[name].guidance[guidance]
     hooks = hooks_of(name, model)
     patterns = [pattern for patterns in CASES[name].hooks.values() for pattern in patterns]
-    settings = CollectSettings(patterns, branch="cond" if guidance == "none" else "both", dtype="float32")
+    settings = CollectSettings(hooks=patterns, branch="cond" if guidance == "none" else "both", dtype="float32")
     with plain_hooks(model, hooks) as seen:
         store = collect(tmp_path / "store", model, PROMPTS, run, settings, progress=False).store
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
@@ -123,7 +123,7 @@ def test_the_branches_are_the_prompt_and_the_negative_prompt(name, guidance, arc
 def test_a_branch_that_the_pipeline_leaves_out_is_no_row_of_zeros(architectures, tmp_path, monkeypatch):
     model = architectures("FLUX")
     run = RunSettings(2, 3.5, **SIZE, true_cfg=2.0)
-    settings = CollectSettings(["transformer.transformer_blocks.0"], branch="both")
+    settings = CollectSettings(hooks=["transformer.transformer_blocks.0"], branch="both")
     assert collect(tmp_path / "s", model, PROMPTS, run, settings, progress=False).n_samples == 2
     whole = type(model.pipe).__call__
     monkeypatch.setattr(
@@ -207,7 +207,7 @@ def test_steps_are_told_apart_in_half_precision(architectures, tmp_path):
     """FLUX's denoiser gets the timestep / 1000 in the model's precision: 40 steps would share values."""
     model = load_model(str(architectures.directory("FLUX")), "cpu", "bfloat16")
     run, hook = RunSettings(40, 3.5, **SIZE), "transformer.transformer_blocks.0"
-    store = collect(tmp_path / "s", model, PROMPTS[:1], run, CollectSettings([hook]), progress=False).store
+    store = collect(tmp_path / "s", model, PROMPTS[:1], run, CollectSettings(hooks=[hook]), progress=False).store
     (shard,) = store.activations(hook)
     assert shard.timestep.tolist() == [float(t) for t in model.pipe.scheduler.timesteps]
     assert shard.step.tolist() == list(range(40))
@@ -274,7 +274,7 @@ def test_patterns_match_within_one_part_of_a_path(architectures):
 def test_a_hook_that_cannot_be_captured_says_why_and_what_can(name, hook, reason, architectures, tmp_path):
     model, run = architectures(name), next(iter(CASES[name].guidance.values()))
     with pytest.raises(HookError, match=reason) as caught:
-        collect(tmp_path / "store", model, PROMPTS, run, CollectSettings([hook]), progress=False)
+        collect(tmp_path / "store", model, PROMPTS, run, CollectSettings(hooks=[hook]), progress=False)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -302,7 +302,7 @@ def test_a_hook_that_cannot_be_captured_says_why_and_what_can(name, hook, reason
     ],
 )
 def test_settings_that_a_pipeline_would_ignore_are_refused(name, run, branch, message, architectures, tmp_path):
-    settings = CollectSettings(next(iter(CASES[name].hooks.values())), branch=branch)
+    settings = CollectSettings(hooks=next(iter(CASES[name].hooks.values())), branch=branch)
     with pytest.raises(UsageError, match=re.escape(message)):
         collect(tmp_path / "store", architectures(name), PROMPTS, run, settings, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -312,10 +312,10 @@ def test_a_unet_with_guidance_distilled_has_no_unconditional_half(tmp_path):
     pipe = tiny_stable_diffusion(tmp_path / "lcm", time_cond_proj_dim=8)
     pipe.set_progress_bar_config(disable=True)
     model, run = Model("lcm", pipe, 2, 5.0), RunSettings(2, 5.0, **SIZE)
-    settings = CollectSettings(["unet.mid_block"])
+    settings = CollectSettings(hooks=["unet.mid_block"])
     assert collect(tmp_path / "store", model, PROMPTS, run, settings, progress=False).n_samples == 2
     with pytest.raises(UsageError, match="lcm has guidance distilled: without guidance there is no unconditional half"):
-        collect(tmp_path / "other", model, PROMPTS, run, CollectSettings(["unet"], branch="both"), progress=False)
+        collect(tmp_path / "other", model, PROMPTS, run, CollectSettings(hooks=["unet"], branch="both"), progress=False)
 
 
 @pytest.mark.parametrize("passes", [["cond"], ["cond", "uncond"]])

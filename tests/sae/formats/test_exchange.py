@@ -93,11 +93,11 @@ def test_an_sae_of_differences_goes_with_differences(tmp_path, in_process):
 
 def put(store, sae, name):
     """Commit an SAE as if it had been trained."""
-    from sae.adding import add_sae, attachable
+    from sae.adding import add_sae, find_candidate
     from sae.checkpoint import save_sae
 
     save_sae(sae, store.root.parent / name)
-    add_sae(store, attachable(store, str(store.root.parent / name), torch.device("cpu")))
+    add_sae(store, find_candidate(store, str(store.root.parent / name), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("format", ["sparsify", "saelens"])

@@ -1,13 +1,17 @@
-"""Which steps and which positions of a map are kept (docs/format.md, section 1.2)."""
+"""What a collection keeps: which hooks, steps and positions, and how (docs/format.md, section 1.2)."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from featurestore.errors import UsageError
+from featurestore.vocabulary import BRANCH_CHOICES, Branch
+from sae.adding import Candidate
 
 _STEP = re.compile(r"(\d+)(?:-(\d+))?")
 _EVERY = re.compile(r"every:([1-9]\d*)")
@@ -78,3 +82,63 @@ def random_positions(sample_ids: Sequence[int], step: int, n_positions: int, cou
     maps = _splitmix(_splitmix(ids) ^ np.uint64(step))
     draws = _splitmix(maps[:, None] ^ np.arange(n_positions, dtype=np.uint64))
     return np.sort(np.argsort(draws, axis=1, kind="stable")[:, :count], axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What is kept, and in what portions."""
+
+    hooks: Sequence[str] = ()
+    """whose activations are kept: module paths or patterns such as ``unet.up_blocks.*.attentions.*``"""
+    io: str = "output"
+    """``output``, ``input`` or ``difference`` (output − input) of the module"""
+    branch: str = "cond"
+    """``cond``, ``uncond`` or ``both`` halves of classifier-free guidance"""
+    dtype: str = "float16"
+    """of the stored activations: ``float16`` or ``float32``"""
+    timesteps: str = "all"
+    """``all``, ``every:N`` or step indices and ranges (``0,10-19``)"""
+    positions: str = "all"
+    """``all``, ``mean`` over the map, or ``random:N`` of each map"""
+    saes: Sequence[str] = ()
+    """SAEs that encode while collecting: names in the store, or directories"""
+    activations: bool = True
+    """also keep the activations that the SAEs encode"""
+    images: bool = False
+    """also keep the pictures, in ``samples``"""
+    batch_size: int = 8
+    """pictures generated at once; changes nothing that is stored but rounding"""
+    shard_samples: int = 16
+    """pictures a shard"""
+    exact: bool = False
+    """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads and the processes"""
+
+    def choices(self) -> dict[str, str]:
+        """Return those that decide what an activation row is."""
+        names = ("io", "branch", "dtype", "timesteps", "positions")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a hook, and not yet in its tables."""
+
+    settings: CollectSettings
+    activations: bool
+    saes: Mapping[str, Candidate]
+    """those that encode it, by name"""
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches that are kept, in the order of the rows."""
+        return BRANCH_CHOICES[self.settings.branch]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the stored activations."""
+        return torch.float16 if self.settings.dtype == "float16" else torch.float32
+
+    @functools.cached_property
+    def positions(self) -> Positions:
+        """Which positions of a map are kept."""
+        return Positions.parse(self.settings.positions)
