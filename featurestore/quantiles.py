@@ -11,7 +11,7 @@ def student_t(level: float, degrees: int) -> float:
     Raises:
         ValueError: there are no degrees of freedom, or the level is not between 0 and 1.
     """
-    if degrees < 1 or not 0 < level < 1:
+    if degrees < 1 or not 0 <= level <= 1:
         raise ValueError(f"level {level}, {degrees} degrees of freedom: expected 0 to 1, and at least 1.")
     low, high = 0.0, math.pi / 2
     for _ in range(60):

@@ -5,6 +5,7 @@ import importlib
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -84,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
     """
-    with _termination() as terminated:
+    with _termination() as terminated, _plain_warnings():
         try:
             status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
         except click.ClickException as error:
@@ -97,6 +98,17 @@ def main(args: Sequence[str] | None = None) -> None:
             click.echo(f"Error: {' '.join(str(error).split())}", err=True)
             sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show a warning as one line, without the place in the code that gave it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"Warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager
