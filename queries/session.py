@@ -2,7 +2,9 @@
 
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import duckdb
@@ -35,6 +37,18 @@ _EMPTY = {
 }
 _TYPES = {"int64": "bigint", "int32": "integer", "float": "float", "double": "double", "string": "varchar"}
 _NESTED = {"features": "integer[][]", "values": "float[][]", "activation": "float[][]"}
+
+_opened: ContextVar[Callable[[duckdb.DuckDBPyConnection], None] | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def watched(tell: Callable[[duckdb.DuckDBPyConnection], None]) -> Iterator[None]:
+    """Call ``tell`` with every connection that this thread opens in the block, so that another thread can interrupt it."""
+    before = _opened.set(tell)
+    try:
+        yield
+    finally:
+        _opened.reset(before)
 
 
 def question(name: str) -> str:
@@ -109,16 +123,19 @@ def open_database(database: str | Path, memory_limit: str | None) -> duckdb.Duck
     if memory_limit is not None:
         config["memory_limit"] = memory_limit
     try:
-        return duckdb.connect(str(database), config=config)
+        connection = duckdb.connect(str(database), config=config)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise UsageError(f"memory limit {memory_limit!r}: expected a size such as 2GB ({one_line(error)}).") from error
+    if (tell := _opened.get()) is not None:
+        tell(connection)
+    return connection
 
 
-def run_sql(store: Store, statement: str, memory_limit: str | None = None) -> pa.Table:
+def run_sql(store: Store, statement: str, memory_limit: str | None = None, rows: int | None = None) -> pa.Table:
     """Run one SELECT of a user over a store's views; it can read nothing else and change nothing.
 
     Only the tables that the statement names are verified, and only their files can be read. Columns of one name are
-    told apart by a number.
+    told apart by a number. ``rows``: return the first ones only, and compute no more than they need.
 
     Raises:
         QueryError: it is not one SELECT, or DuckDB refuses it.
@@ -130,10 +147,20 @@ def run_sql(store: Store, statement: str, memory_limit: str | None = None) -> pa
     with connect(store, verify=False, memory_limit=memory_limit) as connection:
         _close_doors(connection, store, named)
         try:
-            answer = connection.sql(_checked(connection, statement)).to_arrow_table()
+            relation = connection.sql(_checked(connection, statement))
+            answer = relation.to_arrow_table() if rows is None else _first(relation.to_arrow_reader(rows), rows)
         except duckdb.Error as error:
             raise QueryError(explain(connection, statement, error)) from error
     return answer.rename_columns(_distinct(answer.column_names))
+
+
+def _first(reader: pa.RecordBatchReader, rows: int) -> pa.Table:
+    """Return the first rows of an answer that is computed as it is read."""
+    parts, missing = [], rows
+    while missing > 0 and (batch := next(reader, None)) is not None:
+        parts.append(batch.slice(0, missing))
+        missing -= parts[-1].num_rows
+    return pa.Table.from_batches(parts, reader.schema)
 
 
 def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.Statement:
@@ -173,6 +200,8 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
         return
     try:
         connection.execute(f"create view {kind} as {' union all by name '.join(parts)}")
+    except duckdb.InterruptException as error:
+        raise QueryError(one_line(error)) from error
     except duckdb.Error as error:
         raise DamageError(
             f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore verify {store.root}'."

@@ -21,7 +21,8 @@ from queries.questions import Question, Value, find_question
 from queries.scope import check_concept, check_encoded
 from queries.session import quote_text, verify_files
 
-CANNOT = {"top_positions": "it reads the float16 values of codes, and Spark has no such type"}
+_HALVES = "it reads the float16 values of codes, and Spark has no such type"
+CANNOT = dict.fromkeys(("top_positions", "feature_map", "position_features"), _HALVES)
 """questions that do not run on Spark, and why"""
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",

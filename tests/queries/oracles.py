@@ -42,6 +42,11 @@ class Case(NamedTuple):
         return self.z.astype(float).sum(2)
 
     @property
+    def sample(self):
+        """Index of the sample that questions about one are asked of: it has most of the feature."""
+        return int(self.sums[..., self.feature].sum(1).argmax())
+
+    @property
     def style(self):
         return self.labels["style"]
 
@@ -301,3 +306,100 @@ def compare_stores(case):
             density = [(z > 0).any(2).mean() for z in (mine, other)]
             rows.append((f, *density, mine.mean(), other.mean(), other.mean() - mine.mean()))
     return sorted(rows, key=lambda row: (-abs(row[5]), row[0]))[: case.top]
+
+
+def _best(case, concept):
+    """Rows of a concept's features with the largest mean score: (feature, place, mean_score, step, timestep, score)."""
+    mine = [r for r in case.importance if r["concept"] == concept]
+    n_steps = len({r["step"] for r in case.importance})
+    means = {f: sum(r["score"] for r in mine if r["feature"] == f) / n_steps for f in {r["feature"] for r in mine}}
+    order = sorted(means, key=lambda f: (-round(means[f], 12), f))[: case.top]
+    return [
+        (f, place, means[f], r["step"], r["timestep"], r["score"])
+        for place, f in enumerate(order, 1)
+        for r in sorted(mine, key=lambda r: r["step"])
+        if r["feature"] == f
+    ]
+
+
+def best_scores(case):
+    names = sorted({r["concept"] for r in case.importance}, key=str.encode)
+    return [(concept, *row) for concept in names for row in _best(case, concept)]
+
+
+def concept_scores(case):
+    return _best(case, case.concept)
+
+
+def feature_scores(case):
+    rows = [r for r in case.importance if (r["concept"], r["feature"]) == (case.concept, case.feature)]
+    return [tuple(r[k] for k in _SELECTED) for r in sorted(rows, key=lambda r: r["step"])]
+
+
+def overlap_matrix(case):
+    names = sorted({r["concept"] for r in case.importance}, key=str.encode)
+    chosen = {c: {(step, r["feature"]) for step, rows in _chosen(case, c).items() for r in rows} for c in names}
+    return [
+        (a, b, len(x), len(y), len(x & y), len(x & y) / len(x | y) if x | y else None)
+        for a, x in chosen.items()
+        for b, y in chosen.items()
+    ]
+
+
+def feature_concepts(case):
+    z, rows = case.z[..., case.feature].astype(float), []
+    for family, concept, n, _ in concepts(case):
+        members = [i for i, c in enumerate(case.labels[family]) if c == concept]
+        for step in range(z.shape[1]):
+            here = z[members, step]
+            rows.append((family, concept, step, timestep(step), n, (here > 0).any(1).mean(), here.mean()))
+    return rows
+
+
+def sample_bands(case, bands=2):
+    every = top_samples(case._replace(top=len(case.ids)))
+    rows = []
+    for band, members in enumerate(np.array_split(np.arange(len(every)), bands), 1):
+        first = max(0, (len(members) - case.top) // 2)
+        for i in members[first : first + case.top]:
+            rows.append((band, len(members), *every[i][:7]))
+    return rows
+
+
+def cell_samples(case, step=1):
+    z = case.z[:, step, :, case.feature].astype(float)
+    rows = [
+        (case.ids[i], f"prompt {i}", 0, z[i].sum(), z[i].max(), int((z[i] > 0).sum()))
+        for i in range(len(z))
+        if z[i].any()
+    ]
+    return sorted(rows, key=lambda row: (-row[3], row[0]))[: case.top]
+
+
+def feature_map(case):
+    z = case.z[case.sample, ..., case.feature].astype(float)
+    return [(s, timestep(s), p, p // 2, p % 2, z[s, p]) for s, p in np.argwhere(z > 0).tolist()]
+
+
+def position_features(case, step=1):
+    z = case.z[case.sample, step].astype(float)
+    rows = [(p, p // 2, p % 2, f, z[p, f]) for p, f in np.argwhere(z > 0).tolist()]
+    return sorted(rows, key=lambda row: (row[0], -row[4], row[3]))
+
+
+def sample_features(case):
+    z, rows = case.z[case.sample].astype(float), []
+    for step in range(len(z)):
+        here = [
+            (step, timestep(step), f, z[step, :, f].sum(), z[step, :, f].max(), int((z[step, :, f] > 0).sum()))
+            for f in np.flatnonzero(z[step].any(0)).tolist()
+        ]
+        rows += sorted(here, key=lambda row: (-row[3], row[2]))[: case.top]
+    return rows
+
+
+def sae_steps(case):
+    n, steps, _, n_latents = case.z.shape
+    alive = (case.z > 0).any((0, 2)).sum(-1)
+    l0 = (case.z > 0).sum(-1).mean((0, 2))
+    return [(s, timestep(s), n, l0[s], int(alive[s]), n_latents - int(alive[s])) for s in range(steps)]

@@ -228,3 +228,34 @@ def test_a_query_beyond_its_memory_spills_or_says_so(original, tmp_path):
     with pytest.raises(QueryError, match=r"Out of Memory Error: .*") as error:
         run_sql(original, "select list(i) from range(30000000) as r(i)", memory_limit="30MB")
     assert "\n" not in str(error.value)
+
+
+def test_only_the_first_rows_are_returned_in_the_order_of_the_statement(tmp_path):
+    store = make_store(tmp_path / "store", random_codes(0, samples=4), {"style": ["a", "b", "a", "b"]})
+    statement = "select feature, step from stats order by feature desc, step; -- all"
+    every = run_sql(store, statement)
+    assert run_sql(store, statement, rows=7).equals(every.slice(0, 7).combine_chunks())
+    assert run_sql(store, statement, rows=10**6).equals(every)
+
+
+def test_another_thread_can_interrupt_a_statement(tmp_path):
+    import threading
+
+    from queries.session import watched
+
+    store = make_store(tmp_path / "store", random_codes(0, samples=2), {"style": ["a", "b"]})
+    opened = []
+    said = []
+
+    def run():
+        with watched(opened.append), pytest.raises(QueryError, match="INTERRUPT") as raised:
+            run_sql(store, "select count(*) from range(1000000000000) a where a.range % 7 = 3")
+        said.append(raised.value)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        for connection in opened:
+            connection.interrupt()
+        thread.join(0.05)
+    assert said

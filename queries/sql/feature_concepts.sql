@@ -1,0 +1,41 @@
+-- feature_concepts: how strongly and how often a feature is active for every concept of every family, step by step.
+--
+-- Relations: stats, codes, saes, labels.
+-- Parameters: $sae, $branch, $feature.
+-- Columns: family, concept, step, timestep, n_samples (encoded ones of the concept), density (share of them in which it fired), mean (over
+-- samples and positions: mu of importance.sql).
+with
+encoded as (
+    select sample_id, step, timestep from codes where sae = $sae and branch = $branch
+),
+fired as (
+    select sample_id, step, "sum"::double as total
+    from stats
+    where sae = $sae and branch = $branch and feature = $feature
+),
+every as (
+    select
+        encoded.sample_id,
+        encoded.step,
+        encoded.timestep,
+        coalesce(fired.total, 0) as total,
+        case when fired.total is null then 0 else 1 end as is_active
+    from encoded
+    left join fired on fired.sample_id = encoded.sample_id and fired.step = encoded.step
+),
+final as (
+    select
+        labels.family,
+        labels.concept,
+        every.step,
+        min(every.timestep) as timestep,
+        count(*) as n_samples,
+        sum(every.is_active) / count(*) as density,
+        sum(every.total) / count(*) / max(map_positions) as mean
+    from every
+    join labels on labels.sample_id = every.sample_id
+    cross join (select map_positions from saes where sae = $sae) as sizes
+    group by labels.family, labels.concept, every.step
+    order by labels.family, labels.concept, every.step
+)
+select * from final
