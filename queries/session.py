@@ -98,6 +98,9 @@ def connect(
             _create_view(connection, store, kind, [table for table in seen if table.split("/")[0] == kind])
         _create_saes(connection, store)
         _create_labels(connection)
+    except duckdb.InterruptException as error:
+        connection.close()
+        raise QueryError(one_line(error)) from error
     except BaseException:
         connection.close()
         raise
@@ -145,8 +148,8 @@ def run_sql(store: Store, statement: str, memory_limit: str | None = None, rows:
     named = [table for table in store.tables() if table.split("/")[0] in words]
     verify_files(store, named)
     with connect(store, verify=False, memory_limit=memory_limit) as connection:
-        _close_doors(connection, store, named)
         try:
+            _close_doors(connection, store, named)
             relation = connection.sql(_checked(connection, statement))
             answer = relation.to_arrow_table() if rows is None else _first(relation.to_arrow_reader(rows), rows)
         except duckdb.Error as error:
@@ -200,8 +203,8 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
         return
     try:
         connection.execute(f"create view {kind} as {' union all by name '.join(parts)}")
-    except duckdb.InterruptException as error:
-        raise QueryError(one_line(error)) from error
+    except duckdb.InterruptException:
+        raise
     except duckdb.Error as error:
         raise DamageError(
             f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore verify {store.root}'."
