@@ -82,10 +82,14 @@ class Selection:
         header, rows = selection_files.read(Path(path))
         return cls.from_header(header, rows, Path(path))
 
-    def at(self, timestep: float) -> FeaturesAt:
-        """Return the features at the nearest recorded timestep: of two, the noisier; of a repeated one, its first step."""
+    def at(self, timestep: float, occurrence: int = 0) -> FeaturesAt:
+        """Return the features at the nearest recorded timestep, of two the noisier.
+
+        Of a timestep that the schedule repeats (PNDM, Heun), ``occurrence`` says which step: 0 the first, and so on.
+        """
         recorded = min(self.timesteps, key=lambda t: (abs(t - timestep), -t))
-        step = self.timesteps.index(recorded)
+        steps = [step for step, t in enumerate(self.timesteps) if t == recorded]
+        step = steps[min(occurrence, len(steps) - 1)]
         rows = self.rows.filter(pc.equal(self.rows["step"], pa.scalar(step, pa.int32())))
         features = rows["feature"].to_numpy().astype(np.int64)
         means = rows["mean_concept"].to_numpy(), rows["mean_all"].to_numpy()

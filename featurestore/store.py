@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from featurestore import readers
 from featurestore.errors import NotAStoreError, RunError, TableError, nearest
 from featurestore.format import activations, durable, parquet, schemas
-from featurestore.format.canonical import run_id, sealed
+from featurestore.format.canonical import run_id, same_model, same_signs, sealed
 from featurestore.format.checksums import check_files
 from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
@@ -89,9 +89,12 @@ class Store:
     def _check_run(self, run: Mapping[str, Any]) -> None:
         mine = self.run or {}
         for key in sorted(set(mine) | set(run)):
-            if mine.get(key) != run.get(key):
+            found, wanted = mine.get(key), run.get(key)
+            if found != wanted and not (key == "model_hash" and same_model(str(found), str(wanted))):
+                alike = same_signs(str(mine.get("model_hash")), str(run.get("model_hash")))
+                rounded = " (the same model in another precision)" if alike and key in ("dtype", "model_hash") else ""
                 raise RunError(
-                    f"{self.root} holds a run with {key} = {mine.get(key)!r}, this one has {run.get(key)!r}: "
+                    f"{self.root} holds a run with {key} = {found!r}, this one has {wanted!r}{rounded}: "
                     f"use the same settings or another --store. Nothing was changed."
                 )
 

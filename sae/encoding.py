@@ -17,7 +17,7 @@ from featurestore.saes import sae_hash
 from featurestore.store import Store
 from sae.checkpoint import pick_device, store_sae
 from sae.codes import CHUNK_ROWS, Rows, codes_table, encode_rows, stats_table
-from sae.diffusion.weights import same_model
+from sae.diffusion.weights import in_common, same_model
 from sae.feed.rows import hook_records
 from sae.model import SAE
 
@@ -97,7 +97,8 @@ def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
     mine = sae.config.model_hash
     if mine and model_hash and not same_model(mine, model_hash):
         raise SAEError(
-            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of {model_hash[:20]}…."
+            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of {model_hash[:20]}…"
+            f"{in_common(mine, model_hash)}."
         )
 
 

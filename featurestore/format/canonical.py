@@ -51,3 +51,13 @@ def shard_name(first_index: int, sample_ids: Iterable[int]) -> str:
     """Return the name of the shard that holds these samples, the first of which stands at ``first_index`` of its plan."""
     digest = sha256_text("".join(f"{i}\n" for i in sample_ids))
     return f"{first_index:08d}-{digest[:16]}"
+
+
+def same_model(one: str, other: str) -> bool:
+    """Say whether two model hashes are of the same weights: they share a part other than the signs (docs/format.md, 1.8)."""
+    return any(not part.startswith("sign:") for part in set(one.split(",")) & set(other.split(",")))
+
+
+def same_signs(one: str, other: str) -> bool:
+    """Say whether two model hashes are of weights with the same signs: of one model, in whatever precision."""
+    return any(part.startswith("sign:") for part in set(one.split(",")) & set(other.split(",")))

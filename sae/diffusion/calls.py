@@ -69,6 +69,16 @@ class DenoiserCall(NamedTuple):
     batch: int = 0
     """samples that the denoiser was given; 0: not known"""
 
+    @property
+    def occurrence(self) -> int:
+        """How often the schedule has had the timestep before this step (PNDM and Heun repeat some)."""
+        return self.schedule[: self.step].count(self.timestep)
+
+    @property
+    def part(self) -> float | None:
+        """Where in its schedule the call is: 0 at the first step, 1 at the last; None without a schedule."""
+        return self.step / max(1, len(self.schedule) - 1) if self.schedule else None
+
 
 def running(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], owns: Callable[[Any], bool]

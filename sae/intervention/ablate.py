@@ -13,7 +13,7 @@ from sae.checkpoint import load_sae, load_selection_sae
 from sae.diffusion.architectures import split_hook
 from sae.diffusion.hooks import watch
 from sae.diffusion.modules import denoiser
-from sae.diffusion.weights import model_hash, same_model
+from sae.diffusion.weights import in_common, model_hash, same_model
 from sae.intervention.edit import Editor, Site
 from sae.intervention.settings import Intervention
 from sae.model import SAE
@@ -100,10 +100,11 @@ def attach(
 
 def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
     selection = intervention.selection
-    if not same_model(model_hash(denoiser(pipe)), selection.model_hash):
+    found = model_hash(denoiser(pipe))
+    if not same_model(found, selection.model_hash):
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} was made for the weights of model {selection.model!r} "
-            f"({selection.model_hash[:16]}…), this pipeline has others ({model_hash(denoiser(pipe))[:16]}…)."
+            f"({selection.model_hash[:16]}…), this pipeline has others ({found[:16]}…){in_common(found, selection.model_hash)}."
         )
     if intervention.mask is not None and split_hook(selection.hook)[1]:
         raise UsageError(f"a mask is spatial: the tokens of {selection.hook!r} are words.")

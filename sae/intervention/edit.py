@@ -11,9 +11,10 @@ from torch import Tensor
 from featurestore.errors import ModelError
 from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import MODES, Branch
+from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import Layout, Watch, as_positions, branch_parts, module_input, put, take, with_input
 from sae.diffusion.modules import find_module
-from sae.intervention.rules import Edit, Rule, Steer, edit_change, join, on_device, union
+from sae.intervention.rules import Edit, Rule, Steer, edit_change, join, last_of_each, on_device, union
 from sae.intervention.settings import Intervention
 from sae.model import SAE
 
@@ -27,10 +28,14 @@ class Site(NamedTuple):
     branch: Branch
 
 
-class Call(NamedTuple):
-    """What of a denoiser call decides its edit."""
+class At(NamedTuple):
+    """What decides an edit."""
 
     timestep: float
+    occurrence: int
+    """of a timestep that the schedule repeats"""
+    inside: tuple[bool, ...]
+    """whether each intervention's window covers the call"""
     layout: Layout
     device: torch.device
 
@@ -42,9 +47,10 @@ class Editor:
         self.site, self.interventions, self.sae, self.mode = site, interventions, sae, mode
         self.module = find_module(pipe, site.hook)
         self.n_train_timesteps = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
-        self._edits: dict[Call, Edit] = {}
+        self._edits: dict[At, Edit] = {}
         self._n_calls = 0
         self._warned = False
+        self._checked: tuple[float, ...] = ()
 
     def attach(self, watched: Watch) -> Any:
         """Hook the module; returns the handle."""
@@ -82,7 +88,7 @@ class Editor:
             return None
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
         positions, layout = as_positions(seen[part])
-        edit = self._edit(Call(watched.call.timestep, layout, seen.device))
+        edit = self._edit(watched.call, layout, seen.device)
         if edit.is_empty:
             return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
@@ -99,35 +105,37 @@ class Editor:
         view[at] = (view[at].float() + change).to(edited.dtype)
         return edited
 
-    def _edit(self, call: Call) -> Edit:
-        if self.mode == "saeuron":
-            call = call._replace(timestep=self._counted())
-        if call not in self._edits:
-            edit = self._make_edit(call.timestep, call.layout)
-            self._edits[call] = cast(Edit, on_device(edit, call.device))
-        return self._edits[call]
+    def _edit(self, call: DenoiserCall, layout: Layout, device: torch.device) -> Edit:
+        if call.schedule != self._checked:
+            for one in self.interventions:
+                one.window.check_schedule(call.schedule)
+            self._checked = call.schedule
+        inside = tuple(one.window.covers(call, self.n_train_timesteps) for one in self.interventions)
+        timestep, occurrence = self._counted() if self.mode == "saeuron" else (call.timestep, call.occurrence)
+        at = At(timestep, occurrence, inside, layout, device)
+        if at not in self._edits:
+            self._edits[at] = cast(Edit, on_device(self._make_edit(at), device))
+        return self._edits[at]
 
-    def _counted(self) -> float:
-        """Return the recorded timestep whose turn it is: the released hook counts its calls."""
-        recorded = self.interventions[0].selection.timesteps
-        if self._n_calls == len(recorded):
+    def _counted(self) -> tuple[float, int]:
+        """Return the recorded step whose turn it is, as timestep and occurrence: the released hook counts its calls."""
+        recorded, n = self.interventions[0].selection.timesteps, self._n_calls
+        if n == len(recorded):
             raise ModelError(
                 f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach it anew for every "
                 f"generation, with that many steps."
             )
         self._n_calls += 1
-        return recorded[self._n_calls - 1]
+        return recorded[n], recorded[:n].count(recorded[n])
 
-    def _make_edit(self, timestep: float, layout: Layout) -> Edit:
+    def _make_edit(self, call: At) -> Edit:
         # Made on the CPU, whatever the device: it takes many small operations.
         rules: list[Rule] = []
         detectors: list[Rule] = []
         steers: list[Steer] = []
         masks: list[Tensor | None] = []
-        for one in self.interventions:
-            if not one.window.covers(timestep, self.n_train_timesteps):
-                continue
-            at, where = self._features_at(one.selection, timestep), one.where(layout)
+        for one in itertools.compress(self.interventions, call.inside):
+            at, where = self._features_at(one.selection, call), one.where(call.layout)
             masks.append(where)
             if not len(at.features):
                 continue
@@ -137,10 +145,12 @@ class Editor:
             else:
                 (detectors if one.kind == "replace" else rules).append(_rule(one, at, where))
         errors = MODES[self.mode] if masks else 0
+        if self.mode == "saeuron":
+            rules = last_of_each(rules)
         return Edit(join(rules), join(detectors), steers, errors, union(masks) if errors else None)
 
-    def _features_at(self, selection: Selection, timestep: float) -> FeaturesAt:
-        at = selection.at(timestep)
+    def _features_at(self, selection: Selection, call: At) -> FeaturesAt:
+        at, timestep = selection.at(call.timestep, call.occurrence), call.timestep
         known = sorted(selection.timesteps)
         widest = max((b - a for a, b in itertools.pairwise(known)), default=0.0)
         if at.distance > max(widest, 1.0) and not self._warned:

@@ -101,6 +101,16 @@ def join(rules: Sequence[Rule]) -> Rules | None:
     return Rules(features, least, union(wheres), layers)
 
 
+def last_of_each(rules: Sequence[Rule]) -> list[Rule]:
+    """Return the rules without the latents that a later one has too: SAeUron's released hook writes one over the other."""
+    kept = []
+    for number, rule in enumerate(rules):
+        later = torch.cat([rule.features[:0], *(one.features for one in rules[number + 1 :])])
+        own = ~torch.isin(rule.features, later)
+        kept.append(rule._replace(features=rule.features[own], factor=rule.factor[own], threshold=rule.threshold[own]))
+    return kept
+
+
 def union(wheres: Sequence[Tensor | None]) -> Tensor | None:
     """Return where any of several masks is true; None, which is everywhere, if one of them is None."""
     masks = [where for where in wheres if where is not None]

@@ -13,6 +13,7 @@ from torch import Tensor
 from featurestore.errors import UsageError
 from featurestore.selection import Selection
 from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS, Branch
+from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import Layout
 
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)(%?):(\d+(?:\.\d+)?)(%?)")
@@ -26,7 +27,7 @@ class Window(NamedTuple):
     last: float = -math.inf
     """the least noisy one; with ``parts``, 1 is the schedule's end"""
     parts: bool = False
-    """whether the ends are parts of the schedule: ``1 − timestep / num_train_timesteps``, whatever the number of steps"""
+    """whether the ends are parts of the run's schedule: its first step is at 0, its last at 1, whatever the timesteps"""
 
     @classmethod
     def parse(cls, text: str) -> "Window":
@@ -54,11 +55,32 @@ class Window(NamedTuple):
         if not self.parts and self.first < self.last:
             raise UsageError(f"window {self.first:g}:{self.last:g}: expected the noisier, larger timestep first.")
 
-    def covers(self, timestep: float, n_train_timesteps: int) -> bool:
-        """Say whether the intervention acts at a timestep of a schedule."""
+    def covers(self, call: DenoiserCall, n_train_timesteps: int) -> bool:
+        """Say whether the intervention acts at a denoiser call.
+
+        A call that no pipeline makes, as in training, has no schedule: there a timestep's part is
+        ``1 − timestep / num_train_timesteps``.
+        """
         if not self.parts:
-            return self.last <= timestep <= self.first
-        return self.first <= 1 - timestep / n_train_timesteps <= self.last
+            return self.last <= call.timestep <= self.first
+        part = 1 - call.timestep / n_train_timesteps if call.part is None else call.part
+        return self.first <= part <= self.last
+
+    def check_schedule(self, schedule: tuple[float, ...]) -> None:
+        """Refuse a schedule of which no step is covered.
+
+        Raises:
+            UsageError: the intervention would do nothing, without a word.
+        """
+        steps = (DenoiserCall(timestep, (), step, schedule) for step, timestep in enumerate(schedule))
+        if schedule and not any(self.covers(call, 0) for call in steps):
+            raise UsageError(
+                f"window {self}: none of the {len(schedule)} steps is in it, their timesteps are {schedule[0]:g} to "
+                f"{schedule[-1]:g}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.first:.0%}:{self.last:.0%}" if self.parts else f"{self.first:g}:{self.last:g}"
 
 
 ALWAYS = Window()

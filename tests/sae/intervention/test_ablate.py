@@ -84,7 +84,9 @@ def used_timesteps(model, selection, run, monkeypatch, generations=1):
     used = []
     original = Selection.at
     monkeypatch.setattr(
-        Selection, "at", lambda self, t: used.append((t, original(self, t).timestep)) or original(self, t)
+        Selection,
+        "at",
+        lambda self, t, n=0: used.append((t, original(self, t, n).timestep)) or original(self, t, n),
     )
     with ablate(model.pipe, selection, strength=-5.0, saes=make_sae()):
         results = [generate(model, run, ["a"], [0], "latent")[0] for _ in range(generations)]

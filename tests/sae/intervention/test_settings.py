@@ -166,9 +166,9 @@ def edited_calls(model, interventions, run=RUN, hook=HOOK, sae=None, call=None, 
         (Window(), {0, 1, 2}),
         (Window.parse("700:300"), {0, 1}),
         (Window.parse("334:334"), {1}),
-        (Window.parse("0%:50%"), {0}),
+        (Window.parse("0%:50%"), {0, 1}),
         (Window.parse("90%:100%"), {2}),
-        (Window(2000.0, 1500.0), set()),
+        (Window.parse("0%:0%"), {0}),
     ],
 )
 def test_a_window_limits_the_steps(model, window, inside):
@@ -179,7 +179,64 @@ def test_a_window_limits_the_steps(model, window, inside):
 def test_a_window_is_of_the_schedule_whatever_the_number_of_steps(model):
     intervention = Intervention(strong(model), "zero", window=Window.parse("0%:50%"))
     assert timesteps_of(model, 6) == [831, 665, 499, 333, 167, 1]
-    assert edited_calls(model, intervention, RunSettings(6, 3.0)) == {0, 1}
+    assert edited_calls(model, intervention, RunSettings(6, 3.0)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ("2000:1500", "window 2000:1500: none of the 3 steps is in it, their timesteps are 667 to 1"),
+        ("10%:40%", "window 10%:40%: none of the 3 steps is in it, their timesteps are 667 to 1"),
+    ],
+)
+def test_a_window_without_a_step_is_an_error(window, message, model):
+    """Fault C6: it did nothing, without a word."""
+    with pytest.raises(UsageError, match=message):
+        edited_calls(model, Intervention(strong(model), window=Window.parse(window)))
+
+
+@pytest.mark.filterwarnings("ignore:the selection style=neon has no timestep near")
+def test_parts_of_a_schedule_of_continuous_timesteps(model, monkeypatch):
+    """Fault C6: EDM's timesteps are ln(σ) / 4, at most 1.1: as parts of num_train_timesteps they were all at 100 %."""
+    from diffusers import EDMEulerScheduler
+
+    monkeypatch.setattr(model.pipe, "scheduler", EDMEulerScheduler(prediction_type="epsilon"))
+    run, selection = RunSettings(5, 3.0), strong(model)
+    assert edited_calls(model, Intervention(selection, "zero", window=Window.parse("0%:50%")), run) == {0, 1, 2}
+    assert edited_calls(model, Intervention(selection, "zero", window=Window.parse("75%:100%")), run) == {3, 4}
+
+
+@pytest.mark.parametrize("mode", ["paper", "saeuron"])
+def test_a_repeated_timestep_has_the_features_of_its_own_step(model, mode, monkeypatch):
+    """Issue 17, item 6: PNDM asks twice at its second timestep; what was recorded there first was used both times."""
+    from diffusers import PNDMScheduler
+
+    monkeypatch.setattr(model.pipe, "scheduler", PNDMScheduler(skip_prk_steps=True, steps_offset=1))
+    recorded = timesteps_of(model, 3)
+    assert len(recorded) == 4 and recorded[1] == recorded[2]
+    rows = [(2, f, 0.4, 0.0) for f in EVERY_THIRD]
+    selection, sae = make_selection(model, rows, recorded), make_sae(3)
+    plain, _ = captured_output(model, HOOK, RUN)
+    with ablate(model.pipe, selection, saes=sae, mode=mode):
+        edited, _ = captured_output(model, HOOK, RUN)
+    if mode == "paper":
+        assert torch.equal(edited[0], plain[0]) and torch.equal(edited[1], plain[1])
+        assert not torch.equal(edited[2], plain[2])
+    else:  # Every call has the error's term; the edit itself is in the third.
+        with ablate(model.pipe, make_selection(model, [], recorded), saes=sae, mode=mode):
+            nothing, _ = captured_output(model, HOOK, RUN)
+        assert [torch.equal(a, b) for a, b in zip(edited, nothing, strict=True)] == [True, True, False, False]
+
+
+def test_the_released_arithmetic_writes_one_concept_over_another(model):
+    """Issue 17, item 6: where concepts share a feature the last one's value holds, not the larger edit."""
+    sae, shared = make_sae(3), [0, 3, 6]
+    large, small = (Intervention(strong(model, features=shared), strength=s) for s in (-9.0, -2.0))
+    for several, holds in (([large, small], -2.0), ([small, large], -9.0)):
+        x, found = first_call(model, several, sae=sae, mode="saeuron")
+        edited = dense(sae, x[1], "paper", holds, shared) - x[1]
+        expected = edited + 2 * reconstruction(sae, x[1]) - x[1]
+        torch.testing.assert_close(found[1], expected, atol=5e-5, rtol=1e-5)
 
 
 def test_a_mask_limits_the_positions(model):
@@ -471,7 +528,7 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
     with ablate(model.pipe, selection, saes=make_sae(3)):
         assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], edited)
     fresh = load_model(str(model_dir), "cpu").pipe.unet.to("meta")
-    with pytest.raises(ModelError, match="offloaded piece by piece and cannot be identified"):
+    with pytest.raises(ModelError, match="is kept where it cannot be read: use enable_model_cpu_offload"):
         model_hash(fresh)
 
 
