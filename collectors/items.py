@@ -12,6 +12,7 @@ from collectors.buffer import HookBuffer
 from collectors.capture import Captured, capture
 from collectors.estimate import check_space
 from collectors.job import Job
+from collectors.labels import append_labels
 from collectors.memory import HostMemory
 from collectors.plan import WorkItem, samples_table
 from collectors.shares import Claim
@@ -35,7 +36,7 @@ class Gathered:
         for buffer in self.buffers.values():
             buffer.check()
         found = {name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()}
-        found["samples"] = samples_table(job.store, self.item.samples, self.images)
+        found["samples"] = samples_table(job.store, self.item.samples, job.families, self.images)
         return {name: rows for name, rows in found.items() if name in self.item.tables}
 
 
@@ -88,6 +89,8 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
 
         with ThreadPoolExecutor(max(1, len(tables))) as pool:
             job.n_bytes += sum(pool.map(append, [name for name in tables if name != "samples"]))
+        if "samples" in tables:
+            append_labels(job.store, gathered.item.shard, gathered.item.samples, job.families)
         job.n_bytes += append("samples") if "samples" in tables else 0
         job.n_samples += len(ids)
     finally:

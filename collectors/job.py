@@ -9,6 +9,7 @@ import diffusers
 import torch
 
 from collectors.keep import CollectSettings, Kept, kept_steps
+from collectors.labels import check_labels, label_columns
 from collectors.memory import HostMemory
 from collectors.plan import Sample, identify
 from collectors.writer import Timing
@@ -36,6 +37,8 @@ class Job:
     saes: list[Candidate]
     memory: list[HostMemory]
     """two, used in turn: one is filled while the other is written"""
+    families: list[str]
+    """columns of labels in ``samples``"""
     timing: Timing = field(default_factory=Timing)
     n_samples: int = 0
     n_bytes: int = 0
@@ -88,9 +91,14 @@ def prepare(
         check_name(hook, "hook")
         find_module(model.pipe, hook)
     _check_tables(store, prompts, settings, kept)
+    samples = identify(store.run_id, float(run.guidance), prompts)
+    check_labels(store, samples)
     memory = [HostMemory(device), HostMemory(device)]
-    job = Job(store=store, model=model, run=run, settings=settings, kept=kept, saes=saes, memory=memory)
-    return job, identify(store.run_id, float(run.guidance), prompts)
+    families = label_columns(store, prompts)
+    job = Job(
+        store=store, model=model, run=run, settings=settings, kept=kept, saes=saes, memory=memory, families=families
+    )
+    return job, samples
 
 
 def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
@@ -139,7 +147,7 @@ def _kept(settings: CollectSettings, saes: Sequence[Candidate]) -> dict[str, Kep
 
 def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]) -> None:
     """Refuse what the store's tables cannot take before anything is generated."""
-    store.check_schema("samples", samples_schema(prompts[0].labels, settings.images))
+    store.check_schema("samples", samples_schema(label_columns(store, prompts), settings.images))
     for hook, one in kept.items():
         for table in (f"activations/{hook}", *(f"codes/{name}" for name in one.saes)):
             for record in store.records(table)[:1]:

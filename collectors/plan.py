@@ -71,16 +71,17 @@ def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_s
     return sorted(items)
 
 
-def samples_table(store: Store, samples: Sequence[Sample], images: Sequence[Any] | None) -> pa.Table:
-    """Return a row a sample, with its picture as PNG if there are ``images``."""
+def samples_table(
+    store: Store, samples: Sequence[Sample], families: Sequence[str], images: Sequence[Any] | None
+) -> pa.Table:
+    """Return a row per sample, with its picture as PNG if there are ``images``; ``families`` are its label columns."""
     run = store.run or {}
-    families = list(samples[0].prompt.labels)
     schema = samples_schema(families, images is not None)
     columns: dict[str, list[Any]] = {
         "sample_id": [s.id for s in samples],
         "prompt": [s.prompt.prompt for s in samples],
         "seed": [s.prompt.seed for s in samples],
-        **{family: [s.prompt.labels[family] for s in samples] for family in families},
+        **{family: [s.prompt.labels.get(family) for s in samples] for family in families},
     }
     shared = {key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")}
     shared["scheduler"] = run["scheduler"]["class"]

@@ -10,6 +10,7 @@ from featurestore.store import Store
 
 _WHAT = {
     "samples": "one row a generated sample",
+    "labels": "labels that were corrected later, one row per (sample, family); of a sample's versions the largest counts",
     "activations": "one row a (sample, step, branch): activations of a hook",
     "codes": "one row a (sample, step, branch): active features and their values, position by position",
     "stats": "one row a (sample, step, branch, feature) that fired",

@@ -12,6 +12,7 @@ from featurestore.errors import NotAStoreError, RunError, TableError, nearest
 from featurestore.format import activations, durable, parquet, schemas
 from featurestore.format.canonical import run_id, same_model, same_signs, sealed
 from featurestore.format.checksums import check_files
+from featurestore.format.labels import apply_labels, corrected, label_version
 from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
@@ -222,15 +223,35 @@ class Store:
     def read(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
         """Read a table's committed rows, all columns or those named, with schema metadata of the first shard.
 
+        ``samples`` have the labels that stand: those of :meth:`corrected_labels` where they were corrected.
+
         Raises:
             TableError: there is no such table.
             DamageError: a file is not what its record says.
         """
         records = self.require(table)
+        labels = self.corrected_labels() if table == "samples" else None
+        wanted = None if columns is None else list(columns)
+        if labels is None:
+            return self._read(records, wanted)
+        later = set(labels.column_names) - set(self.label_columns()) - {"sample_id"}
+        own = wanted and [*dict.fromkeys(["sample_id", *(name for name in wanted if name not in later)])]
+        found = apply_labels(self._read(records, own), labels)
+        return found if wanted is None else found.select(wanted)
+
+    def corrected_labels(self) -> pa.Table | None:
+        """Return the labels of the samples that were relabelled, or have families that ``samples`` has no column for.
+
+        ``sample_id`` and a column per family of the store, a row per such sample; None if there is none.
+        """
+        records = self.records("labels")
+        parts = ((record, self._read([record], None)) for record in records)
+        return corrected(parts, self.families()) if records else None
+
+    def _read(self, records: Sequence[Record], columns: list[str] | None) -> pa.Table:
         self.check(records)
-        wanted = list(columns) if columns is not None else None
         parts = [
-            pq.read_table(self.root / entry.path, columns=wanted, page_checksum_verification=True, partitioning=None)
+            pq.read_table(self.root / entry.path, columns=columns, page_checksum_verification=True, partitioning=None)
             for record in records
             for entry in record.files
         ]
@@ -252,6 +273,12 @@ class Store:
 
     def families(self) -> list[str]:
         """Return the concept families that the samples are labelled with."""
+        own = self.label_columns()
+        later = {family for record in self.records("labels") for family in label_version(record)[1]}
+        return own + sorted(later - set(own))
+
+    def label_columns(self) -> list[str]:
+        """Return the concept families that are columns of ``samples``."""
         records = self.require("samples")
         self.check(records[:1])
         return schemas.family_names(pq.read_schema(self.root / records[0].files[0].path).names)

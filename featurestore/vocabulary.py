@@ -12,7 +12,7 @@ FORMAT = "featurestore"
 FORMAT_VERSION = 1
 """of a store and its records (docs/format.md)"""
 TABLE_KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
-"""the first part of a table's name; ``samples`` is the only table without a second part"""
+"""the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 
 BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
 """the halves of classifier-free guidance"""

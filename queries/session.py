@@ -96,6 +96,8 @@ def connect(
         connection.execute("set python_enable_replacements = false")
         for kind in ("samples", *KINDS):
             _create_view(connection, store, kind, [table for table in seen if table.split("/")[0] == kind])
+        if "samples" in seen:
+            _apply_corrections(connection, store)
         _create_saes(connection, store)
         _create_labels(connection)
     except duckdb.InterruptException as error:
@@ -209,6 +211,25 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
         raise DamageError(
             f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore verify {store.root}'."
         ) from error
+
+
+def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """Give the view ``samples`` the labels that stand where ``labels`` has others (docs/format.md, section 1.1)."""
+    corrected = store.corrected_labels()
+    if corrected is None:
+        return
+    connection.register("corrected", corrected)
+    connection.execute("create table corrected_labels as from corrected")
+    connection.unregister("corrected")
+    there = set(store.label_columns())
+    families = [(quote_identifier(name), name in there) for name in corrected.column_names[1:]]
+    stand = [f"if(c.sample_id is null, s.{name}, c.{name}) as {name}" for name, own in families if own]
+    columns = ["s.*" + (f" replace ({', '.join(stand)})" if stand else "")]
+    columns += [f"c.{name}" for name, own in families if not own]
+    connection.execute(
+        f"create or replace view samples as select {', '.join(columns)} from {_files(store, 'samples')} s "
+        f"left join corrected_labels c on s.sample_id = c.sample_id"
+    )
 
 
 def _files(store: Store, table: str) -> str:

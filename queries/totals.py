@@ -75,7 +75,8 @@ def source(store: Store, sae: str) -> dict[str, Any]:
     """Return the hashes of all that scores are computed from."""
     tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
     hashes = {key: [record.files[0].sha256 for record in store.records(table)] for key, table in tables.items()}
-    return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes}
+    relabelled = [record.files[0].sha256 for record in store.records("labels")]
+    return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes, **({"labels": relabelled} if relabelled else {})}
 
 
 def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:

@@ -18,6 +18,7 @@ COMMANDS = {
     "prompts": "featurestore.cli.prompts",
     "plan": "featurestore.cli.plan",
     "collect": "featurestore.cli.collect",
+    "relabel": "featurestore.cli.relabel",
     "train": "featurestore.cli.train",
     "train-live": "featurestore.cli.live",
     "encode": "featurestore.cli.sae",

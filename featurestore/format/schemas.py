@@ -87,6 +87,12 @@ def _ragged(value: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", inner, nullable=False))
 
 
+LABELS = pa.schema(
+    [
+        *_required({"sample_id": pa.int64(), "version": pa.int32(), "family": pa.string()}),
+        pa.field("concept", pa.string()),
+    ]
+)
 CODES = pa.schema([*_ROW, *_required({"features": _ragged(pa.int32()), "values": _ragged(pa.float16())})])
 STATS = pa.schema(
     [*_ROW, *_required({"feature": pa.int32(), "sum": pa.float32(), "max": pa.float32(), "n_positions": pa.int32()})]

@@ -7,9 +7,10 @@ import torch
 from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
-from featurestore.errors import HookError, ModelError, RunError, TableError, UsageError
+from featurestore.errors import HookError, ModelError, PromptsError, RunError, TableError, UsageError
 from featurestore.format.canonical import sample_id
 from featurestore.prompts import Prompt
+from featurestore.relabel import relabel
 from featurestore.verify import verify
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
@@ -233,3 +234,33 @@ def test_samples_with_a_guidance_scale_of_their_own_are_collected_with_it(model,
     assert run(tmp_path / "store", model, prompts).n_samples == 0
     with pytest.raises(UsageError, match=r"prompt of line 3, whose own guidance scale is 1: .*no unconditional half"):
         run(tmp_path / "both", model, [*PROMPTS[:2], replace(PROMPTS[2], guidance=1.0)], branch="both")
+
+
+def test_a_corrected_label_is_not_ignored(model, tmp_path):
+    """B1: collecting again with other labels is refused and names the command; afterwards it goes on."""
+    store = run(tmp_path / "store", model, PROMPTS[:2]).store
+    right = [replace(p, labels={"style": "b", "object": None}) for p in PROMPTS[:3]]
+    with pytest.raises(
+        PromptsError, match=r"1 samples of .* have other labels .* line 1 has style = 'b', the store 'a'"
+    ) as no:
+        run(tmp_path / "store", model, right)
+    assert f"featurestore relabel {tmp_path / 'store'} --prompts" in str(no.value)
+    relabel(store, right)
+    assert run(tmp_path / "store", model, right).n_samples == 1
+    assert store.read("samples", ["style"])["style"].to_pylist() == ["b", "b", "b"]
+
+
+def test_label_columns_may_come_and_go(model, tmp_path):
+    """B1: missing means null, in the samples that lack it."""
+    path = tmp_path / "store"
+    run(path, model, PROMPTS[:2])
+    run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})])
+    store = run(path, model, [replace(PROMPTS[3], labels={})]).store
+    rows = store.read("samples", ["prompt", "style", "object", "mood"]).sort_by("prompt").to_pylist()
+    assert [tuple(row.values())[1:] for row in rows] == [
+        ("a", None, None), ("b", None, None), ("a", None, "calm"), (None, None, None)
+    ]  # fmt: skip
+    assert store.families() == ["style", "object", "mood"] and verify(store, deep=True) == []
+    with pytest.raises(PromptsError, match="line 3 has mood = none, the store 'calm'"):
+        run(path, model, [replace(PROMPTS[2], labels={"style": "a"})])
+    assert run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})]).n_skipped == 1

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from featurestore import DamageError, PromptsError, Store
+from featurestore.format.labels import contents_hash
+from featurestore.prompts import Prompt
+from featurestore.relabel import Change, relabel
+from featurestore.verify import verify
+from queries import ask
+from queries.importance import save_scores
+from queries.session import connect, run_sql
+from tests.builders.stores import make_store
+
+STYLES = ["neon", "Neon", "sketch", None]
+
+
+@pytest.fixture
+def store(tmp_path):
+    z = np.random.default_rng(0).random((4, 3, 2, 6)) * (np.arange(6) % 2)
+    return make_store(tmp_path / "store", z, {"style": STYLES, "object": ["cat", "dog", "cat", "dog"]})
+
+
+def prompts(**families):
+    n = len(next(iter(families.values())))
+    return [Prompt(f"prompt {i}", 0, {name: values[i] for name, values in families.items()}, i + 1) for i in range(n)]
+
+
+def styles(store):
+    return store.read("samples", ["style"])["style"].to_pylist()
+
+
+def test_a_corrected_label_is_a_new_version_and_the_former_one_is_kept(store):
+    """B1."""
+    right = prompts(style=["neon", "neon", "sketch", "sketch"], object=["cat", "dog", "cat", "dog"])
+    files = {path: path.read_bytes() for path in (store.root / "samples").iterdir()}
+    planned = relabel(store, right, dry_run=True)
+    assert (planned.version, styles(store)) == (None, STYLES)
+    done = relabel(store, right)
+    assert (done.version, done.n_samples, done.n_matched, done.n_unmatched) == (1, 2, 4, 0)
+    assert done.changes == {Change("style", "Neon", "neon"): 1, Change("style", None, "sketch"): 1}
+    assert styles(store) == ["neon", "neon", "sketch", "sketch"]
+    assert files == {path: path.read_bytes() for path in (store.root / "samples").iterdir()}
+    assert relabel(store, right).version is None
+    back = relabel(store, prompts(style=STYLES, object=["cat", "dog", "cat", "dog"]))
+    assert (back.version, styles(store)) == (2, STYLES)
+    history = store.read("labels").to_pylist()
+    kept = {(row["version"], row["concept"]) for row in history if row["family"] == "style"}
+    assert kept == {(1, "neon"), (1, "sketch"), (2, "Neon"), (2, None)}
+    assert verify(store, deep=True) == []
+
+
+def test_sql_sees_the_labels_that_stand(store):
+    """B1: free SQL, the labelled views, and a family that the samples have no column for."""
+    relabel(store, prompts(style=["neon"] * 2 + ["sketch"] * 2, pet=["no", "yes", None, "yes"]))
+    rows = run_sql(store, "select style, object, pet from samples order by prompt").to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("neon", None, "no"), ("neon", None, "yes"), ("sketch", None, None), ("sketch", None, "yes")
+    ]  # fmt: skip
+    counts = run_sql(store, "select family, concept, count(*) as n from labels group by all order by all").to_pylist()
+    assert [tuple(row.values()) for row in counts] == [
+        ("pet", "no", 1), ("pet", "yes", 2), ("style", "neon", 2), ("style", "sketch", 2)
+    ]  # fmt: skip
+    assert run_sql(store, "select distinct pet from labelled_stats where pet = 'yes'").num_rows == 1
+    assert store.families() == ["style", "object", "pet"]
+    with connect(store) as connection:
+        by_sql = connection.execute("select sample_id, style, object, pet from samples order by 1").fetchall()
+    read = store.read("samples", ["sample_id", "style", "object", "pet"]).sort_by("sample_id")
+    assert by_sql == [tuple(row.values()) for row in read.to_pylist()]
+    assert {"pet", "style"} < set(store.read("samples").column_names)
+
+
+def test_scores_are_of_the_labels_that_stand(store, tmp_path):
+    """B1: what was computed from the former labels is out of date."""
+    relabel(store, prompts(style=["a", "a", "b", "b"]))
+    fresh = make_store(
+        tmp_path / "fresh",
+        np.random.default_rng(0).random((4, 3, 2, 6)) * (np.arange(6) % 2),
+        {"style": ["b", "a", "a", "b"]},
+    )
+    before, _ = save_scores(store, "s", "style")
+    relabel(store, prompts(style=["b", "a", "a", "b"]))
+    after, _ = save_scores(store, "s", "style")
+    expected, _ = save_scores(fresh, "s", "style")
+    assert before.shard != after.shard
+    columns = ["concept", "step", "feature", "score"]
+    assert store.read("scores/s", columns).equals(fresh.read("scores/s", columns)) and expected.rows == after.rows
+    name = {"family": "style", "concept": "a", "top": 2}
+    assert ask(store, "selection", name).equals(ask(fresh, "selection", name))
+
+
+def test_a_part_of_the_samples_can_be_relabelled(store):
+    done = relabel(store, prompts(style=["neon", "neon"], object=["cat", "dog"]))
+    assert (done.n_samples, done.n_matched, done.n_unmatched) == (1, 2, 2)
+    assert styles(store) == ["neon", "neon", "sketch", None]
+
+
+def test_prompts_of_no_sample_are_refused(store):
+    with pytest.raises(
+        PromptsError, match=r"none of the 1 prompts is a sample of .*: prompt, seed and guidance scale must"
+    ):
+        relabel(store, [Prompt("prompt 0", 7, {"style": "x"}, 1)])
+    assert "labels" not in store.tables()
+
+
+def test_records_of_labels_are_checked(store):
+    relabel(store, prompts(style=["a", "a", "b", "b"]))
+    record = store.records("labels")[0]
+    assert record.made_by["contents"] != contents_hash({})
+    path = store.root / record.location
+    path.write_bytes(replace(record, made_by={**record.made_by, "families": ['x"; drop']}).to_bytes())
+    with pytest.raises(DamageError, match="in 'made_by' is no concept family"):
+        Store.open(store.root).families()
