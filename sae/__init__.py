@@ -6,7 +6,9 @@ from featurestore.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sae.checkpoint import load_sae, store_sae
+    from sae.diffusion.pipelines import RunSettings, load_model
     from sae.encoding import encode
+    from sae.evaluation.judge import load_judge
     from sae.evaluation.scoring import evaluate, score_folder
     from sae.feed.batches import ActivationBatches
     from sae.intervention.ablate import ablate, attach
@@ -25,6 +27,9 @@ else:
             "train": "sae.training.train",
             "TrainSettings": "sae.training.settings",
             "encode": "sae.encoding",
+            "load_model": "sae.diffusion.pipelines",
+            "RunSettings": "sae.diffusion.pipelines",
+            "load_judge": "sae.evaluation.judge",
             "ActivationBatches": "sae.feed.batches",
             "ablate": "sae.intervention.ablate",
             "attach": "sae.intervention.ablate",
@@ -39,6 +44,7 @@ __all__ = [
     "SAE",
     "ActivationBatches",
     "Intervention",
+    "RunSettings",
     "SAEConfig",
     "TrainSettings",
     "Window",
@@ -46,6 +52,8 @@ __all__ = [
     "attach",
     "encode",
     "evaluate",
+    "load_judge",
+    "load_model",
     "load_sae",
     "score_folder",
     "store_sae",

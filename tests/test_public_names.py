@@ -15,7 +15,7 @@ PUBLIC = {
     },
     "sae": {
         "SAE", "ActivationBatches", "Intervention", "SAEConfig", "TrainSettings", "Window", "ablate", "attach", "encode",
-        "evaluate", "load_sae", "score_folder", "store_sae", "train",
+        "evaluate", "load_judge", "load_model", "load_sae", "RunSettings", "score_folder", "store_sae", "train",
     },
     "collectors": {"CollectSettings", "collect", "train_live"},
 }  # fmt: skip
