@@ -180,30 +180,42 @@ def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
 
 
 def generate(
-    model: Model, settings: RunSettings, prompts: list[str], seeds: list[int], output_type: str = "pil"
+    model: Model,
+    settings: RunSettings,
+    prompts: list[str],
+    seeds: list[int],
+    output_type: str = "pil",
+    *,
+    latents: torch.Tensor | None = None,
 ) -> list:
-    """Generate one picture a (prompt, seed): PIL images, or whatever ``output_type`` of the pipeline names.
+    """Generate one picture per (prompt, seed): PIL images, or whatever ``output_type`` of the pipeline names.
 
-    The initial noise is a function of the seed alone, whatever the batch, the order and the device.
+    The initial noise is a function of the seed alone, whatever the batch, the order and the device; or it is ``latents``.
     """
     check_run(model, settings)
-    height, width = picture_size(model.pipe, settings)
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    options = dict(architecture(model.pipe).options)
-    if settings.true_cfg > 1:
-        options["true_cfg_scale"] = settings.true_cfg
-    if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
-        options["negative_prompt"] = [settings.negative_prompt] * len(prompts)
+    given = call_arguments(model, settings, prompts)
+    if latents is not None:
+        given["latents"] = latents
     device = model.pipe._execution_device.type  # Offloaded weights are elsewhere between calls.
     with torch.no_grad(), torch.autocast(device, model.autocast, model.autocast is not None):
-        result = model.pipe(
-            prompt=prompts,
-            generator=generators,
-            num_inference_steps=settings.n_steps,
-            guidance_scale=settings.guidance,
-            height=height,
-            width=width,
-            output_type=output_type,
-            **options,
-        )
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        result = model.pipe(**given, generator=generators, output_type=output_type)
     return list(result.images)
+
+
+def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> dict[str, Any]:
+    """Return what the pipeline is called with for a run of prompts, beside noise and the kind of output."""
+    height, width = picture_size(model.pipe, settings)
+    given = {
+        "prompt": prompts,
+        "num_inference_steps": settings.n_steps,
+        "guidance_scale": settings.guidance,
+        "height": height,
+        "width": width,
+        **architecture(model.pipe).options,
+    }
+    if settings.true_cfg > 1:
+        given["true_cfg_scale"] = settings.true_cfg
+    if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
+        given["negative_prompt"] = [settings.negative_prompt] * len(prompts)
+    return given
