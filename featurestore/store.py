@@ -12,7 +12,7 @@ from featurestore.errors import NotAStoreError, RunError, TableError, nearest
 from featurestore.format import activations, durable, parquet, schemas
 from featurestore.format.canonical import run_id, same_model, same_signs, sealed
 from featurestore.format.checksums import check_files
-from featurestore.format.labels import apply_labels, corrected, label_version
+from featurestore.format.labels import corrected, label_version
 from featurestore.format.records import FileEntry, Record, read_record, read_sealed
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
@@ -221,23 +221,8 @@ class Store:
         raise TableError(f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed.")
 
     def read(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
-        """Read a table's committed rows, all columns or those named, with schema metadata of the first shard.
-
-        ``samples`` have the labels that stand: those of :meth:`corrected_labels` where they were corrected.
-
-        Raises:
-            TableError: there is no such table.
-            DamageError: a file is not what its record says.
-        """
-        records = self.require(table)
-        labels = self.corrected_labels() if table == "samples" else None
-        wanted = None if columns is None else list(columns)
-        if labels is None:
-            return self._read(records, wanted)
-        later = set(labels.column_names) - set(self.label_columns()) - {"sample_id"}
-        own = wanted and [*dict.fromkeys(["sample_id", *(name for name in wanted if name not in later)])]
-        found = apply_labels(self._read(records, own), labels)
-        return found if wanted is None else found.select(wanted)
+        """Read as :meth:`arrow`, which has a name that says more."""
+        return self.arrow(table, columns)
 
     def corrected_labels(self) -> pa.Table | None:
         """Return the labels of the samples that were relabelled, or have families that ``samples`` has no column for.
@@ -245,17 +230,9 @@ class Store:
         ``sample_id`` and a column per family of the store, a row per such sample; None if there is none.
         """
         records = self.records("labels")
-        parts = ((record, self._read([record], None)) for record in records)
-        return corrected(parts, self.families()) if records else None
-
-    def _read(self, records: Sequence[Record], columns: list[str] | None) -> pa.Table:
         self.check(records)
-        parts = [
-            pq.read_table(self.root / entry.path, columns=columns, page_checksum_verification=True, partitioning=None)
-            for record in records
-            for entry in record.files
-        ]
-        return pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
+        parts = ((record, readers.arrow([self.root / record.files[0].path], None)) for record in records)
+        return corrected(parts, self.families()) if records else None
 
     def check(self, records: Iterable[Record]) -> None:
         """Compare the files of some shards with their records, each once in a process.
@@ -297,13 +274,14 @@ class Store:
     def arrow(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
         """Read a table's committed rows into memory: all columns, or those named.
 
-        The rows have the order of the shards; the schema metadata is that of the first.
+        The rows have the order of the shards; the schema metadata is that of the first. ``samples`` have the labels that
+        stand, here and in :meth:`scan` and :meth:`dataset`: those of :meth:`corrected_labels` where they were corrected.
 
         Raises:
             TableError: there is no such table, or no such column.
             DamageError: a file is not what its record says.
         """
-        return readers.arrow(self._verified(table), columns)
+        return readers.arrow(self._verified(table), columns, self._labels(table))
 
     def scan(self, table: str) -> "pl.LazyFrame":
         """Return a Polars query over a table's committed rows, such as ``scan("stats/styles")``.
@@ -314,7 +292,7 @@ class Store:
             TableError: there is no such table.
             DamageError: a file is not what its record says.
         """
-        return readers.scan(self._verified(table))
+        return readers.scan(self._verified(table), self._labels(table))
 
     def dataset(
         self, table: str, columns: Iterable[str] | None = None, *, streaming: bool = False
@@ -328,7 +306,10 @@ class Store:
             TableError: there is no such table, or no such column.
             DamageError: a file is not what its record says.
         """
-        return readers.dataset(self._verified(table), columns, streaming)
+        return readers.dataset(self._verified(table), columns, streaming, self._labels(table))
+
+    def _labels(self, table: str) -> pa.Table | None:
+        return self.corrected_labels() if table == "samples" else None
 
     def _verified(self, table: str) -> list[Path]:
         records = self.require(table)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 
@@ -88,6 +89,25 @@ def test_scores_are_of_the_labels_that_stand(store, tmp_path):
     assert store.read("scores/s", columns).equals(fresh.read("scores/s", columns)) and expected.rows == after.rows
     name = {"family": "style", "concept": "a", "top": 2}
     assert ask(store, "selection", name).equals(ask(fresh, "selection", name))
+
+
+def test_every_reader_sees_the_labels_that_stand(store, tmp_path, monkeypatch):
+    """B1."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    relabel(store, prompts(style=["neon", "neon"], pet=["no", "yes"]))
+    expected = [("prompt 0", "neon", None, "no"), ("prompt 1", "neon", None, "yes")]
+    expected += [("prompt 2", "sketch", "cat", None), ("prompt 3", None, "dog", None)]
+    columns = ["prompt", "style", "object", "pet"]
+    rows = store.arrow("samples").to_pylist()
+    assert [tuple(row[name] for name in columns) for row in rows] == expected
+    assert store.scan("samples").collect().to_dicts() == rows
+    assert store.scan("samples").select(columns).collect().rows() == expected
+    assert store.dataset("samples").to_list() == rows
+    assert list(store.dataset("samples", streaming=True)) == rows
+    for streaming in (False, True):
+        some = store.dataset("samples", ["pet", "prompt"], streaming=streaming)
+        assert [tuple(row.values()) for row in some] == [(pet, prompt) for prompt, _, _, pet in expected]
+    assert store.arrow("samples", ["pet", "prompt"]).column_names == ["pet", "prompt"]
 
 
 def test_a_part_of_the_samples_can_be_relabelled(store):
