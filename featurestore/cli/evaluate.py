@@ -1,6 +1,7 @@
 """``featurestore evaluate``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from featurestore.cli.options import (
     PromptOptions,
     RunOptions,
     Seeds,
+    gathered,
     judge_option,
     mode_option,
     model_options,
@@ -22,6 +24,7 @@ from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 
 if TYPE_CHECKING:
     from featurestore.selection import Selection
+    from sae.evaluation.protocols import Search
 
 
 class Numbers(click.ParamType):
@@ -42,24 +45,119 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r}: expected numbers such as 1,2,4.", param, ctx)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What the options of :func:`target_options` say: which selections are removed."""
+
+    selections: tuple[Path, ...]
+    store: Path | None
+    saes: tuple[str, ...]
+    concepts: tuple[str, ...]
+    family: str | None
+    top: list[int]
+
+    def read(self) -> "list[list[Selection]]":
+        """Return the files' selections, those of one concept together, or each that a store has for the options."""
+        from featurestore.errors import UsageError
+        from featurestore.selection import Selection
+        from featurestore.store import Store
+        from queries.selections import select_all, split_concept
+
+        if bool(self.selections) == (self.store is not None):
+            raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")
+        if self.store is None:
+            groups: dict[tuple[str, str], list[Selection]] = {}
+            for one in map(Selection.load, self.selections):
+                groups.setdefault((one.family, one.concept), []).append(one)
+            return list(groups.values())
+        if not self.saes or bool(self.concepts) == bool(self.family):
+            raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
+        wanted: dict[str, list[str]] = {}
+        for name, concept in map(split_concept, self.concepts):
+            wanted.setdefault(name, []).append(concept)
+        opened = Store.open(self.store)
+        return [
+            [one]
+            for name in sorted(wanted) or [str(self.family)]
+            for sae in self.saes
+            for n in self.top
+            for one in select_all(opened, sae, name, wanted.get(name), top=n)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What the options of :func:`search_options` say: what settings are chosen by."""
+
+    search_judges: tuple[str, ...]
+    search_seeds: list[int] | None
+    search_others: int
+
+    def load(self, prompts: PromptOptions, device: str) -> "Search | None":
+        """Return the search's judge and prompts; None if there is no search."""
+        from featurestore.errors import UsageError
+        from sae.evaluation.judge import load_judge
+        from sae.evaluation.protocols import Search
+
+        if bool(self.search_judges) != bool(self.search_seeds):
+            raise UsageError("a search needs both --search-judge and --search-seeds.")
+        if not self.search_seeds:
+            return None
+        judge = load_judge(self.search_judges, device)
+        return Search(judge, prompts.file(self.search_seeds).prompts, self.search_others)
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which selections are removed; they arrive as ``targets``."""
+    options = [
+        click.option(
+            "--ablate",
+            "selections",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="A selection file; may be repeated.",
+        ),
+        click.option("--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."),
+        click.option("--sae", "saes", multiple=True, help="With --store: an SAE's name; several are searched."),
+        click.option("--concept", "concepts", multiple=True, help="With --store: FAMILY=CONCEPT; may be repeated."),
+        click.option("--by", "family", help="With --store, instead: every concept of this family."),
+        click.option(
+            "--top",
+            type=Numbers(int),
+            default="2",
+            show_default=True,
+            help="With --store: features per step; several are searched.",
+        ),
+    ]
+    return gathered(command, "targets", TargetOptions, options)
+
+
+def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what settings are chosen by; they arrive as ``search``."""
+    options = [
+        click.option(
+            "--search-judge",
+            "search_judges",
+            multiple=True,
+            help="What settings are chosen by, and balanced by where several concepts are removed together.",
+        ),
+        click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported."),
+        click.option(
+            "--search-others",
+            type=click.IntRange(1),
+            default=40,
+            show_default=True,
+            help="Pictures per setting that do not ask for the target.",
+        ),
+    ]
+    return gathered(command, "search", SearchOptions, options)
+
+
 @click.command()
 @model_options
 @prompt_options()
 @judge_option
-@click.option(
-    "--ablate", "selections", multiple=True, type=click.Path(path_type=Path), help="A selection file; may be repeated."
-)
-@click.option("--store", type=click.Path(path_type=Path), help="Instead: a store, to select from.")
-@click.option("--sae", "saes", multiple=True, help="With --store: an SAE's name; several are searched.")
-@click.option("--concept", "concepts", multiple=True, help="With --store: FAMILY=CONCEPT; may be repeated.")
-@click.option("--by", "family", help="With --store, instead: every concept of this family.")
-@click.option(
-    "--top",
-    type=Numbers(int),
-    default="2",
-    show_default=True,
-    help="With --store: features a step; several are searched.",
-)
+@target_options
 @click.option(
     "--multiplier",
     "multipliers",
@@ -82,20 +180,7 @@ class Numbers(click.ParamType):
     show_default=True,
     help="Remove one concept at a time, one after another without putting any back, or all at once.",
 )
-@click.option(
-    "--search-judge",
-    "search_judges",
-    multiple=True,
-    help="What settings are chosen by, and balanced by where several concepts are removed together.",
-)
-@click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported.")
-@click.option(
-    "--search-others",
-    type=click.IntRange(1),
-    default=40,
-    show_default=True,
-    help="Pictures a setting that do not ask for the target.",
-)
+@search_options
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
@@ -109,11 +194,19 @@ class Numbers(click.ParamType):
 )
 @run_options
 def evaluate(
-    model: ModelOptions, prompts: PromptOptions, judges: tuple[str, ...], selections: tuple[Path, ...],
-    store: Path | None, saes: tuple[str, ...], concepts: tuple[str, ...], family: str | None, top: list[int],
-    multipliers: list[float], intervention: str, mode: str, protocol: str, search_judges: tuple[str, ...],
-    search_seeds: list[int] | None, search_others: int, reference: Path | None, out: Path, run: RunOptions,
-) -> None:  # fmt: skip
+    model: ModelOptions,
+    prompts: PromptOptions,
+    judges: tuple[str, ...],
+    targets: TargetOptions,
+    multipliers: list[float],
+    intervention: str,
+    mode: str,
+    protocol: str,
+    search: SearchOptions,
+    reference: Path | None,
+    out: Path,
+    run: RunOptions,
+) -> None:
     """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every seed, judge.
 
     UA: pictures asked for a removed concept that do not show it. IRA: other concepts of its family kept. CRA: other families
@@ -127,22 +220,15 @@ def evaluate(
         --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
         --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
-    from featurestore.errors import UsageError
     from sae.evaluation import evaluate as measure
     from sae.evaluation.accuracy import targets_text
     from sae.evaluation.judge import check_labels, load_judge
-    from sae.evaluation.protocols import Search, requests
+    from sae.evaluation.protocols import requests
 
-    if bool(search_judges) != bool(search_seeds):
-        raise UsageError("a search needs both --search-judge and --search-seeds.")
-    wanted = requests(
-        _selections(selections, store, saes, concepts, family, top), kind=intervention, strengths=multipliers
-    )
     judge_device = "cpu" if model.device == "auto" else model.device
+    searched = search.load(prompts, judge_device)
+    wanted = requests(targets.read(), kind=intervention, strengths=multipliers)
     judging = load_judge(judges, judge_device)
-    search = None
-    if search_judges and search_seeds:
-        search = Search(load_judge(search_judges, judge_device), prompts.file(search_seeds).prompts, search_others)
     asked = prompts.read(run.seeds)
     check_labels(judging, [*(p.labels for p in asked), *({r.family: r.concept} for r in wanted)])
     loaded = model.load()
@@ -154,7 +240,7 @@ def evaluate(
         out=out,
         run=run.settings(loaded),
         protocol=protocol,
-        search=search,
+        search=searched,
         reference=reference,
         mode=mode,
         batch_size=run.batch_size,
@@ -165,35 +251,3 @@ def evaluate(
     click.echo(scores_table([*named, *average], judging.name))
     if protocol == "sequential":
         click.echo(sequential_table(body["removals"]))
-
-
-def _selections(
-    files: Sequence[Path], store: Path | None, saes: Sequence[str], concepts: Sequence[str], family: str | None,
-    top: Sequence[int],
-) -> "list[list[Selection]]":  # fmt: skip
-    """Return the files' selections, those of one concept together, or each that a store has for the options."""
-    from featurestore.errors import UsageError
-    from featurestore.selection import Selection
-    from featurestore.store import Store
-    from queries.selections import select_all, split_concept
-
-    if bool(files) == (store is not None):
-        raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")
-    if store is None:
-        groups: dict[tuple[str, str], list[Selection]] = {}
-        for one in map(Selection.load, files):
-            groups.setdefault((one.family, one.concept), []).append(one)
-        return list(groups.values())
-    if not saes or bool(concepts) == bool(family):
-        raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
-    wanted: dict[str, list[str]] = {}
-    for name, concept in map(split_concept, concepts):
-        wanted.setdefault(name, []).append(concept)
-    opened = Store.open(store)
-    return [
-        [one]
-        for name in sorted(wanted) or [str(family)]
-        for sae in saes
-        for n in top
-        for one in select_all(opened, sae, name, wanted.get(name), top=n)
-    ]
