@@ -14,7 +14,7 @@ from collectors.items import gather, write
 from collectors.job import Job, prepare
 from collectors.keep import CollectSettings
 from collectors.plan import WorkItem, plan
-from collectors.shares import Claim, Share, tidy
+from collectors.shares import Share, claim_item, tidy
 from collectors.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
 from featurestore.prompts import Prompt
@@ -103,7 +103,7 @@ def _collect_items(job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ig
     writer, n_begun = BackgroundWriter(job.timing), 0
     try:
         for item in items:
-            claim = Claim.take(job.store.root, item.shard)
+            claim = claim_item(job.store.root, item.shard)
             lacking = frozenset(t for t in item.tables if job.store.record(t, item.shard) is None)
             if claim is None or not lacking:
                 bar.update(len(item.samples) * job.run.n_steps)

@@ -15,7 +15,7 @@ from collectors.job import Job
 from collectors.labels import append_labels
 from collectors.memory import HostMemory
 from collectors.plan import WorkItem, samples_table
-from collectors.shares import Claim
+from featurestore.format.durable import Claim
 from featurestore.prompts import Prompt, prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread

@@ -1,7 +1,5 @@
 """Many processes, one store: who does which work item, and how another takes it up."""
 
-import contextlib
-import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from collectors.plan import WorkItem
 from featurestore.errors import UsageError
-from featurestore.format.durable import disk_errors, make_directory
+from featurestore.format.durable import Claim, remove_empty
 
 _RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
@@ -50,43 +48,17 @@ def find_share(rank: int | None, world_size: int | None, environment: Mapping[st
     return Share(rank, world_size)
 
 
-class Claim:
-    """A work item held by this process; the operating system drops it when the process ends in whatever way.
+def claim_item(root: Path, shard: str) -> Claim | None:
+    """Claim a work item; None if a living process holds it.
 
     A claim only saves double work: what gets committed does not depend on it.
+
+    Raises:
+        DiskError: the operating system refused.
     """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-
-    @classmethod
-    def take(cls, root: Path, shard: str) -> "Claim | None":
-        """Claim a work item; None if a living process holds it.
-
-        Raises:
-            DiskError: the operating system refused.
-        """
-        directory = root / ".work" / "claims"
-        make_directory(directory)
-        path = directory / shard
-        with disk_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-        return cls(path, descriptor)
-
-    def release(self) -> None:
-        """Let go of the item."""
-        self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+    return Claim.take(root / ".work" / "claims" / shard)
 
 
 def tidy(root: Path) -> None:
     """Remove what claims left in a directory: all of it, where no store came to be."""
-    with contextlib.suppress(OSError):
-        for directory in (root / ".work" / "claims", root / ".work", root):
-            directory.rmdir()
+    remove_empty(root / ".work" / "claims", root / ".work", root)

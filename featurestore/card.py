@@ -1,11 +1,15 @@
 """The dataset card: a README.md whose YAML names every table, made from the commit records."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.format import durable, schemas
+from featurestore.errors import DamageError
+from featurestore.format import durable, footers, schemas
+from featurestore.format.gate import MalformedError, read_regular
+from featurestore.format.ledger import update_ledger
 from featurestore.store import Store
 
 _WHAT = {
@@ -21,10 +25,21 @@ _WHAT = {
 
 
 def write_card(store: Store) -> None:
-    """Write ``README.md`` anew until it says what the records say: other processes may be committing, and writing it, too."""
+    """Write ``README.md``, and the ledger, anew until they say what the records say; other processes may do so, too.
+
+    Whatever stands there is derived: a file that is damaged, or a link, is replaced.
+    """
+    update_ledger(store.root)
     path = store.root / "README.md"
-    while (text := make_card(store)) != (path.read_text(encoding="utf-8") if path.is_file() else None):
-        durable.write_bytes(path, text.encode())
+    while (card := make_card(store).encode()) != _there(path, len(card)):
+        durable.write_bytes(path, card)
+
+
+def _there(path: Path, size: int) -> bytes | None:
+    try:
+        return read_regular(path, size)
+    except (MalformedError, OSError):
+        return None
 
 
 def make_card(store: Store) -> str:
@@ -53,8 +68,10 @@ def _columns(store: Store, tables: list[str]) -> list[str]:
     for table in tables:
         first = store.records(table)[0]
         try:
-            schema = pq.read_schema(store.root / first.files[0].path)
-        except (OSError, pa.ArrowInvalid):  # damaged: `verify` says so, and what else is
+            (path,) = store.paths(first)
+            with footers.reading(path):
+                schema = pq.read_schema(path)
+        except DamageError:  # `verify` says so, and what else is
             continue
         columns = ", ".join(f"`{field.name}` {_type(field.type)}" for field in schema)
         made_by = ", ".join(f"{key} {value}" for key, value in sorted(first.made_by.items()) if isinstance(value, str))

@@ -10,6 +10,7 @@ FeatureStoreError
 │   ├── VersionError        another format version
 │   ├── TableError          no such table, or rows that do not fit it
 │   ├── RunError            other run settings than the store's
+│   ├── TakenError          a name that another process has taken
 │   ├── DamageError         a file that is not what its record says
 │   └── DiskError           the operating system refused a write or a read
 ├── ShareError              a hub or a bundle
@@ -62,6 +63,10 @@ class TableError(StoreError):
 
 class RunError(StoreError):
     """Run settings differ from the store's."""
+
+
+class TakenError(StoreError):
+    """Another process has taken a name in a store, or is working under it."""
 
 
 class DamageError(StoreError):

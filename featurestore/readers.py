@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import TableError, nearest
+from featurestore.format.footers import read_table, reading
 from featurestore.format.labels import apply_labels
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def arrow(files: Sequence[Path], columns: Iterable[str] | None, labels: pa.Table
     """
     wanted = _known(files[0], columns, labels)
     own = _own(files[0], wanted, labels)
-    parts = [pq.read_table(file, columns=own, page_checksum_verification=True, partitioning=None) for file in files]
+    parts = [read_table(file, own) for file in files]
     rows = pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
     if labels is None:
         return rows
@@ -37,7 +38,7 @@ def scan(files: Sequence[Path], labels: pa.Table | None = None) -> "pl.LazyFrame
     frame = pl.scan_parquet(list(files), glob=False, hive_partitioning=False)
     if labels is None:
         return frame
-    there, families = pq.read_schema(files[0]).names, labels.column_names[1:]
+    there, families = names(files[0]), labels.column_names[1:]
     stands = pl.DataFrame(labels).rename({name: f"{name}:stands" for name in families}).with_columns(stands=True)
     joined = frame.join(stands.lazy(), on="sample_id", how="left", maintain_order="left")
     columns = [
@@ -72,11 +73,17 @@ def dataset(
     return data if wanted is None else data.select_columns(wanted)
 
 
+def names(file: Path) -> list[str]:
+    """Return the names of a file's columns; raises DamageError."""
+    with reading(file):
+        return list(pq.read_schema(file).names)
+
+
 def _own(file: Path, wanted: list[str] | None, labels: pa.Table | None) -> list[str] | None:
     """Return the columns to read of the files themselves."""
     if wanted is None or labels is None:
         return wanted
-    there = pq.read_schema(file).names
+    there = names(file)
     return [*dict.fromkeys(["sample_id", *(name for name in wanted if name in there)])]
 
 
@@ -88,7 +95,7 @@ def _known(file: Path, columns: Iterable[str] | None, labels: pa.Table | None) -
     """
     if columns is None:
         return None
-    known, wanted = pq.read_schema(file).names, list(columns)
+    known, wanted = names(file), list(columns)
     known += [] if labels is None else labels.column_names
     for name in wanted:
         if name not in known:

@@ -1,16 +1,30 @@
 """SAEs in a store: configuration, weights' path and identity, without torch."""
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from featurestore.errors import SAEError, nearest
+from featurestore.errors import SAEError, TakenError, nearest
 from featurestore.format import durable
 from featurestore.format.canonical import sha256_text
+from featurestore.format.checksums import check_file
+from featurestore.format.gate import (
+    Field,
+    MalformedError,
+    closed,
+    inside,
+    list_of,
+    one_of,
+    parse_json,
+    read_regular,
+    text,
+    whole,
+)
 from featurestore.format.records import FileEntry, Record
 from featurestore.store import Store
+from featurestore.vocabulary import BRANCH_CHOICES, IO
 
 
 def sae_record(store: Store, name: str) -> Record:
@@ -27,25 +41,52 @@ def sae_record(store: Store, name: str) -> Record:
     return record
 
 
+_COUNT = whole(1, 2**31 - 1)
+_FIELDS = {
+    "d_in": _COUNT,
+    "n_latents": _COUNT,
+    "k": whole(0, 2**31 - 1),
+    "architecture": text("[a-z_]{1,40}", "an architecture's name"),
+    "hook": text("[A-Za-z0-9_.-]{0,200}", "a module's path"),
+    "io": one_of(IO),
+    "height": whole(0, 2**20),
+    "width": whole(0, 2**20),
+    "branch": one_of(tuple(BRANCH_CHOICES), optional=True),
+    "model_hash": text("[\x20-\x7e]{0,4000}", "a hash", optional=True),
+    "run_id": text("[0-9a-f]{0,64}", "hexadecimal digits", optional=True),
+    "group_sizes": list_of(_COUNT, "a list of whole numbers", optional=True),
+    "normalize_activations": text("[a-z_]{1,40}", "a name", optional=True),
+    "apply_b_dec_to_input": Field(lambda value: isinstance(value, bool), "true or false", True),
+}
+_MAX_CONFIG_BYTES = 2**20
+
+
 def load_config(store: Store, name: str) -> dict[str, Any]:
-    """Return an SAE's ``config.json``.
+    """Return an SAE's ``config.json``: a closed set of fields, each of its type and range.
 
     Raises:
-        SAEError: there is no such SAE, or the file is not what its record says.
+        SAEError: there is no such SAE, the file is not what its record says, or a field is not what it must be.
     """
     entry = _entry(sae_record(store, name), "config.json")
-    path = store.root / entry.path
-    data = path.read_bytes() if path.is_file() else b""
-    if sha256_text(data.decode(errors="replace")) != entry.sha256:
-        raise SAEError(f"{path} is missing or was changed: run 'featurestore verify {store.root}'.")
-    config = json.loads(data)
-    assert isinstance(config, dict)
-    return config
+    wrong = check_file(store.root, entry)
+    if wrong:
+        raise SAEError(f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'.")
+    path = inside(store.root, entry.path)
+    try:
+        config = parse_json(read_regular(path, _MAX_CONFIG_BYTES))
+        return closed(config, _FIELDS)
+    except (MalformedError, OSError) as error:
+        raise SAEError(f"{path}: {error}.") from error
 
 
 def weights_path(store: Store, name: str) -> Path:
-    """Return the path of an SAE's weights."""
-    return store.root / _entry(sae_record(store, name), "sae.safetensors").path
+    """Return the path of an SAE's weights.
+
+    Raises:
+        SAEError: the store has no SAE of that name.
+        DamageError: the path leads through a symbolic link.
+    """
+    return inside(store.root, _entry(sae_record(store, name), "sae.safetensors").path)
 
 
 def sae_hash(record: Record) -> str:
@@ -69,13 +110,45 @@ def sae_files_hash(directory: Path) -> str:
 
 
 def commit_sae(store: Store, name: str, files: Mapping[str, bytes], made_by: Mapping[str, Any]) -> Record:
-    """Write an SAE's files, given by their names, and commit them; if another process was first, return its record."""
-    store.begin()
-    entries = []
-    for file, data in files.items():
-        path = f"saes/{name}/{file}"
-        entries.append(FileEntry(path, *durable.write_bytes(store.root / path, data)))
-    return store.commit(Record("saes", name, "", 0, (), tuple(entries), made_by))
+    """Write an SAE's files, given by their names, and commit them; the same SAE again changes nothing.
+
+    Raises:
+        TakenError: another process has committed another SAE of that name.
+    """
+    with store.claim("saes", name):
+        there = store.record("saes", name)
+        if there is not None:
+            if sae_hash(there) == _hash({file: hashlib.sha256(data).hexdigest() for file, data in files.items()}):
+                return there
+            raise TakenError(
+                f"{store.root}: another process has committed an SAE {name!r} in the meantime. It stays; nothing of "
+                f"this one was written: use another name."
+            )
+        entries = []
+        for file, data in files.items():
+            path = f"saes/{name}/{file}"
+            entries.append(FileEntry(path, *durable.write_bytes(inside(store.root, path), data)))
+        return store.commit(Record("saes", name, "", 0, (), tuple(entries), made_by))
+
+
+@contextlib.contextmanager
+def training_of(store: Store, name: str) -> Iterator[None]:
+    """Keep other processes from training an SAE of the same name while the block runs.
+
+    Raises:
+        TakenError: one is doing so already.
+    """
+    claim = durable.Claim.take(store.root / ".work" / "claims" / f"train-{name}")
+    if claim is None:
+        raise TakenError(
+            f"{store.root}: another process is training an SAE {name!r} just now: wait for it, or use another --name."
+        )
+    with claim:
+        yield
+
+
+def _hash(digests: Mapping[str, str]) -> str:
+    return sha256_text(digests["config.json"] + digests["sae.safetensors"])
 
 
 def _entry(record: Record, name: str) -> FileEntry:

@@ -1,6 +1,7 @@
 """Selections: the features of a concept, timestep by timestep, with all that an ablation needs (docs/selection.md)."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from featurestore import selection_files
 from featurestore.errors import SelectionError
+from featurestore.format.gate import OBJECT, Field, MalformedError, closed, one_of, real, text, whole
 from featurestore.vocabulary import BRANCHES, IO
 
 FORMAT = "featurestore-selection"
@@ -33,6 +35,31 @@ class FeaturesAt(NamedTuple):
     """the recorded one"""
     distance: float
     """from the timestep asked for"""
+
+
+def _is_rule(rule: Any) -> bool:
+    """Say whether a value is ``{"top": n}`` or ``{"percentile": p}``, possibly with more that makes it reproducible."""
+    return isinstance(rule, dict) and bool(rule) and all(type(value) in (int, float, str) for value in rule.values())
+
+
+_COUNT = whole(1, 2**31 - 1)
+_FIELDS = {
+    **{name: text() for name in _TEXTS},
+    "format": text(),
+    "format_version": _COUNT,
+    "branch": one_of(BRANCHES),
+    "io": one_of(IO),
+    "rule": Field(_is_rule, 'an object such as {"top": 2}'),
+    "d_in": _COUNT,
+    "n_latents": _COUNT,
+    "k": Field(lambda k: k is None or (type(k) is int and 0 <= k < 2**31), "a whole number or null"),
+    "run": OBJECT,
+    "timesteps": Field(
+        lambda times: isinstance(times, list) and bool(times) and all(real(1e38).fits(t) for t in times),
+        "a list of numbers",
+    ),
+    "n_rows": whole(0, optional=True),
+}
 
 
 @dataclass(frozen=True)
@@ -66,10 +93,11 @@ class Selection:
         """Write the selection as JSON, CSV, Parquet, jsonl.zst or Markdown, by the file's suffix.
 
         Raises:
-            SelectionError: the suffix is none of these.
+            SelectionError: the suffix is none of these, or a row could not be read back.
             DiskError: the operating system refused.
         """
         path = Path(path)
+        _check_rows(self, path)
         selection_files.write(path, self.header(path.parent.resolve()), self.rows)
 
     @classmethod
@@ -133,15 +161,10 @@ def _check_header(header: Any, path: Path) -> None:
     missing = sorted(_KEYS - set(header))
     if missing:
         raise SelectionError(f"{path}: the selection's header lacks {', '.join(missing)}.")
-    texts = all(isinstance(header[key], str) for key in _TEXTS)
-    times = header["timesteps"]
-    numbers = isinstance(times, list) and times and all(isinstance(t, (int, float)) and abs(t) < 1e38 for t in times)
-    sizes = all(isinstance(header[key], int) for key in ("d_in", "n_latents")) and isinstance(header["k"], int | None)
-    if not (texts and numbers and sizes and isinstance(header["run"], dict) and isinstance(header["rule"], dict)):
-        raise SelectionError(f"{path}: a value of the selection's header has the wrong type.")
-    for key, known in (("branch", BRANCHES), ("io", IO)):
-        if header[key] not in known:
-            raise SelectionError(f"{path}: {key} is {header[key]!r}, expected one of {', '.join(known)}.")
+    try:
+        closed(header, _FIELDS)
+    except MalformedError as error:
+        raise SelectionError(f"{path}: a value of the selection's header has the wrong type: {error}.") from error
 
 
 def _check_rows(selection: Selection, path: Path) -> None:
@@ -151,11 +174,21 @@ def _check_rows(selection: Selection, path: Path) -> None:
             f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}."
         )
     listed = dict(enumerate(selection.timesteps))
-    for step, timestep in zip(*(selection.rows[name].to_pylist() for name in ("step", "timestep")), strict=True):
+    steps, timesteps = (selection.rows[name].to_pylist() for name in ("step", "timestep"))
+    for step, timestep in zip(steps, timesteps, strict=True):
         if listed.get(step) != timestep:
             raise SelectionError(
                 f"{path}: a row has step {step} at timestep {timestep:g}, which the header does not list."
             )
+    if steps != sorted(steps):
+        raise SelectionError(f"{path}: the rows are not in the order of their steps.")
+    pairs = Counter(zip(steps, features.tolist(), strict=True))
+    twice = next((pair for pair, n in pairs.items() if n > 1), None)
+    if twice:
+        raise SelectionError(f"{path}: feature {twice[1]} stands twice at step {twice[0]}.")
     for name in ("score", "mean_concept", "mean_other", "mean_all"):
-        if not np.isfinite(selection.rows[name].to_numpy()).all():
-            raise SelectionError(f"{path}: a value of {name} is not finite.")
+        values = selection.rows[name].to_numpy()
+        if not (np.abs(values) <= selection_files.LIMIT).all():  # nor NaN
+            raise SelectionError(
+                f"{path}: a value of {name} is not finite, or exceeds {selection_files.LIMIT:g} in magnitude."
+            )

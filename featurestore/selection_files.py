@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 from featurestore.errors import SelectionError
-from featurestore.format import durable
+from featurestore.format import durable, footers
 from featurestore.format.canonical import canonical_json
+from featurestore.format.gate import Field, MalformedError, closed, parse_json, read_regular, real, whole
 
 METADATA_KEY = b"featurestore.selection"
 ROWS = pa.schema(
@@ -30,7 +31,24 @@ ROWS = pa.schema(
         }.items()
     ]
 )
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, pa.ArrowException, zstandard.ZstdError)
+_MALFORMED = (*footers.MALFORMED, zstandard.ZstdError)
+MAX_BYTES = 256 * 2**20
+"""of a selection's text; that of a compressed one is also at most ``_MAX_RATIO`` times its file, and 1 MiB"""
+_MAX_RATIO = 100
+_MAX_ROWS = 2**24
+LIMIT = 1e38
+"""largest magnitude of a number in a selection: ablating computes with them in float32"""
+_ROW = {
+    "step": whole(0, 2**31 - 1),
+    "timestep": real(LIMIT),
+    "feature": whole(0, 2**31 - 1),
+    **dict.fromkeys(("score", "mean_concept", "mean_other", "mean_all"), real(LIMIT)),
+}
+_STEP = {
+    "step": whole(0, 2**31 - 1),
+    "timestep": real(LIMIT),
+    "features": Field(lambda value: isinstance(value, list), "a list"),
+}
 _VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
 
 
@@ -53,25 +71,29 @@ def read(path: Path) -> tuple[Any, pa.Table]:
     """
     _, decode = _format(path)
     try:
-        data = path.read_bytes()
+        # The path is the user's own, who may have put a link there.
+        data = read_regular(path.resolve(), MAX_BYTES)
     except OSError as error:
         raise SelectionError(f"selection file {path} cannot be read: {error.strerror}.") from error
+    except MalformedError as error:
+        raise SelectionError(f"{path} is no selection: {error}.") from error
     try:
         return decode(data, path)
     except _MALFORMED as error:
-        raise SelectionError(f"{path} is no selection: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SelectionError(f"{path} is no selection: {reason}.") from error
 
 
 def parse_header(text: str, path: Path) -> Any:
     """Return a header from its JSON.
 
     Raises:
-        SelectionError: it is none.
+        SelectionError: it is not one.
     """
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise SelectionError(f"{path} is no selection: its header is not JSON ({error}).") from error
+        return parse_json(text)
+    except MalformedError as error:
+        raise SelectionError(f"{path} is no selection: its header: {error}.") from error
 
 
 def _to_json(header: dict[str, Any], rows: pa.Table) -> bytes:
@@ -88,9 +110,15 @@ def _to_json(header: dict[str, Any], rows: pa.Table) -> bytes:
 
 def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     header = parse_header(data.decode(), path)
-    steps = header["timesteps"]
-    if [s["step"] for s in steps] != list(range(len(steps))):
+    steps = header["timesteps"] if isinstance(header, dict) and "timesteps" in header else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError("timesteps is not a list of objects")
+    if [s.get("step") for s in steps] != list(range(len(steps))):
         raise SelectionError(f"{path} is no selection: the steps of its timesteps must be 0, 1, 2, … in this order.")
+    for step in steps:
+        closed(step, _STEP)
+        for row in step["features"]:
+            closed(row, {name: _ROW[name] for name in _VALUES})
     rows = [{"step": s["step"], "timestep": s["timestep"], **row} for s in steps for row in s["features"]]
     return {**header, "timesteps": [s["timestep"] for s in steps]}, _table(rows)
 
@@ -129,7 +157,11 @@ def _to_parquet(header: dict[str, Any], rows: pa.Table) -> bytes:
 
 
 def _from_parquet(data: bytes, path: Path) -> tuple[Any, pa.Table]:
-    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if file.metadata.num_rows > _MAX_ROWS or n_bytes > MAX_BYTES:
+            raise ValueError(f"its footer counts {file.metadata.num_rows} rows of {n_bytes} bytes")
+        table = file.read()
     header = parse_header((table.schema.metadata or {}).get(METADATA_KEY, b"").decode(), path)
     return header, table.select(ROWS.names).cast(ROWS).replace_schema_metadata(None)
 
@@ -141,12 +173,26 @@ def _to_jsonl_zst(header: dict[str, Any], rows: pa.Table) -> bytes:
 
 
 def _from_jsonl_zst(data: bytes, path: Path) -> tuple[Any, pa.Table]:
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    text = decompressor.decompress(data).decode()
-    if not decompressor.eof:
-        raise SelectionError(f"{path} is no selection: it was cut short.")
+    text = _decompressed(data, path).decode()
     header, *rows = text.removesuffix("\n").split("\n")
-    return parse_header(header, path), _table([json.loads(row) for row in rows])
+    return parse_header(header, path), _table([parse_json(row) for row in rows])
+
+
+def _decompressed(data: bytes, path: Path) -> bytes:
+    """Return what a compressed file holds, bounded before it is made."""
+    limit = min(MAX_BYTES, 2**20 + _MAX_RATIO * len(data))
+    source, parts, size = io.BytesIO(data), list[bytes](), 0
+    with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(source) as stream:
+        while part := stream.read(2**20):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise SelectionError(
+                    f"{path} is no selection: its {len(data):,} bytes hold more than {limit:,} when unpacked."
+                )
+    if zstandard.frame_content_size(data) not in (-1, size):
+        raise SelectionError(f"{path} is no selection: it was cut short.")
+    return b"".join(parts)
 
 
 def _to_markdown(header: dict[str, Any], rows: pa.Table) -> bytes:
@@ -176,6 +222,8 @@ def _from_markdown(data: bytes, path: Path) -> tuple[Any, pa.Table]:
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    for row in rows:
+        closed(row, _ROW)
     return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS)
 
 

@@ -8,19 +8,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore import readers
-from featurestore.errors import NotAStoreError, RunError, TableError, nearest
-from featurestore.format import activations, durable, parquet, schemas
+from featurestore.errors import (
+    DamageError,
+    NotAStoreError,
+    RunError,
+    TableError,
+    TakenError,
+    nearest,
+)
+from featurestore.format import activations, durable, footers, parquet, schemas
 from featurestore.format.canonical import run_id, same_model, same_signs, sealed
-from featurestore.format.checksums import check_files
+from featurestore.format.checksums import check_shards
+from featurestore.format.gate import inside
 from featurestore.format.labels import corrected, label_version
-from featurestore.format.records import FileEntry, Record, read_record, read_sealed
+from featurestore.format.ledger import is_derived, update_ledger
+from featurestore.format.records import (
+    MARK,
+    FileEntry,
+    Record,
+    check_record,
+    list_shards,
+    list_tables,
+    read_mark,
+    read_record,
+    shard_files,
+)
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
     import datasets
     import polars as pl
-
-_MARK = Path("manifest", "store.json")
 
 
 class Store:
@@ -45,10 +62,16 @@ class Store:
             DamageError: its mark was changed.
         """
         root = Path(path)
-        if not (root / _MARK).is_file():
+        try:
+            (root / MARK).lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
             what = "an existing directory without one" if root.is_dir() else "no such directory"
-            raise NotAStoreError(f"no store at {root} ({what}): 'featurestore collect --store {root} …' makes one.")
-        return cls(root, read_sealed(root / _MARK)["run"])
+            raise NotAStoreError(
+                f"no store at {root} ({what}): 'featurestore collect --store {root} …' makes one."
+            ) from error
+        except OSError as error:
+            raise DamageError(f"{root / MARK}: cannot be read ({error.strerror})") from error
+        return cls(root, read_mark(root))
 
     @classmethod
     def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
@@ -61,7 +84,7 @@ class Store:
         root = Path(path)
         # In this order: another process may be making the store just now, and its mark comes before all other files.
         in_use = root.exists() and (not root.is_dir() or _holds_files(root))
-        if (root / _MARK).exists():
+        if (root / MARK).exists():
             store = cls.open(root)
             store._check_run(run)
             return store
@@ -78,14 +101,14 @@ class Store:
 
     def begin(self) -> None:
         """Make the store exist: nothing else may be written to a new one before."""
-        if not (self.root / _MARK).exists():
+        if not (self.root / MARK).exists():
             mark = {"format": FORMAT, "format_version": FORMAT_VERSION, "run": self.run}
-            durable.create_once(self.root / _MARK, sealed(mark))
+            durable.create_once(self.root / MARK, sealed(mark))
 
     @property
     def exists(self) -> bool:
         """Whether anything has been committed or the store was created."""
-        return (self.root / _MARK).exists()
+        return (self.root / MARK).exists()
 
     def _check_run(self, run: Mapping[str, Any]) -> None:
         mine = self.run or {}
@@ -106,9 +129,7 @@ class Store:
 
     def tables(self) -> list[str]:
         """Return the names of the tables that hold at least one committed shard, ``saes`` left out."""
-        manifest = self.root / "manifest"
-        found = {"/".join(path.parent.relative_to(manifest).parts) for path in manifest.rglob("*.json")}
-        return sorted(found - {".", "", "saes"})
+        return sorted(table for table in list_tables(self.root) if table != "saes")
 
     def names(self, kind: str) -> list[str]:
         """Return the names under a kind of table: hooks for ``activations``, SAEs for ``codes``, ``stats``, …"""
@@ -116,16 +137,12 @@ class Store:
 
     def records(self, table: str) -> list[Record]:
         """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
-        return [read_record(path) for path in sorted(self._record_paths(table))]
-
-    def _record_paths(self, table: str) -> Iterator[Path]:
-        directory = self.root / "manifest" / table
-        return (path for path in directory.glob("*.json") if path.name != _MARK.name)
+        return [read_record(self.root, table, shard) for shard in list_shards(self.root, table)]
 
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
-        path = self.root / "manifest" / table / f"{shard}.json"
-        return read_record(path) if path.is_file() else None
+        path = inside(self.root, f"manifest/{table}/{shard}.json")
+        return read_record(self.root, table, shard) if path.exists() else None
 
     def require(self, table: str) -> list[Record]:
         """Return the commit records of a table that must exist.
@@ -142,7 +159,15 @@ class Store:
 
     def files(self, table: str) -> list[Path]:
         """Return the committed Parquet files of a table, in order."""
-        return [self.root / entry.path for record in self.records(table) for entry in record.files]
+        return [path for record in self.records(table) for path in self.paths(record)]
+
+    def paths(self, record: Record) -> list[Path]:
+        """Return where a shard's files lie.
+
+        Raises:
+            DamageError: a symbolic link is on the way to one.
+        """
+        return [inside(self.root, entry.path) for entry in record.files]
 
     def committed_samples(self, table: str) -> set[int]:
         """Return the ids of the samples that a table's committed shards hold."""
@@ -182,25 +207,56 @@ class Store:
         if existing is not None:
             return existing
         self.check_schema(table, schema)
-        self.begin()
-        path = Path(*table.split("/"), f"{shard}.parquet")
+        (path,) = shard_files(table, shard)
         n_rows = 0
 
         def counted(file: BinaryIO) -> None:
             nonlocal n_rows
             n_rows = write(file)
 
-        written = durable.write_file(self.root / path, counted)
-        entry = FileEntry(path.as_posix(), written.bytes, written.sha256)
-        record = Record(table, shard, schemas.schema_id(schema), n_rows, tuple(sample_ids), (entry,), made_by)
-        return self.commit(record)
+        with self.claim(table, shard):
+            existing = self.record(table, shard)
+            if existing is not None:
+                if durable.hash_only(counted).sha256 != existing.files[0].sha256:
+                    raise TakenError(self._taken(existing))
+                return existing
+            written = durable.write_file(inside(self.root, path), counted)
+            entry = FileEntry(path, written.bytes, written.sha256)
+            ids = tuple(sample_ids)
+            return self.commit(Record(table, shard, schemas.schema_id(schema), n_rows, ids, (entry,), made_by))
+
+    def claim(self, table: str, shard: str) -> durable.Claim:
+        """Wait until no other process is committing a shard, and keep others from it while the block runs.
+
+        Raises:
+            DiskError: the operating system refused, or the file system has no locks.
+        """
+        self.begin()
+        claim = durable.Claim.take(self.root / ".work" / "claims" / table / shard, wait=True)
+        assert claim is not None, "waited for"
+        return claim
+
+    def _taken(self, record: Record) -> str:
+        return (
+            f"{self.root}: another process has just committed shard {record.shard!r} of {record.table!r} with "
+            f"other contents. What it committed stays; nothing of this one was written."
+        )
 
     def commit(self, record: Record) -> Record:
-        """Create a commit record; if another process was first, return its record."""
+        """Create a commit record; whoever writes the shard's files holds its :meth:`claim`.
+
+        Raises:
+            TakenError: another process committed the shard with other files.
+        """
         self.begin()
-        if durable.create_once(self.root / record.location, record.to_bytes()):
+        data = record.to_bytes()
+        check_record(record)
+        if durable.create_once(inside(self.root, record.location.as_posix()), data):
             return record
-        return read_record(self.root / record.location)
+        found = read_record(self.root, record.table, record.shard)
+        if found.files != record.files:
+            raise TakenError(self._taken(found))
+        return found
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse rows of this schema for a table whose shards have another.
@@ -208,13 +264,15 @@ class Store:
         Raises:
             TableError: the columns differ; it names them.
         """
-        path = next(self._record_paths(table), None)
-        if path is None:
+        shard = next(list_shards(self.root, table), None)
+        if shard is None:
             return
-        found = read_record(path)  # any one: all have the same schema, and there may be thousands
+        found = read_record(self.root, table, shard)  # any: all have one schema, and there are many
         if found.schema == schemas.schema_id(schema):
             return
-        there = {f.name: f.type for f in pq.read_schema(self.root / found.files[0].path)}
+        (path,) = self.paths(found)
+        with footers.reading(path):
+            there = {f.name: f.type for f in pq.read_schema(path)}
         new = {f.name: f.type for f in schema}
         changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
         detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
@@ -231,22 +289,30 @@ class Store:
         """
         records = self.records("labels")
         self.check(records)
-        parts = ((record, readers.arrow([self.root / record.files[0].path], None)) for record in records)
-        return corrected(parts, self.families()) if records else None
+        parts = ((record, readers.arrow(self.paths(record), None)) for record in records)
+        with footers.reading(self.root / "labels"):
+            return corrected(parts, self.families()) if records else None
 
     def check(self, records: Iterable[Record]) -> None:
-        """Compare the files of some shards with their records, each once in a process.
+        """Compare the files of some shards with their records, each once in a process: what every reader does first.
+
+        Bytes by their SHA-256, Parquet footers by rows and columns. :func:`featurestore.verify.verify` is the
+        inspection of a whole store, which reports everything instead of stopping.
 
         Raises:
             DamageError: a file is not what its record says; the first five such files are named.
         """
-        check_files(self.root, [entry for record in records for entry in record.files])
+        check_shards(self.root, records)
 
     def remove(self, record: Record) -> None:
         """Remove a shard: its record, then its files. Only derived tables may lose a shard (docs/format.md, section 1.5)."""
-        durable.remove(self.root / record.location)
-        for entry in record.files:
-            durable.remove(self.root / entry.path)
+        location = record.location.as_posix()
+        paths = self.paths(record)
+        durable.remove(inside(self.root, location))
+        if not is_derived(record.table):
+            update_ledger(self.root, frozenset([location]))
+        for path in paths:
+            durable.remove(path)
 
     def families(self) -> list[str]:
         """Return the concept families that the samples are labelled with."""
@@ -258,7 +324,7 @@ class Store:
         """Return the concept families that are columns of ``samples``."""
         records = self.require("samples")
         self.check(records[:1])
-        return schemas.family_names(pq.read_schema(self.root / records[0].files[0].path).names)
+        return schemas.family_names(readers.names(self.paths(records[0])[0]))
 
     def activations(self, hook: str) -> Iterator["activations.ActivationShard"]:
         """Yield a hook's shards: columns in memory, tensors mapped from the files (decoded where that is impossible).
@@ -314,7 +380,7 @@ class Store:
     def _verified(self, table: str) -> list[Path]:
         records = self.require(table)
         self.check(records)
-        return [self.root / entry.path for record in records for entry in record.files]
+        return [path for record in records for path in self.paths(record)]
 
 
 def _holds_files(root: Path) -> bool:

@@ -1,5 +1,6 @@
 """Verification of a store against its commit records (docs/format.md, section 4)."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,15 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.errors import DamageError, VersionError
-from featurestore.format import schemas
+from featurestore.errors import DamageError, SAEError, VersionError
+from featurestore.format import durable, footers
 from featurestore.format.activations import read_shard
-from featurestore.format.checksums import check_file
-from featurestore.format.durable import TEMPORARY_SUFFIX
-from featurestore.format.records import FileEntry, Record, read_record, read_sealed
+from featurestore.format.checksums import check_shard
+from featurestore.format.ledger import LEDGER, read_ledger
+from featurestore.format.records import (
+    MARK,
+    FileEntry,
+    Record,
+    is_name,
+    is_table,
+    read_mark,
+    read_record,
+)
+from featurestore.saes import load_config
 from featurestore.store import Store
 
-_WORK = ".work"
+APART = (".work", ".git", ".cache", ".set-aside")
+"""directories in a store's directory that are not part of the store"""
 
 
 class Problem(NamedTuple):
@@ -33,67 +44,84 @@ class Problem(NamedTuple):
 def verify(store: Store, deep: bool = False, progress: Callable[[str], object] = lambda path: None) -> list[Problem]:
     """Check every record and every file of a store; ``deep`` also reads every value.
 
-    ``progress`` is called with the path of each record before it is checked. Reports all problems, never raises for one.
+    ``progress`` is called with the path of each record before it is checked. Reports all problems and never raises for
+    one, whatever lies in the store: a file that cannot be read is a problem like any other.
     """
-    problems: list[Problem] = []
-    records: list[Record] = []
-    for path in _sealed_files(store.root):
-        progress(str(path.relative_to(store.root)))
-        record, problem = _read(path, store.root)
-        problems += [problem] if problem else []
-        records += [record] if record else []
+    problems, records = _read_records(store.root, progress)
     for record in records:
         problems += [Problem(path, what, True) for path, what in _check_shard(store, record, deep)]
+    problems += _check_ledger(store.root, records, {problem.path for problem in problems})
     expected = {entry.path for record in records for entry in record.files}
     damaged = {problem.path for problem in problems}
-    problems += [problem for problem in _leftovers(store.root, expected) if problem.path not in damaged]
-    return problems
+    return problems + [problem for problem in _walk(store.root, expected) if problem.path not in damaged]
 
 
-def _sealed_files(root: Path) -> list[Path]:
-    return sorted((root / "manifest").rglob("*.json"))
+def _read_records(root: Path, progress: Callable[[str], object]) -> tuple[list[Problem], list[Record]]:
+    """Return what is wrong with the mark and the records, and the records that hold."""
+    problems: list[Problem] = []
+    records: list[Record] = []
+    for relative in _sealed_files(root):
+        progress(relative)
+        table, _, name = relative.removeprefix("manifest/").rpartition("/")
+        try:
+            if relative == str(MARK):
+                read_mark(root)
+            elif is_table(table) and is_name(name.removesuffix(".json")):
+                records.append(read_record(root, table, name.removesuffix(".json")))
+            else:
+                problems.append(Problem(relative, "is the record of no table and shard that this version knows", True))
+        except (DamageError, VersionError) as error:
+            problems.append(Problem(relative, str(error).removeprefix(f"{root / relative}").lstrip(": "), True))
+    return problems, records
 
 
-def _read(path: Path, root: Path) -> tuple[Record | None, Problem | None]:
-    relative = path.relative_to(root)
+def _sealed_files(root: Path) -> list[str]:
+    """Return the files under ``manifest/`` that should be sealed JSON, relative to the root, in order."""
+    found = []
+    for directory, folders, names in os.walk(root / "manifest"):
+        folders.sort()
+        found += [Path(directory, name).relative_to(root).as_posix() for name in names if name.endswith(".json")]
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
+
+
+def _check_ledger(root: Path, records: list[Record], damaged: set[str]) -> Iterator[Problem]:
+    """Compare the records that are there with those that were committed (docs/format.md, section 2)."""
     try:
-        if relative == Path("manifest/store.json"):
-            read_sealed(path)
-            return None, None
-        record = read_record(path)
-    except (DamageError, VersionError) as error:
-        return None, Problem(str(relative), str(error).removeprefix(f"{path}: "), True)
-    if record.location != relative:
-        return None, Problem(str(relative), f"is the record of {record.location}", True)
-    return record, None
+        committed = read_ledger(root)
+    except DamageError as error:
+        yield Problem(LEDGER, f"{error}: it is derived; 'featurestore repair' writes it anew", False)
+        return
+    there = {record.location.as_posix(): record for record in records}
+    for path, digest in committed.items():
+        if path in damaged:
+            continue
+        if path not in there:
+            yield Problem(path, "is missing: this record was committed, and nothing has removed it", True)
+        elif hashlib.sha256(there[path].to_bytes()).hexdigest() != digest:
+            yield Problem(path, "is not the record that was committed", True)
 
 
 def _check_shard(store: Store, record: Record, deep: bool) -> Iterator[tuple[str, str]]:
     for entry in record.files:
-        wrong = check_file(store.root, entry)
+        wrong = check_shard(store.root, record, entry)
         if wrong:
             yield entry.path, wrong
-        elif entry.path.endswith(".parquet"):
-            for what in _check_parquet(store, record, entry, deep):
-                yield entry.path, what
-
-
-def _check_parquet(store: Store, record: Record, entry: FileEntry, deep: bool) -> Iterator[str]:
-    try:
-        with pq.ParquetFile(store.root / entry.path) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
-        if rows != record.rows:
-            yield f"has {rows} rows, its record says {record.rows}"
-        if schemas.schema_id(schema) != record.schema:
-            yield f"has schema {schemas.schema_id(schema)}, its record says {record.schema}"
-        if deep:
-            yield from _check_values(store, record, entry)
-    except pa.ArrowException as error:
-        yield f"is no Parquet file that can be read ({error})"
+        elif deep and entry.path.endswith(".parquet"):
+            try:
+                yield from ((entry.path, what) for what in _check_values(store, record, entry))
+            except DamageError as error:
+                yield entry.path, str(error).removeprefix(f"{store.root / entry.path}: ")
+            except footers.MALFORMED as error:
+                yield entry.path, footers.unreadable(error)
+        elif deep and entry.path.endswith("/config.json"):
+            try:
+                load_config(store, record.shard)
+            except SAEError as error:
+                yield entry.path, str(error).removeprefix(f"{store.root / entry.path}").lstrip(": ")
 
 
 def _check_values(store: Store, record: Record, entry: FileEntry) -> Iterator[str]:
-    table = pq.read_table(store.root / entry.path, page_checksum_verification=True, partitioning=None)
+    table = footers.read_table(store.root / entry.path)
     if record.sample_ids:
         ids = table["sample_id"].to_numpy()
         if record.table.startswith("stats/"):
@@ -132,9 +160,9 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
     codes_record = store.record(record.table.replace("stats/", "codes/", 1), record.shard)
     if codes_record is None:
         return
+    if check_shard(store.root, codes_record, codes_record.files[0]):
+        return  # said of the codes themselves
     path = store.root / codes_record.files[0].path
-    if not path.is_file():
-        return
     codes = pq.read_table(path, columns=["sample_id", "step", "branch", "features"], partitioning=None)
     fired = codes["features"].combine_chunks()
     offsets = fired.values.offsets.to_numpy()[fired.offsets.to_numpy()]
@@ -148,14 +176,22 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
         yield f"disagrees with the codes in {n} of {len(expected)} (sample, step, branch)"
 
 
-def _leftovers(root: Path, expected: set[str]) -> Iterator[Problem]:
-    for directory, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in (_WORK, ".git", ".cache"))
-        for name in sorted(names):
-            path = (Path(directory) / name).relative_to(root).as_posix()
-            if name.endswith(TEMPORARY_SUFFIX) and name.startswith("."):
-                yield Problem(path, "is a temporary file of an interrupted write: it can be deleted", False)
-            elif name.endswith(".parquet") and path not in expected:
+def _walk(root: Path, expected: set[str]) -> Iterator[Problem]:
+    """Yield what lies in a store without belonging to it: links, leftovers, directories that cannot be read."""
+    refused: list[OSError] = []
+    for directory, folders, names in os.walk(root, onerror=refused.append):
+        folders[:] = sorted(f for f in folders if f not in APART)
+        for name in sorted([*names, *folders]):
+            path = Path(directory, name)
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                yield Problem(relative, "is a symbolic link: no link in a store is followed", True)
+            elif durable.TEMPORARY.fullmatch(name):
+                yield Problem(relative, "is a temporary file of an interrupted write: it can be deleted", False)
+            elif name.endswith(".parquet") and relative not in expected:
                 yield Problem(
-                    path, "has no commit record: readers ignore it; running its command again replaces it", False
+                    relative, "has no commit record: readers ignore it; running its command again replaces it", False
                 )
+    for error in refused:
+        where = Path(os.fsdecode(error.filename)).relative_to(root).as_posix()
+        yield Problem(where, f"cannot be read ({error.strerror})", True)

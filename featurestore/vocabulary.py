@@ -14,6 +14,9 @@ FORMAT_VERSION = 1
 TABLE_KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 
+PLAIN_TABLES = ("samples", "labels")
+"""the tables whose name has one part"""
+
 BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
 """the halves of classifier-free guidance"""
 BRANCH_CHOICES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": BRANCHES}

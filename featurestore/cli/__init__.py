@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "featurestore.cli.evaluate",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
+    "repair": "featurestore.cli.store",
     "pack": "featurestore.cli.share",
     "unpack": "featurestore.cli.share",
     "push": "featurestore.cli.share",

@@ -1,4 +1,4 @@
-"""``featurestore info`` and ``featurestore verify``."""
+"""``featurestore info``, ``featurestore verify`` and ``featurestore repair``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,9 +71,36 @@ def verify(store: Path, deep: bool) -> None:
     for problem in problems:
         click.echo(f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}")
     n_damaged = sum(problem.damage for problem in problems)
+    if n_damaged:
+        click.echo(f"'featurestore repair {store}' mends what can be mended, and says how to get back the rest.")
     depth = "every value" if deep else "every file's SHA-256"
     click.echo(f"{n_damaged} damaged, {len(problems) - n_damaged} leftover ({depth} checked, {len(checked)} records).")
     raise SystemExit(1 if n_damaged else 0)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--deep", is_flag=True, help="Also look at every value.")
+def repair(store: Path, dry_run: bool, deep: bool) -> None:
+    """Mend STORE where files were lost or changed. Nothing is deleted.
+
+    What follows from something else is made anew. What does not is set aside in STORE/.set-aside, and the command that
+    makes it again is named. Leftovers of killed runs are removed.
+
+    \b
+    featurestore repair ./store --dry-run
+    featurestore repair ./store
+    """
+    from featurestore.repair import repair as mend
+
+    steps = mend(store, deep, dry_run)
+    for step in steps:
+        click.echo(f"{step.does:10}  {step.path}: {step.found}{f'; {step.advice}' if step.advice else ''}")
+    left = sum(step.does == "left" for step in steps)
+    done = "would be dealt with" if dry_run else "dealt with"
+    click.echo(f"{len(steps) - left} problems {done}, {left} left.")
+    raise SystemExit(1 if left else 0)
 
 
 def human_bytes(size: float) -> str:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
-from featurestore.format import parquet
+from featurestore.format import footers, parquet
+from featurestore.format.gate import inside
 from featurestore.format.records import Record
 
 
@@ -78,15 +79,20 @@ def read_shard(root: Path, record: Record) -> ActivationShard:
     """Open an activation shard: its small columns are read and checked, its tensors mapped, or decoded where they cannot be.
 
     Raises:
-        DamageError: the file is missing or its size is not the recorded one.
+        DamageError: the file is missing, its size is not the recorded one, or it cannot be read.
     """
     (entry,) = record.files
-    path = root / entry.path
+    path = inside(root, entry.path)
     found = path.stat().st_size if path.is_file() else None
     if found != entry.bytes:
         state = "is missing" if found is None else f"has {found} bytes"
         raise DamageError(f"{path} {state}, its record says {entry.bytes}: run 'featurestore verify {root}'.")
-    mapped = parquet.map_tensor(path, entry.bytes)
+    with footers.reading(path):
+        return _read(path, record)
+
+
+def _read(path: Path, record: Record) -> ActivationShard:
+    mapped = parquet.map_tensor(path, record.files[0].bytes)
     groups = [group.values for group in mapped] if mapped is not None else None
     offsets = [group.offset for group in mapped or ()]
     columns = ["sample_id", "step", "timestep", "branch"]

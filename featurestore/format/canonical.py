@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from featurestore.format.gate import parse_json
+
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, no spaces and unescaped UTF-8; NaN and infinity raise ValueError."""
@@ -23,11 +25,12 @@ def sealed(fields: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any] | None:
-    """Return the fields of a sealed line without their checksum; None if anything in it was changed."""
-    try:
-        body = json.loads(data)
-    except ValueError:
-        return None
+    """Return the fields of a sealed line without their checksum; None if anything in it was changed.
+
+    Raises:
+        MalformedError: it is not JSON.
+    """
+    body = parse_json(data)
     if not isinstance(body, dict) or sealed({k: v for k, v in body.items() if k != "sha256"}) != data:
         return None
     del body["sha256"]

@@ -1,9 +1,16 @@
-"""The one module that writes to disk: files that are whole or absent, also after a power cut (docs/format.md, section 3)."""
+"""The one module that writes to disk: files that are whole or absent, also after a power cut (docs/format.md, section 3).
+
+Nothing committed is ever replaced: a name is claimed before bytes are placed under it, and whoever asks for a
+committed file to be written is refused. A temporary file is locked for as long as it is written, so that the next
+writer can tell what a killed process left from what another is writing just now.
+"""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,8 +18,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from featurestore.errors import DiskError
+from featurestore.format.gate import inside
+from featurestore.format.records import MARK, SAE_FILES
 
-TEMPORARY_SUFFIX = ".tmp"
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-z]+\.(?:tmp|unpacking)")
+"""names of what is being written: a file, or the directory of a store that is being unpacked"""
+LEDGER = "SHA256SUMS"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,8 +80,9 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     The directory is created if it is missing. ``write`` may only append.
 
     Raises:
-        DiskError: the operating system refused; the temporary file is gone.
+        DiskError: the operating system refused, and the temporary file is gone; or ``path`` is a committed file.
     """
+    _refuse_committed(path)
     hashing = _HashingFile()
     with disk_errors(path, lambda: hashing.size), _temporary(path) as (temporary, file):
         hashing.file = file
@@ -111,17 +123,218 @@ def remove(path: Path) -> None:
             _sync_directory(path.parent)
 
 
+def hash_only(write: Callable[[BinaryIO], object]) -> Written:
+    """Return what :func:`write_file` would return, writing nothing."""
+    hashing = _HashingFile()
+    with open(os.devnull, "wb") as file:  # noqa: PTH123
+        hashing.file = file
+        write(cast(BinaryIO, hashing))
+    return Written(hashing.size, hashing.hexdigest())
+
+
+class Claim:
+    """A name that this process holds, in a file; the system drops it when the process ends in whatever way."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+
+    @classmethod
+    def take(cls, path: Path, wait: bool = False) -> "Claim | None":
+        """Claim a name; if a living process holds it, wait for it, or return None.
+
+        Raises:
+            DiskError: the operating system refused, or the file system has no locks.
+        """
+        with disk_errors(path):
+            _check_links(path)
+            _make_directory(path.parent, sync=False)  # a claim need not outlive its process
+            while True:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    # Who held it before has removed the file: then this lock is on a name that nobody sees.
+                    if _is_at(descriptor, path):
+                        return cls(path, descriptor)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    return None
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)
+
+    def release(self) -> None:
+        """Let go of the name."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def clear_dead(directory: Path, name: str | None = None) -> list[str]:
+    """Remove what killed processes left half-written in a directory; return the names.
+
+    ``name``: only what was to become the file of that name. What a living process writes is locked, and stays.
+    """
+    removed = []
+    try:
+        with os.scandir(directory) as found:
+            entries = [entry for entry in found if TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return []
+    for entry in entries:
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and (name is None or match[1] == name) and _is_dead(Path(entry.path)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+            removed.append(entry.name)
+    return removed
+
+
+def _is_dead(path: Path) -> bool:
+    """Say whether nobody holds the lock of a temporary file or directory."""
+    try:
+        kind = os.O_DIRECTORY if path.is_dir() else os.O_RDWR
+        descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _is_at(descriptor, path)
+    except OSError:  # held, or a file system without locks: nobody can tell
+        return False
+    finally:
+        os.close(descriptor)
+
+
+_cleared: set[tuple[int, int]] = set()
+
+
+def _clear_once(path: Path) -> None:
+    """Clear the directory that ``path`` is to be written into, once in a process: all of it in a store."""
+    status = path.parent.stat()
+    if (status.st_dev, status.st_ino) not in _cleared:
+        _cleared.add((status.st_dev, status.st_ino))
+        clear_dead(path.parent, None if _store_of(path) else path.name)
+
+
+def _store_of(path: Path) -> tuple[Path, Path] | None:
+    """Return the root of the store that a path lies in, and the path below it; None elsewhere."""
+    absolute = path.absolute()
+    for root in absolute.parents:
+        if os.path.lexists(root / MARK):
+            return root, absolute.relative_to(root)
+    return None
+
+
+def _check_links(path: Path) -> None:
+    """Refuse, in a store, a path behind a symbolic link: it would be written somewhere else."""
+    if (found := _store_of(path)) is not None:
+        inside(found[0], found[1].parent.as_posix())
+
+
+def _refuse_committed(path: Path) -> None:
+    """Refuse to write, whoever asks, what a store has committed."""
+    found = _store_of(path)
+    if found is None:
+        return
+    root, relative = found
+    inside(root, relative.parent.as_posix())
+    if path.exists() and _is_committed(root, relative):
+        raise DiskError(f"{path} is committed to the store {root}, where nothing is ever replaced: name another file.")
+
+
+def _is_committed(root: Path, relative: Path) -> bool:
+    """Say whether a path below a store's root is a record, the mark, or a file that a record names."""
+    first, *rest = relative.parts
+    if first == "manifest":
+        return relative.name != LEDGER
+    if first == "saes":
+        return len(rest) == 2 and rest[1] in SAE_FILES and (root / f"manifest/saes/{rest[0]}.json").exists()
+    return relative.suffix == ".parquet" and (root / "manifest" / relative.with_suffix(".json")).exists()
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its parents, each synced into its own parent."""
     with disk_errors(path):
+        _check_links(path)
         _make_directory(path)
 
 
-def _make_directory(path: Path) -> None:
+def _make_directory(path: Path, sync: bool = True) -> None:
     missing = [p for p in (path, *path.parents) if not p.exists()]
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
-        _sync_directory(directory.parent)
+        if sync:
+            _sync_directory(directory.parent)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, suffix: str) -> Iterator[Path]:
+    """Make a hidden directory beside ``path``, locked while the block runs; what of it is left then is removed.
+
+    The block renames it to ``path`` when it is whole. What killed processes left of the kind is removed first.
+    """
+    with disk_errors(path):
+        _make_directory(path.parent)
+        clear_dead(path.parent)
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.{suffix}")
+        partial.mkdir()
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory under a store's ``.work``, if it is there; nothing of it was promised."""
+    _check_links(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_empty(*directories: Path) -> None:
+    """Remove directories, one after another, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make ``target`` another name of a file, or a link to it where the file system has no hard links."""
+    with disk_errors(target):
+        _make_directory(target.parent, sync=False)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            target.symlink_to(source.absolute())
+
+
+def set_aside(path: Path, target: Path) -> None:
+    """Move a file, a link or a directory to a name that is not taken, so that it is nowhere, or whole at either."""
+    with disk_errors(target):
+        _make_directory(target.parent)
+        assert not os.path.lexists(target), "chosen so"
+        path.rename(target)
+        _sync_directory(target.parent)
+        _sync_directory(path.parent)
 
 
 def rename_directory(source: Path, target: Path) -> None:
@@ -144,12 +357,19 @@ def sync_tree(path: Path) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     _make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-    try:
-        with temporary.open("xb") as file:
-            yield temporary, file
-    finally:
-        temporary.unlink(missing_ok=True)
+    _clear_once(path)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_at(file.fileno(), temporary):
+                    continue  # taken for dead in the moment before it was locked
+                yield temporary, file
+                return
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,33 @@
 """Commit records: what a shard is, and that it exists (docs/format.md, section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featurestore.errors import DamageError, VersionError
+from featurestore.errors import DamageError, TableError, VersionError
 from featurestore.format.canonical import sealed, unsealed
-from featurestore.vocabulary import FORMAT, FORMAT_VERSION
+from featurestore.format.gate import (
+    MAX_INT,
+    OBJECT,
+    Field,
+    MalformedError,
+    closed,
+    entries,
+    inside,
+    list_of,
+    read_inside,
+    text,
+    whole,
+)
+from featurestore.format.schemas import NAME
+from featurestore.vocabulary import FORMAT, FORMAT_VERSION, PLAIN_TABLES, TABLE_KINDS
+
+MARK = PurePosixPath("manifest/store.json")
+SAE_FILES = ("config.json", "sae.safetensors", "metrics.json")
+"""of ``saes/<name>``; the last is optional"""
+MAX_RECORD_BYTES = 64 * 2**20
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -42,21 +62,100 @@ class Record:
         return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read a file of sealed JSON and check its checksum, its format and its version.
+def is_name(name: str) -> bool:
+    """Say whether a text can name a table's second part, or a shard."""
+    return len(name) <= _MAX_NAME and NAME.fullmatch(name) is not None
+
+
+def is_table(table: str) -> bool:
+    """Say whether a text names a table: ``samples``, ``labels``, ``saes``, or a kind and a name."""
+    kind, slash, name = table.partition("/")
+    return table in (*PLAIN_TABLES, "saes") or bool(slash and kind in TABLE_KINDS and is_name(name))
+
+
+def shard_files(table: str, shard: str) -> tuple[str, ...]:
+    """Return the only paths that a shard's files can have, relative to the store."""
+    if table == "saes":
+        return tuple(f"saes/{shard}/{name}" for name in SAE_FILES)
+    return (f"{table}/{shard}.parquet",)
+
+
+_SHA256 = text("[0-9a-f]{64}", "64 hexadecimal digits")
+_MARK_FIELDS = {"run": Field(lambda run: run is None or isinstance(run, dict), "an object or null")}
+_FIELDS = {
+    "table": Field(lambda table: isinstance(table, str) and is_table(table), "a table's name"),
+    "shard": Field(lambda shard: isinstance(shard, str) and is_name(shard), "a shard's name"),
+    "schema": text("([0-9a-f]{16})?", "16 hexadecimal digits"),
+    "rows": whole(0),
+    "sample_ids": list_of(whole(0, MAX_INT), "a list of distinct sample ids", distinct=True),
+    "files": Field(lambda files: isinstance(files, list) and bool(files), "a list of files"),
+    "made_by": OBJECT,
+}
+_FILE_FIELDS = {"path": text(), "bytes": whole(0), "sha256": _SHA256}
+
+
+def parse_record(body: Mapping[str, Any]) -> Record:
+    """Return the record that a sealed file's fields describe.
+
+    Raises:
+        MalformedError: they do not describe one: a field is missing, unknown, of another type or out of
+            range, or a path is not the one that follows from the table and the shard.
+    """
+    fields = closed(dict(body), _FIELDS)
+    files = tuple(FileEntry(**closed(entry, _FILE_FIELDS)) for entry in fields["files"])
+    table, shard = fields["table"], fields["shard"]
+    _check_paths(table, shard, [entry.path for entry in files])
+    if bool(fields["schema"]) == (table == "saes"):
+        raise MalformedError(f"schema is {fields['schema']!r}, which does not go with {table!r}")
+    ids = tuple(fields["sample_ids"])
+    return Record(**{**fields, "files": files, "sample_ids": ids})
+
+
+def check_record(record: Record) -> None:
+    """Refuse a record that no reader would take, before it is written.
+
+    Raises:
+        TableError: it is not one.
+    """
+    try:
+        fields = {name: getattr(record, name) for name in _FIELDS}
+        parse_record(
+            {
+                **fields,
+                "files": [asdict(entry) for entry in record.files],
+                "sample_ids": list(record.sample_ids),
+                "made_by": dict(record.made_by),
+            }
+        )
+    except MalformedError as error:
+        raise TableError(f"{record.table}/{record.shard} cannot be committed: {error}.") from error
+
+
+def _check_paths(table: str, shard: str, paths: list[str]) -> None:
+    allowed = shard_files(table, shard)
+    needed = allowed[:2] if table == "saes" else allowed
+    for path in paths:
+        if path not in allowed:
+            raise MalformedError(f"path is {path[:80]!r}, expected {' or '.join(map(repr, allowed))}")
+    if len(set(paths)) < len(paths) or not set(needed) <= set(paths):
+        raise MalformedError(f"its files are {', '.join(paths)}, expected {', '.join(needed)}")
+
+
+def parse_sealed(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the fields of a file of sealed JSON, after its checksum, its format and its version; ``path`` is its own.
 
     Raises:
         DamageError: it is not what was written.
         VersionError: it has another format version.
     """
     try:
-        body = unsealed(path.read_bytes())
-    except OSError as error:
-        raise DamageError(f"{path}: cannot be read ({error.strerror})") from error
+        body = unsealed(data)
+    except MalformedError as error:
+        raise DamageError(f"{path}: changed since it was written ({error})") from error
     if body is None or body.pop("format", None) != FORMAT:
         raise DamageError(f"{path}: changed since it was written (its checksum does not match)")
     version = body.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or type(version) is not int:
         raise VersionError(
             f"{path}: format version {version!r}, this program reads version {FORMAT_VERSION}: "
             f"install the featurestore release that wrote it."
@@ -64,16 +163,89 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return body
 
 
-def read_record(path: Path) -> Record:
-    """Read a commit record.
+def read_mark(root: Path) -> dict[str, Any] | None:
+    """Return the run settings in a store's mark.
 
     Raises:
         DamageError: it is not what was written.
         VersionError: it has another format version.
     """
-    body = read_sealed(path)
+    path = root / MARK
     try:
-        files = tuple(FileEntry(**entry) for entry in body.pop("files"))
-        return Record(files=files, sample_ids=tuple(body.pop("sample_ids")), **body)
-    except (KeyError, TypeError) as error:
-        raise DamageError(f"{path}: not a commit record ({error})") from error
+        body = closed(parse_sealed(read_inside(root, MARK, MAX_RECORD_BYTES), path), _MARK_FIELDS)
+    except MalformedError as error:
+        raise DamageError(f"{path}: {error}") from error
+    run: dict[str, Any] | None = body["run"]
+    return run
+
+
+def read_record(root: Path, table: str, shard: str) -> Record:
+    """Read a shard's commit record, which is valid at its own place only.
+
+    Raises:
+        DamageError: it is not what was written, or not a record of this shard.
+        VersionError: it has another format version.
+    """
+    location = PurePosixPath("manifest", table, f"{shard}.json")
+    return record_from(read_inside(root, location, MAX_RECORD_BYTES), root / location, table, shard)
+
+
+def record_from(data: bytes, path: Path, table: str, shard: str) -> Record:
+    """Return the record that ``path`` holds, as :func:`read_record` does; raises as it does."""
+    try:
+        record = parse_record(parse_sealed(data, path))
+    except MalformedError as error:
+        raise DamageError(f"{path}: not a commit record: {error}") from error
+    if (record.table, record.shard) != (table, shard):
+        raise DamageError(f"{path}: is the record of {record.location}, not of what lies here")
+    return record
+
+
+def list_tables(root: Path) -> Iterator[str]:
+    """Yield the names of the tables that have a record, ``saes`` among them, in no order.
+
+    Raises:
+        DamageError: a directory of records cannot be read, is a link, or belongs to no table.
+    """
+    for kind in _directories(root, PurePosixPath("manifest")):
+        if kind in (*PLAIN_TABLES, "saes"):
+            tables = [kind]
+        elif kind in TABLE_KINDS:
+            names = _directories(root, PurePosixPath("manifest", kind))
+            tables = [f"{kind}/{name}" for name in names]
+        else:
+            tables = [kind]
+        for table in tables:
+            if not is_table(table):
+                raise DamageError(
+                    f"{root / 'manifest' / table}: {table[:80]!r} is no table that this version knows. "
+                    f"Run 'featurestore repair {root}', which sets it aside."
+                )
+            if any(True for _ in list_shards(root, table)):
+                yield table
+
+
+def _directories(root: Path, relative: PurePosixPath) -> list[str]:
+    found = [entry for entry in entries(root, relative) if not entry.name.startswith(".")]
+    for entry in found:
+        if entry.is_symlink():
+            inside(root, relative / entry.name)
+    return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
+def list_shards(root: Path, table: str) -> Iterator[str]:
+    """Yield the names of the shards of a table that have a record, in their order.
+
+    Raises:
+        DamageError: the directory of records cannot be read, or one of them is a link or has no shard's name.
+    """
+    directory = PurePosixPath("manifest", table)
+    for entry in entries(root, directory):
+        if not entry.name.endswith(".json") or entry.name.startswith("."):
+            continue
+        shard = entry.name.removesuffix(".json")
+        if entry.is_symlink():
+            inside(root, directory / entry.name)
+        if not is_name(shard):
+            raise DamageError(f"{root / directory / entry.name}: no shard can have this name")
+        yield shard

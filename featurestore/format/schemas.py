@@ -128,6 +128,26 @@ TOTALS = pa.schema(
 )
 
 
+_FIXED = {"labels": LABELS, "codes": CODES, "stats": STATS, "totals": TOTALS, "scores": SCORES, "selections": SCORES}
+
+
+def expected(kind: str, found: pa.Schema) -> pa.Schema | None:
+    """Return the schema that a kind of table has, with the families or the shape that ``found`` says.
+
+    None for a kind whose columns nothing here knows. ``found`` that has no shape at all raises KeyError,
+    ValueError or AttributeError.
+    """
+    if kind == "samples":
+        return samples_schema(family_names(found.names), "image" in found.names)
+    if kind == "activations":
+        outer = found.field("activation").type
+        shape = outer.list_size, outer.value_type.list_size
+        return activations_schema(
+            *shape, outer.value_type.value_type.to_pandas_dtype().__name__, "position" in found.names
+        )
+    return _FIXED.get(kind)
+
+
 def schema_id(schema: pa.Schema) -> str:
     """Return the 16 hexadecimal digits that name a schema's columns; metadata does not count."""
     return hashlib.sha256("".join(f"{f.name}:{f.type}\n" for f in schema).encode()).hexdigest()[:16]

@@ -1,23 +1,32 @@
 """A store as one file, ``.tar.zst``, for people without a hub (docs/sharing.md)."""
 
+import contextlib
 import functools
 import hashlib
 import io
-import json
-import secrets
+import os
 import shutil
+import stat
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from featurestore.errors import DamageError, ShareError
+from featurestore.errors import DamageError, NotAStoreError, ShareError, VersionError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
+from featurestore.format.gate import Field, MalformedError, closed, inside, parse_json, short, text, whole
 from featurestore.format.records import FileEntry
-from featurestore.sharing.snapshot import data_files, is_safe, record_files
+from featurestore.sharing.snapshot import (
+    MAX_LIST_BYTES,
+    check_contents,
+    data_files,
+    is_shared,
+    record_files,
+)
+from featurestore.sharing.tar import Member, members
 from featurestore.store import Store
 
 FORMAT = "featurestore-bundle"
@@ -26,6 +35,10 @@ LIST = "bundle.json"
 _LEVEL = 1
 _THREADS = 2
 _CHUNK = 2**20
+_MAX_WINDOW = 2**27
+"""bytes that a decompressor may keep; `pack` needs 512 kB, other levels of zstd up to 128 MB"""
+_LIST_BYTES_PER_BYTE = 16
+"""The list is mostly checksums, which do not compress: half of each line's 64 digits remain."""
 Progress = Callable[[int], object]
 
 
@@ -42,7 +55,7 @@ def pack(store: Store, out: Path, progress: Progress = lambda n: None) -> durabl
 
     def write(file: BinaryIO) -> None:
         compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=_THREADS, write_checksum=True)
-        with compressor.stream_writer(file, closefd=False) as packed, _tar(packed, "w|") as tar:
+        with compressor.stream_writer(file, closefd=False) as packed, _tar(packed) as tar:
             tar.addfile(_member(LIST, len(head)), io.BytesIO(head))
             for entry in entries:
                 _add(tar, store.root, entry, progress)
@@ -50,8 +63,8 @@ def pack(store: Store, out: Path, progress: Progress = lambda n: None) -> durabl
     return durable.write_file(out, write)
 
 
-def _tar(stream: Any, mode: str) -> tarfile.TarFile:
-    return tarfile.open(fileobj=cast(Any, stream), mode=cast(Any, mode), format=tarfile.PAX_FORMAT, bufsize=_CHUNK)
+def _tar(stream: Any) -> tarfile.TarFile:
+    return tarfile.open(fileobj=cast(Any, stream), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK)
 
 
 def _member(path: str, size: int) -> tarfile.TarInfo:
@@ -75,7 +88,7 @@ class _Checked:
 
 
 def _add(tar: tarfile.TarFile, root: Path, entry: FileEntry, progress: Progress) -> None:
-    path = root / entry.path
+    path = inside(root, entry.path)
     if not path.is_file() or path.stat().st_size != entry.bytes:
         raise DamageError(
             f"{path} is missing or has another size than its record says: run 'featurestore verify {root}'."
@@ -90,71 +103,110 @@ def _add(tar: tarfile.TarFile, root: Path, entry: FileEntry, progress: Progress)
 def unpack(bundle: Path, out: Path, progress: Progress = lambda n: None) -> Store:
     """Write the store of a bundle to a new directory, whole or not at all. ``progress`` gets bytes written.
 
+    Nothing of the bundle is held in memory but its list, and that only as far as a bundle of its size can have one.
+
     Raises:
-        ShareError: the file is no bundle, is cut short, or holds anything but what its list says; or ``out`` exists.
-        DiskError: the operating system refused.
+        ShareError: the file is no bundle, is cut short, holds anything but what its list says, or what it holds is no
+            store; or ``out`` exists.
+        DiskError: the operating system refused, or the disk has not enough space.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShareError(f"{out} exists: name a new directory.")
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(6)}.unpacking")
     try:
-        with bundle.open("rb") as file:
-            _unpack(file, partial, progress)
-        store = Store.open(partial)
-        if out.exists():
-            out.rmdir()
-        durable.make_directory(out.parent)
-        durable.rename_directory(partial, out)
-        return Store(out, store.run)
-    except FileNotFoundError as error:
-        raise ShareError(f"{bundle} cannot be read: {error.strerror}.") from error
-    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+        with _opened(bundle) as file, durable.new_directory(out, "unpacking") as partial:
+            listed = _unpack(file, partial, progress)
+            store = Store.open(partial)
+            check_contents(store, listed)
+            if out.exists():
+                out.rmdir()
+            durable.rename_directory(partial, out)
+            return Store(out, store.run)
+    except (tarfile.TarError, zstandard.ZstdError, EOFError, UnicodeError) as error:
         raise ShareError(f"{bundle} is no bundle, or cut short ({error}): nothing was written to {out}.") from error
     except _WrongError as error:
         raise ShareError(f"{bundle}: {error}; nothing was written to {out}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except (DamageError, VersionError, NotAStoreError) as error:
+        raise ShareError(f"{bundle} holds no sound store ({error}); nothing was written to {out}.") from error
+
+
+@contextlib.contextmanager
+def _opened(bundle: Path) -> Iterator[BinaryIO]:
+    try:
+        descriptor = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShareError(f"{bundle} cannot be read: {error.strerror}.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ShareError(f"{bundle} is not a file: expected what 'featurestore pack' writes.")
+        yield file
 
 
 class _WrongError(Exception):
     """What is wrong with a bundle."""
 
 
-def _unpack(file: BinaryIO, directory: Path, progress: Progress) -> None:
-    with zstandard.ZstdDecompressor().stream_reader(file) as stream, _tar(stream, "r|") as tar:
-        expected = _listed(tar, tar.next())
+def _unpack(file: BinaryIO, directory: Path, progress: Progress) -> dict[str, FileEntry]:
+    """Write a bundle's files into a directory; return what its list says of each."""
+    size = os.fstat(file.fileno()).st_size
+    with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file) as stream:
+        found = members(stream)
+        expected = _listed(next(found, None), min(MAX_LIST_BYTES, _LIST_BYTES_PER_BYTE * size + _CHUNK))
+        _check_space(directory, sum(entry.bytes for entry in expected))
         for entry in expected:
-            member = tar.next()
+            member = next(found, None)
             if member is None:
                 raise _WrongError(f"it ends before {entry.path}")
-            if member.name != entry.path or not member.isreg() or member.size != entry.bytes:
-                raise _WrongError(f"it holds {member.name!r} where its list says {entry.path!r} of {entry.bytes} bytes")
-            content = tar.extractfile(member)
-            assert content is not None, "a regular file"
-            checked = _Checked(cast(BinaryIO, content), progress)
+            if member.name != entry.path or member.size != entry.bytes:
+                raise _WrongError(
+                    f"it holds {member.name[:80]!r} where its list says {entry.path!r} of {entry.bytes} bytes"
+                )
+            checked = _Checked(cast(BinaryIO, member.content), progress)
             copy = functools.partial(shutil.copyfileobj, cast(BinaryIO, checked), length=_CHUNK)
             written = durable.write_file(directory / entry.path, copy)
             if written.sha256 != entry.sha256:
                 raise _WrongError(f"{entry.path} is not what was packed: its SHA-256 differs")
-        if (extra := tar.next()) is not None:
-            raise _WrongError(f"it holds {extra.name!r}, which its list does not name")
+        if (extra := next(found, None)) is not None:
+            raise _WrongError(f"it holds {extra.name[:80]!r}, which its list does not name")
+    return {entry.path: entry for entry in expected}
 
 
-def _listed(tar: tarfile.TarFile, first: tarfile.TarInfo | None) -> list[FileEntry]:
-    content = tar.extractfile(first) if first is not None and first.name == LIST and first.isreg() else None
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise _WrongError(f"it holds {needed:,} bytes, {free:,} are free on the disk")
+
+
+_LIST = {"format": text(), "format_version": whole(0), "files": Field(lambda f: isinstance(f, list), "a list")}
+_ENTRY = {"path": text(), "bytes": whole(0), "sha256": text("[0-9a-f]{64}", "64 hexadecimal digits")}
+
+
+def _listed(first: Member | None, limit: int) -> list[FileEntry]:
+    if first is None or first.name != LIST:
+        raise _WrongError("it does not begin with the list of a bundle")
+    if first.size > limit:
+        raise _WrongError(f"its list has {first.size:,} bytes, a bundle of this size has at most {limit:,}")
     try:
-        body = json.loads(content.read()) if content is not None else {}
-        if body["format"] != FORMAT or body["format_version"] != VERSION:
-            raise _WrongError(
-                f"a {body['format']} of version {body['format_version']}; this program reads version {VERSION}"
-            )
-        entries = [FileEntry(str(e["path"]), int(e["bytes"]), str(e["sha256"])) for e in body["files"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _WrongError("it does not begin with the list of a bundle") from error
-    paths = [entry.path for entry in entries]
-    unsafe = [path for path in paths if not is_safe(path)]
-    if unsafe or len(set(paths)) < len(paths):
-        raise _WrongError(
-            f"its list names {unsafe[0]!r}, which leads out of it" if unsafe else "its list names a file twice"
-        )
+        body = parse_json(first.content.read())
+        if isinstance(body, dict) and body.get("format") == FORMAT and body.get("format_version") != VERSION:
+            found = f"a {FORMAT} of version {short(body.get('format_version'))}"
+            raise _WrongError(f"{found}; this program reads version {VERSION}")
+        entries = [FileEntry(**closed(entry, _ENTRY)) for entry in closed(body, _LIST)["files"]]
+    except MalformedError as error:
+        raise _WrongError(f"it does not begin with the list of a bundle: {error}") from error
+    if body["format"] != FORMAT:
+        raise _WrongError("it does not begin with the list of a bundle")
+    for entry in entries:
+        if not is_safe(entry.path):
+            raise _WrongError(f"its list names {entry.path[:80]!r}, which leads out of it")
+    if len({entry.path for entry in entries}) < len(entries):
+        raise _WrongError("its list names a file twice")
+    for entry in entries:
+        if not is_shared(entry.path):
+            raise _WrongError(f"its list names {entry.path[:80]!r}, which is no file of a store")
     return entries
+
+
+def is_safe(path: str) -> bool:
+    """Say whether a path read from somewhere else stays below the directory that it is joined to."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and "\0" not in path

@@ -1,32 +1,39 @@
 """A store as a data set repository on a hub (docs/sharing.md)."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featurestore.errors import NotAStoreError, ShareError
+from featurestore.errors import NotAStoreError, ShareError, StoreError, TakenError
 from featurestore.format import durable
+from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry
-from featurestore.sharing.snapshot import data_files, record_files
+from featurestore.sharing.snapshot import CARD, data_files, record_files
 from featurestore.store import Store
 from featurestore.verify import verify
+from featurestore.vocabulary import PLAIN_TABLES, TABLE_KINDS
+
+_PATTERNS = [CARD, *(f"{kind}/*" for kind in ("manifest", "saes", *PLAIN_TABLES, *TABLE_KINDS))]
 
 
 def push(store: Store, repo: str, private: bool = False, revision: str | None = None) -> str:
     """Upload a store's committed files to a data set repository, made if missing; return its address.
 
     Data files go first and the records that make them count last, so that what can be downloaded at any moment is a
-    store. What is there already is not sent again: the same call goes on with an interrupted upload.
+    store. What is there already is not sent again: the same call goes on with an interrupted upload. Every file is
+    compared with its record first, and no link is followed.
 
     Raises:
-        ShareError: nobody is logged in, the name is none, or the hub refuses.
+        DamageError: a file is not what its record says; nothing was sent.
+        TakenError: another process is pushing this store.
+        ShareError: nobody is logged in, the name cannot be a repository's, or the hub refuses.
     """
     from huggingface_hub import HfApi
 
+    store.check(record for table in (*store.tables(), "saes") for record in store.records(table))
     api = HfApi()
-    with _hub_errors(repo):
+    with _pushing(store), _hub_errors(repo):
         url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         if revision:
             api.create_branch(repo, repo_type="dataset", branch=revision, exist_ok=True)
@@ -44,29 +51,33 @@ def push(store: Store, repo: str, private: bool = False, revision: str | None = 
                 commit_message=f"Store {store.run_id}: {name}",
                 delete_patterns=gone,
             )
-            shutil.rmtree(tree)
+            durable.remove_tree(tree)
     return str(url)
+
+
+@contextlib.contextmanager
+def _pushing(store: Store) -> Iterator[None]:
+    claim = durable.Claim.take(store.root / ".work" / "claims" / "push")
+    if claim is None:
+        raise TakenError(f"{store.root}: another process is pushing this store just now: wait for it.")
+    with claim:
+        yield
 
 
 def _linked(store: Store, name: str, files: Iterator[FileEntry]) -> Path:
     """Return a directory with a link to each file: uncommitted neighbours are left out."""
     tree = store.root / ".work" / "push" / name
-    shutil.rmtree(tree, ignore_errors=True)
+    durable.remove_tree(tree)
     durable.make_directory(tree)
     for entry in files:
-        link = tree / entry.path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(store.root / entry.path, link)
-        except OSError:  # a file system without hard links
-            link.symlink_to((store.root / entry.path).absolute())
+        durable.link_file(inside(store.root, entry.path), tree / entry.path)
     return tree
 
 
 def pull(repo: str, out: Path, revision: str | None = None) -> Store:
     """Download a store from a data set repository to a new directory, and check every file against its record.
 
-    An interrupted download is gone on with by the same call.
+    Only what can be part of a store is downloaded. The same call goes on with an interrupted download.
 
     Raises:
         ShareError: there is no such repository, it holds no store or a damaged one, or ``out`` exists.
@@ -77,13 +88,15 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Store:
         raise ShareError(f"{out} exists: name a new directory.")
     partial = out.with_name(f".{out.name}.pulling")
     with _hub_errors(repo):
-        snapshot_download(repo, repo_type="dataset", revision=revision, local_dir=partial)
+        snapshot_download(repo, repo_type="dataset", revision=revision, local_dir=partial, allow_patterns=_PATTERNS)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     (partial / ".gitattributes").unlink(missing_ok=True)
     try:
         store = Store.open(partial)
     except NotAStoreError as error:
         raise ShareError(f"{repo} is no store: it has no manifest/store.json. What came is in {partial}.") from error
+    except StoreError as error:
+        raise ShareError(f"{repo} holds no store that can be read ({error}). What came is in {partial}.") from error
     damaged = [problem for problem in verify(store) if problem.damage]
     if damaged:
         first = damaged[0]

@@ -1,15 +1,19 @@
 """What of a store is shared: its committed files, and nothing else."""
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from featurestore.card import write_card
-from featurestore.format.records import FileEntry
+from featurestore.errors import DamageError
+from featurestore.format.footers import check_footer
+from featurestore.format.gate import inside, read_inside
+from featurestore.format.ledger import LEDGER
+from featurestore.format.records import MARK, SAE_FILES, FileEntry, is_name, is_table
 from featurestore.store import Store
 
 CARD = "README.md"
-MARK = "manifest/store.json"
+MAX_LIST_BYTES = 512 * 2**20
+"""of a ledger, or of the list of a bundle"""
 
 
 def data_files(store: Store) -> Iterator[FileEntry]:
@@ -20,15 +24,47 @@ def data_files(store: Store) -> Iterator[FileEntry]:
 
 
 def record_files(store: Store) -> Iterator[FileEntry]:
-    """Yield the commit records, the store's mark and, brought up to date, its card: what makes the data files count."""
+    """Yield the commit records, the store's mark, ledger and card, brought up to date: what makes the data files count."""
     write_card(store)
     records = [record.location.as_posix() for table in (*store.tables(), "saes") for record in store.records(table)]
-    for path in (*records, MARK, CARD):
-        data = (store.root / path).read_bytes()
+    ledger = [LEDGER] if inside(store.root, LEDGER).exists() else []
+    for path in (*records, str(MARK), *ledger, CARD):
+        data = read_inside(store.root, path, MAX_LIST_BYTES)
         yield FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def is_safe(path: str) -> bool:
-    """Say whether a path read from somewhere else stays below the directory that it is joined to."""
-    parts = Path(path).parts
-    return bool(parts) and not Path(path).is_absolute() and ".." not in parts and Path(path).as_posix() == path
+def is_shared(path: str) -> bool:
+    """Say whether a path, read from somewhere else, is one that a shared store has."""
+    if path in (str(MARK), LEDGER, CARD):
+        return True
+    folder, _, name = path.rpartition("/")
+    if folder.startswith("manifest/"):
+        table = folder.removeprefix("manifest/")
+        return is_table(table) and name.endswith(".json") and is_name(name.removesuffix(".json"))
+    if folder.startswith("saes/"):
+        return is_name(folder.removeprefix("saes/")) and name in SAE_FILES
+    return (
+        is_table(folder) and folder != "saes" and name.endswith(".parquet") and is_name(name.removesuffix(".parquet"))
+    )
+
+
+def check_contents(store: Store, listed: Mapping[str, FileEntry]) -> None:
+    """Refuse a store that came from somewhere else unless its records name exactly the data files that came with it.
+
+    The files themselves were compared with ``listed`` while they were written.
+
+    Raises:
+        DamageError: a record is not one, or a data file is missing, left over, or another one than it says.
+    """
+    named = {entry.path: entry for entry in data_files(store)}
+    came = {path: entry for path, entry in listed.items() if path != CARD and not path.startswith("manifest/")}
+    for path in sorted(set(named) | set(came)):
+        if named.get(path) != came.get(path):
+            state = "is named by no record" if path not in named else "did not come" if path not in came else "differs"
+            raise DamageError(f"{path} {state}{' from what its record says' if state == 'differs' else ''}")
+    for table in store.tables():
+        for record in store.records(table):
+            for entry in record.files:
+                wrong = check_footer(store.root / entry.path, record)
+                if wrong:
+                    raise DamageError(f"{entry.path} {wrong}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from featurestore.errors import SAEError
 from featurestore.format import schemas
 from featurestore.format.records import Record
+from featurestore.saes import training_of
 from featurestore.store import Store
 from sae.checkpoint import pick_device
 from sae.feed.batches import PositionBatches, Source
@@ -40,6 +41,7 @@ def train(
     Raises:
         SAEError: the hook has no activations, the name is taken by another SAE or by an interrupted training with
             other settings, or the loss is not finite.
+        TakenError: another process is training an SAE of that name.
         UsageError: settings that do not fit each other or the data.
         TableError: the name cannot be one.
         DamageError: a file of the activations is not what its record says.
@@ -71,7 +73,14 @@ def train_many(
         schemas.check_name(name, "an SAE's name")
     plans = {name: make_plan(store, source.hook, settings, source) for name, source in sources.items()}
     missing = [name for name, plan in plans.items() if existing(store, name, plan) is None]
-    with join_processes(settings.batch_size) if missing else contextlib.nullcontext(Processes()) as processes:
+    with (
+        join_processes(settings.batch_size) if missing else contextlib.nullcontext(Processes()) as processes,
+        contextlib.ExitStack() as names,
+    ):
+        if processes.rank == 0:  # before anything is learned: two trainings would share one checkpoint
+            for name in missing:
+                names.enter_context(training_of(store, name))
+            missing = [name for name in missing if existing(store, name, plans[name]) is None]
         there = pick_device(local_device(device))
         trainings = [
             Training(store, name, plans[name], sources[name], device=there, processes=processes) for name in missing

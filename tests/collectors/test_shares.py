@@ -12,7 +12,7 @@ import pytest
 
 from collectors.collection import CollectSettings, collect
 from collectors.plan import WorkItem
-from collectors.shares import Claim, Share, find_share
+from collectors.shares import Share, claim_item, find_share
 from featurestore import Store
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
@@ -79,12 +79,12 @@ def test_what_a_killed_process_leaves_another_takes_up(model, tmp_path, alone, c
 
 
 def test_a_claim_is_held_once_and_until_released(tmp_path):
-    first = Claim.take(tmp_path, "a")
-    assert first is not None and Claim.take(tmp_path, "a") is None
-    other = Claim.take(tmp_path, "b")
+    first = claim_item(tmp_path, "a")
+    assert first is not None and claim_item(tmp_path, "a") is None
+    other = claim_item(tmp_path, "b")
     assert other is not None
     first.release()
-    again = Claim.take(tmp_path, "a")
+    again = claim_item(tmp_path, "a")
     assert again is not None
     again.release()
     other.release()

@@ -113,7 +113,7 @@ def test_appending_takes_no_longer_in_a_table_of_many_shards(store, monkeypatch)
     for i in range(20):
         append(store, [i], index=i)
     read = []
-    monkeypatch.setattr("featurestore.store.read_record", lambda path: read.append(path) or read_record(path))
+    monkeypatch.setattr("featurestore.store.read_record", lambda *where: read.append(where) or read_record(*where))
     append(store, [20], index=20)
     assert len(read) == 1
 

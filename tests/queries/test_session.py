@@ -126,7 +126,8 @@ def test_what_duckdb_calls_a_select_is_answered_in_its_order(original):
 
 def test_hooks_of_different_sizes_share_a_view(store):
     for hook, positions, d_in in (("a", 2, 3), ("b", 4, 1)):
-        schema = activations_schema(positions, d_in)
+        size = {"featurestore.height": "1", "featurestore.width": str(positions)}
+        schema = activations_schema(positions, d_in).with_metadata(size)
         values = pa.array([[[0.5] * d_in] * positions], pa.list_(pa.list_(pa.float32(), d_in), positions))
         row = [pa.array([value], schema.field(i).type) for i, value in enumerate((7, 0, 981.0, "cond"))]
         store.append(

@@ -77,7 +77,8 @@ def damage(root: Path, n: int, seed: int = 0) -> Outcome:
     """Damage one file at a time, ``n`` times, each time undone; every reader of that file must refuse it with one line."""
     store, rng, outcome = Store.open(root), random.Random(seed), Outcome()
     read_everything(root)  # nothing is damaged yet; what was checked once is known by now
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in ("README.md", "metrics.json"))
+    derived = ("README.md", "SHA256SUMS", "metrics.json")
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in derived)
     for number in range(n):
         path = files[number % len(files)]
         whole = path.read_bytes()

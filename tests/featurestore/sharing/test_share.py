@@ -1,5 +1,6 @@
 """Bundles, and a hub played by a directory."""
 
+import fnmatch
 import hashlib
 import io
 import json
@@ -96,8 +97,8 @@ def listed(members, **entry):
 
 
 def link(members):
-    listed(members)
-    member = tarfile.TarInfo("x")
+    listed(members, path="samples/x.parquet")
+    member = tarfile.TarInfo("samples/x.parquet")
     member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
     return [*members.items(), (member, b"")]
 
@@ -112,7 +113,8 @@ def link(members):
         (lambda m: listed(m, path="../x"), r"names '\.\./x', which leads out of it"),
         (lambda m: listed(m, path="/tmp/x"), "names '/tmp/x', which leads out of it"),
         (lambda m: listed(m, path="README.md"), "names a file twice"),
-        (link, "it holds 'x' where its list says"),
+        (link, "'samples/x.parquet' is not a regular file"),
+        (lambda m: listed(m, path="x"), "names 'x', which is no file of a store"),
         (lambda m: m.pop(LIST), "does not begin with the list of a bundle"),
         (lambda m: m.update({LIST: b'{"format":"featurestore-bundle","format_version":9}'}), "of version 9"),
         (lambda m: m.update({LIST: b"[]"}), "does not begin with the list"),
@@ -174,8 +176,13 @@ class Hub:
                 if path not in sent:
                     path.unlink()
 
-    def download(self, repo, repo_type, revision, local_dir):
-        shutil.copytree(self.root / repo, local_dir, dirs_exist_ok=True)
+    def download(self, repo, repo_type, revision, local_dir, allow_patterns):
+        for path in (p for p in (self.root / repo).rglob("*") if p.is_file()):
+            relative = path.relative_to(self.root / repo)
+            if any(fnmatch.fnmatch(str(relative), pattern) for pattern in allow_patterns):
+                (Path(local_dir) / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, Path(local_dir) / relative)
+        Path(local_dir).mkdir(parents=True, exist_ok=True)
         (Path(local_dir) / ".gitattributes").write_text("")
         (Path(local_dir) / ".cache").mkdir(exist_ok=True)
 
