@@ -19,10 +19,9 @@ from featurestore.format.records import (
     MARK,
     FileEntry,
     Record,
-    is_name,
-    is_table,
     read_mark,
     read_record,
+    stranger,
 )
 from featurestore.saes import load_config
 from featurestore.store import Store
@@ -62,14 +61,17 @@ def _read_records(root: Path, progress: Callable[[str], object]) -> tuple[list[P
     records: list[Record] = []
     for relative in _sealed_files(root):
         progress(relative)
+        strange = stranger(relative)
+        if strange is not None:
+            problem = Problem(strange, "belongs to no table and shard that this version knows", True)
+            problems += [problem] if problem not in problems else []
+            continue
         table, _, name = relative.removeprefix("manifest/").rpartition("/")
         try:
             if relative == str(MARK):
                 read_mark(root)
-            elif is_table(table) and is_name(name.removesuffix(".json")):
-                records.append(read_record(root, table, name.removesuffix(".json")))
             else:
-                problems.append(Problem(relative, "is the record of no table and shard that this version knows", True))
+                records.append(read_record(root, table, name.removesuffix(".json")))
         except (DamageError, VersionError) as error:
             problems.append(Problem(relative, str(error).removeprefix(f"{root / relative}").lstrip(": "), True))
     return problems, records

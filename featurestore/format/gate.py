@@ -225,7 +225,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise MalformedError("it is not a regular file")
-        data = file.read(limit + 1) if status.st_size <= limit else b""
+        data = file.read(status.st_size + 1) if status.st_size <= limit else b""
     if status.st_size > limit or len(data) > limit:
         raise MalformedError(f"it has {status.st_size:,} bytes, at most {limit:,} are expected")
     return data

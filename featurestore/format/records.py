@@ -217,12 +217,25 @@ def list_tables(root: Path) -> Iterator[str]:
             tables = [kind]
         for table in tables:
             if not is_table(table):
+                if not any(root.joinpath("manifest", table).rglob("*.json")):
+                    continue
                 raise DamageError(
                     f"{root / 'manifest' / table}: {table[:80]!r} is no table that this version knows. "
                     f"Run 'featurestore repair {root}', which sets it aside."
                 )
             if any(True for _ in list_shards(root, table)):
                 yield table
+
+
+def stranger(relative: str) -> str | None:
+    """Return, of a path under ``manifest/``, the part that belongs to no table or shard; None if all of it does."""
+    _, *folders, name = relative.split("/")
+    if folders and folders[0] not in (*PLAIN_TABLES, "saes", *TABLE_KINDS):
+        return f"manifest/{folders[0]}"
+    if len(folders) > 1 and folders[0] in TABLE_KINDS and not is_name(folders[1]):
+        return f"manifest/{folders[0]}/{folders[1]}"
+    known = is_table("/".join(folders)) and is_name(name.removesuffix(".json"))
+    return None if known or relative == str(MARK) else relative
 
 
 def _directories(root: Path, relative: PurePosixPath) -> list[str]:

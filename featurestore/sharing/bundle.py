@@ -132,12 +132,13 @@ def unpack(bundle: Path, out: Path, progress: Progress = lambda n: None) -> Stor
 @contextlib.contextmanager
 def _opened(bundle: Path) -> Iterator[BinaryIO]:
     try:
-        descriptor = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        regular = stat.S_ISREG(bundle.stat().st_mode)
+        file = bundle.open("rb") if regular else None
     except OSError as error:
         raise ShareError(f"{bundle} cannot be read: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ShareError(f"{bundle} is not a file: expected what 'featurestore pack' writes.")
+    if file is None:
+        raise ShareError(f"{bundle} is not a file: expected what 'featurestore pack' writes.")
+    with file:
         yield file
 
 

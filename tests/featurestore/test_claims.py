@@ -1,0 +1,190 @@
+"""Two writers of one name: the first keeps it, the other gets one line, and nothing committed changes."""
+
+import json
+import multiprocessing
+
+import pyarrow as pa
+import pytest
+
+from featurestore import Store
+from featurestore.errors import DiskError, FeatureStoreError, TakenError
+from featurestore.format import durable
+from featurestore.saes import commit_sae, training_of
+from featurestore.verify import verify
+from tests.builders.cli import run
+from tests.builders.saes import HOOK, make_store
+
+FORK = multiprocessing.get_context("fork")
+CONFIG = {
+    "d_in": 8,
+    "n_latents": 16,
+    "k": 4,
+    "architecture": "topk",
+    "hook": "h",
+    "io": "output",
+    "height": 1,
+    "width": 1,
+}
+
+
+def at_once(n, work):
+    """Run ``work(number)`` in ``n`` processes at once; return what each said: "" or its error."""
+    gate, results = FORK.Barrier(n), FORK.Queue()
+
+    def one(number):
+        gate.wait()
+        try:
+            work(number)
+            results.put((number, ""))
+        except FeatureStoreError as error:
+            results.put((number, f"{type(error).__name__}: {error}"))
+
+    children = [FORK.Process(target=one, args=(number,)) for number in range(n)]
+    for child in children:
+        child.start()
+    said = dict(results.get(timeout=120) for _ in children)
+    for child in children:
+        child.join()
+    return said
+
+
+def rows(number):
+    return pa.table({"x": pa.array([number] * 50, pa.int64())})
+
+
+def test_shards_of_two_writers_with_other_bytes_stay_whole(tmp_path):
+    """A4: `Store.append` by several writers whose bytes differ: every committed shard stays what it was."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    seen = FORK.Queue()
+
+    def write(number):
+        lost = []
+        for shard in range(25):
+            try:
+                record = store.append("scores/s", f"{shard:08d}", rows(number), (), {})
+                assert record.rows == 50
+            except TakenError as error:
+                lost.append(str(error))
+        seen.put(lost)
+
+    said = at_once(4, write)
+    assert set(said.values()) == {""}
+    lost = [line for _ in range(4) for line in seen.get(timeout=60)]
+    assert all("another process has just committed shard" in line and "\n" not in line for line in lost)
+    records = store.records("scores/s")
+    assert len(records) == 25
+    for record in records:
+        assert not any(p.damage and record.shard in p.path and "SHA-256" in p.what for p in verify(store))
+        assert len(set(pa.parquet.read_table(store.root / record.files[0].path)["x"].to_pylist())) == 1
+
+
+def test_a_shard_that_another_process_commits_meanwhile_is_refused_unless_it_is_the_same(tmp_path, monkeypatch):
+    """A4: the loser of a race gets one line; the same bytes are no loss."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    claim = Store.claim
+
+    def slow(self, table, shard):
+        monkeypatch.setattr(Store, "claim", claim)
+        store.append(table, shard, rows(1), (), {})
+        return claim(self, table, shard)
+
+    monkeypatch.setattr(Store, "claim", slow)
+    with pytest.raises(TakenError, match=r"shard '0' of 'scores/s' with other contents\. What it committed stays"):
+        store.append("scores/s", "0", rows(2), (), {})
+    monkeypatch.setattr(Store, "claim", slow)
+    assert store.append("scores/t", "0", rows(1), (), {}).rows == 50
+
+
+def test_two_trainings_of_one_name(tmp_path):
+    """A4: `train --name z --seed 0` and `--seed 1` at once: one SAE, one line, no damage."""
+    from sae.training.settings import TrainSettings
+    from sae.training.train import train
+
+    store = make_store(tmp_path / "store")
+
+    def learn(seed):
+        import torch
+
+        torch.set_num_threads(1)
+        settings = TrainSettings(k=4, expansion=2, steps=12, batch_size=16, seed=seed)
+        train(store, HOOK, "z", settings, progress=False)
+
+    said = at_once(2, learn)
+    assert sorted(said.values())[0] == ""
+    (refused,) = [line for line in said.values() if line]
+    assert "another process is training an SAE 'z' just now" in refused or "has another SAE 'z'" in refused
+    assert [p for p in verify(store, deep=True) if p.damage] == []
+
+
+def test_the_command_line_says_that_a_name_is_taken(tmp_path, capsys):
+    """A4: one line, exit 1."""
+    store = make_store(tmp_path / "store")
+    with training_of(store, "z"):
+        status, _, err = run(
+            capsys, "train", "--store", store.root, "--hook", HOOK, "--name", "z", "--k", 4, "--batch-size", 16
+        )
+    assert (status, err.count("\n")) == (1, 1) and "another process is training an SAE 'z'" in err
+
+
+def test_saes_of_two_importers_stay_whole(tmp_path):
+    """A4: SAEs committed under one name by several processes at once."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    config = json.dumps(CONFIG).encode()
+    said = at_once(
+        4, lambda n: commit_sae(store, "z", {"config.json": config, "sae.safetensors": bytes([n]) * 1000}, {})
+    )
+    assert sorted(bool(line) for line in said.values()) == [False, True, True, True]
+    assert all("has committed an SAE 'z' in the meantime" in line for line in said.values() if line)
+    assert verify(store) == []
+
+
+def test_nobody_writes_over_a_committed_file(tmp_path, capsys):
+    """A4: not `-o`, not `pack`, not `export --duckdb`."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    record = store.append("scores/s", "0", rows(1), (), {})
+    before = (store.root / record.files[0].path).read_bytes()
+    for path in (store.root / record.files[0].path, store.root / record.location, store.root / "manifest/store.json"):
+        with pytest.raises(DiskError, match=r"is committed to the store .*, where nothing is ever replaced"):
+            durable.write_bytes(path, b"x")
+    status, _, err = run(capsys, "pack", store.root, store.root / record.files[0].path)
+    assert (status, err.count("\n")) == (1, 1) and "where nothing is ever replaced" in err
+    assert (store.root / record.files[0].path).read_bytes() == before
+
+
+def test_a_claim_outlives_no_process(tmp_path):
+    """A claim is released by the system when its process is killed."""
+
+    def hold(number):
+        assert durable.Claim.take(tmp_path / "claims" / "x")
+
+    assert at_once(1, hold) == {0: ""}
+    assert (tmp_path / "claims" / "x").exists()
+    claim = durable.Claim.take(tmp_path / "claims" / "x")
+    assert claim is not None and durable.Claim.take(tmp_path / "claims" / "x") is None
+    claim.release()
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_and_what_is_being_written_stays(tmp_path):
+    """A6: temporary files of killed runs are removed by the next command that writes there, never a live one."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    folder = store.root / "scores" / "s"
+    folder.mkdir(parents=True)
+    dead = folder / ".00000001.parquet.0123456789ab.tmp"
+    dead.write_bytes(b"half")
+    with durable._temporary(folder / "live.parquet") as (live, file):
+        file.write(b"half")
+        file.flush()
+        durable._cleared.clear()
+        store.append("scores/s", "0", rows(1), (), {})
+        assert live.exists() and not dead.exists()
+    assert sorted(p.name for p in folder.iterdir()) == ["0.parquet"]
+
+
+def test_elsewhere_only_leftovers_of_the_same_file_are_removed(tmp_path):
+    """A6: a directory of the user's own is not tidied."""
+    mine, other = tmp_path / ".a.csv.0123456789ab.tmp", tmp_path / ".b.csv.0123456789ab.tmp"
+    mine.write_bytes(b"x")
+    other.write_bytes(b"x")
+    durable._cleared.clear()
+    durable.write_bytes(tmp_path / "a.csv", b"whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a.csv"]
