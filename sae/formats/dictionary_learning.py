@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse
-from sae.formats.pickles import state_dict
+from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse, state_dict
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featurestore.errors import SAEError
 from sae.checkpoint import all_finite
+from sae.pickles import pickled_tensors
 
 
 class Choice(NamedTuple):
@@ -150,6 +151,23 @@ def read_tensors(path: Path) -> Taken:
         raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
     except safetensors.SafetensorError as error:
         raise SAEError(f"{path} is no safetensors file: {error}.") from error
+
+
+def state_dict(path: Path, within: str = "") -> Taken:
+    """Return the tensors of a state dict that ``torch.save`` wrote, without running what the file says.
+
+    ``within``: the only key of the dictionary that holds it, where it does not stand by itself.
+
+    Raises:
+        SAEError: the file is no torch file of plain tensors, asks for anything else, or holds more.
+    """
+    prefix = f"{within}/" if within else ""
+    tensors = pickled_tensors(path)
+    wrong = sorted(name for name in tensors if not name.startswith(prefix) or not name)
+    if wrong:
+        expected = f"tensors under {within!r}" if within else "named tensors"
+        raise SAEError(f"{path} holds {', '.join(map(repr, wrong[:8]))}, expected only {expected}.")
+    return Taken(path, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
 
 
 def integer(path: Path, fields: Mapping[str, Any], name: str, least: int = 1) -> int:

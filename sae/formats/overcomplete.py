@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import Choice, Foreign, Taken
-from sae.formats.pickles import state_dict
+from sae.formats.foreign import Choice, Foreign, Taken, state_dict
 
 SUFFIXES = (".pt", ".pth")
 _LINEAR = ("encoder.final_block.0.weight", "encoder.final_block.0.bias")

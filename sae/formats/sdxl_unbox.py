@@ -8,8 +8,7 @@ demonstration: they are no normalisation of inputs and not read.
 
 from pathlib import Path
 
-from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields
-from sae.formats.pickles import state_dict
+from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, state_dict
 
 CONFIG = "config.json"
 WEIGHTS = "state_dict.pth"

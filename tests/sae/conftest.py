@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sae.formats import pickles, unpickle
+from sae import pickles, unpickle
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from featurestore.errors import SAEError
-from sae.formats import pickles
-from sae.formats.foreign import Choice
-from sae.formats.pickles import state_dict
+from sae import pickles
+from sae.formats.foreign import Choice, state_dict
 from sae.formats.registry import read_checkpoint
 
 

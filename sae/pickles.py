@@ -2,7 +2,7 @@
 
 1. The pickle inside the file is walked opcode by opcode, without executing any: only the opcodes that ``torch.save`` of
    tensors needs, and only the globals in ``_GLOBALS``, may occur.
-2. A separate process loads it with ``weights_only=True`` (:mod:`sae.formats.unpickle`), isolated from the environment,
+2. A separate process loads it with ``weights_only=True`` (:mod:`sae.unpickle`), isolated from the environment,
    limited in time, and ended at once if it opens a socket, starts a process or writes a file.
 3. Back come plain tensors, as safetensors through a pipe; this process never unpickles anything.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import Taken
 
 _PROGRAM = Path(__file__).with_name("unpickle.py")
 _SECONDS = 600
@@ -38,25 +39,24 @@ _TENSOR_OPCODES = """
 _OPCODES = frozenset(_TENSOR_OPCODES.split())
 
 
-def state_dict(path: Path, within: str = "") -> Taken:
-    """Return the tensors of a state dict that ``torch.save`` wrote, without running what the file says.
+def pickled_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors in a file that ``torch.save`` wrote, without running what it says.
 
-    ``within``: the only key of the dictionary that holds it, where it does not stand by itself.
+    Named by their keys, joined by ``/`` where dictionaries hold dictionaries. A number beside them is a tensor of one.
 
     Raises:
-        SAEError: the file is no torch file of plain tensors, asks for anything else, or holds more.
+        SAEError: the file is no torch file of tensors and numbers, or asks for anything else.
     """
     check_pickle(path)
     data = _loaded(path)
-    prefix = f"{within}/" if within else ""
     tensors = safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    names = [*tensors, *json.loads(header["__metadata__"]["others"])]
-    wrong = sorted(name for name in names if name not in tensors or not name.startswith(prefix) or not name)
-    if wrong:
-        expected = f"tensors under {within!r}" if within else "named tensors"
-        raise SAEError(f"{path} holds {', '.join(map(repr, wrong[:8]))}, expected only {expected}.")
-    return Taken(path, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    others = json.loads(header["__metadata__"]["others"])
+    numbers = {name: torch.tensor(value) for name, value in others.items() if type(value) in (int, float)}
+    wrong = sorted(name for name in others if name not in numbers)
+    if wrong or "" in numbers:
+        raise SAEError(f"{path} holds {', '.join(map(repr, wrong[:8] or ['']))}, expected only named tensors.")
+    return tensors | numbers
 
 
 def _loaded(path: Path) -> bytes:
