@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from collectors.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
 from featurestore.prompts import Prompt
 from featurestore.store import Store
+from sae.diffusion.faults import say_faults
 from sae.diffusion.pipelines import Model, RunSettings
 
 __all__ = ["CollectReport", "CollectSettings", "collect", "dry_run"]
@@ -38,6 +40,8 @@ class CollectReport:
     timing: Timing
     n_bytes: int
     """written now, by this process"""
+    faults: dict[str, str]
+    """sample id → why its picture, of those kept now, is no result"""
 
 
 def collect(
@@ -76,7 +80,11 @@ def collect(
         else:
             tidy(job.store.root)
     job.timing.total = time.perf_counter() - began
-    return CollectReport(job.store, job.n_samples, len(samples) - n_new, job.tables, job.timing, job.n_bytes)
+    if job.faults:
+        warnings.warn(say_faults(job.faults, job.n_samples), stacklevel=2)
+    return CollectReport(
+        job.store, job.n_samples, len(samples) - n_new, job.tables, job.timing, job.n_bytes, job.faults
+    )
 
 
 def dry_run(

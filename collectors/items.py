@@ -20,6 +20,7 @@ from featurestore.prompts import Prompt, prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread
 from sae.diffusion.calls import DenoiserCall
+from sae.diffusion.faults import picture_fault
 from sae.diffusion.pipelines import generate, with_guidance
 
 
@@ -30,6 +31,12 @@ class Gathered:
     item: WorkItem
     buffers: dict[str, HookBuffer]
     images: list[Any] | None
+
+    def faults(self) -> dict[str, str]:
+        """Return sample id → why its picture is no result."""
+        pairs = zip(self.item.samples, self.images, strict=True) if self.images is not None else ()
+        said = {str(sample.id): picture_fault(image) for sample, image in pairs}
+        return {sample: fault for sample, fault in said.items() if fault is not None}
 
     def tables(self, job: Job) -> dict[str, pa.Table]:
         """Return the rows of each table that lacks them; ``samples`` last: a sample there has everything else."""
@@ -83,8 +90,12 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
         for candidate in job.saes:
             add_sae(job.store, candidate)
 
+        faults = gathered.faults() if "samples" in tables else {}
+        job.faults |= faults
+
         def append(name: str) -> int:
-            record = job.store.append(name, gathered.item.shard, tables[name], ids, job.made_by(name))
+            made_by = job.made_by(name) | ({"faults": faults} if faults and name == "samples" else {})
+            record = job.store.append(name, gathered.item.shard, tables[name], ids, made_by)
             return sum(entry.bytes for entry in record.files)
 
         with ThreadPoolExecutor(max(1, len(tables))) as pool:

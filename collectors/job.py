@@ -40,6 +40,8 @@ class Job:
     families: list[str]
     """columns of labels in ``samples``"""
     timing: Timing = field(default_factory=Timing)
+    faults: dict[str, str] = field(default_factory=dict)
+    """sample id → why its picture is no result"""
     n_samples: int = 0
     n_bytes: int = 0
 

@@ -1,6 +1,7 @@
 """What is put into a loaded pipeline: denoiser weights from a file, LoRA, another scheduler."""
 
 import hashlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def put_unet(pipe: Any, path: Path) -> dict[str, Any]:
     unknown = sorted(set(given) - set(own))
     if unknown or not given:
         listed = ", ".join(unknown[:5]) or "no tensor"
-        raise ModelError(f"--unet {path} holds {listed}, which {type(module).__name__} has not: it is for another model.")
+        raise ModelError(
+            f"--unet {path} holds {listed}, which {type(module).__name__} has not: it is for another model."
+        )
     wrong = [f"{name} {list(given[name].shape)}" for name in given if given[name].shape != own[name].shape]
     if wrong:
         raise ModelError(f"--unet {path} has other shapes than the model: {', '.join(sorted(wrong)[:5])}.")
@@ -77,7 +80,9 @@ def _diffusers_names(tensors: dict[str, Tensor], module: Any) -> dict[str, Tenso
     try:
         converted = convert_ldm_unet_checkpoint(dict(kept), config=module.config)
     except KeyError as error:
-        raise ModelError(f"--unet: a checkpoint of the original code without {error}: only whole ones can be read.") from error
+        raise ModelError(
+            f"--unet: a checkpoint of the original code without {error}: only whole ones can be read."
+        ) from error
     return dict(converted)
 
 
@@ -129,7 +134,9 @@ def _load_lora(pipe: Any, source: str, name: str) -> None:
         for key, _ in part.named_parameters()
     )
     if not loaded or loaded != wanted:
-        raise ModelError(f"--lora {source}: {loaded} of its {wanted} matrices fit {type(pipe).__name__}: it is for another model.")
+        raise ModelError(
+            f"--lora {source}: {loaded} of its {wanted} matrices fit {type(pipe).__name__}: it is for another model."
+        )
 
 
 def take_scheduler(pipe: Any, name: str) -> None:
@@ -141,14 +148,15 @@ def take_scheduler(pipe: Any, name: str) -> None:
     import diffusers
     from diffusers import SchedulerMixin
 
-    cls = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+    cls: Any = getattr(diffusers, name, None)
+    if not inspect.isclass(cls) or not issubclass(cls, SchedulerMixin):
         known = [one for one in dir(diffusers) if one.endswith("Scheduler") and not one.startswith("Flax")]
         raise UsageError(f"--scheduler {name}: diffusers has no such class.{nearest(name, known)}")
     try:
-        pipe.scheduler = cls.from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     except (ValueError, TypeError, ImportError) as error:
-        raise UsageError(f"--scheduler {name} does not take the configuration of {type(pipe.scheduler).__name__}: {error}") from error
+        own = type(pipe.scheduler).__name__
+        raise UsageError(f"--scheduler {name} does not take the configuration of {own}: {error}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Load a pipeline of diffusers whole: nothing missing, nothing left over, nothing replaced by a random number."""
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -54,9 +55,7 @@ class LoadSettings:
     """load the pipeline's, which blacks out what it flags"""
 
 
-def load_model(
-    name: str, device: str = "auto", dtype: str = "auto", settings: LoadSettings = LoadSettings()
-) -> Model:
+def load_model(name: str, device: str = "auto", dtype: str = "auto", settings: LoadSettings = LoadSettings()) -> Model:
     """Load a diffusers pipeline: ``minicanvas``, a local directory, a single-file checkpoint or a hub id.
 
     ``device`` and ``dtype`` may be ``auto``: CUDA and float16 where there is a GPU, else CPU and float32.
@@ -92,7 +91,9 @@ def load_model(
     if name == EMBEDDED:
         return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE, additions=additions)
     own = inspect.signature(type(pipe).__call__).parameters
-    return Model(label, pipe, _default(own, "num_inference_steps", 50), _default(own, "guidance_scale", 1.0), additions=additions)
+    return Model(
+        label, pipe, _default(own, "num_inference_steps", 50), _default(own, "guidance_scale", 1.0), additions=additions
+    )
 
 
 def _default(parameters: Mapping[str, inspect.Parameter], name: str, otherwise: Any) -> Any:
@@ -140,15 +141,18 @@ def _from_directory(directory: Path, dtype: torch.dtype, settings: LoadSettings)
     parts: dict[str, Any] = {}
     if "safety_checker" in index and not settings.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    for name, value in index.items():
-        cls = _module_class(value)
-        if cls is not None and name not in parts:
-            _check_variant(directory / name, settings.variant)
-            parts[name], found = cls.from_pretrained(
-                directory / name, dtype=dtype, variant=settings.variant, output_loading_info=True
-            )
-            _check_whole(directory / name, found)
+    names = [name for name, value in index.items() if _module_class(value) is not None and name not in parts]
+    parts |= {name: _part(directory / name, index[name], dtype, settings.variant) for name in names}
     return DiffusionPipeline.from_pretrained(directory, dtype=dtype, variant=settings.variant, **parts)
+
+
+def _part(directory: Path, named: Any, dtype: torch.dtype, variant: str | None) -> Any:
+    """Load a part of a pipeline that holds weights, and nothing but what its files hold."""
+    _check_variant(directory, variant)
+    cls = _module_class(named)
+    part, found = cls.from_pretrained(directory, dtype=dtype, variant=variant, output_loading_info=True)
+    _check_whole(directory, found)
+    return part
 
 
 def _module_class(value: Any) -> Any:
@@ -165,28 +169,41 @@ def _module_class(value: Any) -> Any:
 def _check_variant(directory: Path, variant: str | None) -> None:
     """Say which variant is there if the one that is asked for is not."""
     files = [path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin")]
-    variants = sorted({name.split(".")[1] for name in files if name.count(".") == 2 and "-of-" not in name.split(".")[1]})
+    variants = sorted(
+        {name.split(".")[1] for name in files if name.count(".") == 2 and "-of-" not in name.split(".")[1]}
+    )
     if variant is None and files and variants and all(name.split(".")[1] in variants for name in files):
-        raise ModelError(f"{directory} has the weights as variant {' and '.join(variants)} only: give --variant {variants[0]}.")
+        raise ModelError(
+            f"{directory} has the weights as variant {' and '.join(variants)} only: give --variant {variants[0]}."
+        )
 
 
 def _check_whole(path: Path, found: Mapping[str, Any]) -> None:
     """Refuse a part whose files lack tensors, for which random numbers would stand, or hold others than the model has."""
     missing, unexpected = (sorted(found.get(key) or ()) for key in ("missing_keys", "unexpected_keys"))
-    mismatched = sorted(str(one[0] if isinstance(one, (tuple, list)) else one) for one in found.get("mismatched_keys") or ())
+    mismatched = sorted(
+        str(one[0] if isinstance(one, (tuple, list)) else one) for one in found.get("mismatched_keys") or ()
+    )
     if unexpected and all("_orig_mod" in key.split(".") for key in unexpected):
         raise ModelError(
             f"{path}: its tensors are named _orig_mod.…: it was saved from a compiled model. Save the module inside, _orig_mod."
         )
-    for keys, what in ((missing, "lacks"), (mismatched, "has in another shape"), (unexpected, "has, which the model has not,")):
+    for keys, what in (
+        (missing, "lacks"),
+        (mismatched, "has in another shape"),
+        (unexpected, "has, which the model has not,"),
+    ):
         if keys:
             listed = ", ".join(keys[:5]) + (f", … ({len(keys)} in all)" if len(keys) > 5 else "")
-            raise ModelError(f"{path} {what} {listed}: the checkpoint is incomplete or another model's; nothing was loaded.")
+            raise ModelError(
+                f"{path} {what} {listed}: the checkpoint is incomplete or another model's; nothing was loaded."
+            )
 
 
 def _from_single_file(source: str, dtype: torch.dtype, settings: LoadSettings) -> Any:
     """Load the parts that a single file holds, with the configuration of ``settings.base``."""
     import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     if settings.base is None:
         raise ModelError(
@@ -194,11 +211,37 @@ def _from_single_file(source: str, dtype: torch.dtype, settings: LoadSettings) -
             f"the same architecture, whose text encoders, tokenizer and scheduler are taken where the file has none."
         )
     base = Path(settings.base) if Path(settings.base).is_dir() else Path(_download(settings.base, settings))
-    cls = getattr(diffusers, json.loads((base / "model_index.json").read_bytes())["_class_name"])
+    index = json.loads((base / "model_index.json").read_bytes())
+    cls = getattr(diffusers, index["_class_name"])
     parts: dict[str, Any] = {} if settings.safety_checker else {"safety_checker": None}
-    pipe = cls.from_single_file(source, config=str(base), torch_dtype=dtype, local_files_only=True, **parts)
+    load = functools.partial(cls.from_single_file, source, config=str(base), torch_dtype=dtype, local_files_only=True)
+    try:
+        pipe = load(**parts)
+    except NotImplementedError:  # Tensors that no file filled cannot be moved.
+        _name_missing(source, base, index)
+        raise
+    except SingleFileComponentError:  # The file has no text encoder.
+        encoders = [name for name, value in index.items() if name.startswith("text_encoder") and _module_class(value)]
+        pipe = load(**parts, **{name: _part(base / name, index[name], dtype, settings.variant) for name in encoders})
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             empty = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
             _check_whole(Path(source) / name, {"missing_keys": empty})
     return pipe
+
+
+def _name_missing(source: str, base: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a single file by the names of the tensors that it lacks of diffusers' models."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+    from diffusers.loaders.single_file_utils import load_single_file_checkpoint
+
+    checkpoint = load_single_file_checkpoint(source, local_files_only=True)
+    for name, value in index.items():
+        cls = _module_class(value)
+        convert = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__, {}).get("checkpoint_mapping_fn") if cls else None
+        if convert is not None:
+            config = cls.load_config(base / name)
+            with torch.device("meta"):
+                wanted = set(cls.from_config(config).state_dict())
+            found = convert(checkpoint=dict(checkpoint), config=config)
+            _check_whole(Path(source) / name, {"missing_keys": wanted - set(found)})

@@ -1,17 +1,32 @@
-"""Load a text-to-image pipeline and describe a run of it."""
+"""Run a text-to-image pipeline, and describe the run."""
 
-import inspect
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from featurestore.errors import ModelError, UsageError, nearest
+from featurestore.errors import UsageError
 from sae.diffusion.architectures import architecture
+from sae.diffusion.faults import mark, watch_decoder
+from sae.diffusion.loading import DTYPES, LoadSettings, Model, load_model
 from sae.diffusion.modules import denoiser
 from sae.diffusion.weights import model_hash
+
+__all__ = [
+    "DTYPES",
+    "LoadSettings",
+    "Model",
+    "RunSettings",
+    "check_branch",
+    "check_run",
+    "describe_run",
+    "generate",
+    "load_model",
+    "picture_size",
+    "with_guidance",
+]
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -84,6 +99,7 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
         **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
         **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
+        **model.additions,
     }
 
 
@@ -111,17 +127,25 @@ def generate(
 ) -> list:
     """Generate one picture per (prompt, seed): PIL images, or whatever ``output_type`` of the pipeline names.
 
-    The initial noise is a function of the seed alone, whatever the batch, the order and the device; or it is ``latents``.
+    The initial noise is a function of the seed alone, whatever the batch, the order and the device; or it is ``latents``. Of
+    PIL images :func:`sae.diffusion.faults.picture_fault` says which are no results.
     """
     check_run(model, settings)
     given = call_arguments(model, settings, prompts)
     if latents is not None:
         given["latents"] = latents
     device = model.pipe._execution_device.type  # Offloaded weights are elsewhere between calls.
-    with torch.no_grad(), torch.autocast(device, model.autocast, model.autocast is not None):
+    with (
+        torch.no_grad(),
+        torch.autocast(device, model.autocast, model.autocast is not None),
+        watch_decoder(model.pipe) as decoded,
+    ):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         result = model.pipe(**given, generator=generators, output_type=output_type)
-    return list(result.images)
+    images = list(result.images)
+    if output_type == "pil":
+        mark(images, getattr(result, "nsfw_content_detected", None), decoded.of(len(images)))
+    return images
 
 
 def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from featurestore.format import durable
 from featurestore.prompts import Prompt, prompt_batches
+from sae.diffusion.faults import picture_fault, say_faults
 from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run, with_guidance
 from sae.diffusion.pipelines import generate as generate_batch
 from sae.intervention.ablate import Saes, ablate, find_saes
@@ -82,12 +84,13 @@ def generate_files(
 ) -> list[Path]:
     """Write a PNG for each prompt and ``generated.jsonl``, one line per file, into ``out``; return the files.
 
-    Pictures that are there already, from the same command, are replaced; each is whole or absent. Raises as
+    Pictures that are there already, from the same command, are replaced; each is whole or absent. Of pictures that are no
+    results (:func:`sae.diffusion.faults.picture_fault`), ``generated.jsonl`` says why, and a warning names them. Raises as
     :func:`generate_images`.
     """
     settings = describe_run(model, run)
     how = {"ablated": [one.described() for one in interventions], "mode": mode if interventions else None}
-    lines, files = [], []
+    lines, files, faults = [], [], dict[str, str]()
     bar = "generate" if progress else None
     images = generate_images(
         model, prompts, run, interventions, saes=saes, mode=mode, batch_size=batch_size, progress=bar
@@ -95,10 +98,14 @@ def generate_files(
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{index:05d}-{_slug(prompt.prompt)}-{prompt.seed}.png"
         durable.write_file(path, functools.partial(image.save, format="PNG"))
-        lines.append(
-            {"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how, **_own(prompt)}
-        )
+        line = {"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how, **_own(prompt)}
+        fault = picture_fault(image)
+        if fault is not None:
+            line["fault"] = faults[path.name] = fault
+        lines.append(line)
         files.append(path)
+    if faults:
+        warnings.warn(say_faults(faults, len(files)), stacklevel=2)
     body = [json.dumps({**line, "run": settings}, ensure_ascii=False) for line in lines]
     durable.write_bytes(out / "generated.jsonl", "".join(f"{line}\n" for line in body).encode())
     return files

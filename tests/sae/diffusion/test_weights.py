@@ -82,7 +82,7 @@ def test_adapters_count_by_tensors_and_scale_in_no_order(pipe, tmp_path):
 def test_a_lora_that_is_loaded_between_two_collections_is_another_model(pipe, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     model, run = Model("m", pipe, 2, 1.0), RunSettings(2, 1.0)
-    settings = CollectSettings(["unet.mid_block"])
+    settings = CollectSettings(hooks=["unet.mid_block"])
     collect(tmp_path / "s", model, [Prompt("a", 0, {}, 1)], run, settings, progress=False)
     with_adapter(pipe.unet, "a", 1)
     with pytest.raises(RunError, match=r"holds a run with model_hash = .* Nothing was changed"):
@@ -109,7 +109,7 @@ def test_another_precision_of_the_same_model_is_named_as_that(pipe, tmp_path):
 def test_a_selection_and_a_store_say_that_only_the_precision_differs(pipe, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     model, run = Model("m", pipe.to(torch.bfloat16), 2, 1.0), RunSettings(2, 1.0)
-    settings, prompts = CollectSettings(["unet.mid_block"]), [Prompt("a", 0, {}, 1)]
+    settings, prompts = CollectSettings(hooks=["unet.mid_block"]), [Prompt("a", 0, {}, 1)]
     collect(tmp_path / "s", model, prompts, run, settings, progress=False)
     selection = make_selection(model, [], [501.0])
     other = Model("m", tiny_stable_diffusion(tmp_path).to(torch.float16), 2, 1.0)
