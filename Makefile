@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench peers results docs site site-serve torture clean
+.PHONY: help demo test check format bench peers gpu results docs site site-serve torture clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -43,6 +43,9 @@ site-serve: .venv/installed  ## the same, served and rebuilt while you write
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
 	for file in ablate collect read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+
+gpu:  ## everything that needs a GPU: tests, benchmarks, what is below its bar; eight minutes, with the python that has torch
+	$(PYTHON) -m benchmarks.gpu
 
 torture: .venv/installed  ## power cuts, full disks, kills, damage: ten minutes; writes docs/reliability.md
 	$(BIN)/python -m tests.torture

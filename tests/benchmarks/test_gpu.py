@@ -1,0 +1,40 @@
+"""What `make gpu` says about its bars; the stages' command lines exist."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks import gpu
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    shutil.copytree(gpu.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+
+    def add(benchmark, **figures):
+        with (tmp_path / "results" / f"{benchmark}.jsonl").open("a") as file:
+            file.write(json.dumps({"figures": figures}) + "\n")
+
+    return add
+
+
+def test_an_old_row_is_not_this_run(results):
+    lines = gpu.below(gpu.counted())
+    assert len(lines) == len(gpu.BARS)
+    assert all(line.startswith("not measured: ") for line in lines)
+
+
+def test_a_figure_below_its_bar_is_named_with_both_numbers(results):
+    before = gpu.counted()
+    results("collect", collecting_over_plain=1.3)
+    results("train", device="cuda", d_in=1280, ours_positions_per_s=2e6)
+    lines = gpu.below(before)
+    assert "below its bar: collecting two hooks ÷ generating alone is 1.3, bar 1.05" in lines
+    assert not [line for line in lines if "training" in line]
+
+
+def test_every_stage_names_a_benchmark_whose_options_are_known():
+    for stage in gpu.STAGES[1:]:
+        assert gpu.run(gpu.rehearsed(stage)._replace(seconds=120))[0] == "passed", stage.name
