@@ -14,7 +14,7 @@ from collectors import CollectSettings, collect
 from featurestore import Selection
 from featurestore.prompts import read_prompts
 from queries import sql
-from sae.diffusion import RunSettings, load_model
+from sae import RunSettings, load_model
 
 
 def main() -> None:

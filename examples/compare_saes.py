@@ -32,9 +32,7 @@ def main() -> None:
     quarters = torch.quantile(cosine, torch.tensor([0.25, 0.5, 0.75])).tolist()
     print("cosine to the nearest latent, quartiles: " + ", ".join(f"{q:.2f}" for q in quarters))
 
-    selections = [
-        select(store, name, family, concept, top=args.top) for name in (args.sae, args.other)
-    ]
+    selections = [select(store, name, family, concept, top=args.top) for name in (args.sae, args.other)]
     theirs = set(selections[1].features())
     rows = [
         [feature, int(nearest[feature]), float(cosine[feature]), "yes" if int(nearest[feature]) in theirs else "no"]

@@ -9,8 +9,7 @@ from PIL import Image
 
 from featurestore import Selection
 from featurestore.prompts import Prompt
-from sae import Intervention
-from sae.diffusion import RunSettings, load_model
+from sae import Intervention, RunSettings, load_model
 from sae.intervention.generate import generate_images
 
 

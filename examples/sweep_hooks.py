@@ -11,8 +11,7 @@ from tabulate import tabulate
 from collectors import CollectSettings, collect
 from featurestore.prompts import read_prompts
 from queries import select
-from sae import TrainSettings, encode, train
-from sae.diffusion import RunSettings, load_model
+from sae import RunSettings, TrainSettings, encode, load_model, train
 
 
 def main() -> None:

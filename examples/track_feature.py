@@ -14,7 +14,7 @@ from tabulate import tabulate
 from collectors import CollectSettings, collect
 from featurestore.prompts import read_prompts
 from queries import sql
-from sae.diffusion import RunSettings, load_model
+from sae import RunSettings, load_model
 
 
 def main() -> None:
