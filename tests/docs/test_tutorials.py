@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FIRST = ROOT / "docs" / "tutorials" / "first-store.md"
+OTHERS = sorted(set((ROOT / "docs" / "tutorials").glob("*.md")) - {FIRST})
+FENCE = re.compile(
+    r"^(?:<!-- not run: (?P<why>.*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The page's blocks of shell and Python that are not marked as not run, in their order."""
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [(one["language"], one["text"]) for one in found if not one["why"] and one["language"] in ("sh", "python")]
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +42,38 @@ def shell(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_tutorial_runs_word_for_word(page, shell, tmp_path):
-    scripts = [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language == "sh"]
-    assert scripts
-    for script in scripts:
-        shell(script, tmp_path)
+def go_through(page, shell, directory):
+    """Run a page's blocks."""
+    assert blocks(page)
+    for language, text in blocks(page):
+        shell(text if language == "sh" else f"python - <<'END'\n{text}\nEND", directory)
+
+
+@pytest.fixture(scope="module")
+def after_the_first(shell, tmp_path_factory):
+    """The directory that the first tutorial leaves."""
+    directory = tmp_path_factory.mktemp("tutorial")
+    go_through(FIRST, shell, directory)
+    return directory
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_word_for_word(page, shell, after_the_first):
+    go_through(page, shell, after_the_first)
+
+
+def test_the_first_tutorial_takes_the_concept_out(after_the_first):
+    before, after = (list((after_the_first / name).glob("*.png")) for name in ("before", "after"))
+    assert len(before) == len(after) == 1
+    assert before[0].read_bytes() != after[0].read_bytes()
 
 
 @pytest.fixture(scope="module")
 def first_store(shell, tmp_path_factory):
     """What the first tutorial leaves, with two steps of everything."""
     directory = tmp_path_factory.mktemp("examples")
-    page = (ROOT / "docs" / "tutorials" / "first-store.md").read_text(encoding="utf-8")
-    prompts = next(text for language, text in FENCE.findall(page) if language == "sh")
     shell(
-        prompts
+        blocks(FIRST)[0][1]
         + """
         featurestore collect --model minicanvas --prompts prompts.csv --steps 2 --store store \\
             --hook unet.up_blocks.1.attentions.1
