@@ -25,7 +25,7 @@ format: .venv/installed  ## let ruff mend what it can
 
 peers: .venv/installed  ## install other SAE libraries and compare with them
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 overcomplete==0.3.0
+	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 overcomplete==0.3.0 eval-unlearn==1.1.2
 	$(BIN)/python -m pytest -m peers
 
 results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
