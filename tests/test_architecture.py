@@ -40,18 +40,6 @@ def test_commands_import_nothing_heavy_before_they_run():
         assert set(imports(path, top_level_only=True)) <= light, path
 
 
-def test_only_one_module_writes_files():
-    writers = {"write_text", "write_bytes", "savez", "to_file"}
-    for package in OURS - {"minicanvas"}:
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name == "durable.py":
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Attribute) and node.attr in writers:
-                    owner = node.value.id if isinstance(node.value, ast.Name) else ""
-                    assert owner == "durable", f"{path}:{node.lineno} writes a file itself"
-
-
 def test_no_test_module_imports_another():
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
