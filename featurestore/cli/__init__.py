@@ -27,6 +27,7 @@ COMMANDS = {
     "query": "featurestore.cli.questions",
     "sql": "featurestore.cli.queries",
     "plot": "featurestore.cli.questions",
+    "explore": "featurestore.cli.explore",
     "export": "featurestore.cli.queries",
     "generate": "featurestore.cli.generate",
     "judge": "featurestore.cli.judge",

@@ -30,7 +30,7 @@ def make_case(root, seed, labels, silent, feature, top):
 def parameters(name, case):
     values = {"sae": "s", "other_sae": "t", "family": "style", "replicates": 20}
     values |= {"feature": case.feature, "concept": case.concept, "other_concept": case.other_concept, "top": case.top}
-    values |= {"sample": case.ids[case.sample], "step": 1, "bands": 2}
+    values |= {"sample": case.ids[case.sample], "step": 1, "bands": 2, "features": f"{case.feature},1"}
     return {key: value for key, value in values.items() if key in questions()[name].parameters}
 
 

@@ -332,8 +332,9 @@ def concept_scores(case):
 
 
 def feature_scores(case):
-    rows = [r for r in case.importance if (r["concept"], r["feature"]) == (case.concept, case.feature)]
-    return [tuple(r[k] for k in _SELECTED) for r in sorted(rows, key=lambda r: r["step"])]
+    rows = [r for r in case.importance if r["concept"] == case.concept and r["feature"] in (case.feature, 1)]
+    order = sorted(rows, key=lambda r: (r["step"], -r["score"], r["feature"]))
+    return [tuple(r[k] for k in _SELECTED) for r in order]
 
 
 def overlap_matrix(case):
