@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format bench peers gpu results docs site site-serve torture clean
+.PHONY: help demo explore test check format bench peers gpu results docs site site-serve torture clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 demo: .venv/installed  ## the main job on the included model: pictures, numbers, demo/report.html
 	$(BIN)/featurestore demo --out demo
+
+explore: .venv/installed  ## the demo's store in a browser; the demo is made first if it is missing
+	test -f demo/store/manifest/store.json || $(BIN)/featurestore demo --out demo
+	$(BIN)/featurestore explore demo/store
 
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4

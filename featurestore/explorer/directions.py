@@ -41,7 +41,10 @@ def _cosines(store: Store, sae: str, feature: int, n_latents: int) -> npt.NDArra
         with safe_open(path, framework="np") as weights:
             rows = weights.get_slice("W_dec")
             mine = _unit(rows[feature : feature + 1])[0]
-            parts = [_unit(rows[first : min(first + _ROWS_AT_ONCE, n_latents)]) @ mine for first in range(0, n_latents, _ROWS_AT_ONCE)]
+            parts = [
+                _unit(rows[first : min(first + _ROWS_AT_ONCE, n_latents)]) @ mine
+                for first in range(0, n_latents, _ROWS_AT_ONCE)
+            ]
     except (SafetensorError, OSError) as error:
         raise SAEError(
             f"{path} cannot be read as weights ({error}): run 'featurestore verify {store.root}'."

@@ -20,21 +20,24 @@ RUN = {
 
 def make_store(
     root: Path, z: np.ndarray, labels: dict[str, list], sae="s", encoded=None, size=None, branch="cond", told=True,
-    uncond: np.ndarray | None = None,
+    uncond: np.ndarray | None = None, prompts: list[str] | None = None, pictures: list[bytes] | None = None,
+    weights: bytes = b"weights",
 ) -> Store:  # fmt: skip
     """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without activations.
 
     ``encoded`` are the indices of the samples that were encoded (default: all), one shard a call; ``size`` the map (default: a
-    row); ``told``: the statistics say which steps they are of; ``uncond``: the codes of the other branch, in the same shard.
+    row); ``told``: the statistics say which steps they are of; ``uncond``: the codes of the other branch, in the same shard;
+    ``pictures``: PNG files, one a sample; ``weights``: the bytes of the SAE's file.
     """
     n, _, positions, n_latents = z.shape
     store = Store.create(root, RUN)
-    ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(n)]
-    store.append("samples", shard_name(0, ids), _samples(ids, labels), ids, {})
+    texts = prompts or [f"prompt {i}" for i in range(n)]
+    ids = [sample_id(store.run_id, text, 0) for text in texts]
+    store.append("samples", shard_name(0, ids), _samples(ids, texts, labels, pictures), ids, {})
     height, width = size or (1, positions)
     config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
               "height": height, "width": width}  # fmt: skip
-    files = {"config.json": json.dumps(config).encode(), "sae.safetensors": b"weights", "metrics.json": b"{}"}
+    files = {"config.json": json.dumps(config).encode(), "sae.safetensors": weights, "metrics.json": b"{}"}
     commit_sae(store, sae, files, {})
     chosen = list(range(n)) if encoded is None else encoded
     kept = [ids[i] for i in chosen]
@@ -56,12 +59,14 @@ def timestep(step: int) -> float:
     return 981.0 - 20 * step
 
 
-def _samples(ids: list[int], labels: dict[str, list]) -> pa.Table:
+def _samples(ids: list[int], prompts: list[str], labels: dict[str, list], pictures: list[bytes] | None) -> pa.Table:
     n = len(ids)
-    columns = {"sample_id": ids, "prompt": [f"prompt {i}" for i in range(n)], "seed": [0] * n, **labels}
+    columns = {"sample_id": ids, "prompt": prompts, "seed": [0] * n, **labels}
     shared = {"guidance": 3.0, "n_steps": 3, "scheduler": "DDIMScheduler", "model": "m", "model_hash": "f16:0"}
     columns |= {key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()}
-    return pa.Table.from_pydict(columns, schema=samples_schema(labels))
+    if pictures is not None:
+        columns["image"] = [{"bytes": png, "path": f"{i}.png"} for i, png in enumerate(pictures)]
+    return pa.Table.from_pydict(columns, schema=samples_schema(labels, pictures is not None))
 
 
 def _codes(z, ids, branch):
