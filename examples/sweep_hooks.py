@@ -4,12 +4,12 @@ python examples/sweep_hooks.py demo/prompts.jsonl sweep --concept style=neon
 """
 
 import argparse
-import json
 
 from tabulate import tabulate
 
 from collectors import CollectSettings, collect
 from featurestore.prompts import read_prompts
+from featurestore.saes import load_metrics
 from queries import select
 from sae import RunSettings, TrainSettings, encode, load_model, train
 
@@ -36,7 +36,7 @@ def main() -> None:
         name = hook.replace(".", "-")
         settings = TrainSettings(k=16, expansion=8, steps=args.train_steps, batch_size=1024)
         train(store, hook, name, settings)
-        metrics = json.loads((store.root / "saes" / name / "metrics.json").read_text())
+        metrics = load_metrics(store, name)
         encode(store, name)
         selection = select(store, name, family, concept, top=1)
         scores = selection.rows["score"].to_pylist()

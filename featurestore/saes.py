@@ -59,6 +59,7 @@ _FIELDS = {
     "apply_b_dec_to_input": Field(lambda value: isinstance(value, bool), "true or false", True),
 }
 _MAX_CONFIG_BYTES = 2**20
+_MAX_METRICS_BYTES = 2**26
 
 
 def load_config(store: Store, name: str) -> dict[str, Any]:
@@ -77,6 +78,26 @@ def load_config(store: Store, name: str) -> dict[str, Any]:
         return closed(config, _FIELDS)
     except (MalformedError, OSError) as error:
         raise SAEError(f"{path}: {error}.") from error
+
+
+def load_metrics(store: Store, name: str) -> dict[str, Any] | None:
+    """Return an SAE's ``metrics.json``, FVU, L0 and dead latents on held-out samples; None: it was never measured.
+
+    Raises:
+        SAEError: there is no such SAE, or the file is not what its record says.
+    """
+    entry = next((e for e in sae_record(store, name).files if e.path.endswith("/metrics.json")), None)
+    if entry is None:
+        return None
+    wrong = check_file(store.root, entry)
+    if wrong:
+        raise SAEError(f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'.")
+    path = inside(store.root, entry.path)
+    try:
+        metrics = parse_json(read_regular(path, _MAX_METRICS_BYTES))
+    except (MalformedError, OSError) as error:
+        raise SAEError(f"{path}: {error}.") from error
+    return metrics if isinstance(metrics, dict) else None
 
 
 def weights_path(store: Store, name: str) -> Path:

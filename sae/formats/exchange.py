@@ -19,6 +19,7 @@ from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, store_s
 from sae.formats.calibrate import calibrate_on_
 from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
+from sae.formats.model_card import model_card
 from sae.formats.registry import WRITERS, read_checkpoint
 from sae.model import SAE, SAEConfig
 
@@ -107,7 +108,7 @@ def _place(store: Store, source: str, found: Foreign, hook: str | None, io: str 
 
 
 def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
-    """Write an SAE of a store in another library's format into a new directory; return the files.
+    """Write an SAE of a store in another library's format into a new directory, with a model card; return the files.
 
     Raises:
         SAEError: the store has no such SAE, or the format cannot express it.
@@ -117,7 +118,7 @@ def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
         raise UsageError(f"format {format!r} cannot be written. Known: {', '.join(WRITERS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists: name a new directory.")
-    files = WRITERS[format](store_sae(store, name))
+    files = WRITERS[format](store_sae(store, name)) | {"README.md": model_card(store, name, format).encode()}
     for file, data in files.items():
         durable.write_bytes(out / file, data)
     return [out / file for file in files]

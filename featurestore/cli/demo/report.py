@@ -1,7 +1,6 @@
 """``report.html``: one page that needs no network."""
 
 import io
-import json
 from importlib.resources import files
 from typing import Any
 
@@ -16,7 +15,7 @@ from featurestore.cli.demo import figures
 from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
 from featurestore.cli.store import human_bytes
 from featurestore.format import durable
-from featurestore.saes import load_config
+from featurestore.saes import load_config, load_metrics
 from featurestore.selection import Selection
 from featurestore.store import Store
 
@@ -28,7 +27,7 @@ def write_report(demo: Demo) -> None:
     template = Environment(autoescape=True).from_string(
         files("featurestore.cli.demo").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
-    metrics = {result.study.sae: _metrics(demo.store, result.study.sae) for result in demo.results}
+    metrics = {result.study.sae: load_metrics(demo.store, result.study.sae) or {} for result in demo.results}
     page = template.render(
         table=rows_of_table(demo),
         studies=[_study(demo, result) for result in demo.results],
@@ -41,10 +40,6 @@ def write_report(demo: Demo) -> None:
         n_judged=len(demo.prompts),
     )
     durable.write_bytes(demo.out / "report.html", page.encode())
-
-
-def _metrics(store: Store, sae: str) -> dict[str, Any]:
-    return json.loads((store.root / "saes" / sae / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _study(demo: Demo, result: Result) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_what_is_exported_and_imported_is_the_same_function(format, store, tmp_p
     sae = random_sae(D_IN, 40, 4, hook=HOOK)
     put(store, sae, "ours")
     out = tmp_path / "out"
-    assert [path.parent for path in export_sae(store, "ours", format, out)] == [out, out]
+    assert [path.parent for path in export_sae(store, "ours", format, out)] == [out, out, out]
     back = loaded(out)
     x = formats.inputs()
     assert torch.equal(back.encode_dense(x), sae.encode_dense(x))
