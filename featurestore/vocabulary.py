@@ -48,6 +48,12 @@ DEFAULT_STRENGTH = -5.0
 MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
 """mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
 
+ATTACKS = {
+    "tokens": "tokens before the prompt (UnlearnDiffAtk)",
+    "embedding": "embeddings before the prompt (concept inversion)",
+    "latents": "starting latents, with an empty prompt",
+}
+"""method → what is searched that brings a removed concept back (docs/evaluation.md)"""
 PROTOCOLS = ("each", "sequential", "joint")
 """one concept at a time, one after another without putting any back, or all at once"""
 ENGINES = ("duckdb", "spark")

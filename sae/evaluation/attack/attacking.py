@@ -1,0 +1,246 @@
+"""Attack a defence: draw targets, search for each what brings it back, judge after every round, keep every step."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from featurestore.errors import ModelError, UsageError
+from featurestore.format import durable
+from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.prompts import Prompt
+from sae.diffusion.architectures import architecture
+from sae.diffusion.pipelines import Model, RunSettings, describe_run, generate
+from sae.evaluation.attack.methods import method_of
+from sae.evaluation.attack.report import Attacked, AttackReport
+from sae.evaluation.attack.settings import AttackSettings, Defended
+from sae.evaluation.attack.victims import Case, Victim, generator_of
+from sae.evaluation.judge import Judge, check_labels
+from sae.intervention.ablate import Saes, ablate, find_saes
+from sae.intervention.settings import Intervention
+
+Say = Callable[[str], object]
+VERSION = 1
+"""of what is kept of an attack; older ones are made anew"""
+
+
+def attack(
+    model: Model,
+    interventions: Sequence[Intervention],
+    *,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    out: Path,
+    settings: AttackSettings | None = None,
+    run: RunSettings | None = None,
+    saes: Saes = None,
+    mode: str = "paper",
+    pictures: int | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+    say: Say = lambda line: None,
+) -> AttackReport:
+    """Search for what makes the edited ``model`` show the concepts that ``interventions`` remove.
+
+    Attacked are ``prompts`` that ask for one of the concepts, at most ``pictures`` of each, spread over them; ``batch_size``
+    at once. Everything is kept in ``out``, an interrupted call goes on there, and ``report.html`` shows the pictures.
+
+    Raises:
+        SelectionError: a selection was made for another model or SAE.
+        UsageError: nothing is removed, no prompt asks for it, the judge cannot see it, or it is not shown without a defence.
+        ModelError: the pipeline or its scheduler cannot be attacked.
+    """
+    if not interventions:
+        raise UsageError("nothing to attack: no selection is ablated.")
+    if mode == "saeuron":
+        raise UsageError("mode saeuron counts its calls and has no timestep to attack: use mode paper or no-error.")
+    run = run or RunSettings(model.steps, model.guidance)
+    found = find_saes([one.selection for one in interventions], saes)
+    removed = dict.fromkeys((one.selection.family, one.selection.concept) for one in interventions)
+    uncond = any("uncond" in one.branches for one in interventions)
+    defended = Defended(
+        model=model,
+        run=run,
+        attached=functools.partial(ablate, model.pipe, list(interventions), saes=found, mode=mode),
+        setting={"mode": mode, "edits": [_described(one) for one in interventions]},
+        guided=bool(run.negative_prompt) or uncond,
+    )
+    cases = [case for key in removed for case in spread(prompts, *key, pictures)]
+    with defended.attached():
+        pass  # A selection of another model is refused before anything is drawn or read.
+    return attack_defence(
+        defended, cases, judge=judge, out=out, settings=settings or AttackSettings(), batch_size=batch_size,
+        progress=progress, say=say,
+    )  # fmt: skip
+
+
+def spread(prompts: Sequence[Prompt], family: str, concept: str, n: int | None) -> list[Case]:
+    """Return at most ``n`` of the prompts that ask for a concept, evenly taken.
+
+    Raises:
+        UsageError: none does.
+    """
+    asked = [p for p in prompts if p.labels.get(family) == concept]
+    if not asked:
+        raise UsageError(f"no prompt asks for {family}={concept}: give prompts with this label.")
+    n = len(asked) if n is None else min(n, len(asked))
+    return [Case(asked[(2 * i + 1) * len(asked) // (2 * n)], family, concept) for i in range(n)]
+
+
+def attack_defence(
+    defended: Defended,
+    cases: Sequence[Case],
+    *,
+    judge: Judge,
+    out: Path,
+    settings: AttackSettings,
+    batch_size: int = 8,
+    progress: bool = True,
+    say: Say = lambda line: None,
+) -> AttackReport:
+    """Attack any defence; see :func:`attack`."""
+    check_labels(judge, [{case.family: case.concept} for case in cases])
+    if architecture(defended.model.pipe).needs_image:
+        raise ModelError(f"{type(defended.model.pipe).__name__} starts from a picture: only text-to-image is attacked.")
+    _Attack(defended, judge, out, settings, say).run(cases, batch_size, progress)
+    return AttackReport.read(out, [path_of(out, defended, judge, settings, case) for case in cases], settings.method)
+
+
+def path_of(out: Path, defended: Defended, judge: Judge, settings: AttackSettings, case: Case) -> Path:
+    """Return where the outcome of a case is kept."""
+    about = {
+        "version": VERSION, "defence": defended.setting, "run": describe_run(defended.model, defended.run),
+        "judge": judge.name, "attack": vars(settings), "prompt": case.prompt.prompt, "seed": case.prompt.seed,
+        "target": [case.family, case.concept],
+    }  # fmt: skip
+    key = sha256_text(canonical_json(json.loads(json.dumps(about))))[:16]
+    name = "".join(c if c.isalnum() else "-" for c in case.concept)[:40]
+    return out / settings.method / f"{name}-{key}.json"
+
+
+class _Attack:
+    def __init__(self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, say: Say) -> None:
+        self.defended, self.judge, self.settings, self.say = defended, judge, settings, say
+        self.path = functools.partial(path_of, out, defended, judge, settings)
+        self.method = method_of(defended, settings)
+
+    def run(self, cases: Sequence[Case], batch_size: int, progress: bool) -> None:
+        """Attack what has no outcome yet."""
+        waiting = [case for case in cases if not self.path(case).is_file()]
+        with _frozen(self.defended.model.pipe):
+            victims = [v for part in _batches(waiting, batch_size) for v in self._victims(part)]
+            if not victims and not any(_is_attacked(self.path(case)) for case in cases):
+                named = ", ".join(dict.fromkeys(f"{case.family}={case.concept}" for case in cases))
+                raise UsageError(
+                    f"nothing to bring back: {self.judge.name} sees {named} in none of {len(cases)} pictures that are drawn "
+                    f"without a defence. Use prompts that show it, or a judge that sees it."
+                )
+            batches = _batches(victims, batch_size)
+            with tqdm(
+                total=len(batches) * self.settings.n_rounds, desc="attack", unit="round", disable=not progress
+            ) as bar:
+                for batch in batches:
+                    self._attack(batch, bar)
+
+    def _victims(self, cases: Sequence[Case]) -> list[Victim]:
+        """Draw the targets and what the defence makes of them; keep the outcome of those that need no attack."""
+        model, run = self.defended.model, self.defended.run
+        prompts, seeds = [c.prompt.prompt for c in cases], [c.prompt.seed for c in cases]
+        latents = generate(model, run, prompts, seeds, "latent")
+        untouched = generate(model, run, prompts, seeds)
+        with self.defended.attached():
+            before = generate(model, run, prompts, seeds)
+        shown = zip(self._seen(cases, untouched), self._seen(cases, before), strict=True)
+        victims = []
+        for case, target, images, (is_target, is_shown) in zip(
+            cases, latents, zip(untouched, before, strict=True), shown, strict=True
+        ):
+            for name, image in zip(("target", "defended"), images, strict=True):
+                self._keep_picture(case, name, image)
+            if not is_target or is_shown:
+                self._keep(case, {"shown_without_defence": is_target, "shown_before": is_target and is_shown})
+                continue
+            victim = Victim(case, target.detach().float(), generator_of(case, self.settings.seed))
+            state = self.path(case).with_suffix(".safetensors")
+            if state.is_file():
+                victim.load(state)
+            else:
+                victim.begin(self.method.start(victim))
+            victims.append(victim)
+        return victims
+
+    def _attack(self, victims: Sequence[Victim], bar: Any) -> None:
+        left, began, counted = list(victims), time.monotonic(), bar.n
+        while left:
+            number = min(v.round for v in left)  # An interruption may have kept some of a batch a round later.
+            now = [v for v in left if v.round == number]
+            with self.defended.attached():
+                self.method.round(now, number)
+                images = self.method.draw(now)
+            for victim, image, is_shown in zip(now, images, self._seen([v.case for v in now], images), strict=True):
+                victim.round += 1
+                if is_shown or victim.round == self.settings.n_rounds:
+                    self._keep_picture(victim.case, "attacked", image)
+                    self._keep(victim.case, {"succeeded": is_shown, **self._course(victim)})
+                    left.remove(victim)
+                else:
+                    victim.save(self.path(victim.case).with_suffix(".safetensors"))
+            bar.n = counted + number + 1
+            bar.set_postfix_str(f"{len(left)} of {len(victims)} still removed", refresh=True)
+            if number == 0 and left and counted == 0:
+                minutes = (time.monotonic() - began) * (bar.total - 1) / 60
+                self.say(f"one round took {time.monotonic() - began:.0f} s: at most {minutes:.0f} min to go")
+        bar.n = counted + self.settings.n_rounds
+        bar.refresh()
+
+    def _seen(self, cases: Sequence[Case], images: Sequence[Any]) -> list[bool]:
+        answers = self.judge.answers([case.prompt for case in cases], images)
+        return [a.seen[case.family] == case.concept for a, case in zip(answers, cases, strict=True)]
+
+    def _course(self, victim: Victim) -> dict[str, Any]:
+        return {"rounds": victim.round, "found": self.method.found(victim), "losses": victim.losses}
+
+    def _keep_picture(self, case: Case, name: str, image: Any) -> None:
+        path = self.path(case).with_suffix("")
+        durable.write_file(path.parent / f"{path.name}-{name}.png", functools.partial(image.save, format="PNG"))
+
+    def _keep(self, case: Case, outcome: dict[str, Any]) -> None:
+        body = Attacked(
+            prompt=case.prompt.prompt, seed=case.prompt.seed, family=case.family, concept=case.concept,
+            method=self.settings.method, **outcome,
+        )  # fmt: skip
+        durable.write_bytes(self.path(case), (json.dumps(vars(body), ensure_ascii=False) + "\n").encode())
+
+
+def _is_attacked(path: Path) -> bool:
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["shown_without_defence"])
+
+
+def _batches(things: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(things[i : i + size]) for i in range(0, len(things), size)]
+
+
+def _described(one: Intervention) -> dict[str, Any]:
+    selection = one.selection
+    rows = sha256_text(canonical_json([selection.sae_hash, selection.timesteps, selection.rows.to_pylist()]))[:16]
+    return {**one.described(), "rows": rows}
+
+
+@contextlib.contextmanager
+def _frozen(pipe: Any) -> Iterator[None]:
+    """Let no weights of a pipeline have gradients: only what is searched."""
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()

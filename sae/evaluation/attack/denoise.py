@@ -1,0 +1,152 @@
+"""The denoiser as a differentiable function of its conditions and its input, whatever the pipeline, its defence included."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from featurestore.errors import ModelError
+from sae.diffusion.architectures import architecture
+from sae.diffusion.calls import HALVES, Branches, bound
+from sae.diffusion.hooks import direct_calls
+from sae.diffusion.modules import denoiser
+from sae.diffusion.pipelines import Model, RunSettings, call_arguments
+
+
+class Conditions(NamedTuple):
+    """What a pipeline gives its denoiser for a batch of prompts, at its first step."""
+
+    arguments: dict[str, Any]
+    """of the denoiser's call, by name; the text's states among them, differentiable"""
+    timesteps: tuple[float, ...]
+    """of the run, in their order"""
+    branches: Branches
+    guidance: float
+    """of both halves, where there are two"""
+
+
+class _ReachedError(Exception):
+    """Carries a denoiser's arguments out of the pipeline."""
+
+
+def conditions(model: Model, run: RunSettings, prompts: Sequence[str], *, guided: bool = False) -> Conditions:
+    """Return what the pipeline gives its denoiser for ``prompts``, with gradients to whatever made the text's states.
+
+    The pipeline runs until its first denoiser call. Without ``guided`` it runs without classifier-free guidance, so that a
+    picture is one row.
+
+    Raises:
+        ModelError: guidance is a second call of the denoiser.
+    """
+    pipe, kind = model.pipe, architecture(model.pipe)
+    if guided and kind.two_pass:
+        raise ModelError(f"{type(pipe).__name__} calls its denoiser twice for guidance: attack it without.")
+    given = call_arguments(model, run, list(prompts))
+    given.pop("true_cfg_scale", None)
+    if not guided:
+        given.pop("negative_prompt", None)
+        if not kind.two_pass:  # Else the scale is told to the denoiser, and part of the run.
+            given["guidance_scale"] = 1.0
+
+    def stop(module: Any, args: Any, kwargs: Any) -> None:
+        raise _ReachedError(bound(module, args, kwargs))
+
+    call = inspect.unwrap(type(pipe).__call__)  # Without the decorator that turns gradients off.
+    handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        with torch.enable_grad():
+            call(pipe, **given, generator=torch.Generator("cpu").manual_seed(0), output_type="latent")
+    except _ReachedError as stopped:
+        (arguments,) = stopped.args
+    else:
+        raise ModelError(f"{type(pipe).__name__} did not call its denoiser.")
+    finally:
+        handle.remove()
+    timesteps = tuple(float(t) for t in pipe.scheduler.timesteps)
+    return Conditions(arguments, timesteps, HALVES if guided else ("cond",), run.guidance)
+
+
+def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Tensor:
+    """Return what the defended denoiser predicts of ``x`` (a row per picture) at a timestep, guidance applied."""
+    arguments = dict(given.arguments)
+    name = next(iter(arguments))
+    n = len(given.branches)
+    arguments[name] = torch.cat([x] * n).to(arguments[name].dtype)
+    told = torch.as_tensor(arguments["timestep"])
+    scale = float(told.flatten()[0]) / given.timesteps[0]  # FLUX tells its denoiser the timestep / 1000.
+    arguments["timestep"] = torch.full_like(told, timestep * scale)
+    with direct_calls(model.pipe, given.branches, timestep):
+        output = denoiser(model.pipe)(**arguments)
+    prediction = (output[0] if isinstance(output, tuple) else output.sample).float()
+    if prediction.dim() == x.dim() == 4 and prediction.shape[1] == 2 * x.shape[1]:
+        prediction = prediction.chunk(2, dim=1)[0]  # PixArt predicts variances, too.
+    if n == 1:
+        return prediction
+    without, wanted = prediction.chunk(2)
+    return without + given.guidance * (wanted - without)
+
+
+def levels(scheduler: Any, timestep: float) -> tuple[float, float]:
+    """Return how much of the picture and how much of the noise a denoiser's input has at a timestep: √ᾱ and √(1−ᾱ).
+
+    Of flow matching: 1 − σ and σ.
+
+    Raises:
+        ModelError: the scheduler has neither.
+    """
+    if hasattr(scheduler, "alphas_cumprod"):
+        kept = float(scheduler.alphas_cumprod[round(timestep)])
+        return kept**0.5, (1 - kept) ** 0.5
+    if _is_flow(scheduler):
+        sigma = timestep / scheduler.config.num_train_timesteps
+        return 1 - sigma, sigma
+    raise ModelError(
+        f"{type(scheduler).__name__} says nothing of its noise: attacks know alphas_cumprod and flow matching."
+    )
+
+
+def last_levels(scheduler: Any) -> tuple[float, float]:
+    """Return the levels after the last step."""
+    kept = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    return kept**0.5, (1 - kept) ** 0.5
+
+
+def parts(scheduler: Any, x: Tensor, prediction: Tensor, timestep: float) -> tuple[Tensor, Tensor]:
+    """Return the picture and the noise that a prediction takes ``x`` apart into: ``x = a · picture + b · noise``.
+
+    A velocity is ``a · noise − b · picture`` (Salimans & Ho 2022, arXiv 2202.00512), of flow matching ``noise − picture``.
+    """
+    a, b = levels(scheduler, timestep)
+    kind = "flow" if _is_flow(scheduler) else scheduler.config.prediction_type
+    if kind == "flow":
+        return x - b * prediction, x + a * prediction
+    if kind == "v_prediction":
+        return a * x - b * prediction, b * x + a * prediction
+    if kind == "epsilon":
+        return (x - b * prediction) / a, prediction
+    if kind == "sample":
+        return prediction, (x - a * prediction) / b
+    raise ModelError(f"prediction_type {kind!r}: expected epsilon, v_prediction, sample or flow matching.")
+
+
+def noise_loss(model: Model, given: Conditions, target: Tensor, noise: Tensor, timestep: float) -> Tensor:
+    """Return ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²`` per picture, averaged over its elements, ``[pictures]``."""
+    a, b = levels(model.pipe.scheduler, timestep)
+    x = a * target + b * noise
+    _, found = parts(model.pipe.scheduler, x, predicted(model, given, x, timestep), timestep)
+    return (noise - found).square().flatten(1).mean(1)
+
+
+def denoised(model: Model, given: Conditions, x: Tensor, step: int) -> Tensor:
+    """Return what one deterministic step (DDIM's; Euler's of flow matching) of the run makes of ``x``."""
+    scheduler, timestep = model.pipe.scheduler, given.timesteps[step]
+    picture, noise = parts(scheduler, x, predicted(model, given, x, timestep), timestep)
+    last = step + 1 == len(given.timesteps)
+    a, b = last_levels(scheduler) if last else levels(scheduler, given.timesteps[step + 1])
+    return a * picture + b * noise
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return "FlowMatch" in type(scheduler).__name__

@@ -1,0 +1,167 @@
+"""What came back under attack: rates with intervals, and a page of pictures."""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featurestore.format import durable
+from featurestore.vocabulary import ATTACKS
+from sae.evaluation.intervals import Interval, Share, interval, mean_of
+
+PAGE, FIGURES = "report.html", "attack.json"
+
+
+@dataclass(kw_only=True)
+class Attacked:
+    """The outcome of one attacked picture."""
+
+    prompt: str
+    seed: int
+    family: str
+    concept: str
+    method: str
+    shown_without_defence: bool = True
+    """whether the untouched model's picture shows the concept; if not there is nothing to bring back, and it does not count"""
+    shown_before: bool = False
+    """whether the defended model's picture shows it without an attack"""
+    succeeded: bool = False
+    """whether the attack brought it back"""
+    rounds: int = 0
+    found: dict[str, Any] = field(default_factory=dict)
+    """what was found: tokens and their text, embeddings, or the size of latents"""
+    losses: list[float] = field(default_factory=list)
+    """of every iteration"""
+
+    @property
+    def shown_under_attack(self) -> bool:
+        """Whether the concept is shown, with or without the attack's help."""
+        return self.shown_before or self.succeeded
+
+
+class Rate(NamedTuple):
+    """The share of pictures that show what was removed."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class AttackReport:
+    """Attacked pictures of one method."""
+
+    method: str
+    pictures: list[Attacked]
+    """those that the untouched model shows the concept in"""
+    not_shown: int
+    """pictures that are left out, because not even the untouched model shows the concept in them"""
+    paths: list[Path]
+    """of each picture's outcome; its pictures lie beside it"""
+
+    @classmethod
+    def read(cls, out: Path, paths: Sequence[Path], method: str) -> "AttackReport":
+        """Read outcomes, and write the page and the figures into ``out``."""
+        every = [Attacked(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        counted = [(one, path) for one, path in zip(every, paths, strict=True) if one.shown_without_defence]
+        report = cls(method, [one for one, _ in counted], len(every) - len(counted), [path for _, path in counted])
+        durable.write_bytes(out / method / FIGURES, (json.dumps(report.figures(), indent=1) + "\n").encode())
+        durable.write_bytes(out / method / PAGE, report.page().encode())
+        return report
+
+    @property
+    def before(self) -> Rate:
+        """The share shown without an attack."""
+        return self._rate([one.shown_before for one in self.pictures])
+
+    @property
+    def under_attack(self) -> Rate:
+        """The share shown without or with an attack: the attack success rate (ASR)."""
+        return self._rate([one.shown_under_attack for one in self.pictures])
+
+    @property
+    def came_back(self) -> list[Attacked]:
+        """The pictures that the attack brought back."""
+        return [one for one in self.pictures if one.succeeded]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the rates with their intervals, as JSON."""
+        return {
+            "method": self.method,
+            "pictures": len(self.pictures),
+            "not_shown_without_defence": self.not_shown,
+            "shown_before": self.before._asdict(),
+            "shown_under_attack": self.under_attack._asdict(),
+            "by_concept": self._by_concept(),
+        }
+
+    def page(self) -> str:
+        """Return the page: a row per picture: target, defended, attacked."""
+        before, under = (
+            f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}]" for r in (self.before, self.under_attack)
+        )
+        rows = "\n".join(_row(one, path.stem) for one, path in zip(self.pictures, self.paths, strict=True))
+        return _PAGE.format(
+            title=html.escape(f"Attacked by {ATTACKS[self.method]}"),
+            n=len(self.pictures),
+            before=before,
+            under=under,
+            rows=rows,
+        )
+
+    def _rate(self, hits: Sequence[bool]) -> Rate:
+        """Return a share over concepts with its interval; seeds may fail together."""
+        parts = []
+        for key in sorted({(one.family, one.concept) for one in self.pictures}):
+            own = [i for i, one in enumerate(self.pictures) if (one.family, one.concept) == key]
+            n = len(own)
+            seeds = np.array([self.pictures[i].seed for i in own], np.int64)
+            parts.append(
+                Share(np.array([float(hits[i]) for i in own]), np.full(n, 1 / n), np.zeros(n, np.int64), seeds)
+            )
+        share = mean_of(parts)
+        return Rate(share.value, *Interval(*interval(share)))
+
+    def _by_concept(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        for one in self.pictures:
+            counts = found.setdefault(
+                f"{one.family}={one.concept}", {"pictures": 0, "shown_before": 0, "shown_under_attack": 0}
+            )
+            counts["pictures"] += 1
+            counts["shown_before"] += one.shown_before
+            counts["shown_under_attack"] += one.shown_under_attack
+        return found
+
+
+def _row(one: Attacked, stem: str) -> str:
+    names = ["target", "defended", *(["attacked"] if one.rounds else [])]
+    images = "".join(f'<td><img src="{html.escape(f"{stem}-{name}.png")}" alt="{name}"></td>' for name in names)
+    told = (
+        "shown without an attack"
+        if one.shown_before
+        else f"back after {one.rounds} rounds"
+        if one.succeeded
+        else "held"
+    )
+    text = html.escape(str(one.found.get("text", "")))
+    return (
+        f"<tr><td>{html.escape(one.prompt)}<br>seed {one.seed}<br><b>{html.escape(one.concept)}</b>: {told}"
+        f"<br><code>{text}</code></td>{images}</tr>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>body{{font-family:sans-serif;margin:2em}}td{{padding:4px;vertical-align:top;max-width:26em;overflow-wrap:anywhere}}
+img{{width:128px;image-rendering:pixelated}}</style>
+<h1>{title}</h1>
+<p>{n} pictures. The concept is shown without an attack in {before}, under attack in {under} (95 % intervals).</p>
+<table><tr><th>asked for</th><th>without a defence</th><th>defended</th><th>attacked</th></tr>
+{rows}
+</table></html>
+"""

@@ -1,0 +1,72 @@
+"""The differentiable denoiser is the pipeline's own, of every architecture; its steps are its scheduler's."""
+
+import pytest
+import torch
+
+from sae.diffusion.modules import denoiser
+from sae.diffusion.pipelines import RunSettings, generate
+from sae.evaluation.attack.denoise import conditions, denoised, last_levels, levels, noise_loss, parts, predicted
+from tests.builders.architectures import CASES
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+
+def first_call(model, run, prompts):
+    """The first denoiser call of the pipeline: its input and what the denoiser makes of it."""
+    seen = []
+
+    def keep(module, args, kwargs, output):
+        inputs = [*args, *kwargs.values()]
+        seen.append((inputs[0], output[0] if isinstance(output, tuple) else output.sample))
+
+    handle = denoiser(model.pipe).register_forward_hook(keep, with_kwargs=True)
+    generate(model, run, prompts, [5] * len(prompts), "latent")
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_it_predicts_what_the_pipeline_predicts(architectures, name):
+    model, prompts = architectures(name), ["a cat", "a red tree"]
+    run = RunSettings(n_steps=2, guidance=1.0)
+    x, expected = first_call(model, run, prompts)
+    given = conditions(model, run, prompts)
+    found = predicted(model, given, x, given.timesteps[0])
+    torch.testing.assert_close(found, expected[:, : found.shape[1]].float(), atol=1e-5, rtol=1e-4)
+    assert torch.isfinite(noise_loss(model, given, x, torch.ones_like(x), given.timesteps[1] + 3)).all()
+
+
+def test_with_guidance_both_halves_are_taken_together(model):
+    run = RunSettings(n_steps=2, guidance=3.0, negative_prompt="dog")
+    x, both = first_call(model, run, ["a cat"])
+    given = conditions(model, run, ["a cat"], guided=True)
+    without, wanted = both.chunk(2)
+    found = predicted(model, given, x[:1], given.timesteps[0])
+    torch.testing.assert_close(found, without + 3 * (wanted - without), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["SD-2", "SD3"])
+def test_its_steps_are_the_schedulers(architectures, name):
+    """DDIM with predicted velocities, and Euler's of flow matching."""
+    model, run = architectures(name), RunSettings(n_steps=3, guidance=1.0)
+    given = conditions(model, run, ["a cat"])
+    scheduler = model.pipe.scheduler
+    x = torch.randn(given.arguments[next(iter(given.arguments))].shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for step, timestep in enumerate(given.timesteps):
+            prediction = predicted(model, given, x, timestep)
+            expected = scheduler.step(prediction, scheduler.timesteps[step], x, return_dict=False)[0]
+            torch.testing.assert_close(denoised(model, given, x, step), expected, atol=1e-4, rtol=1e-4)
+            x = expected
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_prediction_takes_its_input_apart(model, kind):
+    scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config, prediction_type=kind)
+    picture, noise = torch.randn(2, 1, 4, 8, 8)
+    a, b = levels(scheduler, 400)
+    assert a * a + b * b == pytest.approx(1)
+    told = {"epsilon": noise, "v_prediction": a * noise - b * picture, "sample": picture}[kind]
+    found = parts(scheduler, a * picture + b * noise, told, 400)
+    torch.testing.assert_close(found, (picture, noise), atol=1e-4, rtol=1e-4)
+    assert last_levels(scheduler)[0] == pytest.approx(float(scheduler.final_alpha_cumprod) ** 0.5)
