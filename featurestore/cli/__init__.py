@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "featurestore.cli.generate",
     "judge": "featurestore.cli.judge",
     "evaluate": "featurestore.cli.evaluate",
+    "attack": "featurestore.cli.attack",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
     "repair": "featurestore.cli.store",
