@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurestore.errors import SAEError, TakenError, nearest
 from featurestore.format import durable
@@ -60,6 +60,29 @@ _FIELDS = {
 }
 _MAX_CONFIG_BYTES = 2**20
 _MAX_METRICS_BYTES = 2**26
+
+
+class EncodedShare(NamedTuple):
+    """How much of a store an SAE has encoded."""
+
+    n_encoded: int
+    """samples"""
+    n_samples: int
+    """of the store"""
+    n_waiting: int
+    """samples whose activations are stored and not encoded"""
+
+
+def encoded_share(store: Store, name: str) -> EncodedShare:
+    """Return how many of a store's samples an SAE has encoded, and how many ``encode`` would.
+
+    Raises:
+        SAEError: there is no such SAE.
+    """
+    hook = load_config(store, name)["hook"]
+    samples, encoded = store.committed_samples("samples"), store.committed_samples(f"codes/{name}")
+    waiting = store.committed_samples(f"activations/{hook}") - encoded
+    return EncodedShare(len(encoded), len(samples), len(waiting))
 
 
 def load_config(store: Store, name: str) -> dict[str, Any]:

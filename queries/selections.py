@@ -148,7 +148,9 @@ def _rule(top: int | None, percentile: float | None) -> dict[str, float]:
         raise UsageError("--top and --percentile: give one of them.")
     if percentile is not None:
         if not 0 < percentile < 100:
-            raise UsageError(f"--percentile {percentile:g}: expected a number between 0 and 100.")
+            raise UsageError(
+                f"--percentile {percentile:g}: expected a number above 0 and below 100; nothing is above the 100th."
+            )
         return {"percentile": float(percentile)}
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: at least 1 is needed.")

@@ -1,5 +1,8 @@
 """A DuckDB connection over a store's committed, verified files."""
 
+import os
+import platform
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +41,8 @@ _EMPTY = {
 _TYPES = {"int64": "bigint", "int32": "integer", "float": "float", "double": "double", "string": "varchar"}
 _NESTED = {"features": "integer[][]", "values": "float[][]", "activation": "float[][]"}
 
+SPILL_PREFIX = f"featurestore-spill-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
+"""of the directories that queries spill into, before the number of their process"""
 _opened: ContextVar[Callable[[duckdb.DuckDBPyConnection], None] | None] = ContextVar("opened", default=None)
 
 
@@ -123,7 +128,7 @@ def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> 
 
 def open_database(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
     """Return a connection without views that spills above ``memory_limit``; raises UsageError if that is none."""
-    spill = Path(tempfile.gettempdir(), f"featurestore-spill-{secrets.token_hex(6)}")
+    spill = Path(tempfile.gettempdir(), f"{SPILL_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
     config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
     if memory_limit is not None:
         config["memory_limit"] = memory_limit

@@ -2,16 +2,14 @@
 
 import contextlib
 import importlib
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
 
 import click
 
 from featurestore import __version__
+from featurestore.cli.stopping import INTERRUPTED, pipes_may_close, terminable
 from featurestore.errors import FeatureStoreError, nearest
 
 COMMANDS = {
@@ -89,17 +87,19 @@ def main(args: Sequence[str] | None = None) -> None:
 
     SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
     """
-    with _termination() as terminated, _plain_warnings():
+    with pipes_may_close(), terminable() as terminated, _plain_warnings():
         try:
             status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted. What was committed stays; run the same command again to go on.", err=True)
+            click.echo(INTERRUPTED, err=True)
             sys.exit(143 if terminated else 130)
         except FeatureStoreError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            from featurestore.cli.values import visible
+
+            click.echo(f"Error: {visible(str(error))}", err=True)
             sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -113,24 +113,3 @@ def _plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[list[int]]:
-    """Make SIGTERM, which schedulers send, act as SIGINT; the list is no longer empty when it has come."""
-    came: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        handler = signal.getsignal(signal.SIGINT)
-        # In the background a shell has SIGINT ignored.
-        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, before)

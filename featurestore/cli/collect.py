@@ -125,10 +125,10 @@ def collect(
 def _print_estimate(estimate: "Estimate") -> None:
     from collectors.estimate import free_bytes
     from featurestore.cli.store import human_bytes
+    from featurestore.cli.tables import text_table
 
-    click.echo(f"{'table':58} {'rows':>14} {'size':>10}")
-    for table, (rows, size) in estimate.tables.items():
-        click.echo(f"{table:58} {rows:14,} {human_bytes(size):>10}")
+    rows = [[table, f"{n:,}", human_bytes(size)] for table, (n, size) in estimate.tables.items()]
+    click.echo(text_table(["table", "rows", "size"], rows, [False, True, True]))
     free = free_bytes(estimate.root)
     fits = "" if estimate.bytes <= free else "  It does not fit."
     click.echo(

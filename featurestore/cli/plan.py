@@ -47,9 +47,8 @@ def plan(
 
 
 def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None) -> None:
-    from tabulate import tabulate
-
     from featurestore.cli.store import human_bytes
+    from featurestore.cli.tables import text_table
 
     kept = {
         "everything": ("samples", "activations", "codes", "stats"),
@@ -61,9 +60,9 @@ def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None)
         f"{corpus.model.positions} × {corpus.model.d_in}: {corpus.rows:,} rows, {made.stats_rows:,} rows of stats\n"
     )
     rows = [[table, human_bytes(size)] for table, size in made.table_bytes.items()]
-    click.echo(tabulate(rows, headers=["table", "size"], tablefmt="plain", colalign=("left", "right")))
+    click.echo(text_table(["table", "size"], rows, [False, True]))
     rows = [[what, human_bytes(sum(made.table_bytes[t] for t in tables))] for what, tables in kept.items()]
-    click.echo("\n" + tabulate(rows, headers=["if you keep", "disk"], tablefmt="plain", colalign=("left", "right")))
+    click.echo("\n" + text_table(["if you keep", "disk"], rows, [False, True]))
     hours = made.generate_hours + made.encode_hours
     said = f"\nGPU (one H100): {made.generate_hours:,.2f} h to collect, at most {made.encode_hours:,.2f} h to encode"
     said += f"; {hours / gpus:,.2f} h with {gpus} side by side" if gpus > 1 else ""

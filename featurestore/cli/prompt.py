@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from featurestore.cli.tables import OutputOptions
     from featurestore.store import Store
 
 _LITERALS = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 _LEAVE = ("exit", "quit", ".exit", ".quit")
 
 
-def prompt(store: "Store", form: str, memory: str | None) -> None:
-    """Answer the statements typed at a terminal, or piped in, until the input ends. An error is shown and changes nothing."""
-    from featurestore.cli.tables import encode
+def prompt(store: "Store", out: "OutputOptions") -> None:
+    """Answer the statements typed at a terminal, or piped in, until the input ends. An error is shown and changes nothing.
+
+    At a terminal Ctrl-C ends a statement; SIGTERM ends all.
+    """
+    from featurestore.cli.stopping import Terminated, stoppable
+    from featurestore.cli.values import visible
     from featurestore.errors import FeatureStoreError
     from queries.session import run_sql
 
@@ -29,20 +34,28 @@ def prompt(store: "Store", form: str, memory: str | None) -> None:
         )
     for statement in _statements():
         try:
-            click.echo(encode(run_sql(store, statement, memory), form), nl=False)
-        except KeyboardInterrupt:
+            with stoppable(out.timeout):
+                answer = run_sql(store, statement, out.memory)
+            out.show(answer)
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated) or not sys.stdin.isatty():
+                raise
             click.echo("Interrupted.", err=True)
         except FeatureStoreError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"Error: {visible(str(error))}", err=True)
 
 
 def _statements() -> Iterator[str]:
     """Yield each statement without its ';'. Ctrl-C drops what was typed of one."""
+    from featurestore.cli.stopping import Terminated
+
     lines: list[str] = []
     while True:
         try:
             line = input(("featurestore> " if not lines else "         ...> ") if sys.stdin.isatty() else "")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated) or not sys.stdin.isatty():
+                raise
             click.echo()
             lines = []
             continue

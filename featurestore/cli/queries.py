@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.tables import as_text, output_options, resolved_format, show
+from featurestore.cli.hints import warn_unencoded
+from featurestore.cli.stopping import stoppable
+from featurestore.cli.tables import OutputOptions, as_text, output_options
 from featurestore.vocabulary import BRANCHES
 
 if TYPE_CHECKING:
@@ -39,7 +41,10 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
     from featurestore.store import Store
     from queries.importance import save_scores
 
-    record, best = save_scores(Store.open(store), sae, family, branch, top, progress=True)
+    opened = Store.open(store)
+    warn_unencoded(opened, sae)
+    with stoppable():
+        record, best = save_scores(opened, sae, family, branch, top, progress=True)
     click.echo(as_text(best, rows=None))
     click.echo(f"\n{record.rows:,} scores kept in {store}/scores/{sae}.")
 
@@ -48,7 +53,7 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
 @_STORE
 @click.argument("statement", required=False)
 @output_options
-def sql(store: Path, statement: str | None, form: str | None, output: Path | None, memory: str | None) -> None:
+def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     """Run one SELECT over STORE, or open a prompt: the views samples, codes, stats, scores and others.
 
     Also activations (column hook), totals, selections and saes; what belongs to an SAE has a column sae. labels has a row
@@ -66,13 +71,15 @@ def sql(store: Path, statement: str | None, form: str | None, output: Path | Non
     from featurestore.store import Store
     from queries.session import run_sql
 
-    if statement is None and output is not None:
+    if statement is None and out.output is not None:
         raise UsageError("-o FILE needs a statement; a prompt shows its answers.")
-    form = resolved_format(form, output)
+    out = out.resolved()
     if statement is None:
-        prompt(Store.open(store), form, memory)
-    else:
-        show(run_sql(Store.open(store), statement, memory), form, output)
+        prompt(Store.open(store), out)
+        return
+    with stoppable(out.timeout):
+        answer = run_sql(Store.open(store), statement, out.memory)
+    out.show(answer)
 
 
 @click.command()
@@ -128,7 +135,8 @@ def export(
     if database is not None:
         if sae or concepts or family or output:
             raise UsageError("--duckdb exports the whole store: leave out --sae, --concept, --by and -o.")
-        views = export_database(opened, database)
+        with stoppable():
+            views = export_database(opened, database)
         click.echo(f"{len(views)} views → {database}; they read {opened.root.resolve()} where it lies now.")
         return
     if not sae or bool(concepts) == bool(family):
@@ -138,7 +146,9 @@ def export(
     if len(families) > 1:
         raise UsageError(f"--concept: expected one family, found {', '.join(sorted(families))}.")
     names = [name for _, name in wanted] or None
-    selections = select_all(opened, sae, families.pop(), names, top, percentile, branch, progress=True)
+    warn_unencoded(opened, sae)
+    with stoppable():
+        selections = select_all(opened, sae, families.pop(), names, top, percentile, branch, progress=True)
     for selection in selections:
         where = _keep(opened, selection, output, form, alone=len(selections) == 1 and family is None)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)

@@ -1,11 +1,14 @@
 """``featurestore query`` and ``plot``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.tables import output_options, resolved_format, show
+from featurestore.cli.hints import warn_unencoded
+from featurestore.cli.stopping import stoppable
+from featurestore.cli.tables import OutputOptions, output_options
 from featurestore.vocabulary import BRANCHES, ENGINES
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 @output_options
 def query(
     store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
-    engine: str, form: str | None, output: Path | None, memory: str | None,
+    engine: str, out: OutputOptions,
 ) -> None:  # fmt: skip
     """Ask STORE a question of the library, by NAME.
 
@@ -48,20 +51,24 @@ def query(
     from queries import ask
 
     if show_list:
-        name = name or (None if store is None else str(store))
+        if name is None and store is not None and not store.is_dir():
+            name = str(store)  # a question alone; with a store alone, all are listed
         click.echo(_explained(name) if name else _listed())
         return
     if store is None or name is None:
         raise UsageError("expected STORE and NAME; 'featurestore query --list' shows the questions.")
-    form = resolved_format(form, output)
+    out = out.resolved()
+    _warn(Store.open(store), _parsed(parameters))
     second = None if other is None else Store.open(other)
     if engine == "spark":
-        if memory is not None:
-            raise UsageError("--memory is of DuckDB: give Spark its memory in its own configuration.")
+        option = "--memory" if out.memory else "--timeout" if out.timeout else None
+        if option is not None:
+            raise UsageError(f"{option} is of DuckDB: Spark has a configuration of its own.")
         table = _ask_spark(Store.open(store), name, _parsed(parameters), second)
     else:
-        table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=memory)
-    show(table, form, output)
+        with stoppable(out.timeout):
+            table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=out.memory)
+    out.show(table)
 
 
 @click.command()
@@ -92,8 +99,19 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
     from queries.selections import split_concept
 
     family, name = split_concept(concept)
-    n = plot_importance(Store.open(store), sae, family, name, output, kind=kind, top=top, branch=branch)
+    opened = Store.open(store)
+    warn_unencoded(opened, sae)
+    with stoppable():
+        n = plot_importance(opened, sae, family, name, output, kind=kind, top=top, branch=branch)
     click.echo(f"{n} features → {output}")
+
+
+def _warn(store: "Store", parameters: Mapping[str, object]) -> None:
+    """Warn of samples that the question's SAE, or the only one of the store, has not encoded."""
+    known = store.names("codes")
+    named = parameters.get("sae") or (known[0] if len(known) == 1 else None)
+    if named in known:
+        warn_unencoded(store, str(named))
 
 
 def _ask_spark(

@@ -19,29 +19,34 @@ def info(store: Path) -> None:
     \b
     featurestore info ./store
     """
+    from featurestore.cli.tables import text_table
     from featurestore.store import Store
 
     opened = Store.open(store)
     click.echo(f"{opened.root}  (format {FORMAT_VERSION}, run {opened.run_id})")
     for key, value in sorted((opened.run or {}).items()):
         click.echo(f"  {key:16} {_short(value)}")
-    click.echo(f"\n{'table':58} {'rows':>12} {'shards':>7} {'size':>10}")
+    rows = []
     for table in opened.tables():
         records = opened.records(table)
         size = sum(entry.bytes for record in records for entry in record.files)
-        click.echo(f"{table:58} {sum(r.rows for r in records):12,} {len(records):7,} {human_bytes(size):>10}")
+        rows.append([table, f"{sum(r.rows for r in records):,}", f"{len(records):,}", human_bytes(size)])
+    click.echo("\n" + text_table(["table", "rows", "shards", "size"], rows, [False, True, True, True]))
     _saes(opened)
 
 
 def _saes(store: "Store") -> None:
-    from featurestore.saes import load_config
+    from featurestore.cli.tables import text_table
+    from featurestore.saes import encoded_share, load_config
 
-    records = store.records("saes")
-    if records:
-        click.echo(f"\n{'SAE':24} {'hook':40} {'d_in':>6} {'latents':>8} {'k':>4}")
-    for record in records:
-        config = load_config(store, record.shard)
-        click.echo(f"{record.shard:24} {config['hook']:40} {config['d_in']:6} {config['n_latents']:8} {config['k']:4}")
+    rows = []
+    for record in store.records("saes"):
+        config, share = load_config(store, record.shard), encoded_share(store, record.shard)
+        sizes = [str(config[key]) for key in ("d_in", "n_latents", "k")]
+        rows.append([record.shard, config["hook"], *sizes, f"{share.n_encoded:,} of {share.n_samples:,}"])
+    if rows:
+        names = ["SAE", "hook", "d_in", "latents", "k", "samples encoded"]
+        click.echo("\n" + text_table(names, rows, [False, False, True, True, True, True]))
 
 
 @click.command()
@@ -113,5 +118,7 @@ def human_bytes(size: float) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    from featurestore.cli.values import visible
+
+    text = visible(str(value))
     return text if len(text) <= 90 else f"{text[:87]}…"

@@ -1,12 +1,15 @@
 """Tables as text, and in the file formats of ``--format``."""
 
-import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from featurestore.cli.options import gathered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,10 +26,52 @@ FORMATS = {
 BINARY = ("parquet", "jsonl.zst")
 ROWS_SHOWN = 40
 _CELL = 60
+_NARROW = 12
+"""characters of a column of text that is cut to fit a terminal"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What the options of :func:`output_options` say: what to do with the table that answers."""
+
+    form: str | None
+    output: Path | None
+    text_ids: bool
+    memory: str | None
+    timeout: float | None
+
+    def resolved(self) -> "OutputOptions":
+        """Return the options with the format that is asked for, or that the suffix of the file names.
+
+        Raises:
+            UsageError: Parquet to a terminal.
+        """
+        from featurestore.errors import UsageError
+
+        form, file = self.form, self.output
+        if form is None:
+            named = [name for name, suffix in FORMATS.items() if suffix and file and file.name.endswith(suffix)]
+            form = named[0] if named else "table"
+        if form in BINARY and file is None and sys.stdout.isatty():
+            raise UsageError(f"--format {form} writes bytes: give -o FILE, or pipe the output.")
+        return replace(self, form=form)
+
+    def show(self, table: "pa.Table") -> None:
+        """Write a table to the file, or to stdout if there is none; what other programs may misread is said on stderr."""
+        from featurestore.format import durable
+
+        form = self.form or "table"
+        data = encode(table, form, self.text_ids)
+        if self.output is None:
+            click.echo(data, nl=False)
+        else:
+            durable.write_bytes(self.output, data)
+        for note in _notes(table, form, self.text_ids):
+            click.echo(f"Note: {note}", err=True)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--format``, ``-o`` and ``--memory``: what a command that answers with a table is to do with it."""
+    """Add ``--format``, ``-o`` and what else is about a table that answers; they arrive as ``out``."""
     options = [
         click.option(
             "--format",
@@ -36,46 +81,30 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="[default: as the suffix of -o says, else table]",
         ),
         click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead."),
+        click.option(
+            "--text-ids", is_flag=True, help="JSON: 64-bit integers as text, which JavaScript does not round."
+        ),
         click.option("--memory", help="Spill to disk above this, such as 2GB.  [default: 80% of the machine's]"),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="Stop the query after this time.",
+        ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return gathered(command, "out", OutputOptions, options)
 
 
-def resolved_format(form: str | None, output: Path | None) -> str:
-    """Return the format that is asked for, or that the suffix of ``output`` names.
+def encode(table: "pa.Table", form: str, text_ids: bool = False) -> bytes:
+    """Return a table in one of ``FORMATS``; ``table`` shows the first rows only, all others are whole.
 
-    Raises:
-        UsageError: Parquet to a terminal.
+    ``text_ids``: in the JSON formats, columns of 64-bit integers are text.
     """
-    from featurestore.errors import UsageError
-
-    if form is None:
-        named = [name for name, suffix in FORMATS.items() if suffix and output and output.name.endswith(suffix)]
-        form = named[0] if named else "table"
-    if form in BINARY and output is None and sys.stdout.isatty():
-        raise UsageError(f"--format {form} writes bytes: give -o FILE, or pipe the output.")
-    return form
-
-
-def show(table: "pa.Table", form: str, output: Path | None) -> None:
-    """Write a table to a file, or to stdout if there is none."""
-    from featurestore.format import durable
-
-    data = encode(table, form)
-    if output is None:
-        click.echo(data, nl=False)
-    else:
-        durable.write_bytes(output, data)
-
-
-def encode(table: "pa.Table", form: str) -> bytes:
-    """Return a table in one of ``FORMATS``; ``table`` shows the first rows only, all others are whole."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
+    from featurestore.cli.values import json_text
     from featurestore.errors import QueryError
 
     if form == "table":
@@ -83,9 +112,12 @@ def encode(table: "pa.Table", form: str) -> bytes:
     if form == "markdown":
         return _markdown(table).encode()
     if form == "json":
-        return f"{json.dumps(_json(table.to_pylist()), ensure_ascii=False, indent=1)}\n".encode()
+        return f"{json_text(_rows(table, text_ids), indent=1)}\n".encode()
     if form == "jsonl.zst":
-        return _jsonl_zst(table)
+        import zstandard
+
+        lines = "".join(f"{json_text(row)}\n" for row in _rows(table, text_ids))
+        return zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode())
     sink = pa.BufferOutputStream()
     try:
         if form == "parquet":
@@ -97,78 +129,161 @@ def encode(table: "pa.Table", form: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _jsonl_zst(table: "pa.Table") -> bytes:
-    import zstandard
+def _columns(table: "pa.Table", text_ids: bool = False) -> list[list[Any]]:
+    """Return the columns' values as JSON has them."""
+    from featurestore.cli.values import integers_as_text, plain, values
 
-    lines = [json.dumps(_json(row), ensure_ascii=False) for row in table.to_pylist()]
-    return zstandard.ZstdCompressor(write_checksum=True).compress("".join(f"{line}\n" for line in lines).encode())
+    columns = []
+    for column in table.columns:
+        found = [plain(value) for value in values(column)]
+        columns.append([integers_as_text(value) for value in found] if text_ids and _is_wide(column.type) else found)
+    return columns
+
+
+def _rows(table: "pa.Table", text_ids: bool) -> list[dict[str, Any]]:
+    columns = _columns(table, text_ids)
+    return [
+        {name: column[i] for name, column in zip(table.column_names, columns, strict=True)}
+        for i in range(table.num_rows)
+    ]
+
+
+def _is_wide(kind: "pa.DataType") -> bool:
+    """Return whether a type holds integers that JavaScript cannot, or lists of such."""
+    import pyarrow as pa
+
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_int64(kind) or pa.types.is_uint64(kind) or (pa.types.is_decimal(kind) and kind.scale == 0))
+
+
+def _notes(table: "pa.Table", form: str, text_ids: bool) -> list[str]:
+    """Return what a program that reads the output could take for something else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from featurestore.cli.values import SAFE_INTEGER
+
+    notes = []
+    if form in ("json", "jsonl.zst") and not text_ids:
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            known = _is_wide(column.type) and not pa.types.is_nested(column.type) and len(column) > column.null_count
+            if known and max(abs(int(end)) for end in pc.min_max(column).as_py().values()) > SAFE_INTEGER:
+                notes.append(
+                    f"{name} has integers above 2^53, which JavaScript rounds: --text-ids writes them as text."
+                )
+    if form == "csv":
+        texts = [column for column in table.columns if pa.types.is_string(column.type)]
+        n = sum(pc.sum(pc.match_substring_regex(column, r"^[=+\-@\t\r]")).as_py() or 0 for column in texts)
+        if n:
+            notes.append(
+                f"{n:,} cells begin with =, +, - or @, which a spreadsheet takes for formulas: import as text."
+            )
+    return notes
 
 
 def _markdown(table: "pa.Table") -> str:
-    """Return a table as Markdown: every row, numbers in full, texts on one line."""
+    """Return a table as Markdown: every row, numbers in full, texts on one line, HTML as text."""
+    from featurestore.cli.values import json_text, visible
 
     def cell(value: Any) -> str:
-        text = (
-            "" if value is None else value if isinstance(value, str) else json.dumps(_json(value), ensure_ascii=False)
-        )
-        return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+        text = visible("" if value is None else value if isinstance(value, str) else json_text(value))
+        text = text.replace("\\", "\\\\").replace("|", "\\|")
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
-    rows = [table.column_names, ["---"] * table.num_columns, *(row.values() for row in table.to_pylist())]
+    rows = [table.column_names, ["---"] * table.num_columns, *zip(*_columns(table), strict=True)]
     return "".join(f"| {' | '.join(map(cell, row))} |\n" for row in rows)
 
 
 def _flat(table: "pa.Table") -> "pa.Table":
-    """Return the table with nested and binary columns as JSON text, as CSV has neither."""
+    """Return the table with nested and binary columns as JSON text, as CSV has neither, and times as text."""
     import pyarrow as pa
 
-    def text(column: Any) -> Any:
-        values = [None if v is None else json.dumps(_json(v), ensure_ascii=False) for v in column.to_pylist()]
-        return pa.array(values, pa.string())
+    from featurestore.cli.values import json_text, plain, values
 
-    odd = [pa.types.is_nested(column.type) or pa.types.is_binary(column.type) for column in table.columns]
+    def text(column: Any) -> Any:
+        found = values(column)
+        if not pa.types.is_temporal(column.type):
+            found = [None if value is None else json_text(plain(value)) for value in found]
+        return pa.array(found, pa.string())
+
+    odd = [
+        pa.types.is_nested(c.type) or pa.types.is_binary(c.type) or pa.types.is_temporal(c.type) for c in table.columns
+    ]
     columns = [text(c) if is_odd else c for c, is_odd in zip(table.columns, odd, strict=True)]
     return pa.table(columns, names=table.column_names)
 
 
-def _json(value: Any) -> Any:
-    """Return a value as JSON has it: no infinity and no NaN, but null; numbers of any width as numbers."""
-    import math
-    from decimal import Decimal
-
-    if isinstance(value, dict):
-        return {str(key): _json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (int, str, type(None))) else _plain(value)
-
-
-def _plain(value: Any) -> str:
-    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
-
-
 def as_text(table: "pa.Table", rows: int | None) -> str:
     """Return an aligned table; numbers to the right, long cells cut."""
+    from featurestore.cli.values import values
+
     shown = table if rows is None else table.slice(0, rows)
-    columns = [[_cell(value) for value in column.to_pylist()] for column in shown.columns]
+    columns = [[_cell(value) for value in values(column)] for column in shown.columns]
     numeric = [str(column.type).startswith(("int", "uint", "float", "double", "decimal")) for column in table.columns]
-    widths = [max(len(name), *map(len, cells), 0) for name, cells in zip(table.column_names, columns, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        parts = zip(cells, widths, numeric, strict=True)
-        return "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in parts).rstrip()
-
-    lines = [line(list(table.column_names)), line(["─" * width for width in widths])]
-    lines += [line(list(row)) for row in zip(*columns, strict=True)]
+    text = text_table(table.column_names, list(zip(*columns, strict=True)), numeric)
     if shown.num_rows < table.num_rows:
-        lines.append(f"… {table.num_rows - shown.num_rows:,} more of {table.num_rows:,} rows; --format csv shows all")
-    return "\n".join(lines)
+        text += f"\n… {table.num_rows - shown.num_rows:,} more of {table.num_rows:,} rows; --format csv shows all"
+    return text
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else _plain(value)
-    text = " ".join(text.split())
-    return text if len(text) <= _CELL else f"{text[: _CELL - 1]}…"
+    from featurestore.cli.values import plain, visible
+
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else _cut(visible(str(plain(value))), _CELL)
+
+
+def text_table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] | None = None) -> str:
+    """Return texts as an aligned table, ``right`` columns to the right; on a terminal no wider than that.
+
+    Cells that are too long are cut, columns that do not fit are named below.
+    """
+    from tabulate import DataRow, TableFormat, tabulate
+
+    from featurestore.cli.values import visible
+
+    right = right or [False] * len(names)
+    cells = [[visible(cell) for cell in row] for row in (names, *rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    widths, n_shown = _fitted(widths, right, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    fitted = [[_cut(cell, width) for cell, width in zip(row[:n_shown], widths, strict=False)] for row in cells]
+    fitted.insert(1, ["─" * max(map(_width, column)) for column in zip(*fitted, strict=True)])
+    row = DataRow("", "  ", "")
+    look = TableFormat(None, None, None, None, row, row, 0, None)
+    align = ["right" if is_right else "left" for is_right in right[:n_shown]]
+    made = tabulate(fitted, (), look, disable_numparse=True, colalign=align)
+    text = "\n".join(part.rstrip() for part in made.split("\n"))
+    left_out = f"\n… and the columns {', '.join(cells[0][n_shown:])}" if n_shown < len(names) else ""
+    return text + left_out
+
+
+def _fitted(widths: list[int], right: Sequence[bool], total: int | None) -> tuple[list[int], int]:
+    """Return the columns' widths and how many columns are shown within ``total`` characters."""
+    if total is None:
+        return widths, len(widths)
+    cut = widths
+    for narrow in range(max(widths, default=0), _NARROW - 1, -1):
+        cut = [width if is_right else min(width, narrow) for width, is_right in zip(widths, right, strict=True)]
+        if sum(cut) + 2 * (len(cut) - 1) <= total:
+            return cut, len(cut)
+    n = len(cut)
+    while n > 1 and sum(cut[:n]) + 2 * (n - 1) > total:
+        n -= 1
+    return cut, n
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for 雪, none for an accent that stands alone."""
+    from wcwidth import wcswidth
+
+    return len(text) if text.isascii() else max(0, wcswidth(text))
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while text and _width(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…"

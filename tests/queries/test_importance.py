@@ -115,7 +115,7 @@ def test_questions_that_have_no_answer(tmp_path):
         select(store, "z", "style", "neon")
     with pytest.raises(UsageError, match="give one of them"):
         select(store, "s", "style", "neon", top=1, percentile=50)
-    with pytest.raises(UsageError, match="expected a number between 0 and 100"):
+    with pytest.raises(UsageError, match="expected a number above 0 and below 100"):
         select(store, "s", "style", "neon", percentile=100)
     with pytest.raises(UsageError, match="expected FAMILY=CONCEPT"):
         split_concept("neon")

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from tabulate import tabulate
 
 from collectors.collection import CollectSettings, collect
 from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
 from featurestore.cli.demo.report import write_report
 from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
 from featurestore.cli.store import human_bytes
+from featurestore.cli.tables import text_table
 from featurestore.format import durable
 from featurestore.prompts import read_prompts
 from featurestore.selection import Selection
@@ -129,7 +129,7 @@ def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
 
 def _print_table(demo: Demo, total: float) -> None:
     rows = rows_of_table(demo)
-    click.echo("\n" + tabulate(rows[1:], headers=rows[0], tablefmt="plain", disable_numparse=True))
+    click.echo("\n" + text_table(rows[0], rows[1:]))
     asked = [f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")]
     click.echo(
         f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised."

@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import os
 
 import pyarrow.parquet as pq
 import pytest
 
 from featurestore import Selection
+from featurestore.cli.tables import text_table
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
@@ -50,7 +52,7 @@ def test_rules_that_do_not_fit(capsys, store, tmp_path):
     export = ["export", store.root, "--sae", "s", "--concept", "style=neon", "-o", tmp_path / "x.json"]
     for extra, status, message in [
         (["--top", 1, "--percentile", 50], 1, "--top and --percentile: give one of them"),
-        (["--percentile", 100], 1, "expected a number between 0 and 100"),
+        (["--percentile", 100], 1, "expected a number above 0 and below 100"),
         (["--top", 0], 2, "x>=1"),
         (["--branch", "uncond"], 1, "was encoded for branch cond, not uncond"),
     ]:
@@ -93,10 +95,120 @@ def test_parquet_can_be_piped(capfdbinary, store):
 
 
 def test_what_a_format_cannot_hold_is_one_line(capsys, store):
-    for form in ("csv", "parquet"):
-        status, out, err = run(capsys, "sql", store.root, "select interval 1 day as d", "--format", form)
-        assert (status, out, err.count("\n")) == (1, "", 1)
-        assert f"does not fit --format {form}" in err
+    statement = "select interval 1 day as d"
+    status, out, err = run(capsys, "sql", store.root, statement, "--format", "parquet")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "does not fit --format parquet" in err
+    assert run(capsys, "sql", store.root, statement, "--format", "csv") == (0, '"d"\n"1 day"\n', "")
+
+
+ODD = {
+    "date '290000-01-01'": "290000-01-01",
+    "'infinity'::date": "infinity",
+    "'-infinity'::timestamp": "-infinity",
+    "timestamp '290000-01-01 00:00:00'": "290000-01-01 00:00:00",
+    "date '0044-03-15 (BC)'": "0044-03-15 (BC)",
+    "time '24:00:00'": "24:00:00",
+    "'290000-01-01'::timestamptz": "290000-01-01 00:00:00+00",
+    "'infinity'::timestamp_s": "infinity",
+    "interval '1 month 2 days 3 seconds'": "1 month 2 days 00:00:03",
+}
+
+
+def test_values_that_python_does_not_have(capsys, store):
+    """D3: in every format, alone and within lists, structs and maps."""
+    columns = [f"{value} as c{i}" for i, value in enumerate(ODD)]
+    statement = f"select {', '.join(columns)}"
+    expected = list(ODD.values())
+    (row,) = json.loads(run(capsys, "sql", store.root, statement, "--format", "json")[1])
+    assert list(row.values()) == expected
+    _, cells = csv.reader(io.StringIO(run(capsys, "sql", store.root, statement, "--format", "csv")[1]))
+    assert cells == expected
+    assert run(capsys, "sql", store.root, statement, "--format", "markdown")[1].splitlines()[2] == (
+        f"| {' | '.join(expected)} |"
+    )
+    for name in expected:
+        assert name in run(capsys, "sql", store.root, statement)[1]
+    nested = "select [date 'infinity', null] as l, {'a': time '24:00:00'} as s, map {'k': date '290000-01-01'} as m, null as n"
+    (row,) = json.loads(run(capsys, "sql", store.root, nested, "--format", "json")[1])
+    assert row == {"l": ["infinity", None], "s": {"a": "24:00:00"}, "m": [["k", "290000-01-01"]], "n": None}
+    assert run(capsys, "sql", store.root, nested, "--format", "csv")[0] == 0
+
+
+def test_ids_as_text_in_json(capsys, store):
+    """D3: JavaScript rounds integers above 2^53."""
+    statement = "select sample_id, [sample_id] as l, seed, 1.5 as x from samples order by sample_id limit 1"
+    (i,) = store.arrow("samples").sort_by("sample_id")["sample_id"].to_pylist()[:1]
+    status, out, err = run(capsys, "sql", store.root, statement, "--format", "json")
+    assert (status, json.loads(out)) == (0, [{"sample_id": i, "l": [i], "seed": 0, "x": 1.5}])
+    assert err == "Note: sample_id has integers above 2^53, which JavaScript rounds: --text-ids writes them as text.\n"
+    _, out, err = run(capsys, "sql", store.root, statement, "--format", "json", "--text-ids")
+    assert (json.loads(out), err) == ([{"sample_id": str(i), "l": [str(i)], "seed": "0", "x": 1.5}], "")
+
+
+def test_cells_that_a_spreadsheet_takes_for_formulas_are_noted(capsys, store):
+    """D3: the cells stay what they are."""
+    status, out, err = run(capsys, "sql", store.root, "select '=1+2' as x, '-' as y, -3 as n", "--format", "csv")
+    assert (status, out) == (0, '"x","y","n"\n"=1+2","-",-3\n')
+    assert err.startswith("Note: 2 cells begin with =, +, - or @") and err.count("\n") == 1
+    assert run(capsys, "sql", store.root, "select 'a=1' as x, -3 as n", "--format", "csv")[2] == ""
+
+
+def test_a_terminal_and_a_page_obey_nothing_that_a_value_says(capsys, store):
+    """D3: ESC and other control characters, marks of direction, and HTML."""
+    statement = "select chr(27) || '[31m<b>' || chr(155) || chr(8238) || '&' as x"
+    shown = run(capsys, "sql", store.root, statement)[1].splitlines()[2]
+    assert shown == r"\x1b[31m<b>\x9b\u202e&"
+    page = run(capsys, "sql", store.root, statement, "--format", "markdown")[1].splitlines()[2]
+    assert page == r"| \\x1b[31m&lt;b&gt;\\x9b\\u202e&amp; |"
+    out = run(capsys, "sql", store.root, statement, "--format", "json")[1]
+    assert "\x1b" not in out and "\x9b" not in out
+    assert json.loads(out) == [{"x": "\x1b[31m<b>\x9b\u202e&"}]
+    err = run(capsys, "export", store.root, "--sae", "s", "--concept", "style=\x1b[31m")[2]
+    assert "\x1b" not in err and r"\x1b[31m" in err
+
+
+def test_wide_characters_are_aligned(capsys, store):
+    """D4."""
+    lines = run(capsys, "sql", store.root, "select * from (values ('雪', 'a'), ('neon', 'b')) t(x, y)")[1].splitlines()
+    assert lines == ["x     y", "────  ─", "雪    a", "neon  b"]
+
+
+def test_a_terminal_s_width_is_kept(monkeypatch, capsys):
+    monkeypatch.setattr("featurestore.cli.tables.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    text = text_table(["name", "n", "more"], [["a" * 50, "1", "b" * 50]], [False, True, False])
+    cut = f"{'a' * 16}…  1  {'b' * 16}…"
+    assert text.splitlines() == ["name               n  more", f"{'─' * 17}  ─  {'─' * 17}", cut]
+    narrow = text_table([f"c{i}" for i in range(9)], [["x" * 20] * 9])
+    assert max(map(len, narrow.splitlines()[:-1])) <= 40
+    assert narrow.splitlines()[-1] == "… and the columns c3, c4, c5, c6, c7, c8"
+
+
+def test_a_store_may_be_named_when_questions_are_listed(capsys, store):
+    """D4."""
+    listed = run(capsys, "query", "--list")
+    assert run(capsys, "query", store.root, "--list") == listed
+    assert run(capsys, "query", store.root, "bootstrap", "--list") == run(capsys, "query", "--list", "bootstrap")
+    assert "no question 'bootstra'" in run(capsys, "query", "--list", "bootstra")[2]
+
+
+def test_samples_that_are_not_encoded_are_counted(capsys, tmp_path):
+    """B5: with the command that encodes them."""
+    codes = random_codes(1, samples=4)
+    part = make_store(tmp_path / "part", codes, {"style": ["neon", "sketch"] * 2}, encoded=[0, 1])
+    for command in (
+        ["score", part.root, "--sae", "s", "--by", "style"],
+        ["export", part.root, "--sae", "s", "--by", "style", "-o", tmp_path / "out"],
+        ["plot", part.root, "--sae", "s", "--concept", "style=neon", "-o", tmp_path / "neon.png"],
+        ["query", part.root, "concepts"],
+    ):
+        status, _, err = run(capsys, *command)
+        assert status == 0
+        assert "Warning: 2 of 4 samples are encoded with SAE 's', and the answer is of these alone" in err, command
+        assert f"featurestore collect --store {part.root} --sae s" in err  # this store has no activations to encode
+    whole = make_store(tmp_path / "whole", codes, {"style": ["neon", "sketch"] * 2})
+    assert run(capsys, "score", whole.root, "--sae", "s", "--by", "style")[2] == ""
 
 
 def test_an_empty_answer_still_has_its_columns(capsys, store):
