@@ -129,10 +129,11 @@ def attack(
     defence, defended and attacked. Needs float32 weights (--model-dtype).
 
     \b
-    featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
-        --ablate neon.json --multiplier -1 --n-tokens 3 --out attacks
-    featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
-        --ablate neon.json --multiplier -1 --method embedding --method latents --out attacks
+    Example:
+      featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+          --ablate neon.json --multiplier -1 --n-tokens 3 --out attacks
+      featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+          --ablate neon.json --multiplier -1 --method embedding --method latents --out attacks
     """  # fmt: skip
     from sae.evaluation.attack import attack as search
     from sae.evaluation.judge import load_judge

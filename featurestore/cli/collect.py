@@ -85,9 +85,10 @@ def collect(
     whole shards, and what one leaves undone another takes up.
 
     \b
-    featurestore collect --model minicanvas --prompts prompts.jsonl --store ./store \\
-        --hook unet.up_blocks.1.attentions.1 --seeds 0-4
-    torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
+    Example:
+      featurestore collect --model minicanvas --prompts prompts.jsonl --store ./store \\
+          --hook unet.up_blocks.1.attentions.1 --seeds 0-4
+      torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
     from collectors import collection as collecting
     from collectors.shares import find_share

@@ -214,11 +214,12 @@ def evaluate(
     brackets: 95 % intervals over seeds and pictures. Everything is kept in evaluation.json.
 
     \b
-    featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
-        --ablate neon.json --ablate sketch.json --multiplier -1 --out styles
-    featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
-        --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
-        --search-judge minicanvas:selection --search-seeds 50-52 --out searched
+    Example:
+      featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+          --ablate neon.json --ablate sketch.json --multiplier -1 --out styles
+      featurestore evaluate --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
+          --store demo/store --sae styles --by style --top 2,4 --multiplier=-1,-5 \\
+          --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
     from sae.evaluation import evaluate as measure
     from sae.evaluation.accuracy import targets_text

@@ -19,8 +19,9 @@ def explore(store: Path, model: str | None, port: int | None, browser: bool) -> 
     Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere, and nothing in the store is changed.
 
     \b
-    featurestore explore ./store
-    featurestore explore ./store --no-browser --port 9000
+    Example:
+      featurestore explore ./store
+      featurestore explore ./store --no-browser --port 9000
     """
     from featurestore.explorer.server import serve
     from featurestore.store import Store

@@ -147,11 +147,12 @@ def generate(
     --intervention, --branch, --window and --mask are given once for all selections, or once for each, in their order.
 
     \b
-    featurestore generate --model minicanvas --prompt "An image of cat in neon style." --seeds 0-3 --out before
-    featurestore generate --model minicanvas --prompt "An image of cat in neon style." --seeds 0-3 --out after \\
-        --ablate neon.json --multiplier -20
-    featurestore generate --model minicanvas --prompt "An image of cat in neon style." --out half \\
-        --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
+    Example:
+      featurestore generate --model minicanvas --prompt "An image of cat in neon style." --seeds 0-3 --out before
+      featurestore generate --model minicanvas --prompt "An image of cat in neon style." --seeds 0-3 --out after \\
+          --ablate neon.json --multiplier -20
+      featurestore generate --model minicanvas --prompt "An image of cat in neon style." --out half \\
+          --ablate neon.json --multiplier -1 --ablate cat.json --multiplier -20 --window 0%:50%
     """  # fmt: skip
     from featurestore.errors import UsageError
     from featurestore.prompts import Prompt

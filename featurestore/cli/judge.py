@@ -30,9 +30,10 @@ def judge(
     What each was asked to show is read from the folder's generated.jsonl, or from the files' names.
 
     \b
-    featurestore judge after --judge minicanvas --target style=neon
-    featurestore judge pictures --judge style50 --judge class20 --target "style=Van_Gogh" \\
-        --names "{style}_{object}_seed{seed}" --names "{object}_seed{seed}"
+    Example:
+      featurestore judge after --judge minicanvas --target style=neon
+      featurestore judge pictures --judge style50 --judge class20 --target "style=Van_Gogh" \\
+          --names "{style}_{object}_seed{seed}" --names "{object}_seed{seed}"
     """  # fmt: skip
     from featurestore.format import durable
     from queries.selections import split_concept

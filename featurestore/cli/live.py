@@ -53,8 +53,9 @@ def train_live(
     where it was interrupted: it generates the first chunk again and the one at which it stopped.
 
     \b
-    featurestore train-live --model minicanvas --prompts prompts.jsonl --store ./store --k 16 --expansion 8 \\
-        --hook unet.up_blocks.1.attentions.1 --name styles --hook unet.up_blocks.0.attentions.1 --name objects
+    Example:
+      featurestore train-live --model minicanvas --prompts prompts.jsonl --store ./store --k 16 --expansion 8 \\
+          --hook unet.up_blocks.1.attentions.1 --name styles --hook unet.up_blocks.0.attentions.1 --name objects
     """
     from collectors.collection import CollectSettings
     from collectors.live import train_live

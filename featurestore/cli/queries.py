@@ -36,7 +36,8 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
     samples, step by step; shown is its mean over the steps, and at how many steps it is among the concept's best.
 
     \b
-    featurestore score ./store --sae styles --by style
+    Example:
+      featurestore score ./store --sae styles --by style
     """
     from featurestore.store import Store
     from queries.importance import save_scores
@@ -62,9 +63,10 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     statement ends with ';' and may take several lines; Ctrl-D leaves.
 
     \b
-    featurestore sql ./store "select style, count(*) from samples group by style"
-    featurestore sql ./store "select feature, sum(sum) from stats where step < 5 group by all" -o early.csv
-    featurestore sql ./store
+    Example:
+      featurestore sql ./store "select style, count(*) from samples group by style"
+      featurestore sql ./store "select feature, sum(sum) from stats where step < 5 group by all" -o early.csv
+      featurestore sql ./store
     """
     from featurestore.cli.prompt import prompt
     from featurestore.errors import UsageError
@@ -122,9 +124,10 @@ def export(
     model, the hook, the SAE and the store. Without -o it is kept in the table selections/SAE of the store.
 
     \b
-    featurestore export ./store --sae styles --concept style=neon --top 4 -o neon.json
-    featurestore export ./store --sae styles --by style -o selections --format csv
-    featurestore export ./store --duckdb store.duckdb
+    Example:
+      featurestore export ./store --sae styles --concept style=neon --top 4 -o neon.json
+      featurestore export ./store --sae styles --by style -o selections --format csv
+      featurestore export ./store --duckdb store.duckdb
     """
     from featurestore.errors import UsageError
     from featurestore.store import Store

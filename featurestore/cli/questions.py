@@ -41,10 +41,11 @@ def query(
     other commands are the parameters sae and family here; where there is only one, it need not be named.
 
     \b
-    featurestore query --list
-    featurestore query --list bootstrap
-    featurestore query ./store timestep_profile -p sae=styles -p feature=41
-    featurestore query ./store overlap -p concept=neon -p other_concept=sketch -o overlap.csv
+    Example:
+      featurestore query --list
+      featurestore query --list bootstrap
+      featurestore query ./store timestep_profile -p sae=styles -p feature=41
+      featurestore query ./store overlap -p concept=neon -p other_concept=sketch -o overlap.csv
     """
     from featurestore.errors import UsageError
     from featurestore.store import Store
@@ -91,8 +92,9 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
     """Draw the importance of a concept's best features over the timesteps.
 
     \b
-    featurestore plot ./store --sae styles --concept style=neon -o neon.png
-    featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
+    Example:
+      featurestore plot ./store --sae styles --concept style=neon -o neon.png
+      featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
     """
     from featurestore.store import Store
     from queries.plots import plot_importance

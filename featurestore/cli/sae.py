@@ -20,7 +20,8 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     samples of each concept family, with which a single concept is scored without reading the others.
 
     \b
-    featurestore encode --store ./store --sae styles
+    Example:
+      featurestore encode --store ./store --sae styles
     """
     from featurestore.store import Store
     from queries.totals import keep_totals
@@ -40,8 +41,9 @@ def sae() -> None:
     """Bring SAEs of other libraries into a store, and give a store's SAEs to them.
 
     \b
-    featurestore sae import ./unet.up_blocks.1.attentions.1 --store ./store --name styles
-    featurestore sae export ./store styles --format saelens --out ./styles
+    Example:
+      featurestore sae import ./unet.up_blocks.1.attentions.1 --store ./store --name styles
+      featurestore sae export ./store styles --format saelens --out ./styles
     """
 
 
@@ -80,9 +82,10 @@ def import_(
     are never run.
 
     \b
-    featurestore sae import someone/saes/unet.up_blocks.1.attentions.1 --store ./store --name theirs
-    featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
-    featurestore sae import ./batch.pt --k 32 --calibrate --hook unet.mid_block.attentions.0 --store ./store --name batch
+    Example:
+      featurestore sae import someone/saes/unet.up_blocks.1.attentions.1 --store ./store --name theirs
+      featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
+      featurestore sae import ./batch.pt --k 32 --calibrate --hook unet.mid_block.attentions.0 --store ./store --name batch
     """
     from featurestore.saes import load_config
     from featurestore.store import Store
@@ -106,7 +109,8 @@ def export(store: Path, name: str, format: str, out: Path) -> None:
     """Write an SAE of a store so that another library loads it.
 
     \b
-    featurestore sae export ./store styles --format sparsify --out ./unet.up_blocks.1.attentions.1
+    Example:
+      featurestore sae export ./store styles --format sparsify --out ./unet.up_blocks.1.attentions.1
     """
     from featurestore.store import Store
     from sae.formats.exchange import export_sae

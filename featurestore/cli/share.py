@@ -14,7 +14,8 @@ def pack(store: Path, bundle: Path) -> None:
     Only what is committed goes in. The same store gives the same bytes.
 
     \b
-    featurestore pack ./store store.tar.zst
+    Example:
+      featurestore pack ./store store.tar.zst
     """
     from tqdm import tqdm
 
@@ -39,7 +40,8 @@ def unpack(bundle: Path, store: Path) -> None:
     Every file is checked against the checksum it was packed with.
 
     \b
-    featurestore unpack store.tar.zst ./store
+    Example:
+      featurestore unpack store.tar.zst ./store
     """
     from tqdm import tqdm
 
@@ -62,7 +64,8 @@ def push(store: Path, repo: str, private: bool, revision: str | None) -> None:
     Everybody then reads it with load_dataset("user/name", "<table>").
 
     \b
-    featurestore push ./store user/name
+    Example:
+      featurestore push ./store user/name
     """
     from featurestore.sharing.hub import push as run_push
     from featurestore.store import Store
@@ -78,7 +81,8 @@ def pull(repo: str, store: Path, revision: str | None) -> None:
     """Download a store from REPO (user/name) to the new directory STORE and check every file.
 
     \b
-    featurestore pull user/name ./store
+    Example:
+      featurestore pull user/name ./store
     """
     from featurestore.sharing.hub import pull as run_pull
 

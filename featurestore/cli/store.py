@@ -17,7 +17,8 @@ def info(store: Path) -> None:
     """Say what is in STORE: its run, its tables, its SAEs.
 
     \b
-    featurestore info ./store
+    Example:
+      featurestore info ./store
     """
     from featurestore.cli.tables import text_table
     from featurestore.store import Store
@@ -56,8 +57,9 @@ def verify(store: Path, deep: bool) -> None:
     """Check STORE against its commit records; list every problem, exit 1 if data is damaged.
 
     \b
-    featurestore verify ./store
-    featurestore verify ./store --deep
+    Example:
+      featurestore verify ./store
+      featurestore verify ./store --deep
     """
     from tqdm import tqdm
 
@@ -94,8 +96,9 @@ def repair(store: Path, dry_run: bool, deep: bool) -> None:
     makes it again is named. Leftovers of killed runs are removed.
 
     \b
-    featurestore repair ./store --dry-run
-    featurestore repair ./store
+    Example:
+      featurestore repair ./store --dry-run
+      featurestore repair ./store
     """
     from featurestore.repair import repair as mend
 

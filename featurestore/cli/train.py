@@ -108,8 +108,9 @@ def train(
     processes share each batch.
 
     \b
-    featurestore train --store ./store --hook unet.up_blocks.1.attentions.1 --k 32 --expansion 16 --name styles
-    torchrun --nproc-per-node 8 -m featurestore train --store ./store --hook … --name styles
+    Example:
+      featurestore train --store ./store --hook unet.up_blocks.1.attentions.1 --k 32 --expansion 16 --name styles
+      torchrun --nproc-per-node 8 -m featurestore train --store ./store --hook … --name styles
     """
     from featurestore.store import Store
     from sae.feed.batches import PositionBatches

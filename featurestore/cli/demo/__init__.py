@@ -20,7 +20,8 @@ def demo(out: Path, quick: bool) -> None:
     Takes minutes on two CPU cores and no network. Prints the commands that do the same by hand.
 
     \b
-    featurestore demo --out demo
+    Example:
+      featurestore demo --out demo
     """
     from featurestore.cli.demo.stages import run_demo
 

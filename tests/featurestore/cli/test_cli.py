@@ -55,7 +55,11 @@ def test_every_command_has_an_example():
     context = click.Context(cli)
     for name in COMMANDS:
         command = cli.get_command(context, name)
-        assert f"featurestore {name}" in (command.help or ""), name
+        inner = command.commands.values() if isinstance(command, click.Group) else []
+        for one in [*inner, *([] if inner else [command])]:
+            whole = name if one is command else f"{name} {one.name}"
+            example = (one.help or "").rstrip().rpartition("\n\n")[2]  # the help ends in it
+            assert "Example:\n" in example and f"featurestore {whole}" in example, whole
 
 
 def test_the_documented_command_line_is_the_real_one():
