@@ -1,7 +1,11 @@
-"""What one hook saw of one work item, until its shards are written: activations, codes, or both."""
+"""What one hook sees of one work item: activations, codes, or both."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +15,18 @@ from torch import Tensor
 
 from collectors.capture import Captured
 from collectors.keep import Kept, kept_steps, random_positions
-from collectors.memory import HostMemory
+from collectors.writer import BackgroundWriter, Staging
 from featurestore.errors import HookError, UsageError
-from featurestore.format.activations import tensor_array
+from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet import TENSOR
 from featurestore.format.schemas import activations_schema
 from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
 from sae.diffusion.hooks import branch_parts
 from sae.encoding import codes_metadata, made_by_sae
 from sae.model import SAE
+
+Begin = Callable[[str, pa.Table, pa.Schema], TensorFile]
+"""begins the file of a table, given its columns but the tensor, and its schema"""
 
 
 class _Shape(NamedTuple):
@@ -26,6 +34,8 @@ class _Shape(NamedTuple):
 
     steps: dict[int, int]
     """step → its place among the kept"""
+    timesteps: list[float]
+    """of the kept steps"""
     size: tuple[int, int]
     """height and width that the stored positions are said to have"""
     map_size: tuple[int, int]
@@ -36,79 +46,122 @@ class _Shape(NamedTuple):
 
 
 class HookBuffer:
-    """Filled call by call in the denoiser's thread, turned into tables in another; nothing in ``put`` waits for a GPU."""
+    """What one hook sees of a work item: activations go to their file at once, codes are kept until the end.
 
-    def __init__(self, hook: str, kept: Kept, sample_ids: Sequence[int], memory: HostMemory) -> None:
-        self.hook = hook
-        self.kept = kept
-        self.sample_ids = list(sample_ids)
-        self._memory = memory
+    :meth:`put` is called in the denoiser's thread and waits for no GPU; rows are checked and written by the writer's
+    threads. ``begin``: None where nothing is to be written, only measured.
+    """
+
+    def __init__(
+        self,
+        hook: str,
+        kept: Kept,
+        sample_ids: Sequence[int],
+        *,
+        staging: Staging,
+        writer: BackgroundWriter,
+        begin: Begin | None,
+    ) -> None:
+        self.hook, self.kept, self.sample_ids = hook, kept, list(sample_ids)
+        self.table = f"activations/{hook}"
+        self._staging, self._writer, self._begin_file = staging, writer, begin
         self._shape: _Shape | None = None
-        self._values: Tensor | None = None
-        self._timesteps: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._file: TensorFile | None = None
+        self._file_lock = threading.Lock()
+        self._jobs: deque[Future[None]] = deque()
         self._n_rows = 0
         self._ranges: list[tuple[float, Tensor]] = []
         self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {name: {} for name in kept.saes}
 
     def put(self, captured: Captured, start: int) -> None:
-        """Keep what is wanted of one call; the batch begins at sample ``start`` of the work item."""
-        step = captured.call.step
-        shape = self._shape or self._begin(captured, len(captured.call.schedule))
-        place = shape.steps.get(step)
-        if place is None:
-            return
-        rows = branch_parts(captured.call, captured.values, self.hook)
-        parts = {branch: captured.values[part] for branch, part in rows.items()}
-        at = [index for index, branch in enumerate(self.kept.branches) if branch in parts]
-        if not at:  # the other pass of guidance in two passes
-            return
-        whole = torch.stack([parts[self.kept.branches[index]] for index in at], dim=1)
-        chosen = self._choose(whole, start, step)
-        stored = chosen.to(self.kept.torch_dtype)
-        self._n_rows += len(stored) * len(at)
-        largest = chosen.abs().amax().float()
-        self._ranges.append((captured.call.timestep, torch.stack([largest, stored.isfinite().all().float()])))
-        self._timesteps[place] = captured.call.timestep
-        if self._values is not None:
-            first, last = at[0], at[-1] + 1
-            self._memory.copy(stored, self._values[start : start + len(stored), place, first:last])
-        for name, candidate in self.kept.saes.items():
-            for sample, maps in enumerate(stored, start):
-                for branch, row in zip(at, maps, strict=True):
-                    self._codes[name][sample, place, branch] = encode_row(candidate.sae, row)
+        """Keep what is wanted of one call; the batch begins at sample ``start`` of the work item.
 
-    def _begin(self, captured: Captured, n_steps: int) -> _Shape:
-        kept, layout = self.kept, captured.layout
+        Raises:
+            HookError: a value of an earlier call cannot be stored.
+            TableError: the table's other shards have another shape.
+            DiskError: the operating system refused to write a row of an earlier call.
+        """
+        while self._jobs and self._jobs[0].done():
+            self._jobs.popleft().result()
+        call = captured.call
+        shape = self._shape or self._begin(captured)
+        place = shape.steps.get(call.step)
+        parts = {} if place is None else branch_parts(call, captured.values, self.hook)
+        for at, branch in enumerate(self.kept.branches):
+            if place is None or branch not in parts:  # the other pass of guidance in two passes
+                continue
+            chosen = self._choose(captured.values[parts[branch]], start, call.step)
+            stored = chosen.to(self.kept.torch_dtype)
+            largest = None if stored.dtype == chosen.dtype else chosen.abs().amax().float()
+            self._n_rows += len(stored)
+            rows = [self._row(shape, sample, place, at) for sample in range(start, start + len(stored))]
+            if self._file is not None:
+                self._write_later(stored, rows, call.timestep, largest)
+            else:
+                self._ranges.append((call.timestep, _range(stored, largest)))
+            for name, candidate in self.kept.saes.items():
+                for sample, row in enumerate(stored, start):
+                    self._codes[name][sample, place, at] = encode_row(candidate.sae, row)
+
+    def _row(self, shape: _Shape, sample: int, place: int, branch: int) -> int:
+        """Return the place of a row in its tables: by sample, step and branch."""
+        return (sample * len(shape.steps) + place) * len(self.kept.branches) + branch
+
+    def _write_later(self, stored: Tensor, rows: list[int], timestep: float, largest: Tensor | None) -> None:
+        staged = self._staging.copy(stored)
+
+        def write() -> None:
+            try:
+                for row, values in zip(rows, staged.ready(), strict=True):
+                    array = values.contiguous().numpy()
+                    if not _all_finite(array):
+                        self._refuse(timestep, math.inf if largest is None else float(largest))
+                    with self._file_lock:
+                        assert self._file is not None, "begun"
+                        self._file.put(row, array)
+            finally:
+                self._staging.give_back(staged)
+
+        self._jobs.append(self._writer.later(write))
+
+    def _begin(self, captured: Captured) -> _Shape:
+        kept, layout, schedule = self.kept, captured.layout, captured.call.schedule
         _, n_positions, d_in = captured.values.shape
         count = {"all": n_positions, "mean": 1, "random": kept.positions.count}[kept.positions.kind]
         if count > n_positions:
             raise UsageError(f"--positions random:{count}: the map of {self.hook!r} has {n_positions} positions.")
-        steps = kept_steps(kept.settings.timesteps, n_steps)
-        size = (layout.height, layout.width) if kept.positions.kind == "all" else (1, count)
-        places = {step: i for i, step in enumerate(steps)}
-        self._shape = _Shape(places, size, (layout.height, layout.width), n_positions, count, d_in)
-        self._timesteps = np.zeros(len(steps), np.float32)
-        if kept.activations:
-            shape = (len(self.sample_ids), len(steps), len(kept.branches), count, d_in)
-            self._values = self._memory.tensor(self.hook, shape, kept.torch_dtype)
-        return self._shape
+        steps = kept_steps(kept.settings.timesteps, len(schedule))
+        shape = _Shape(
+            steps={step: i for i, step in enumerate(steps)},
+            timesteps=[schedule[step] for step in steps],
+            size=(layout.height, layout.width) if kept.positions.kind == "all" else (1, count),
+            map_size=(layout.height, layout.width),
+            n_positions=n_positions,
+            n_kept=count,
+            d_in=d_in,
+        )
+        if kept.activations and self._begin_file is not None:
+            self._file = self._begin_file(self.table, *self._describe(shape))
+        self._shape = shape
+        return shape
 
     def _choose(self, whole: Tensor, start: int, step: int) -> Tensor:
-        """Return the kept positions ``[batch, branches, n_kept, d_in]``."""
+        """Return the kept positions ``[batch, n_kept, d_in]``."""
         kind, count = self.kept.positions.kind, self.kept.positions.count
         if kind == "mean":
-            return whole.float().mean(dim=2, keepdim=True)
+            return whole.float().mean(dim=1, keepdim=True)
         if kind == "random":
             ids = self.sample_ids[start : start + len(whole)]
-            index = torch.from_numpy(random_positions(ids, step, whole.shape[2], count)).long()
-            return whole.take_along_dim(index.to(whole.device)[:, None, :, None], dim=2)
+            index = torch.from_numpy(random_positions(ids, step, whole.shape[1], count)).long()
+            return whole.take_along_dim(index.to(whole.device)[:, :, None], dim=1)
         return whole
 
     def check(self) -> None:
-        """Wait for the last copy, and refuse values that cannot be stored.
+        """Wait until every row is written, and refuse values that cannot be stored.
 
         Raises:
             HookError: the module was not reached in every call, or a value does not fit the stored type.
+            DiskError: the operating system refused a write.
         """
         if self._shape is None:
             raise HookError(
@@ -120,30 +173,51 @@ class HookBuffer:
                 f"hook {self.hook!r} saw {self._n_rows} of {wanted} (sample, step, branch): the pipeline left some out; "
                 f"nothing of this shard was written."
             )
-        self._memory.wait()
+        while self._jobs:
+            self._jobs.popleft().result()
         ranges = torch.stack([values for _, values in self._ranges]).cpu() if self._ranges else torch.empty(0, 2)
         for (timestep, _), (largest, fits) in zip(self._ranges, ranges.tolist(), strict=True):
-            where = f"hook {self.hook!r} at timestep {timestep:g}"
-            if not np.isfinite(largest):
-                raise HookError(
-                    f"{where}: the model itself produced NaN or infinity; nothing of this shard was written."
-                )
             if not fits:
-                raise HookError(
-                    f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype float32. "
-                    f"Nothing of this shard was written."
-                )
+                self._refuse(timestep, largest)
+
+    def _refuse(self, timestep: float, largest: float) -> NoReturn:
+        where = f"hook {self.hook!r} at timestep {timestep:g}"
+        if not math.isfinite(largest):
+            raise HookError(f"{where}: the model itself produced NaN or infinity; nothing of this shard was written.")
+        raise HookError(
+            f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype float32. "
+            f"Nothing of this shard was written."
+        )
+
+    def file(self) -> TensorFile | None:
+        """Return the file of the activations, once :meth:`check` has passed; None if they are not kept."""
+        return self._file
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return rows of the table of activations, if they are kept, and about the bytes of its file."""
+        assert self._shape is not None, "checked"
+        if not self.kept.activations:
+            return {}
+        others, _ = self._describe(self._shape)
+        row_bytes = self._shape.n_kept * self._shape.d_in * self.kept.torch_dtype.itemsize
+        return {self.table: (others.num_rows, others.nbytes + others.num_rows * row_bytes)}
 
     def tables(self) -> dict[str, pa.Table]:
-        """Return the rows of each table that this hook fills, once :meth:`check` has passed; the tensor is not copied."""
+        """Return the rows of ``codes`` and ``stats`` of each SAE, once :meth:`check` has passed."""
         assert self._shape is not None, "checked"
-        tables = {f"activations/{self.hook}": self._activations(self._shape)} if self._values is not None else {}
+        tables = {}
         for name, candidate in self.kept.saes.items():
             metadata = codes_metadata(candidate.sae, made_by_sae(candidate.record), *self._shape.size)
             encoded, rows = self._columns(name, candidate.sae), self._rows(self._shape)
             tables[f"codes/{name}"] = codes_table(encoded, rows, metadata)
             tables[f"stats/{name}"] = stats_table(encoded, rows, self.sample_ids, metadata)
         return tables
+
+    def close(self) -> None:
+        """Remove what was written of a shard that is not to be: once no job is left that writes to it."""
+        wait(self._jobs)
+        if self._file is not None:
+            self._file.close()
 
     def _columns(self, name: str, sae: SAE) -> list[Encoded]:
         codes = [self._codes[name][key] for key in sorted(self._codes[name])]
@@ -156,27 +230,39 @@ class HookBuffer:
         return Rows(
             np.repeat(np.array(self.sample_ids, np.int64), per_sample),
             np.tile(np.repeat(np.array(steps, np.int32), len(branches)), n),
-            np.tile(np.repeat(self._timesteps, len(branches)), n),
+            np.tile(np.repeat(np.array(shape.timesteps, np.float32), len(branches)), n),
             np.array(branches * (len(steps) * n)),
         )
 
-    def _activations(self, shape: _Shape) -> pa.Table:
-        assert self._values is not None
-        values, rows = self._values.numpy(), self._rows(shape)
+    def _describe(self, shape: _Shape) -> tuple[pa.Table, pa.Schema]:
+        """Return the columns of the activations but the tensor, and the schema of all."""
         random = self.kept.positions.kind == "random"
-        schema = activations_schema(shape.n_kept, shape.d_in, values.dtype.name, random)
-        columns = [pa.array(column, field.type) for column, field in zip(rows, schema, strict=False)]
+        schema = activations_schema(shape.n_kept, shape.d_in, self.kept.settings.dtype, random)
+        columns = [pa.array(column, field.type) for column, field in zip(self._rows(shape), schema, strict=False)]
         if random:
             columns.append(self._position_column(shape, schema.field("position").type))
-        columns.append(tensor_array(values, schema))
         (height, width), (map_height, map_width) = shape.size, shape.map_size
         metadata = {"hook": self.hook, "io": self.kept.settings.io, "height": height, "width": width}
         if self.kept.positions.kind != "all":
             metadata |= {"positions": self.kept.positions.kind, "map_height": map_height, "map_width": map_width}
-        named = {f"featurestore.{key}": str(value) for key, value in metadata.items()}
-        return pa.Table.from_arrays(columns, schema=schema.with_metadata(named))
+        schema = schema.with_metadata({f"featurestore.{key}": str(value) for key, value in metadata.items()})
+        others = pa.Table.from_arrays(columns, schema=schema.remove(schema.get_field_index(TENSOR)))
+        return others, schema
 
     def _position_column(self, shape: _Shape, kind: pa.DataType) -> pa.Array:
         a_step = [random_positions(self.sample_ids, step, shape.n_positions, shape.n_kept) for step in shape.steps]
         chosen = np.repeat(np.stack(a_step, axis=1), len(self.kept.branches), axis=1)
         return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1)), type=kind)
+
+
+def _range(stored: Tensor, largest: Tensor | None) -> Tensor:
+    """Return the largest magnitude, and whether all values can be stored; on the device, waiting for nothing."""
+    most = stored.abs().amax().float() if largest is None else largest
+    return torch.stack([most, stored.isfinite().all().float()])
+
+
+def _all_finite(values: npt.NDArray) -> bool:
+    """Say whether no float16 or float32 is NaN or infinite: their exponents are all ones."""
+    if values.dtype == np.float16:
+        return int((values.view(np.uint16) & np.uint16(0x7C00)).max()) < 0x7C00
+    return int((values.view(np.uint32) & np.uint32(0x7F800000)).max()) < 0x7F800000

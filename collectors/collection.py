@@ -1,5 +1,6 @@
 """Generate the pictures of a prompts file and keep their activations, codes, or both."""
 
+import contextlib
 import functools
 import time
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from collectors.estimate import Estimate, estimate
-from collectors.items import gather, write
+from collectors.items import gather, measure, write
 from collectors.job import Job, prepare
 from collectors.keep import CollectSettings
 from collectors.plan import WorkItem, plan
@@ -100,11 +101,12 @@ def dry_run(
     if not items:
         return Estimate({}, 0, 0, 0.0, job.store.root)
     one = WorkItem(items[0].shard, items[0].samples[: settings.batch_size], items[0].tables)
-    with tqdm(disable=True) as bar:
+    with contextlib.closing(BackgroundWriter(job.timing)) as writer, tqdm(disable=True) as bar:
         began = time.perf_counter()
-        gathered = gather(job, one, job.memory[0], bar)
+        measured = measure(job, one, writer, bar)
         seconds = time.perf_counter() - began
-    return estimate(gathered.tables(job), len(one.samples), items, seconds, job.store.root)
+        measured.check()
+    return estimate(measured.sizes(measured.tables(job)), len(one.samples), items, seconds, job.store.root)
 
 
 def _collect_items(job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ignore_space: bool) -> None:
@@ -119,13 +121,19 @@ def _collect_items(job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ig
                     claim.release()
                 continue
             try:
-                gathered = gather(job, item._replace(tables=lacking), job.memory[n_begun % 2], bar)
                 to_come = 0 if n_begun or ignore_space else n_new
-                writer.submit(functools.partial(write, job, gathered, claim, to_come))
+                gathered = gather(job, item._replace(tables=lacking), writer, bar, n_new=to_come)
+                try:
+                    writer.submit(functools.partial(write, job, gathered, claim, to_come))
+                except BaseException:
+                    gathered.close()
+                    raise
             except BaseException:
                 claim.release()
                 raise
             n_begun += 1
+        ended = time.perf_counter()
         writer.wait()
+        job.timing.tail = time.perf_counter() - ended
     finally:
         writer.close()

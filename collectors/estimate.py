@@ -32,21 +32,19 @@ class Estimate:
 
 
 def estimate(
-    tables: Mapping[str, pa.Table], n_measured: int, items: Sequence[WorkItem], seconds: float, root: Path
+    sizes: Mapping[str, tuple[int, int]], n_measured: int, items: Sequence[WorkItem], seconds: float, root: Path
 ) -> Estimate:
-    """Return what ``items`` will take, from the tables of ``n_measured`` samples that took ``seconds``."""
+    """Return what ``items`` will take, from rows and bytes of ``n_measured`` samples that took ``seconds``."""
     n_samples = sum(len(item.samples) for item in items)
     totals = {}
-    for name, rows in tables.items():
+    for name, (rows, size) in sizes.items():
         wanting = sum(len(item.samples) for item in items if name in item.tables)
-        totals[name] = rows.num_rows * wanting // n_measured, table_bytes(rows) * wanting // n_measured
+        totals[name] = rows * wanting // n_measured, size * wanting // n_measured
     return Estimate(totals, n_samples, len(items), seconds * n_samples / n_measured, root)
 
 
 def table_bytes(rows: pa.Table) -> int:
-    """Return the size of a table's file: exactly, but for activations, whose file is their tensor and a little more."""
-    if parquet.TENSOR in rows.schema.names:
-        return int(rows.nbytes)
+    """Return the size of the file of a table without a tensor."""
     sink = io.BytesIO()
     parquet.write_table(sink, rows)
     return sink.tell()
@@ -57,13 +55,13 @@ def free_bytes(root: Path) -> int:
     return shutil.disk_usage(next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())).free
 
 
-def check_space(tables: Mapping[str, pa.Table], n_measured: int, n_samples: int, root: Path) -> None:
+def check_space(sizes: Mapping[str, int], n_measured: int, n_samples: int, root: Path) -> None:
     """Refuse a run that the disk will not hold.
 
     Raises:
-        DiskError: ``n_samples`` like those of ``tables`` need more than is free.
+        DiskError: ``n_samples`` like the ``n_measured`` whose tables have these bytes need more than is free.
     """
-    needed = sum(map(table_bytes, tables.values())) * n_samples // n_measured
+    needed = sum(sizes.values()) * n_samples // n_measured
     free = free_bytes(root)
     if needed > free:
         raise DiskError(

@@ -1,21 +1,23 @@
-"""A work item of a collection: generated, gathered in memory, written."""
+"""A work item of a collection: generated, gathered, committed."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from collectors.buffer import HookBuffer
+from collectors.buffer import Begin, HookBuffer
 from collectors.capture import Captured, capture
-from collectors.estimate import check_space
+from collectors.estimate import check_space, table_bytes
 from collectors.job import Job
 from collectors.labels import append_labels
-from collectors.memory import HostMemory
 from collectors.plan import WorkItem, samples_table
+from collectors.writer import BackgroundWriter
 from featurestore.format.durable import Claim
+from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet import tensor_layout
 from featurestore.prompts import Prompt, prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread
@@ -26,7 +28,7 @@ from sae.diffusion.pipelines import generate, with_guidance
 
 @dataclass(frozen=True)
 class Gathered:
-    """A work item's values in memory."""
+    """A work item whose pictures were generated: activations in their files, the rest in memory."""
 
     item: WorkItem
     buffers: dict[str, HookBuffer]
@@ -38,27 +40,74 @@ class Gathered:
         said = {str(sample.id): picture_fault(image) for sample, image in pairs}
         return {sample: fault for sample, fault in said.items() if fault is not None}
 
-    def tables(self, job: Job) -> dict[str, pa.Table]:
-        """Return the rows of each table that lacks them; ``samples`` last: a sample there has everything else."""
+    def check(self) -> None:
+        """Wait until every row of activations is written, and refuse what cannot be stored."""
         for buffer in self.buffers.values():
             buffer.check()
+
+    def tables(self, job: Job) -> dict[str, pa.Table]:
+        """Return the rows of each table that lacks them, but activations; ``samples`` last."""
         found = {name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()}
         found["samples"] = samples_table(job.store, self.item.samples, job.families, self.images)
         return {name: rows for name, rows in found.items() if name in self.item.tables}
 
+    def sizes(self, tables: Mapping[str, pa.Table]) -> dict[str, tuple[int, int]]:
+        """Return rows and bytes of every table, ``tables`` being what :meth:`tables` returned."""
+        sizes = {name: size for buffer in self.buffers.values() for name, size in buffer.sizes().items()}
+        return sizes | {name: (rows.num_rows, table_bytes(rows)) for name, rows in tables.items()}
 
-def gather(job: Job, item: WorkItem, memory: HostMemory, bar: Any) -> Gathered:
-    """Generate a work item's pictures; return what is kept of them and not yet in the store."""
+    def close(self) -> None:
+        """Remove the files that were not committed."""
+        for buffer in self.buffers.values():
+            buffer.close()
+
+
+def gather(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, *, n_new: int = 0) -> Gathered:
+    """Generate a work item's pictures, its activations going to their files meanwhile.
+
+    ``n_new``: samples still to come, if the space for their activations is to be checked first.
+    """
+    return _gather(job, item, writer, bar, _beginning(job, item, n_new))
+
+
+def measure(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any) -> Gathered:
+    """Generate a work item's pictures and write nothing."""
+    return _gather(job, item, writer, bar, None)
+
+
+def _beginning(job: Job, item: WorkItem, n_new: int) -> Begin:
+    """Return what begins the files of an item's activations."""
+    sizes: dict[str, int] = {}
+
+    def begin(table: str, others: pa.Table, schema: pa.Schema) -> TensorFile:
+        sizes[table] = tensor_layout(others, schema).size
+        if n_new:
+            check_space(sizes, len(item.samples), n_new, job.store.root)
+        return job.store.begin_shard(table, item.shard, others, schema)
+
+    return begin
+
+
+def _gather(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, begin: Begin | None) -> Gathered:
     ids, settings = [sample.id for sample in item.samples], job.settings
     kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
-    buffers = {hook: HookBuffer(hook, one, ids, memory) for hook, one in kept.items() if one is not None}
+    buffers = {
+        hook: HookBuffer(hook, one, ids, staging=job.staging, writer=writer, begin=begin)
+        for hook, one in kept.items()
+        if one is not None
+    }
     images: list[Any] = []
-    # How a sum is split over threads shows in its last digits.
-    with one_thread() if settings.exact else contextlib.nullcontext():
-        size, start = 1 if settings.exact else settings.batch_size, 0
-        for batch in prompt_batches([sample.prompt for sample in item.samples], size):
-            images += _run_batch(job, batch, start, buffers, bar)
-            start += len(batch)
+    try:
+        # How a sum is split over threads shows in its last digits.
+        with one_thread() if settings.exact else contextlib.nullcontext():
+            size, start = 1 if settings.exact else settings.batch_size, 0
+            for batch in prompt_batches([sample.prompt for sample in item.samples], size):
+                images += _run_batch(job, batch, start, buffers, bar)
+                start += len(batch)
+    except BaseException:
+        for buffer in buffers.values():
+            buffer.close()
+        raise
     return Gathered(item, buffers, images if settings.images else None)
 
 
@@ -83,26 +132,35 @@ def _run_batch(job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str,
 def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
     """Commit an item; ``n_new`` samples are still to come if the space for them is to be checked first."""
     try:
-        tables = gathered.tables(job)
-        ids = [sample.id for sample in gathered.item.samples]
+        gathered.check()
+        tables, item = gathered.tables(job), gathered.item
+        ids = [sample.id for sample in item.samples]
         if n_new:
-            check_space(tables, len(ids), n_new, job.store.root)
+            sizes = {table: size for table, (_, size) in gathered.sizes(tables).items()}
+            check_space(sizes, len(ids), n_new, job.store.root)
         for candidate in job.saes:
             add_sae(job.store, candidate)
+        files = {buffer.table: file for buffer in gathered.buffers.values() if (file := buffer.file()) is not None}
 
         faults = gathered.faults() if "samples" in tables else {}
         job.faults |= faults
 
         def append(name: str) -> int:
             made_by = job.made_by(name) | ({"faults": faults} if faults and name == "samples" else {})
-            record = job.store.append(name, gathered.item.shard, tables[name], ids, made_by)
+            if name in files:
+                record = job.store.append_shard(name, item.shard, files[name], ids, made_by)
+            else:
+                record = job.store.append(name, item.shard, tables[name], ids, made_by)
             return sum(entry.bytes for entry in record.files)
 
-        with ThreadPoolExecutor(max(1, len(tables))) as pool:
-            job.n_bytes += sum(pool.map(append, [name for name in tables if name != "samples"]))
+        # `samples` last: a sample that is there has everything else.
+        names = [*files, *(name for name in tables if name != "samples")]
+        with ThreadPoolExecutor(max(1, len(names))) as pool:
+            job.n_bytes += sum(pool.map(append, names))
         if "samples" in tables:
-            append_labels(job.store, gathered.item.shard, gathered.item.samples, job.families)
-        job.n_bytes += append("samples") if "samples" in tables else 0
+            append_labels(job.store, item.shard, item.samples, job.families)
+            job.n_bytes += append("samples")
         job.n_samples += len(ids)
     finally:
+        gathered.close()
         claim.release()

@@ -10,9 +10,8 @@ import torch
 
 from collectors.keep import CollectSettings, Kept, kept_steps
 from collectors.labels import check_labels, label_columns
-from collectors.memory import HostMemory
 from collectors.plan import Sample, identify
-from collectors.writer import Timing
+from collectors.writer import Staging, Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.format.schemas import check_name, samples_schema
@@ -35,11 +34,10 @@ class Job:
     kept: dict[str, Kept]
     """hook → what is kept of it"""
     saes: list[Candidate]
-    memory: list[HostMemory]
-    """two, used in turn: one is filled while the other is written"""
+    staging: Staging
+    timing: Timing
     families: list[str]
     """columns of labels in ``samples``"""
-    timing: Timing = field(default_factory=Timing)
     faults: dict[str, str] = field(default_factory=dict)
     """sample id → why its picture is no result"""
     n_samples: int = 0
@@ -95,10 +93,18 @@ def prepare(
     _check_tables(store, prompts, settings, kept)
     samples = identify(store.run_id, float(run.guidance), prompts)
     check_labels(store, samples)
-    memory = [HostMemory(device), HostMemory(device)]
+    timing = Timing()
     families = label_columns(store, prompts)
     job = Job(
-        store=store, model=model, run=run, settings=settings, kept=kept, saes=saes, memory=memory, families=families
+        store=store,
+        model=model,
+        run=run,
+        settings=settings,
+        kept=kept,
+        saes=saes,
+        staging=Staging(device, timing),
+        timing=timing,
+        families=families,
     )
     return job, samples
 

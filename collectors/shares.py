@@ -60,5 +60,6 @@ def claim_item(root: Path, shard: str) -> Claim | None:
 
 
 def tidy(root: Path) -> None:
-    """Remove what claims left in a directory: all of it, where no store came to be."""
+    """Remove what claims and unfinished shards left in a directory: all of it, where no store came to be."""
+    remove_empty(root / ".work" / "filling")
     remove_empty(root / ".work" / "claims", root / ".work", root)

@@ -1,5 +1,6 @@
 """A store: create, open, append shards, list, read (docs/format.md)."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,6 +21,7 @@ from featurestore.format import activations, durable, footers, parquet, schemas
 from featurestore.format.canonical import run_id, same_model, same_signs, sealed
 from featurestore.format.checksums import check_shards
 from featurestore.format.gate import inside
+from featurestore.format.in_place import TensorFile
 from featurestore.format.labels import corrected, label_version
 from featurestore.format.ledger import is_derived, update_ledger
 from featurestore.format.records import (
@@ -187,6 +189,44 @@ class Store:
         return self._append(
             table, shard, rows.schema, lambda file: parquet.write_table(file, rows), sample_ids, made_by
         )
+
+    def begin_shard(self, table: str, shard: str, others: pa.Table, schema: pa.Schema) -> TensorFile:
+        """Begin a shard of activations whose rows come in any order; :meth:`append_shard` commits it.
+
+        ``schema`` is that of the table, with its metadata, and ``others`` are its columns but the tensor. Nothing that
+        others see of the store is made or changed yet.
+
+        Raises:
+            TableError: the table's other shards have other columns.
+            DiskError: the operating system refused.
+        """
+        self.check_schema(table, schema)
+        (path,) = shard_files(table, shard)
+        return TensorFile(inside(self.root, path), others, schema, self.root / ".work" / "filling")
+
+    def append_shard(
+        self, table: str, shard: str, file: TensorFile, sample_ids: Sequence[int], made_by: Mapping[str, Any]
+    ) -> Record:
+        """Commit a shard that :meth:`begin_shard` began, once all of its rows were put; otherwise as :meth:`append`.
+
+        The file is closed, whatever becomes of it.
+        """
+        with contextlib.closing(file):
+            existing = self.record(table, shard)
+            if existing is not None:
+                return existing
+            written = file.seal()
+            (path,) = shard_files(table, shard)
+            with self.claim(table, shard):
+                existing = self.record(table, shard)
+                if existing is not None:
+                    if written.sha256 != existing.files[0].sha256:
+                        raise TakenError(self._taken(existing))
+                    return existing
+                file.place()
+                entry = FileEntry(path, written.bytes, written.sha256)
+                schema, ids = schemas.schema_id(file.schema), tuple(sample_ids)
+                return self.commit(Record(table, shard, schema, file.n_rows, ids, (entry,), made_by))
 
     def append_parts(
         self, table: str, shard: str, schema: pa.Schema, parts: Iterable[pa.Table], made_by: Mapping[str, Any]

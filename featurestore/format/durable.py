@@ -24,6 +24,7 @@ from featurestore.format.records import MARK, SAE_FILES
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-z]+\.(?:tmp|unpacking)")
 """names of what is being written: a file, or the directory of a store that is being unpacked"""
 LEDGER = "SHA256SUMS"
+_READ_BYTES = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -91,6 +92,73 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
         temporary.replace(path)
         _sync_directory(path.parent)
         return Written(hashing.size, hashing.hexdigest())
+
+
+class AnyOrderFile:
+    """A file that is written in any order: whole at its path after :meth:`seal` and :meth:`place`, else not there.
+
+    Until then it lies in the directory ``scratch`` of the same file system. Not for several threads at once.
+
+    Raises:
+        DiskError: the operating system refused; :meth:`close` removes the temporary file.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self.path, self.size = path, 0
+        self._stack = contextlib.ExitStack()
+        with disk_errors(path):
+            _make_directory(scratch, sync=False)  # Nothing there is promised to stay.
+            self._temporary, self._file = self._stack.enter_context(_temporary(scratch / path.name))
+
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` at an offset."""
+        self.size = max(self.size, offset + len(data))
+        with disk_errors(self.path, lambda: self.size):
+            self._file.seek(offset)
+            self._file.write(data)
+
+    def settle(self) -> None:
+        """Have the disk take what was written so far, so that little is left for the end."""
+        with disk_errors(self.path, lambda: self.size):
+            _sync(self._file)
+
+    def read(self, start: int, end: int) -> Iterator[memoryview]:
+        """Yield what was written between two offsets, in parts that are valid until the next."""
+        with disk_errors(self.path), self._temporary.open("rb", buffering=0) as file:
+            self._file.flush()
+            file.seek(start)
+            buffer = memoryview(bytearray(_READ_BYTES))
+            while start < end:
+                n = file.readinto(buffer[: end - start])
+                if not n:
+                    raise OSError(errno.EIO, "the end of the file came too soon")
+                yield buffer[:n]
+                start += n
+
+    def seal(self) -> Written:
+        """Hash and sync what was written."""
+        hashed = hashlib.sha256()
+        for part in self.read(0, self.size):
+            hashed.update(part)
+        self.settle()
+        return Written(self.size, hashed.hexdigest())
+
+    def place(self) -> None:
+        """Move the file, once sealed, to its path.
+
+        Raises:
+            DiskError: the operating system refused, or the path is a committed file.
+        """
+        _refuse_committed(self.path)
+        with disk_errors(self.path, lambda: self.size):
+            _make_directory(self.path.parent)
+            self._temporary.replace(self.path)
+            _sync_directory(self.path.parent)
+
+    def close(self) -> None:
+        """Remove the temporary file, unless it was moved."""
+        with disk_errors(self.path):
+            self._stack.close()
 
 
 def write_bytes(path: Path, data: bytes) -> Written:

@@ -37,6 +37,11 @@ def write_table(file: BinaryIO, table: pa.Table) -> int:
     return int(table.num_rows)
 
 
+def tensor_layout(others: pa.Table, schema: pa.Schema) -> tensor_column.Layout:
+    """Return where all of a file stands that :func:`write_table` writes of a table; ``others``: all but its tensor."""
+    return tensor_column.Layout(others, schema, TENSOR, rows_per_group(schema), _TENSOR_OPTIONS)
+
+
 def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
     """Write the parts of a table without a tensor as :func:`write_table` does; a row group lies within one part."""
     n_rows, options = 0, _column_options(schema)

@@ -9,6 +9,7 @@ from pyarrow. The result is Parquet like any other.
 Sources: ``parquet.thrift`` (the numbers of fields below) and ``Encodings.md`` (levels) of the Parquet format.
 """
 
+import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +23,7 @@ from featurestore.format.thrift import BINARY, I32, I64, LIST, STRUCT, Struct
 
 _MAGIC = b"PAR1"
 _DATA_PAGE, _PLAIN, _RLE, _UNCOMPRESSED = 0, 0, 3, 0
+_CHECKSUM = 4
 _PHYSICAL_TYPES = {"FLOAT": 4, "FIXED_LEN_BYTE_ARRAY": 7}
 # Fields of FileMetaData, RowGroup, ColumnChunk and ColumnMetaData.
 _NUM_ROWS, _ROW_GROUPS = 3, 4
@@ -40,6 +42,83 @@ class _Tensor(NamedTuple):
     """definition level of every value, as nothing is null"""
     positions: int
     d_in: int
+    itemsize: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row's numbers."""
+        return self.positions * self.d_in * self.itemsize
+
+
+class Page(NamedTuple):
+    """Where the tensor of a row group stands in its file."""
+
+    first: int
+    """its first row"""
+    n_rows: int
+    n_values: int
+    header: int
+    """where its header begins, and so on"""
+    levels: int
+    values: int
+    end: int
+
+
+class Layout:
+    """Where everything stands in a file whose tensor is not known yet: its rows may then be written in any order.
+
+    Attributes:
+        size: Of the whole file, in bytes.
+        n_rows: Of the table.
+        row_bytes: Of a row's tensor.
+        pages: One for each row group, in order.
+        parts: Offset → bytes of all that is known: everything but the pages' headers and values.
+    """
+
+    def __init__(self, others: pa.Table, schema: pa.Schema, name: str, rows_per_group: int, options: Mapping[str, Any]):
+        """Lay out a file of ``schema``; ``others`` are its columns but the tensor ``name``, options as for a table."""
+        self._tensor, footer = _describe(schema, name, options)
+        data = memoryview(_by_pyarrow(others, rows_per_group, options))
+        groups: list[Struct] = _footer(data)[_ROW_GROUPS][1][1]
+        self.n_rows, self.row_bytes = others.num_rows, self._tensor.row_bytes
+        self.pages: list[Page] = []
+        self.parts: dict[int, bytes | memoryview] = {0: _MAGIC}
+        end = len(_MAGIC)
+        for group, first in zip(groups, range(0, self.n_rows, rows_per_group), strict=True):
+            end = self._add_group(group, data, end, first, min(rows_per_group, self.n_rows - first))
+        fields = thrift.write(footer | {_NUM_ROWS: (I64, self.n_rows), _ROW_GROUPS: (LIST, (STRUCT, groups))})
+        self.parts[end] = fields + len(fields).to_bytes(4, "little") + _MAGIC
+        self.size = end + len(self.parts[end])
+
+    def _add_group(self, group: Struct, data: memoryview, begin: int, first: int, n_rows: int) -> int:
+        """Lay out a row group that begins at an offset, and describe it in ``group``; return where it ends."""
+        at, chunks = begin, []
+        for chunk in group[_COLUMNS][1][1]:
+            metadata = chunk[_METADATA][1]
+            (_, start), (_, size) = metadata[_PAGE_OFFSET], metadata[_CHUNK_BYTES]
+            self.parts[at] = data[start : start + size]
+            chunks.append(chunk | {_METADATA: (STRUCT, metadata | {_PAGE_OFFSET: (I64, at)})})
+            at += size
+        levels, n = _levels(n_rows, self._tensor), n_rows * self._tensor.positions * self._tensor.d_in
+        body = len(levels) + n_rows * self.row_bytes
+        room = len(_header(n, body, 0))
+        page = Page(first, n_rows, n, at, at + room, at + room + len(levels), at + room + body)
+        self.parts[page.levels] = levels
+        self.pages.append(page)
+        chunks.insert(self._tensor.leaf, _chunk(self._tensor, n_rows, page.header, page.end - page.header))
+        size = page.end - begin
+        group[_COLUMNS] = LIST, (STRUCT, chunks)
+        group |= {_TOTAL_BYTES: (I64, size), _GROUP_OFFSET: (I64, begin), _COMPRESSED_BYTES: (I64, size)}
+        return page.end
+
+    def row_offset(self, row: int) -> int:
+        """Return where the tensor of a row begins."""
+        page = self.pages[row // self.pages[0].n_rows]
+        return page.values + (row - page.first) * self.row_bytes
+
+    def header(self, page: Page, checksum: int) -> bytes:
+        """Return a page's header, given the CRC-32 of its levels and values."""
+        return _header(page.n_values, page.end - page.levels, checksum)
 
 
 def write_table(file: BinaryIO, table: pa.Table, name: str, rows_per_group: int, options: Mapping[str, Any]) -> None:
@@ -51,21 +130,16 @@ def write_table(file: BinaryIO, table: pa.Table, name: str, rows_per_group: int,
     Raises:
         TableError: there are nulls in the tensor.
     """
-    tensor, footer = _describe(table.schema, name, options)
-    others = memoryview(_by_pyarrow(table.drop_columns([name]), rows_per_group, options))
-    groups = _footer(others)[_ROW_GROUPS][1][1]
-    file.write(_MAGIC)
-    for number, group in enumerate(groups):
-        column = table[name].slice(number * rows_per_group, rows_per_group)
-        begin = file.tell()
-        chunks = [_moved(file, others, chunk) for chunk in group[_COLUMNS][1][1]]
-        chunks.insert(tensor.leaf, _write_page(file, tensor, column))
-        size = file.tell() - begin
-        group[_COLUMNS] = LIST, (STRUCT, chunks)
-        group |= {_TOTAL_BYTES: (I64, size), _GROUP_OFFSET: (I64, begin), _COMPRESSED_BYTES: (I64, size)}
-    footer |= {_NUM_ROWS: (I64, table.num_rows), _ROW_GROUPS: (LIST, (STRUCT, groups))}
-    end = thrift.write(footer)
-    file.write(end + len(end).to_bytes(4, "little") + _MAGIC)
+    layout = Layout(table.drop_columns([name]), table.schema, name, rows_per_group, options)
+    for page in layout.pages:
+        while (at := file.tell()) < page.header:
+            file.write(layout.parts[at])
+        body = [layout.parts[page.levels], *_values(table[name].slice(page.first, page.n_rows))]
+        checksum = functools.reduce(lambda crc, part: zlib.crc32(part, crc), body, 0)
+        for part in [layout.header(page, checksum), *body]:
+            file.write(part)
+    while (at := file.tell()) < layout.size:
+        file.write(layout.parts[at])
 
 
 def _describe(schema: pa.Schema, name: str, options: Mapping[str, Any]) -> tuple[_Tensor, Struct]:
@@ -74,9 +148,16 @@ def _describe(schema: pa.Schema, name: str, options: Mapping[str, Any]) -> tuple
     leaves = pq.ParquetFile(pa.BufferReader(data)).schema
     index = next(i for i in range(len(leaves)) if leaves.column(i).path.split(".")[0] == name)
     leaf, outer = leaves.column(index), schema.field(name).type
-    kind = _PHYSICAL_TYPES[leaf.physical_type]
-    shape = outer.list_size, outer.value_type.list_size
-    return _Tensor(index, leaf.path, kind, leaf.max_definition_level, *shape), _footer(memoryview(data))
+    tensor = _Tensor(
+        leaf=index,
+        path=leaf.path,
+        physical_type=_PHYSICAL_TYPES[leaf.physical_type],
+        level=leaf.max_definition_level,
+        positions=outer.list_size,
+        d_in=outer.value_type.list_size,
+        itemsize=outer.value_type.value_type.bit_width // 8,
+    )
+    return tensor, _footer(memoryview(data))
 
 
 def _by_pyarrow(table: pa.Table, rows_per_group: int, options: Mapping[str, Any]) -> pa.Buffer:
@@ -93,30 +174,19 @@ def _footer(data: memoryview) -> Struct:
     return thrift.read(bytes(data[-8 - size : -8]))
 
 
-def _moved(file: BinaryIO, data: memoryview, chunk: Struct) -> Struct:
-    """Append a column chunk of ``data`` to a file; return its description with the new offset."""
-    metadata = chunk[_METADATA][1]
-    (_, start), (_, size) = metadata[_PAGE_OFFSET], metadata[_CHUNK_BYTES]
-    moved = metadata | {_PAGE_OFFSET: (I64, file.tell())}
-    file.write(data[start : start + size])
-    return chunk | {_METADATA: (STRUCT, moved)}
+def _header(n_values: int, body: int, checksum: int) -> bytes:
+    """Return a page's header of a length that does not depend on its checksum.
 
-
-def _write_page(file: BinaryIO, tensor: _Tensor, column: pa.ChunkedArray) -> Struct:
-    """Append the tensor's page of one row group; return the description of its column chunk."""
-    offset = file.tell()
-    body: list[bytes | memoryview] = [_levels(len(column), tensor), *_values(column)]
-    checksum = 0
-    for part in body:
-        checksum = zlib.crc32(part, checksum)
+    So the place of the values is known before they are: the digits of the checksum are always five, zeros in front.
+    """
+    page = {1: (I32, n_values), 2: (I32, _PLAIN), 3: (I32, _RLE), 4: (I32, _RLE)}
+    before = {1: (I32, _DATA_PAGE), 2: (I32, body), 3: (I32, body)}
+    start, whole = thrift.write(before)[:-1], thrift.write(before | {_CHECKSUM: (I32, -(2**31)), 5: (STRUCT, page)})
     signed = checksum - 2**32 if checksum >= 2**31 else checksum
-    n = len(column) * tensor.positions * tensor.d_in
-    page = {1: (I32, n), 2: (I32, _PLAIN), 3: (I32, _RLE), 4: (I32, _RLE)}
-    size = sum(map(len, body))
-    header = {1: (I32, _DATA_PAGE), 2: (I32, size), 3: (I32, size), 4: (I32, signed), 5: (STRUCT, page)}
-    for part in [thrift.write(header), *body]:
-        file.write(part)
-    return _chunk(tensor, len(column), offset, file.tell() - offset)
+    digits = thrift.write({_CHECKSUM: (I32, signed)})[1:-1]
+    padded = bytes(byte | 0x80 for byte in digits).ljust(4, b"\x80")[:4]
+    last = digits[4] if len(digits) == 5 else 0
+    return whole[: len(start) + 1] + padded + bytes([last]) + whole[len(start) + 6 :]
 
 
 def _chunk(tensor: _Tensor, rows: int, offset: int, size: int) -> Struct:

@@ -23,7 +23,8 @@ Row = tuple[str, int, int, list[str]]
 
 def rows(work: Path) -> Iterator[Row]:
     """Yield what was done, how often, how many things broke, and which."""
-    scenarios = {"appending": crashes.append_shards, "superseding scores": crashes.supersede_scores,
+    scenarios = {"appending": crashes.append_shards, "filling in place": crashes.fill_shards,
+                 "superseding scores": crashes.supersede_scores,
                  "unpacking": crashes.unpack_bundle(crashes.make_bundle(work))}  # fmt: skip
     for name, scenario in scenarios.items():
         (work / name).mkdir()

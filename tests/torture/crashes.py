@@ -17,6 +17,7 @@ from featurestore.errors import DiskError, FeatureStoreError, ShareError
 from featurestore.format.schemas import SCORES
 from featurestore.sharing.bundle import pack, unpack
 from featurestore.verify import verify
+from tests.builders.tensors import activation_table
 from tests.torture.disk import PowerCut, Trace, traced
 
 RUN = {"model": "torture"}
@@ -33,6 +34,19 @@ def append_shards(root: Path, done: Callable[[str], object]) -> None:
     for number, table in itertools.product(range(3), ("scores/one", "scores/two")):
         store.append(table, f"{number:08d}", ROWS.slice(100 * number, 100), (), {"number": number})
         done(f"{table}/{number:08d}")
+
+
+def fill_shards(root: Path, done: Callable[[str], object]) -> None:
+    """Fill a store with shards whose rows come in another order than that of their files, as a collection does."""
+    store = Store.prepare(root, RUN)
+    for number in range(2):
+        table, values = activation_table(rows=5 + number)
+        file = store.begin_shard("activations/one", f"{number:08d}", table.drop_columns(["activation"]), table.schema)
+        with contextlib.closing(file):
+            for row in reversed(range(len(values))):
+                file.put(row, values[row])
+            store.append_shard("activations/one", f"{number:08d}", file, table["sample_id"].to_pylist(), {})
+        done(f"activations/one/{number:08d}")
 
 
 def supersede_scores(root: Path, done: Callable[[str], object]) -> None:

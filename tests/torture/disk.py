@@ -2,7 +2,8 @@
 
 The model of a power cut is the most hostile that POSIX allows. Data written to a file and not yet synced is kept, lost or
 garbage, write by write. A name made, moved or removed in a directory that was not synced since is there or not, name
-by name, whatever else is; a rename within a directory is one such change. What `fsync` returned for stays.
+by name, whatever else is; a rename within a directory is one such change, from one to another it is two. What `fsync`
+returned for stays.
 """
 
 import contextlib
@@ -71,6 +72,10 @@ class _File(io.FileIO):
         super().__init__(path, mode)
         self._trace, self._name, self._at = trace, name, 0
         trace.descriptors[self.fileno()] = name
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = super().seek(offset, whence)
+        return self._at
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -229,8 +234,11 @@ class PowerCut:
                 other.change((other_name, directory.now[name]))
             case "move":
                 other, other_name = self._parent(op.target)
-                assert other is directory, "a rename from one directory into another is not modelled"
-                directory.change((other_name, directory.now[name]), (name, None))
+                if other is directory:
+                    directory.change((other_name, directory.now[name]), (name, None))
+                else:  # two directories, of which either may be synced without the other
+                    other.change((other_name, directory.now[name]))
+                    directory.change((name, None))
             case "unlink":
                 directory.change((name, None))
 

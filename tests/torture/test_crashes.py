@@ -4,10 +4,10 @@ import pytest
 
 from tests.torture import crashes
 
-SCENARIOS = {"append": crashes.append_shards, "supersede": crashes.supersede_scores}
+SCENARIOS = {"append": crashes.append_shards, "fill": crashes.fill_shards, "supersede": crashes.supersede_scores}
 
 
-@pytest.fixture(params=["append", "supersede", "unpack"])
+@pytest.fixture(params=["append", "fill", "supersede", "unpack"])
 def scenario(request, tmp_path):
     return SCENARIOS.get(request.param) or crashes.unpack_bundle(crashes.make_bundle(tmp_path))
 
