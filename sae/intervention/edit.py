@@ -1,8 +1,11 @@
 """Edits at one hook: from interventions to what is done at each timestep, and the hook that does it."""
 
+import functools
+import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -40,6 +43,16 @@ class At(NamedTuple):
     device: torch.device
 
 
+@functools.cache
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """Return the fused kernels for a device: on CUDA, where Triton is installed; None elsewhere."""
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return None
+    from sae.intervention import kernels
+
+    return kernels
+
+
 class Editor:
     """Edits what passes a site; keeps the edit of each timestep that it has met."""
 
@@ -48,6 +61,7 @@ class Editor:
         self.module = find_module(pipe, site.hook)
         self.n_train_timesteps = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
         self._edits: dict[At, Edit] = {}
+        self._fused: dict[At, Any] = {}
         self._n_calls = 0
         self._warned = False
         self._checked: tuple[float, ...] = ()
@@ -88,11 +102,17 @@ class Editor:
             return None
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
         positions, layout = as_positions(seen[part])
-        edit = self._edit(watched.call, layout, seen.device)
+        at = self._at(watched.call, layout, seen.device)
+        edit = self._edit(at)
         if edit.is_empty:
             return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
             self.sae.to(seen.device, torch.float32)  # Where the model is: offloading moves it about.
+        kernels = None if seen.requires_grad and torch.is_grad_enabled() else kernels_for(seen.device)
+        if kernels is not None and (fused := self._fuse(kernels, at, edit)) is not None:
+            edited = target.clone(memory_format=torch.contiguous_format)
+            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0])
+            return edited
         with torch.autocast(seen.device.type, enabled=False):  # The caller's precision does not decide what fires.
             x = positions.reshape(-1, positions.shape[-1]).float()
             rows, change = edit_change(self.sae, x, layout, edit)
@@ -101,21 +121,30 @@ class Editor:
         edited = target.clone(memory_format=torch.contiguous_format)
         view, _ = as_positions(edited[part])
         n = positions.shape[1]
-        at = (rows // n, rows % n) if len(view) > 1 else (0, rows)
-        view[at] = (view[at].float() + change).to(edited.dtype)
+        place = (rows // n, rows % n) if len(view) > 1 else (0, rows)
+        view[place] = (view[place].float() + change).to(edited.dtype)
         return edited
 
-    def _edit(self, call: DenoiserCall, layout: Layout, device: torch.device) -> Edit:
+    def _at(self, call: DenoiserCall, layout: Layout, device: torch.device) -> At:
         if call.schedule != self._checked:
             for one in self.interventions:
                 one.window.check_schedule(call.schedule)
             self._checked = call.schedule
         inside = tuple(one.window.covers(call, self.n_train_timesteps) for one in self.interventions)
         timestep, occurrence = self._counted() if self.mode == "saeuron" else (call.timestep, call.occurrence)
-        at = At(timestep, occurrence, inside, layout, device)
+        return At(timestep, occurrence, inside, layout, device)
+
+    def _edit(self, at: At) -> Edit:
         if at not in self._edits:
-            self._edits[at] = cast(Edit, on_device(self._make_edit(at), device))
+            self._edits[at] = cast(Edit, on_device(self._make_edit(at), at.device))
         return self._edits[at]
+
+    def _fuse(self, kernels: ModuleType, at: At, edit: Edit) -> Any:
+        """Return an edit ready for the kernels; None if they cannot express it."""
+        if at not in self._fused:
+            only_rules = edit.detectors is None and not edit.steers and not edit.errors
+            self._fused[at] = kernels.fuse(self.sae, edit.rules) if only_rules else None
+        return self._fused[at]
 
     def _counted(self) -> tuple[float, int]:
         """Return the recorded step whose turn it is, as timestep and occurrence: the released hook counts its calls."""
