@@ -32,6 +32,10 @@ CHECKPOINT_FORMATS = ("sparsify", "saelens", "dictionary_learning", "sdxl-unbox"
 """of other libraries' SAEs that can be read"""
 WRITTEN_FORMATS = ("sparsify", "saelens")
 """of these, the ones that can be written"""
+PRECISIONS = ("float32", "bfloat16")
+"""of the encoder's matrix product in training"""
+MODEL_DTYPES = ("float32", "float16", "bfloat16")
+"""that a pipeline can be loaded in"""
 LOGS = ("tensorboard", "wandb")
 """where the course of a training can be watched"""
 

@@ -70,7 +70,7 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu", dtype: t
         SAEError: a file cannot be read, or is not what an SAE of this project has.
     """
     path = Path(directory) / WEIGHTS
-    return _made(_read_json(Path(directory) / CONFIG), path, _read(path), device, dtype)
+    return _made(_read_json(Path(directory) / CONFIG), path, _read(path), device=device, dtype=dtype)
 
 
 def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
@@ -85,10 +85,10 @@ def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype
     fields, path = load_config(store, name), weights_path(store, name)
     data = _read(path)
     _check_recorded(store, name, path, data)
-    return _made(fields, path, data, device, dtype)
+    return _made(fields, path, data, device=device, dtype=dtype)
 
 
-def _made(fields: dict[str, Any], path: Path, data: bytes, device: str | torch.device, dtype: torch.dtype) -> SAE:
+def _made(fields: dict[str, Any], path: Path, data: bytes, *, device: str | torch.device, dtype: torch.dtype) -> SAE:
     tensors = _tensors(path, data)
     config = parse_config(fields, path.parent / CONFIG)
     check_tensors(path, config, tensors)

@@ -169,7 +169,7 @@ def generate(
         loaded,
         wanted,
         run.settings(loaded),
-        interventions,
+        interventions=interventions,
         saes=saes,
         mode=mode,
         batch_size=run.batch_size,

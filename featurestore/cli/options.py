@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.vocabulary import BRANCH_CHOICES, IO, MODES
+from featurestore.vocabulary import BRANCH_CHOICES, IO, MODEL_DTYPES, MODES
 
 if TYPE_CHECKING:
     from featurestore.prompts import Prompt, PromptFile
@@ -206,7 +206,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
         click.option(
             "--model-dtype",
-            type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+            type=click.Choice(["auto", *MODEL_DTYPES]),
             default="auto",
             show_default="float16 on CUDA, else float32",
             help="Precision the model is loaded in.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.vocabulary import ARCHITECTURES, BRANCH_CHOICES, LOGS
+from featurestore.vocabulary import ARCHITECTURES, BRANCH_CHOICES, LOGS, PRECISIONS
 
 if TYPE_CHECKING:
     from featurestore.format.records import Record
@@ -60,7 +60,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["float32", "bfloat16"]),
+            type=click.Choice(PRECISIONS),
             default="float32",
             show_default=True,
             help="Of the encoder's matrix product; bfloat16 is several times faster where the processor has it.",

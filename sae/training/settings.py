@@ -11,13 +11,13 @@ import featurestore
 from featurestore.errors import UsageError, nearest
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.store import Store
+from featurestore.vocabulary import PRECISIONS
 from sae.feed.batches import Source
 from sae.model import SAEConfig
 from sae.training.loss import AUX_ALPHA
 from sae.variants import VARIANTS
 from sae.variants.matryoshka import default_groups
 
-PRECISIONS = ("float32", "bfloat16")
 _LR_AT = (4e-4, 20480)
 _MAX_DEAD_AFTER = 10_000_000
 

@@ -4,6 +4,7 @@ import typing
 
 from featurestore import vocabulary
 from featurestore.cli import COMMANDS, cli
+from sae.diffusion.pipelines import DTYPES
 from sae.formats.registry import FORMATS, WRITERS
 from sae.variants import VARIANTS
 
@@ -12,6 +13,7 @@ def test_the_lists_name_what_there_is():
     assert tuple(VARIANTS) == vocabulary.ARCHITECTURES
     assert tuple(FORMATS) == vocabulary.CHECKPOINT_FORMATS
     assert tuple(WRITERS) == vocabulary.WRITTEN_FORMATS
+    assert tuple(DTYPES) == vocabulary.MODEL_DTYPES
     assert typing.get_args(vocabulary.Branch) == vocabulary.BRANCHES
     assert {b for branches in vocabulary.BRANCH_CHOICES.values() for b in branches} == set(vocabulary.BRANCHES)
 
