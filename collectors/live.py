@@ -33,9 +33,16 @@ class Stream:
     """
 
     def __init__(
-        self, model: Model, prompts: Sequence[Prompt], run: RunSettings, what: CollectSettings, settings: TrainSettings,
-        chunk_samples: int, scratch: Path,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        run: RunSettings,
+        *,
+        what: CollectSettings,
+        settings: TrainSettings,
+        chunk_samples: int,
+        scratch: Path,
+    ) -> None:
         self.model, self.run, self.what, self.settings, self.chunk_samples = model, run, what, settings, chunk_samples
         self._scratch = scratch
         samples = identify(run_id(describe_run(model, run)), float(run.guidance), prompts)
@@ -108,21 +115,24 @@ def train_live(
     model: Model,
     prompts: Sequence[Prompt],
     run: RunSettings,
-    what: CollectSettings,
-    names: Mapping[str, str],
+    *,
+    hooks: Mapping[str, str],
     settings: TrainSettings,
+    what: CollectSettings,
     chunk_samples: int = 64,
     progress: bool = True,
     device: str = "auto",
     scratch: Path | None = None,
     on_report: Callable[[Progress], object] = lambda progress: None,
 ) -> list[Record]:
-    """Train an SAE on each hook while pictures are generated, keeping no activations; ``names`` says SAE → hook.
+    """Train SAEs while pictures are generated, keeping no activations.
 
     One pass generates for all hooks. The SAEs are committed to the store at ``path``, which is made if it is missing.
+
+    ``hooks``: the name of each SAE and its hook.
+    ``what``: how activations are collected; its own hooks, SAEs and images do not matter.
     ``chunk_samples``: pictures whose positions can meet in a batch; their activations are on the disk for as long.
-    ``scratch``: where the activations of a chunk lie for as long as they are needed; default: the system's directory for
-    temporary files.
+    ``scratch``: where a chunk's activations lie; by default the system's directory for temporary files.
 
     Raises:
         As :func:`collectors.collection.collect` and :func:`sae.training.train.train`.
@@ -130,10 +140,12 @@ def train_live(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("training on live activations runs in one process: start it without torchrun or accelerate.")
-    what = replace(what, hooks=list(dict.fromkeys(names.values())), saes=(), activations=True, images=False)
+    what = replace(what, hooks=list(dict.fromkeys(hooks.values())), saes=(), activations=True, images=False)
     with tempfile.TemporaryDirectory(prefix="featurestore-live-", dir=scratch) as directory:
         store = Store.prepare(path, describe_run(model, run))
-        stream = Stream(model, prompts, run, what, settings, chunk_samples, Path(directory))
-        sources = {name: LiveBatches(stream, hook) for name, hook in names.items()}
+        stream = Stream(
+            model, prompts, run, what=what, settings=settings, chunk_samples=chunk_samples, scratch=Path(directory)
+        )
+        sources = {name: LiveBatches(stream, hook) for name, hook in hooks.items()}
         store.begin()
         return train_many(store, dict(sources), settings, progress=progress, device=device, on_report=on_report)

@@ -24,8 +24,20 @@ SETTINGS = TrainSettings(k=4, n_latents=64, batch_size=64)
 
 def live(root, model, scratch, settings=SETTINGS, **kwargs):
     scratch.mkdir(exist_ok=True)
-    what = CollectSettings(batch_size=2)
-    return train_live(root, model, PROMPTS, RUN, what, NAMES, settings, 4, False, "cpu", scratch, **kwargs)
+    return train_live(
+        root,
+        model,
+        PROMPTS,
+        RUN,
+        hooks=NAMES,
+        settings=settings,
+        what=CollectSettings(batch_size=2),
+        chunk_samples=4,
+        progress=False,
+        device="cpu",
+        scratch=scratch,
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
