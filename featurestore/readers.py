@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore.errors import TableError, nearest
-from featurestore.format.footers import read_table, reading
+from featurestore.format.footers import read_schema, read_table
 from featurestore.format.labels import apply_labels
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ def dataset(
 
 def names(file: Path) -> list[str]:
     """Return the names of a file's columns; raises DamageError."""
-    with reading(file):
-        return list(pq.read_schema(file).names)
+    return list(read_schema(file).names)
 
 
 def _own(file: Path, wanted: list[str] | None, labels: pa.Table | None) -> list[str] | None:

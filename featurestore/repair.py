@@ -213,8 +213,8 @@ def _read(root: Path, name: str) -> tuple[FileEntry, str, int, list[int]] | None
         path = inside(root, name)
         with path.open("rb") as stream:
             entry = FileEntry(name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+        schema = footers.read_schema(path)
         with footers.reading(path), pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
             columns = ["sample_id"] if "sample_id" in schema.names else []
             ids = file.read(columns=columns)["sample_id"].to_pylist() if columns else []
             return entry, schemas.schema_id(schema), file.metadata.num_rows, ids

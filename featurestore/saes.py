@@ -2,9 +2,9 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from featurestore.errors import SAEError, TakenError, nearest
 from featurestore.format import durable
@@ -171,7 +171,7 @@ def commit_sae(store: Store, name: str, files: Mapping[str, bytes], made_by: Map
         entries = []
         for file, data in files.items():
             path = f"saes/{name}/{file}"
-            entries.append(FileEntry(path, *durable.write_bytes(inside(store.root, path), data)))
+            entries.append(FileEntry(path, *durable.place_file(inside(store.root, path), _writer(data))))
         return store.commit(Record("saes", name, "", 0, (), tuple(entries), made_by))
 
 
@@ -189,6 +189,10 @@ def training_of(store: Store, name: str) -> Iterator[None]:
         )
     with claim:
         yield
+
+
+def _writer(data: bytes) -> Callable[[BinaryIO], object]:
+    return lambda file: file.write(data)
 
 
 def _hash(digests: Mapping[str, str]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore import readers
 from featurestore.errors import (
@@ -260,7 +259,7 @@ class Store:
                 if durable.hash_only(counted).sha256 != existing.files[0].sha256:
                     raise TakenError(self._taken(existing))
                 return existing
-            written = durable.write_file(inside(self.root, path), counted)
+            written = durable.place_file(inside(self.root, path), counted)
             entry = FileEntry(path, written.bytes, written.sha256)
             ids = tuple(sample_ids)
             return self.commit(Record(table, shard, schemas.schema_id(schema), n_rows, ids, (entry,), made_by))
@@ -311,8 +310,7 @@ class Store:
         if found.schema == schemas.schema_id(schema):
             return
         (path,) = self.paths(found)
-        with footers.reading(path):
-            there = {f.name: f.type for f in pq.read_schema(path)}
+        there = {f.name: f.type for f in footers.read_schema(path)}
         new = {f.name: f.type for f in schema}
         changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
         detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)

@@ -20,6 +20,11 @@ Key = tuple[str, int, int, int, int, int, str]
 _checked: set[Key] = set()
 
 
+def forget() -> None:
+    """Forget which files were checked: the next reader compares them anew."""
+    _checked.clear()
+
+
 def check_file(root: Path, entry: FileEntry) -> str | None:
     """Return what is wrong with a file (absent, a link, unreadable, size, SHA-256), or None."""
     try:

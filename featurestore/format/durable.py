@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple, cast
 from featurestore.errors import DiskError
 from featurestore.format.gate import inside
 from featurestore.format.records import MARK, SAE_FILES
+from featurestore.vocabulary import PLAIN_TABLES, TABLE_KINDS
 
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-z]+\.(?:tmp|unpacking)")
 """names of what is being written: a file, or the directory of a store that is being unpacked"""
@@ -81,9 +82,27 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     The directory is created if it is missing. ``write`` may only append.
 
     Raises:
-        DiskError: the operating system refused, and the temporary file is gone; or ``path`` is a committed file.
+        DiskError: the operating system refused, and the temporary file is gone; or ``path`` is one where a store has
+            its records and data.
     """
-    _refuse_committed(path)
+    _refuse_in_store(path)
+    return _write(path, write)
+
+
+def place_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
+    """Write a file that a record is to name, as :func:`write_file` does; the caller holds the shard's claim.
+
+    Raises:
+        DiskError: the operating system refused, or the shard is committed.
+    """
+    _check_links(path)
+    found = _store_of(path)
+    if found is not None and path.exists() and _is_committed(*found):
+        raise DiskError(f"{path} is committed to the store {found[0]}, where nothing is ever replaced.")
+    return _write(path, write)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     hashing = _HashingFile()
     with disk_errors(path, lambda: hashing.size), _temporary(path) as (temporary, file):
         hashing.file = file
@@ -302,7 +321,7 @@ def _clear_once(path: Path) -> None:
 
 def _store_of(path: Path) -> tuple[Path, Path] | None:
     """Return the root of the store that a path lies in, and the path below it; None elsewhere."""
-    absolute = path.absolute()
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - no link is followed
     for root in absolute.parents:
         if os.path.lexists(root / MARK):
             return root, absolute.relative_to(root)
@@ -315,15 +334,25 @@ def _check_links(path: Path) -> None:
         inside(found[0], found[1].parent.as_posix())
 
 
-def _refuse_committed(path: Path) -> None:
-    """Refuse to write, whoever asks, what a store has committed."""
-    found = _store_of(path)
-    if found is None:
-        return
-    root, relative = found
-    inside(root, relative.parent.as_posix())
-    if path.exists() and _is_committed(root, relative):
-        raise DiskError(f"{path} is committed to the store {root}, where nothing is ever replaced: name another file.")
+def _refuse_in_store(path: Path) -> None:
+    """Refuse to write, whoever asks, where a store has its records and data: what is there may be, or become, committed."""
+    _check_links(path)
+    # The second is another one where a link of the user's own leads into a store.
+    for one in (path, path.parent.resolve() / path.name):
+        found = _store_of(one)
+        if found is not None and _is_shared(found[1]):
+            raise DiskError(
+                f"{path} lies where the store {found[0]} has its own files, of which none is ever replaced: "
+                f"name another file."
+            )
+
+
+def _is_shared(relative: Path) -> bool:
+    """Say whether a path below a store's root is one for records or data."""
+    first = relative.parts[0]
+    if first == "saes":
+        return len(relative.parts) != 3 or relative.name in SAE_FILES
+    return first in ("manifest", *PLAIN_TABLES, *TABLE_KINDS)
 
 
 def _is_committed(root: Path, relative: Path) -> bool:

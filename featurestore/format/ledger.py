@@ -7,7 +7,9 @@ without having been removed by this project, until ``featurestore repair`` has d
 
 import hashlib
 import re
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from featurestore.errors import DamageError
 from featurestore.format import durable
@@ -62,7 +64,11 @@ def update_ledger(root: Path, forget: frozenset[str] = frozenset()) -> None:
         there = path.read_bytes() if path.is_file() else b""
         if there == lines.encode():
             return
-        durable.write_bytes(path, lines.encode())
+        durable.place_file(path, partial(_write, lines))
+
+
+def _write(lines: str, file: BinaryIO) -> None:
+    file.write(lines.encode())
 
 
 def _present(root: Path, known: dict[str, str]) -> dict[str, str]:

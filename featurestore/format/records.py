@@ -17,6 +17,7 @@ from featurestore.format.gate import (
     inside,
     list_of,
     read_inside,
+    real,
     text,
     whole,
 )
@@ -81,7 +82,25 @@ def shard_files(table: str, shard: str) -> tuple[str, ...]:
 
 
 _SHA256 = text("[0-9a-f]{64}", "64 hexadecimal digits")
-_MARK_FIELDS = {"run": Field(lambda run: run is None or isinstance(run, dict), "an object or null")}
+_RUN = {
+    "model": text(),
+    "model_hash": text(optional=True),
+    "scheduler": Field(lambda value: isinstance(value, (dict, str)), "an object", True),
+    "n_steps": whole(1, 2**31 - 1, optional=True),
+    "guidance": real(1e38, optional=True),
+    "negative_prompt": text(optional=True),
+    "dtype": text(optional=True),
+}
+"""settings of a run that are read again; others may stand beside them"""
+
+
+def _is_run(run: Any) -> bool:
+    if not isinstance(run, dict) or not run:
+        return run is None or run == {}
+    return all(field.fits(run[key]) if key in run else field.optional for key, field in _RUN.items())
+
+
+_MARK_FIELDS = {"run": Field(_is_run, "an object or null, with a model's name and numbers where numbers belong")}
 _FIELDS = {
     "table": Field(lambda table: isinstance(table, str) and is_table(table), "a table's name"),
     "shard": Field(lambda shard: isinstance(shard, str) and is_name(shard), "a shard's name"),

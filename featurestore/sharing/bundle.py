@@ -163,7 +163,7 @@ def _unpack(file: BinaryIO, directory: Path, progress: Progress) -> dict[str, Fi
                 )
             checked = _Checked(cast(BinaryIO, member.content), progress)
             copy = functools.partial(shutil.copyfileobj, cast(BinaryIO, checked), length=_CHUNK)
-            written = durable.write_file(directory / entry.path, copy)
+            written = durable.place_file(directory / entry.path, copy)
             if written.sha256 != entry.sha256:
                 raise _WrongError(f"{entry.path} is not what was packed: its SHA-256 differs")
         if (extra := next(found, None)) is not None:

@@ -144,10 +144,12 @@ def test_nobody_writes_over_a_committed_file(tmp_path, capsys):
     record = store.append("scores/s", "0", rows(1), (), {})
     before = (store.root / record.files[0].path).read_bytes()
     for path in (store.root / record.files[0].path, store.root / record.location, store.root / "manifest/store.json"):
-        with pytest.raises(DiskError, match=r"is committed to the store .*, where nothing is ever replaced"):
+        with pytest.raises(
+            DiskError, match=r"lies where the store .* has its own files, of which none is ever replaced"
+        ):
             durable.write_bytes(path, b"x")
     status, _, err = run(capsys, "pack", store.root, store.root / record.files[0].path)
-    assert (status, err.count("\n")) == (1, 1) and "where nothing is ever replaced" in err
+    assert (status, err.count("\n")) == (1, 1) and "of which none is ever replaced" in err
     assert (store.root / record.files[0].path).read_bytes() == before
 
 
@@ -188,3 +190,15 @@ def test_elsewhere_only_leftovers_of_the_same_file_are_removed(tmp_path):
     durable._cleared.clear()
     durable.write_bytes(tmp_path / "a.csv", b"whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a.csv"]
+
+
+def test_a_link_into_a_store_is_no_way_around(tmp_path):
+    """A4: nor does a link out of it lead a write elsewhere."""
+    store = Store.create(tmp_path / "store", {"model": "m"})
+    store.append("scores/s", "0", rows(1), (), {})
+    (tmp_path / "short").symlink_to(store.root / "scores/s")
+    with pytest.raises(DiskError, match="has its own files"):
+        durable.write_bytes(tmp_path / "short/0.parquet", b"x")
+    (store.root / "codes").symlink_to(tmp_path)
+    with pytest.raises(FeatureStoreError, match="is a symbolic link"):
+        store.append("codes/s", "0", rows(1), (), {})

@@ -156,6 +156,10 @@ def test_json_that_is_none_is_one_line(store, capsys, old, new, message):
     [
         ({"format": "featurestore", "format_version": 1}, "it lacks run"),
         ({"format": "featurestore", "format_version": 1, "run": 7}, "run is 7, expected an object or null"),
+        (
+            {"format": "featurestore", "format_version": 1, "run": {"n_steps": 3}},
+            "run is a dict, expected an object or null",
+        ),
         ({"format": "featurestore", "format_version": 1, "run": None, "x": 1}, "a field 'x', which nothing knows"),
         ({"format": "featurestore", "format_version": True, "run": None}, "format version True, this program"),
     ],

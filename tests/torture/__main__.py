@@ -14,7 +14,7 @@ import torch
 
 from sae.diffusion.pipelines import load_model
 from tests.builders.pipelines import save, tiny_stable_diffusion
-from tests.torture import crashes, flips, processes
+from tests.torture import crashes, flips, mutants, processes, races
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- figures: make torture -->\n", "<!-- end of figures -->"
@@ -49,6 +49,14 @@ def rows(work: Path) -> Iterator[Row]:
         len(outcome.broken),
         outcome.broken,
     )
+    yield from _mutants(work)
+    outcome = races.race(work, 40)
+    yield (
+        "races of every pair of writers, with other bytes under one name",
+        outcome.tried,
+        len(outcome.broken),
+        outcome.broken,
+    )
     for own in (True, False):
         outcome = processes.write_at_once(work / f"writers-{own}", 8, 1000, own)
         what = "of their own" if own else "of the same shards"
@@ -64,6 +72,19 @@ def rows(work: Path) -> Iterator[Row]:
         kills.broken,
     )
     yield "samples lost by them", kills.tried, kills.lost, []
+
+
+def _mutants(work: Path) -> Iterator[Row]:
+    """Yield what became of stores that were changed and sealed again."""
+    found = mutants.mutate(
+        work, 10_000, progress=lambda r: print(f"  {r.mutants:,} mutants, {len(r.wrong)} wrong", flush=True)
+    )
+    yield "files changed and sealed again (mutants)", found.mutants, 0, []
+    yield "… through readers and writers: tracebacks, or several lines", found.ways, len(found.broken), found.broken
+    yield "… reads or writes outside of the store", found.ways, len(found.outside), found.outside
+    yield f"… hangs above {mutants.MAX_SECONDS} s", found.ways, len(found.hangs), found.hangs
+    yield f"… more than {mutants.MAX_GROWTH_MB} MB of memory", found.ways, len(found.large), found.large
+    print(f"  {found.refused:,} refused, at most {found.peak_mb} MB", flush=True)
 
 
 def main() -> None:

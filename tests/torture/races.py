@@ -1,0 +1,133 @@
+"""Every pair of writers at once, with different bytes under one name: what is committed stays what it was."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from featurestore import Store
+from featurestore.card import write_card
+from featurestore.errors import FeatureStoreError
+from featurestore.format.schemas import SCORES
+from featurestore.repair import repair
+from featurestore.saes import commit_sae
+from featurestore.sharing.bundle import pack
+from featurestore.verify import verify
+from tests.torture.crashes import ROWS, RUN, Outcome
+
+FORK = multiprocessing.get_context("fork")
+_CONFIG = {
+    "d_in": 8,
+    "n_latents": 16,
+    "k": 4,
+    "hook": "h",
+    "architecture": "topk",
+    "io": "output",
+    "height": 1,
+    "width": 1,
+}
+Writer = Callable[[Store, int], object]
+
+
+def _append(store: Store, number: int) -> None:
+    store.append("scores/s", "a", ROWS.slice(number, 50), (), {"number": number})
+
+
+def _append_parts(store: Store, number: int) -> None:
+    store.append_parts(
+        "scores/s", "a", SCORES, [ROWS.slice(number, 20), ROWS.slice(number + 30, 20)], {"number": -number}
+    )
+
+
+def _selection(store: Store, number: int) -> None:
+    store.append("selections/s", "a", ROWS.slice(2 * number, 30), (), {})
+
+
+def _sae(store: Store, number: int) -> None:
+    weights = bytes([number % 256]) * (1000 + number)
+    commit_sae(
+        store, "z", {"config.json": json.dumps(_CONFIG).encode(), "sae.safetensors": weights}, {"number": number}
+    )
+
+
+def _supersede(store: Store, number: int) -> None:
+    for record in store.records("scores/s"):
+        if record.shard != "b":
+            store.remove(record)
+    store.append("scores/s", "b", ROWS.slice(number, 40), (), {})
+
+
+def _card(store: Store, number: int) -> None:
+    write_card(store)
+
+
+def _repair(store: Store, number: int) -> None:
+    repair(store.root)
+
+
+def _pack_over(store: Store, number: int) -> None:
+    pack(store, store.root / "scores/s/a.parquet")
+
+
+WRITERS: dict[str, Writer] = {
+    "append": _append, "append_parts": _append_parts, "selection": _selection, "sae": _sae, "supersede": _supersede,
+    "card": _card, "repair": _repair, "pack over": _pack_over,
+}  # fmt: skip
+
+
+def _run(root: Path, name: str, number: int, gate: Any, results: Any) -> None:
+    store, wrong = Store.open(root), ""
+    gate.wait()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            WRITERS[name](store, number)
+    except FeatureStoreError as error:
+        wrong = "" if "\n" not in str(error) else f"several lines: {error}"
+    except Exception as error:  # noqa: BLE001 - the question is what comes
+        wrong = f"{type(error).__name__}: {error}"
+    results.put(wrong)
+
+
+def race(work: Path, rounds: int) -> Outcome:
+    """Let every pair of writers, each writer with itself too, write at once; look whether what stands is whole.
+
+    A third shard of each kind is there before: nobody may change it.
+    """
+    outcome = Outcome()
+    pairs = list(itertools.combinations_with_replacement(WRITERS, 2))
+    for number, (one, other) in itertools.product(range(rounds), pairs):
+        root = work / f"{one} {other} {number}"
+        store = Store.create(root, RUN)
+        for table in ("scores/t", "selections/s"):
+            store.append(table, "before", ROWS.slice(0, 10), (), {})
+        write_card(store)
+        before = _committed(store, "before")
+        gate, results = FORK.Barrier(2), FORK.Queue()
+        children = [
+            FORK.Process(target=_run, args=(root, name, 7 * number + 100 * place + 1, gate, results))
+            for place, name in enumerate((one, other))
+        ]
+        for child in children:
+            child.start()
+        said = [results.get(timeout=120) for _ in children]
+        for child in children:
+            child.join()
+        outcome.tried += 1
+        wrong = [line for line in said if line] + [f"{p.path} {p.what}" for p in verify(store) if p.damage]
+        wrong += ["what was there before has changed"] if _committed(store, "before") != before else []
+        if wrong:
+            outcome.broken.append(f"{one} and {other}: {wrong[0]}")
+    return outcome
+
+
+def _committed(store: Store, shard: str) -> dict[str, str]:
+    return {
+        path.relative_to(store.root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in store.root.rglob(f"{shard}.*")
+        if ".work" not in path.parts
+    }
