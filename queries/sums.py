@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from featurestore.errors import DamageError
+from featurestore.format.footers import reading
 from featurestore.format.records import Record
 from queries.scope import Scope
 
@@ -135,7 +136,7 @@ def _load(
     path = scope.store.root / record.files[0].path
     one_branch = _ranges(metadata.row_group(group)).get("branch") == (scope.branch, scope.branch)
     columns = _COLUMNS if one_branch else [*_COLUMNS, "branch"]
-    with pq.ParquetFile(path, metadata=metadata, read_dictionary=["branch"]) as file:
+    with reading(path), pq.ParquetFile(path, metadata=metadata, read_dictionary=["branch"]) as file:
         table = file.read_row_group(group, columns=columns, use_threads=False)
     sample_id, step, feature, total = (table[name].to_numpy() for name in _COLUMNS)
     if len(feature) and feature.view(np.uint32).max() >= scope.n_latents:  # a negative one is a large one there

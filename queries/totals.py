@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from featurestore.card import write_card
 from featurestore.errors import QueryError
 from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.format.footers import read_table
 from featurestore.format.records import Record
 from featurestore.format.schemas import BRANCHES, TOTALS
 from featurestore.saes import load_config, sae_hash, sae_record
@@ -107,7 +108,7 @@ def read_totals(scope: Scope, record: Record) -> Totals:
     """Return kept totals of all steps; raises DamageError."""
     scope.store.check([record])
     columns = ["step", "feature", "total", "mean_all"]
-    table = pq.read_table(scope.store.root / record.files[0].path, columns=columns, partitioning=None)
+    table = read_table(scope.store.root / record.files[0].path, columns)
     step, feature, total, mean_all = (table[name].to_numpy() for name in columns)
     row = np.searchsorted(list(scope.steps), step)
     kept = Totals(*(np.zeros((len(scope.steps), scope.n_latents)) for _ in range(2)))

@@ -166,7 +166,7 @@ def check_footer(path: Path, record: Record) -> str | None:
         kind = record.table.partition("/")[0]
         expected = schemas.expected(kind, schema)
         if expected is not None and not schema.equals(expected):
-            return f"has other columns than {kind!r} has: {_difference(schema, expected)}"
+            return f"has other columns than {kind!r} has: {' '.join(_difference(schema, expected).split())}"
         _check_metadata(kind, schema.metadata or {})
     except MALFORMED as error:
         return unreadable(error)
