@@ -95,10 +95,7 @@ def place_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     Raises:
         DiskError: the operating system refused, or the shard is committed.
     """
-    _check_links(path)
-    found = _store_of(path)
-    if found is not None and path.exists() and _is_committed(*found):
-        raise DiskError(f"{path} is committed to the store {found[0]}, where nothing is ever replaced.")
+    _refuse_committed(path)
     return _write(path, write)
 
 
@@ -332,6 +329,13 @@ def _check_links(path: Path) -> None:
     """Refuse, in a store, a path behind a symbolic link: it would be written somewhere else."""
     if (found := _store_of(path)) is not None:
         inside(found[0], found[1].parent.as_posix())
+
+
+def _refuse_committed(path: Path) -> None:
+    _check_links(path)
+    found = _store_of(path)
+    if found is not None and path.exists() and _is_committed(*found):
+        raise DiskError(f"{path} is committed to the store {found[0]}, where nothing is ever replaced.")
 
 
 def _refuse_in_store(path: Path) -> None:
