@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.unlearning.attacks import attack_all
+from benchmarks.unlearning.attacks import Attacks, attack_all, victims
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Defence, Grid, features, ours
 from benchmarks.unlearning.run import Amounts, Run, cell, prepare
 from queries.selections import split_concept
@@ -80,7 +80,7 @@ def results(
     """
     first, n = share
     tables: dict[str, dict[str, list[Outcome]]] = {}
-    attacked: dict[str, dict[str, tuple[float, float, int]]] = {}
+    attacked: dict[str, Attacks] = {}
     chosen: dict[str, dict[str, dict[str, Defence]]] = {}
     for family, concepts in run.amounts.concepts.items():
         defences = chosen.setdefault(family, {})
@@ -91,8 +91,8 @@ def results(
             defences[concept] = one_concept(run, family, concept, wanted)
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
-        victims = [c for c in concepts[: run.amounts.attacked_concepts] if attacks and c in defences]
-        attacked[family] = attack_all(run, family, {c: defences[c] for c in victims})
+        chosen_victims = [c for c in victims(concepts, run) if attacks and c in defences]
+        attacked[family] = attack_all(run, family, {c: defences[c] for c in chosen_victims}) if chosen_victims else {}
     return {"tables": tables, "attacks": attacked, "defences": chosen}
 
 

@@ -1,7 +1,7 @@
 """What all cells of the table share: a store, SAEs and pictures to begin from, and how a cell is made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
+from featurestore.vocabulary import ATTACKS
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.encoding import encode
@@ -49,13 +50,15 @@ class Amounts:
     """requests in a row"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
-    attacked: int = 2
-    """pictures of a concept that are attacked"""
-    attacked_concepts: int = 2
+    attacks: Sequence[str] = tuple(ATTACKS)
+    attacked: int = 4
+    """pictures of a concept that are attacked, at once"""
+    attacked_concepts: int = 5
     """of each family"""
-    attack_iterations: int = 40
-    """at each timestep"""
-    attack_timesteps: int = 50
+    attack_rounds: Mapping[str, int] = field(default_factory=dict)
+    """attack → rounds; without: as published"""
+    attack_iterations: Mapping[str, int] = field(default_factory=dict)
+    """attack → iterations of each round"""
     n_prompts: int = 10
     """objects and styles in the prompts"""
 

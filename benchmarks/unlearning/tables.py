@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import machine
-from benchmarks.unlearning.attacks import SKIPPED
+from benchmarks.unlearning.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
 from benchmarks.unlearning.run import Run
 from featurestore.format import durable
 from sae.evaluation.accuracy import accuracy
+from sae.evaluation.attack.report import Rate
 from sae.evaluation.outcomes import Outcome, per_target, summary
 
 FINDINGS = Path(__file__).with_name("findings.md")
@@ -71,7 +72,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             _concepts(methods["ours"], found["defences"][family]),
         ]
         if found["attacks"][family]:
-            parts += [f"### Under attack (UnlearnDiffAtk), {family}s\n", _attacks(found["attacks"][family])]
+            parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
         "sequential": "Styles removed in a row, none put back",
         "all but one": "All styles but one at once",
@@ -145,11 +146,19 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
     return _table(["removed", *SEVERAL.values(), "UA of each (its multiplier)"], rows)
 
 
-def _attacks(attacks: Mapping[str, tuple[float, float, int]]) -> str:
-    rows = [[name, f"{100 * before:.1f}", f"{100 * after:.1f}", str(n)] for name, (before, after, n) in attacks.items()]
+def _attacks(attacks: Attacks) -> str:
+    rows = [
+        [method, attack, _rate(report.before), _rate(report.under_attack), str(len(report.pictures))]
+        for attack, methods in attacks.items()
+        for method, report in methods.items()
+    ]
     left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
-    table = _table(["method", "shown without attack, %", "shown under attack (ASR), %", "pictures"], rows)
-    return f"{table}\nGradients go through each defence. Not attacked: {left_out}.\n"
+    header = ["method", "attack", "shown without attack, %", "shown under attack (ASR), %", "pictures"]
+    return f"{_table(header, rows)}\nGradients go through each defence. Not attacked: {left_out}.\n"
+
+
+def _rate(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def _published(family: str) -> str:

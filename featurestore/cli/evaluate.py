@@ -167,6 +167,14 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Strength; several are searched.",
 )
 @click.option(
+    "--threshold",
+    "thresholds",
+    type=Numbers(float),
+    default="1",
+    show_default=True,
+    help="Activations above this many times their feature's mean are edited, 0: all; several are searched.",
+)
+@click.option(
     "--intervention",
     type=click.Choice(list(INTERVENTIONS)),
     default="paper",

@@ -33,6 +33,7 @@ class InterventionOptions:
     branches: tuple[str, ...]
     windows: tuple[str, ...]
     masks: tuple[Path, ...]
+    thresholds: tuple[float, ...]
 
     def interventions(self) -> "list[Intervention]":
         """Read the selections and return what is done with each, in their order."""
@@ -42,6 +43,7 @@ class InterventionOptions:
         options = {
             "kind": self._for_each("--intervention", self.kinds, "paper"),
             "strength": self._for_each("--multiplier", self.multipliers, DEFAULT_STRENGTH),
+            "threshold": self._for_each("--threshold", self.thresholds, 1.0),
             "branch": self._for_each("--branch", self.branches, ""),
             "window": [Window.parse(w) if w else ALWAYS for w in self._for_each("--window", self.windows, "")],
             "mask": [None if m is None else _read_mask(m) for m in self._for_each("--mask", self.masks, None)],
@@ -108,6 +110,13 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="A picture, white where the edit acts; of the pictures' size or the map's.",
         ),
+        click.option(
+            "--threshold",
+            "thresholds",
+            type=float,
+            multiple=True,
+            help="Activations above this many times their feature's mean are edited; 0: all.  [default: 1, as published]",
+        ),
     ]
     return gathered(command, "edits", InterventionOptions, options)
 
@@ -144,7 +153,8 @@ def generate(
     """Generate pictures, with the features of selections ablated if there are any.
 
     Writes one PNG per (prompt, seed), and generated.jsonl, which says what each file is and how it was made. --multiplier,
-    --intervention, --branch, --window and --mask are given once for all selections, or once for each, in their order.
+    --intervention, --branch, --window, --mask and --threshold are given once for all selections, or once for each, in their
+    order.
 
     \b
     Example:

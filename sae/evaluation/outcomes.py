@@ -22,6 +22,7 @@ from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.intervals import Interval
 from sae.evaluation.judge import Judge, named
 from sae.evaluation.memory import peak_bytes, reset_peak
+from sae.evaluation.pictures import check_pictures
 from sae.intervention.ablate import Saes
 from sae.intervention.generate import generate_images
 from sae.intervention.settings import Intervention
@@ -116,6 +117,9 @@ def judged(
     """Generate and judge a removal's pictures, or read the outcome of the same from ``folder``.
 
     ``identity`` is what else the outcome depends on: the run.
+
+    Raises:
+        ModelError: a picture is black, not finite or flagged; nothing is kept.
     """
     asked = [[*p.identity, named(p.labels)] for p in prompts]
     about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
@@ -129,6 +133,7 @@ def judged(
     began = time.perf_counter()
     images = list(removal.images(prompts))
     seconds = time.perf_counter() - began
+    check_pictures(images, [f"{p.prompt!r}, seed {p.seed}" for p in prompts])
     answers = judge.answers(prompts, images)
     distance = _distance(judge, prompts, images, removal.targets, reference)
     outcome = Outcome(

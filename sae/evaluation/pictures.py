@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from featurestore.errors import PromptsError, UsageError
+from featurestore.errors import ModelError, PromptsError, UsageError
+from sae.diffusion.faults import picture_fault, say_faults
 
 LIST = "generated.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,6 +36,19 @@ class Picture(NamedTuple):
                 return image.convert("RGB")
         except OSError as error:
             raise PromptsError(f"{self.path} cannot be read as a picture: {error}.") from error
+
+
+def check_pictures(images: Sequence[Image.Image], names: Sequence[str]) -> None:
+    """Refuse pictures that are no results: a black one would count as unlearned.
+
+    Raises:
+        ModelError: pictures are black, not finite, or flagged by the pipeline's safety checker.
+    """
+    faults = {name: fault for name, image in zip(names, images, strict=True) if (fault := picture_fault(image))}
+    if faults:
+        raise ModelError(
+            f"{say_faults(faults, len(images))} Judged, they would count as unlearned: draw them anew or leave them out."
+        )
 
 
 def read_pictures(

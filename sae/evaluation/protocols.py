@@ -38,9 +38,13 @@ class Request(NamedTuple):
 
 
 def requests(
-    selections: Iterable[Sequence[Selection]], *, kind: str = "paper", strengths: Sequence[float] = (DEFAULT_STRENGTH,)
+    selections: Iterable[Sequence[Selection]],
+    *,
+    kind: str = "paper",
+    strengths: Sequence[float] = (DEFAULT_STRENGTH,),
+    thresholds: Sequence[float] = (1.0,),
 ) -> list[Request]:
-    """Return a request for each concept: its selections, each with each strength.
+    """Return a request for each concept: its selections, each with each strength and threshold.
 
     Each element of ``selections`` is removed together and belongs to one concept; several of one concept are alternatives.
     """
@@ -48,7 +52,15 @@ def requests(
     for group in selections:
         found.setdefault((group[0].family, group[0].concept), []).append(group)
     return [
-        Request(*key, [[Intervention(one, kind, m) for one in group] for group in groups for m in strengths])
+        Request(
+            *key,
+            [
+                [Intervention(one, kind, strength, threshold=threshold) for one in group]
+                for group in groups
+                for strength in strengths
+                for threshold in thresholds
+            ],
+        )
         for key, groups in found.items()
     ]
 

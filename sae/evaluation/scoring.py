@@ -12,7 +12,7 @@ from sae.evaluation.accuracy import Targets, asks
 from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.outcomes import Outcome, Reference
-from sae.evaluation.pictures import read_pictures
+from sae.evaluation.pictures import check_pictures, read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Say, Search, report, run_protocol
 
 FILE = "evaluation.json"
@@ -72,11 +72,13 @@ def score_folder(
     Raises:
         UsageError: the judge cannot answer a target or a label.
         PromptsError: the folder, its list or a picture cannot be read.
+        ModelError: a picture is black.
     """
     check_labels(judge, [{family: concept} for family, concepts in targets.items() for concept in concepts])
     found = read_pictures(pictures, names, judge.labels)
     check_labels(judge, [p.labels for p in found])
     images = [picture.open() for picture in found]
+    check_pictures(images, [picture.path.name for picture in found])
     outcome = Outcome({f: list(c) for f, c in targets.items()}, {}, judge.name, judge.answers(found, images))
     if reference is not None:
         kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, targets)]

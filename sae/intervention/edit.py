@@ -197,6 +197,6 @@ def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:
     features = torch.tensor(at.features, dtype=torch.int64)
     mean_concept, mean_all = (torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all))
     if one.kind in ("paper", "replace"):
-        return Rule(features, one.strength * mean_concept, mean_all, where=where)
+        return Rule(features, one.strength * mean_concept, one.threshold * mean_all, where=where)
     nothing = torch.zeros_like(mean_all)
     return Rule(features, nothing, nothing, one.strength if one.kind == "clamp" else 0.0, where)

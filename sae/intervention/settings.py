@@ -102,6 +102,8 @@ class Intervention:
     branch: str = ""
     """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's statistics are of"""
     window: Window = ALWAYS
+    threshold: float = 1.0
+    """of ``paper`` and ``replace``: how many times μ(i,t,D) an activation has to exceed; 1 as published, 0: fire at all"""
     mask: Tensor | None = None
     """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value per token; None: everywhere"""
 
@@ -110,6 +112,8 @@ class Intervention:
             raise UsageError(f"intervention {self.kind!r}: expected one of {', '.join(INTERVENTIONS)}.")
         if not math.isfinite(self.strength):
             raise UsageError(f"strength {self.strength}: expected a finite number.")
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise UsageError(f"threshold {self.threshold}: expected 0 or more, in multiples of the features' means.")
         if self.branch not in ("", *BRANCH_CHOICES):
             raise UsageError(f"branch {self.branch!r}: expected cond, uncond or both.")
         if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)):
@@ -127,9 +131,9 @@ class Intervention:
         selection, window = self.selection, self.window
         named = {"family": selection.family, "concept": selection.concept, "sae": selection.sae, "hook": selection.hook}
         ends = None if window == ALWAYS else {"first": window.first, "last": window.last, "parts": window.parts}
-        rule = {"intervention": self.kind, "strength": self.strength, "branches": list(self.branches)}
+        rule = {"intervention": self.kind, "strength": self.strength, "threshold": self.threshold}
         mask = None if self.mask is None else hashlib.sha256(bytes(self.mask.flatten().tolist())).hexdigest()[:16]
-        return {**named, **rule, "window": ends, "mask": mask}
+        return {**named, **rule, "branches": list(self.branches), "window": ends, "mask": mask}
 
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool per position of the hooked tensor, ``[positions]``.

@@ -24,7 +24,7 @@ AMOUNTS = table.Amounts(
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
     train_steps=20, train_batch=32, expansion=2.0, sequence=2,
     few_concepts={"style": 1, "object": 1}, attacked=1,
-    attacked_concepts=1, attack_iterations=1, attack_timesteps=1, n_prompts=2,
+    attacks=("tokens",), attacked_concepts=1, attack_rounds={"tokens": 1}, attack_iterations={"tokens": 1}, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0),
@@ -39,9 +39,10 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.filterwarnings("ignore:the selection .* has no timestep near")  # A run of one step has one.
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
-    model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
+    model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
     run = table.prepare(root, model, settings, AMOUNTS, GRID)
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
     assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
@@ -65,8 +66,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
     attacked = {"ours", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
-    assert set(found["attacks"]["style"]) == attacked
-    assert all(0 <= before <= after <= 1 and n == 1 for before, after, n in found["attacks"]["style"].values())
+    assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {"tokens": attacked}
+    for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
+        assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
+        assert report.before.value <= report.under_attack.value
     searched = [json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")]
     seeds = [{seed for seed, *_ in body["answers"]} for body in searched]
     assert seeds.count({50}) == 3  # of ours
@@ -86,7 +89,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         )  # of two styles and two objects: 2 asked, 2 others
     files = {p: p.stat().st_mtime_ns for p in root.rglob("*.json")}
     monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
-    monkeypatch.setattr("benchmarks.unlearning.attacks.attack", None)
+    monkeypatch.setattr("sae.evaluation.attack.attacking.generate", None)
     again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
     assert page(run, again, table.several(run, again["defences"])) == text
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files

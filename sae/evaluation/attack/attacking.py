@@ -22,6 +22,7 @@ from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case, Victim, generator_of
 from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.pictures import check_pictures
 from sae.intervention.ablate import Saes, ablate, find_saes
 from sae.intervention.settings import Intervention
 
@@ -156,6 +157,8 @@ class _Attack:
         untouched = generate(model, run, prompts, seeds)
         with self.defended.attached():
             before = generate(model, run, prompts, seeds)
+        names = [f"{prompt!r}, seed {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
+        check_pictures([*untouched, *before], [*names, *(f"{name}, defended" for name in names)])
         shown = zip(self._seen(cases, untouched), self._seen(cases, before), strict=True)
         victims = []
         for case, target, images, (is_target, is_shown) in zip(

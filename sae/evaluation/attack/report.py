@@ -69,8 +69,8 @@ class AttackReport:
         every = [Attacked(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
         counted = [(one, path) for one, path in zip(every, paths, strict=True) if one.shown_without_defence]
         report = cls(method, [one for one, _ in counted], len(every) - len(counted), [path for _, path in counted])
-        durable.write_bytes(out / method / FIGURES, (json.dumps(report.figures(), indent=1) + "\n").encode())
-        durable.write_bytes(out / method / PAGE, report.page().encode())
+        _write(out / method / FIGURES, json.dumps(report.figures(), indent=1) + "\n")
+        _write(out / method / PAGE, report.page())
         return report
 
     @property
@@ -136,6 +136,18 @@ class AttackReport:
             counts["shown_before"] += one.shown_before
             counts["shown_under_attack"] += one.shown_under_attack
         return found
+
+
+def together(reports: Sequence[AttackReport]) -> AttackReport:
+    """Return reports of one attack on several concepts as one."""
+    pictures = [one for report in reports for one in report.pictures]
+    paths = [path for report in reports for path in report.paths]
+    return AttackReport(reports[0].method, pictures, sum(report.not_shown for report in reports), paths)
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        durable.write_bytes(path, text.encode())
 
 
 def _row(one: Attacked, stem: str) -> str:

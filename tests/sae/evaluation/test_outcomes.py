@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurestore.errors import PromptsError, UsageError
+from featurestore.errors import ModelError, PromptsError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
@@ -78,6 +78,17 @@ def test_an_outcome_is_scored_kept_and_read_again(tmp_path):
     other = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, real)
     assert calls == [12, 6, 12, 12, 12, 12]
     assert other.frechet > 1 and other.answers == first.answers
+
+
+def test_black_and_broken_pictures_are_refused_and_nothing_is_kept(tmp_path):
+    """Faults, line C2: a black picture counted as unlearned."""
+    spoilt = paint(PROMPTS)
+    spoilt[2] = Image.new("RGB", (8, 8))
+    removal = Removal({"style": ["red"]}, {"method": "broken"}, lambda prompts: spoilt)
+    message = r"^1 of 12 pictures are no results: 'cat green', seed 0 \(black\)\. Judged, they would count as unlearned"
+    with pytest.raises(ModelError, match=message):
+        judged(tmp_path, removal, PROMPTS, judge(), {}, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import sae.evaluation
-from featurestore.errors import UsageError
+from featurestore.errors import ModelError, UsageError
 from sae.evaluation import score_folder
 from sae.evaluation.judge import Judge
 from sae.evaluation.outcomes import summary
@@ -52,6 +52,12 @@ def test_a_folder_is_scored_without_making_up_how_long_it_took(folder):
     assert figures["pictures"] == 4
     same = score_folder(folder, judge=JUDGE, targets={"style": ["light"]}, reference=folder)
     assert same.frechet > 0  # The reference also has the pictures asked to be light.
+
+
+def test_a_black_picture_is_refused(folder):
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    with pytest.raises(ModelError, match=r"^1 of 4 pictures are no results: 1.png \(black\)"):
+        score_folder(folder, judge=JUDGE, targets={"style": ["light"]})
 
 
 def test_a_target_that_the_judge_does_not_know_is_refused(folder):

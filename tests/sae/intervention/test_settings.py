@@ -68,6 +68,21 @@ def test_parts_of_a_schedule_of_continuous_timesteps(model, monkeypatch):
     assert edited_calls(model, Intervention(selection, "zero", window=Window.parse("75%:100%")), run) == {3, 4}
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 2])
+def test_a_threshold_is_a_multiple_of_the_features_means(model, threshold):
+    """0: wherever a feature fires; 1: above its mean, as published; 2: above twice its mean."""
+    rows = [(step, f, 0.4, 0.8) for step in range(3) for f in EVERY_THIRD]
+    selection = make_selection(model, rows, timesteps_of(model))
+    x, found = first_call(model, Intervention(selection, strength=-2.0, threshold=threshold))
+    expected = dense(make_sae(3), x[1], "paper", -2.0, EVERY_THIRD, everything=threshold * 0.8)
+    torch.testing.assert_close(found[1], expected, atol=1e-4, rtol=1e-4)
+    edited = int((found[1] != x[1]).any(1).sum())
+    others = [
+        dense(make_sae(3), x[1], "paper", -2.0, EVERY_THIRD, everything=t * 0.8) for t in (0, 1, 2) if t != threshold
+    ]
+    assert edited and all((expected - other).abs().max() > 0.01 for other in others)
+
+
 def test_a_mask_limits_the_positions(model):
     height = find_map(model)
     mask = torch.zeros(height, height, dtype=torch.bool)
@@ -151,6 +166,10 @@ def test_wrong_settings_are_one_line(model):
     cases = [
         (lambda: Intervention(selection, "delete"), "intervention 'delete': expected one of paper, zero"),
         (lambda: Intervention(selection, strength=float("nan")), "strength nan: expected a finite"),
+        (
+            lambda: Intervention(selection, threshold=-1),
+            "threshold -1: expected 0 or more, in multiples of the features'",
+        ),
         (lambda: Intervention(selection, branch="left"), "branch 'left': expected cond"),
         (lambda: Intervention(selection, mask=torch.ones(4, 4)), r"a mask is float32 \[4, 4\]: expected bool"),
         (lambda: Window.parse("50%:200"), "window '50%:200': expected timesteps such as 800:200"),
