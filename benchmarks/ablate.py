@@ -249,8 +249,12 @@ def check(
     attached: Callable[[], AbstractContextManager[Any]],
     expected: Callable[[Tensor], Tensor],
     n_halves: int,
-) -> None:
-    """Refuse a contender whose first edited tensor is not its formula's; of ``n_halves`` of guidance."""
+) -> int:
+    """Refuse a contender whose first edited tensor is not its formula's; of ``n_halves`` of guidance.
+
+    On a GPU sums are taken in another order, so a latent that is nearly tied for the last of the k places may be in for one and
+    out for the other: such positions are returned, and may be one in a thousand.
+    """
     seen: list[Tensor] = []
     module = find_module(setup.model.pipe, HOOK)
     with attached():
@@ -263,8 +267,11 @@ def check(
     edited = torch.stack([expected(half) if i >= 2 - n_halves else half for i, half in enumerate(x)])
     exact = setup.model.pipe.unet.dtype == torch.float32
     scale = float(x.abs().max())
-    torch.testing.assert_close(found, edited, atol=(1e-5 if exact else 1e-2) * scale, rtol=1e-5 if exact else 1e-2)
+    allowed = (1e-5 if exact else 1e-2) * scale + (1e-5 if exact else 1e-2) * edited.abs()
+    flips = ((found - edited).abs() > allowed).any(-1)
+    assert flips.float().mean() <= (1e-3 if found.is_cuda else 0), f"{int(flips.sum())} positions are not the formula's"
     assert torch.equal(found[: 2 - n_halves], x[: 2 - n_halves]), "the other half stays"
+    return int(flips.sum())
 
 
 @torch.no_grad()
@@ -285,8 +292,10 @@ def main() -> None:
         "one": lambda: ours(setup, one, 1),
         "ten": lambda: ours(setup, ten, 10),
     }
-    for name, chosen in (("absent", absent), ("one", one), ("ten", ten)):
-        check(setup, contenders[name], lambda x, c=chosen: dense(setup, c[0], x), 1)
+    flips = {
+        f"{name}_flips": check(setup, contenders[name], lambda x, c=chosen: dense(setup, c[0], x), 1)
+        for name, chosen in (("absent", absent), ("one", one), ("ten", ten))
+    }
     if options.saeuron:
         sys.path.append(str(options.saeuron))
         for name, chosen in (("saeuron_one", one), ("saeuron_ten", ten)):
@@ -314,7 +323,7 @@ def main() -> None:
         hooks["nnsight_one"] = inside
     first = {f"{n}_first_added_ms": 1000 * statistics.median(firsts[n]) for n in ("absent", "one", "ten")}
     edited = {f"{name}_positions": edited_positions(setup, f) for name, f in (("one", one), ("ten", ten))}
-    record("ablate", _figures(options, setup, hooks, calls) | first | edited)
+    record("ablate", _figures(options, setup, hooks, calls) | first | edited | flips)
 
 
 def _figures(

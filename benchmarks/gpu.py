@@ -42,7 +42,7 @@ class Bar(NamedTuple):
 
 
 STAGES = (
-    Stage("tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"), 150),
+    Stage("tests", ("-m", "pytest", "-m", "gpu or triton", "-p", "no:cacheprovider"), 150),
     Stage("ablate, one picture", ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16"), 60),
     Stage(
         "ablate, eight pictures", ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16", "--batch", "8"), 60
