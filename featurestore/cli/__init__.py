@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ COMMANDS = {
     "unpack": "featurestore.cli.share",
     "push": "featurestore.cli.share",
     "pull": "featurestore.cli.share",
+    "doctor": "featurestore.cli.doctor",
     "demo": "featurestore.cli.demo",
 }
 """command → the module that defines a function of that name, "-" being "_"; the order of the help text: that of the work"""
@@ -89,7 +91,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     with pipes_may_close(), terminable() as terminated, _plain_warnings():
         try:
-            status = cli.main(args=args, prog_name="featurestore", standalone_mode=False)
+            color = False if os.environ.get("NO_COLOR") else None  # None: as the output is a terminal or not
+            status = cli.main(args=args, prog_name="featurestore", standalone_mode=False, color=color)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)

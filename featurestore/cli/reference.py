@@ -8,7 +8,20 @@ import click
 from featurestore.cli import COMMANDS, cli
 from featurestore.format import durable
 
-_HEAD = "# The command line\n\nMade from the help texts by `make docs`.\n"
+_HEAD = """# The command line
+
+Made from the help texts by `make docs`.
+
+The shell completes commands and options after one line in its start file:
+
+| shell | file | line |
+|---|---|---|
+| bash 4.4 or later | `~/.bashrc` | `eval "$(_FEATURESTORE_COMPLETE=bash_source featurestore)"` |
+| zsh | `~/.zshrc` | `eval "$(_FEATURESTORE_COMPLETE=zsh_source featurestore)"` |
+| fish | `~/.config/fish/completions/featurestore.fish` | `_FEATURESTORE_COMPLETE=fish_source featurestore \\| source` |
+
+`NO_COLOR=1` turns colour off. Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong option, 130 Ctrl-C, 143 SIGTERM.
+"""
 
 
 def reference() -> str:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,16 @@ def test_mistyped_commands_and_options_are_usage_errors_with_suggestions(capsys)
     assert (status, "Did you mean 'export'" in err) == (2, True)
     status, _, err = run(capsys, "export", "store", "--percentil", "3")
     assert (status, "--percentile" in err) == (2, True)
+
+
+def test_the_shell_can_complete_commands_and_options():
+    def complete(words):
+        asked = {"_FEATURESTORE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [sys.executable, "-m", "featurestore"]
+        return subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True).stdout
+
+    assert complete("featurestore pro") == "plain,prompts\n"
+    assert complete("featurestore sql --time") == "plain,--timeout\n"
 
 
 def test_a_missing_store_is_one_line(capsys, tmp_path):
