@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ShareError,
         StoreError,
         TableError,
+        TakenError,
         UsageError,
         VersionError,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "Store",
     "StoreError",
     "TableError",
+    "TakenError",
     "UsageError",
     "VersionError",
     "__version__",

@@ -6,10 +6,12 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package: each name of ``homes`` is found in the module that it maps to.
+    """Return ``__getattr__`` and ``__dir__`` of a package: each name of ``homes`` is found in the
+    module that it maps to.
 
-    So ``import sae`` takes no time, and the command line answers at once. No module of the package may have the name of
-    one of its public functions: importing the module would put it in the function's place.
+    So ``import sae`` takes no time, and the command line answers at once. No module of the package
+    may have the name of one of its public functions: importing the module would put it in the
+    function's place.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""Read verified Parquet files as Arrow, with Polars and with datasets: what ``Store.arrow``, ``scan``, ``dataset`` do."""
+"""Read verified Parquet files as Arrow, with Polars and with datasets: what ``Store.arrow``,
+``scan``, ``dataset`` do."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def arrow(files: Sequence[Path], columns: Iterable[str] | None, labels: pa.Table | None = None) -> pa.Table:
     """Return the rows of files in memory, with the schema metadata of the first.
 
-    ``labels``, here and below: the labels that stand for some samples, as ``Store.corrected_labels`` has them.
+    ``labels``, here and below: the labels that stand for some samples, as
+    ``Store.corrected_labels`` has them.
     """
     wanted = _known(files[0], columns, labels)
     own = _own(files[0], wanted, labels)

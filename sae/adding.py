@@ -28,7 +28,8 @@ class Candidate(NamedTuple):
 
 
 def find_candidate(store: Store, source: str, device: torch.device) -> Candidate:
-    """Load an SAE: one of the store by its name, or the directory of an SAE's files, whose name it then has.
+    """Load an SAE: one of the store by its name, or the directory of an SAE's files, whose name it
+    then has.
 
     Raises:
         SAEError: there is no such SAE, it is malformed, or the store has another of that name.
@@ -53,7 +54,8 @@ def find_candidate(store: Store, source: str, device: torch.device) -> Candidate
 def make_candidate(
     store: Store, name: str, sae: SAE, *, files: dict[str, bytes], made_by: dict[str, Any], otherwise: str
 ) -> Candidate:
-    """Return an SAE that is to be in a store under a name: the store's own, if it is the same to the last bit.
+    """Return an SAE that is to be in a store under a name: the store's own, if it is the same to
+    the last bit.
 
     Raises:
         SAEError: the store has another of that name; ``otherwise`` says what to do.

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+from featurestore import errors
+
 PUBLIC = {
     "featurestore": {
         "DamageError", "DiskError", "FeatureStoreError", "HookError", "ModelError", "NotAStoreError", "PromptsError",
         "QueryError", "RunError", "SAEError", "Selection", "SelectionError", "ShareError", "Store", "StoreError", "TableError",
-        "UsageError", "VersionError", "__version__",
+        "TakenError", "UsageError", "VersionError", "__version__",
     },
     "sae": {
         "SAE", "ActivationBatches", "Intervention", "SAEConfig", "TrainSettings", "Window", "ablate", "attach", "encode",
@@ -30,6 +32,11 @@ def test_public_names(package):
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
         module.nothing  # noqa: B018
+
+
+def test_every_error_is_public():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert {kind.__name__ for kind in kinds} <= PUBLIC["featurestore"]
 
 
 @pytest.mark.parametrize("package", PUBLIC)

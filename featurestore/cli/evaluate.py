@@ -57,7 +57,8 @@ class TargetOptions:
     top: list[int]
 
     def read(self) -> "list[list[Selection]]":
-        """Return the files' selections, those of one concept together, or each that a store has for the options."""
+        """Return the files' selections, those of one concept together, or each that a store has for
+        the options."""
         from featurestore.errors import UsageError
         from featurestore.selection import Selection
         from featurestore.store import Store

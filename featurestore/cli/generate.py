@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionOptions:
-    """What the options of :func:`intervention_options` say: selections, and lists of one value for all or one for each."""
+    """What the options of :func:`intervention_options` say: selections, and lists of one value for
+    all or one for each."""
 
     selections: tuple[Path, ...]
     multipliers: tuple[float, ...]

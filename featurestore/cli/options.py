@@ -55,7 +55,8 @@ class PromptOptions:
     skip_repeats: bool
 
     def read(self, seeds: list[int]) -> "list[Prompt]":
-        """Return the prompts once per seed; what looks like a slip in their labels is said on stderr."""
+        """Return the prompts once per seed; what looks like a slip in their labels is said on
+        stderr."""
         from featurestore.prompts import label_warnings
 
         prompts = self.file(seeds).prompts
@@ -139,7 +140,8 @@ class RunOptions:
     batch_size: int
 
     def settings(self, model: "Model") -> "RunSettings":
-        """Return the run that they mean for a model; its own steps and guidance where they say nothing."""
+        """Return the run that they mean for a model; its own steps and guidance where they say
+        nothing."""
         from sae.diffusion.pipelines import RunSettings
 
         return RunSettings(
@@ -165,7 +167,8 @@ def prompt_options(required: bool = True) -> Callable[[Callable[..., Any]], Call
 
 
 def column_options(command: Callable[..., Any], source: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the parameter ``source`` and the options that say which of its columns mean what; they arrive as ``prompts``."""
+    """Add the parameter ``source`` and the options that say which of its columns mean what; they
+    arrive as ``prompts``."""
     options = [
         source,
         click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="The prompt."),

@@ -1,4 +1,5 @@
-"""Take a concept's features out while pictures are generated (arXiv 2501.18052, section 3; docs/ablation.md)."""
+"""Take a concept's features out while pictures are generated (arXiv 2501.18052, section 3;
+docs/ablation.md)."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from sae.intervention.settings import Intervention
 from sae.model import SAE
 
 Saes = SAE | Mapping[str, SAE] | Sequence[Path] | None
-"""the SAE of all selections; SAEs by ``Selection.sae_hash`` or ``.sae``; directories of SAEs' files; None: in the stores"""
+"""the SAE of all selections; SAEs by ``Selection.sae_hash`` or ``.sae``; directories of SAEs'
+files; None: in the stores"""
 
 
 class Handle:
@@ -42,7 +44,8 @@ def ablate(
     saes: Saes = None,
     mode: str = "paper",
 ) -> Iterator[None]:
-    """Edit everything that ``pipe`` generates inside the ``with`` block; arguments and errors as :func:`attach`."""
+    """Edit everything that ``pipe`` generates inside the ``with`` block; arguments and errors as
+    :func:`attach`."""
     handle = attach(pipe, interventions, strength=strength, saes=saes, mode=mode)
     try:
         yield
@@ -60,18 +63,20 @@ def attach(
 ) -> Handle:
     """Edit everything that ``pipe`` generates, until the handle's ``detach``.
 
-    A selection stands for the paper's rule with γ = ``strength``: at every denoiser call and position
-    ``f_i ← γ · μ(i,t,D_c) · f_i`` where feature ``i`` is selected at the call's timestep and ``f_i > μ(i,t,D)``
-    (:func:`sae.intervention.rules.paper_rule`). An :class:`Intervention` says otherwise, its own strength included. The
-    reconstruction error is kept, so the hooked tensor becomes ``x + Σ (f_i' − f_i) · W_dec[i]``; positions that no edit
-    reaches, and everything when nothing is selected, stay the same bit for bit. The features of the nearest recorded
+    A selection stands for the paper's rule with γ = ``strength``: at every denoiser call and
+    position ``f_i ← γ · μ(i,t,D_c) · f_i`` where feature ``i`` is selected at the call's timestep
+    and ``f_i > μ(i,t,D)`` (:func:`sae.intervention.rules.paper_rule`). An :class:`Intervention`
+    says otherwise, its own strength included. The reconstruction error is kept, so the hooked
+    tensor becomes ``x + Σ (f_i' − f_i) · W_dec[i]``; positions that no edit reaches, and everything
+    when nothing is selected, stay the same bit for bit. The features of the nearest recorded
     timestep are used. Differentiable where gradients are on.
 
-    Several interventions may share a hook: where two edit one feature at one position, the larger edit holds; steering
-    adds up; a replaced position is edited by nothing else; another SAE on the same hook sees what the first has left.
+    Several interventions may share a hook: where two edit one feature at one position, the larger
+    edit holds; steering adds up; a replaced position is edited by nothing else; another SAE on the
+    same hook sees what the first has left.
 
-    ``saes`` are by default loaded from the stores that the selections name. ``mode``: ``paper``; ``no-error``, the
-    reconstruction in place of the tensor; or ``saeuron``, for comparison only.
+    ``saes`` are by default loaded from the stores that the selections name. ``mode``: ``paper``;
+    ``no-error``, the reconstruction in place of the tensor; or ``saeuron``, for comparison only.
 
     Raises:
         SelectionError: a selection was made for another model, SAE or hook; nothing was hooked.
@@ -115,8 +120,8 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
 def find_saes(selections: Iterable[Selection], given: Saes = None) -> dict[str, SAE]:
     """Return the SAEs of selections by their hashes, each loaded once, without gradients.
 
-    A selection's SAE is the one that is given; if it is not among several, that of the store which the selection names. Of
-    several directories, each has its SAE's name.
+    A selection's SAE is the one that is given; if it is not among several, that of the store which
+    the selection names. Of several directories, each has its SAE's name.
 
     Raises:
         SelectionError: an SAE is not the one that a selection was made with, or nowhere.

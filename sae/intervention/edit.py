@@ -1,4 +1,5 @@
-"""Edits at one hook: from interventions to what is done at each timestep, and the hook that does it."""
+"""Edits at one hook: from interventions to what is done at each timestep, and the hook that does
+it."""
 
 import functools
 import importlib.util
@@ -23,7 +24,8 @@ from sae.model import SAE
 
 
 class Site(NamedTuple):
-    """Where interventions are taken together: what passes one hook, in one branch, as one SAE sees it."""
+    """Where interventions are taken together: what passes one hook, in one branch, as one SAE sees
+    it."""
 
     hook: str
     io: str
@@ -97,7 +99,8 @@ class Editor:
         return after
 
     def _edited(self, seen: Tensor, target: Tensor, watched: Watch) -> Tensor | None:
-        """Return ``target`` plus the change that follows from what the SAE sees; None when nothing changes."""
+        """Return ``target`` plus the change that follows from what the SAE sees; None when nothing
+        changes."""
         if self.site.branch not in watched.call.branches:
             return None
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
@@ -147,7 +150,8 @@ class Editor:
         return self._fused[at]
 
     def _counted(self) -> tuple[float, int]:
-        """Return the recorded step whose turn it is, as timestep and occurrence: the released hook counts its calls."""
+        """Return the recorded step whose turn it is, as timestep and occurrence: the released hook
+        counts its calls."""
         recorded, n = self.interventions[0].selection.timesteps, self._n_calls
         if n == len(recorded):
             raise ModelError(
@@ -193,7 +197,8 @@ class Editor:
 
 
 def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:
-    """Return the rule of every kind but ``add``; for ``replace``, the one that detects its positions."""
+    """Return the rule of every kind but ``add``; for ``replace``, the one that detects its
+    positions."""
     features = torch.tensor(at.features, dtype=torch.int64)
     mean_concept, mean_all = (torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all))
     if one.kind in ("paper", "replace"):

@@ -1,6 +1,8 @@
-"""A technique for eval-unlearn, the benchmark of unlearning: ``featurestore`` in its configurations.
+"""A technique for eval-unlearn, the benchmark of unlearning: ``featurestore`` in its
+configurations.
 
-eval-unlearn finds it by the entry point ``eval_unlearn.techniques``; nothing of it is imported here.
+eval-unlearn finds it by the entry point ``eval_unlearn.techniques``; nothing of it is imported
+here.
 """
 
 from collections.abc import Sequence
@@ -22,10 +24,11 @@ _OPTIONS = ("selections", "model_id", "strength", "kind", "device", "num_inferen
 class FeatureStoreTechnique:
     """Draw with the features of selection files ablated.
 
-    The options of ``technique_config``: ``selections`` (paths of selection files, or one path), ``model_id`` (default:
-    the selection's model), ``strength``, ``kind``, ``device``, ``num_inference_steps``, ``guidance_scale``, ``saes``
-    (directories of the SAEs, where the selections' store is elsewhere). ``erase_concept`` and ``use_fp16``, which
-    eval-unlearn gives every technique, are ignored: the selections say what is erased.
+    The options of ``technique_config``: ``selections`` (paths of selection files, or one path),
+    ``model_id`` (default: the selection's model), ``strength``, ``kind``, ``device``,
+    ``num_inference_steps``, ``guidance_scale``, ``saes`` (directories of the SAEs, where the
+    selections' store is elsewhere). ``erase_concept`` and ``use_fp16``, which eval-unlearn gives
+    every technique, are ignored: the selections say what is erased.
 
     Raises:
         UsageError: an option is not known, or there is no selection.
@@ -51,7 +54,8 @@ class FeatureStoreTechnique:
         self.saes = [Path(directory) for directory in options["saes"]] if options.get("saes") else None
 
     def generate(self, prompts: Sequence[str], seed: int | None = None, **options: Any) -> list[Any]:
-        """Return a PIL image per prompt; the noise of prompt i is that of ``seed + i`` (None: of i).
+        """Return a PIL image per prompt; the noise of prompt i is that of ``seed + i`` (None: of
+        i).
 
         Raises:
             UsageError: an option is neither ``num_inference_steps`` nor ``guidance_scale``.

@@ -82,11 +82,12 @@ def generate_files(
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[Path]:
-    """Write a PNG for each prompt and ``generated.jsonl``, one line per file, into ``out``; return the files.
+    """Write a PNG for each prompt and ``generated.jsonl``, one line per file, into ``out``; return
+    the files.
 
-    Pictures that are there already, from the same command, are replaced; each is whole or absent. Of pictures that are no
-    results (:func:`sae.diffusion.faults.picture_fault`), ``generated.jsonl`` says why, and a warning names them. Raises as
-    :func:`generate_images`.
+    Pictures that are there already, from the same command, are replaced; each is whole or absent.
+    Of pictures that are no results (:func:`sae.diffusion.faults.picture_fault`),
+    ``generated.jsonl`` says why, and a warning names them. Raises as :func:`generate_images`.
     """
     settings = describe_run(model, run)
     how = {"ablated": [one.described() for one in interventions], "mode": mode if interventions else None}

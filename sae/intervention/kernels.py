@@ -1,13 +1,16 @@
 # mypy: disable-error-code="no-untyped-def,import-untyped"
-"""Rules as three Triton kernels, for CUDA: nothing waits for the host, and no code of all latents is made.
+"""Rules as three Triton kernels, for CUDA: nothing waits for the host, and no code of all latents
+is made.
 
 1. ``_select``: the selected latents' pre-activations at every position, and where a rule may apply.
-2. ``_count``, for TopK only: how many latents exceed each of them, in tiles of ``x W_encᵀ`` that are forgotten at once. A
-   latent is active if fewer than k exceed it. Blocks of positions where no rule may apply end at once.
+2. ``_count``, for TopK only: how many latents exceed each of them, in tiles of ``x W_encᵀ`` that
+   are forgotten at once. A latent is active if fewer than k exceed it. Blocks of positions where no
+   rule may apply end at once.
 3. ``_apply``: the change of the activations, times ``W_dec``, added in place where it is not zero.
 
 The products are taken in float32 accuracy (3 × TF32 on tensor cores). What they equal is
-:func:`sae.intervention.rules.rules_change`, which serves wherever these do not: on a CPU, with gradients, without Triton.
+:func:`sae.intervention.rules.rules_change`, which serves wherever these do not: on a CPU, with
+gradients, without Triton.
 """
 
 from typing import NamedTuple
@@ -93,7 +96,8 @@ def fuse(sae: SAE, rules: Rules) -> Fused | None:
 
 @torch.no_grad()
 def apply_(sae: SAE, fused: Fused, x: Tensor, out: Tensor) -> None:
-    """Add to ``out`` by how much rules change ``x``; both ``[batch, positions, d_in]``, of any strides and precision.
+    """Add to ``out`` by how much rules change ``x``; both ``[batch, positions, d_in]``, of any
+    strides and precision.
 
     A position that no rule changes keeps its bits.
     """
@@ -129,7 +133,8 @@ def _product(
     x, start, weight, rows, row_mask, position_mask, centre, d_in, x_channel,
     BP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Return ``(x − centre) weight[rows]ᵀ``, float32 ``[BP, BN]``; channels are always added up in the same order."""
+    """Return ``(x − centre) weight[rows]ᵀ``, float32 ``[BP, BN]``; channels are always added up in
+    the same order."""
     total = tl.zeros((BP, BN), dtype=tl.float32)
     for first in range(0, d_in, BK):
         channel = first + tl.arange(0, BK)
@@ -184,7 +189,8 @@ def _count(
             for j in range(0, m):
                 own = tl.load(pre + row * m + j, mask=in_row, other=0)[:, None]
                 feature = tl.load(features + j)
-                # Of equal ones the lower latent counts first; a latent does not exceed itself, however it is rounded.
+                # Of equal ones the lower latent counts first; a latent does not exceed itself, however
+                # it is rounded.
                 larger = (value > own) | ((value == own) & (latent < feature)[None, :])
                 larger = larger & (known & (latent != feature))[None, :]
                 counts += tl.where(column[None, :] == j, tl.sum(larger.to(tl.int32), 1)[:, None], 0)

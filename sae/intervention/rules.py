@@ -1,4 +1,5 @@
-"""The arithmetic of an edit at one denoiser call: the paper's rule written out, and the same made fast.
+"""The arithmetic of an edit at one denoiser call: the paper's rule written out, and the same made
+fast.
 
 Pure functions of positions, an SAE and rules; docs/ablation.md has the formulas.
 """
@@ -17,13 +18,15 @@ from sae.model import SAE
 def paper_rule(
     sae: SAE, x: Tensor, features: Tensor, *, strength: float, mean_concept: Tensor, mean_all: Tensor
 ) -> Tensor:
-    """Return positions ``x [n, d_in]`` edited by the paper's rule, written out densely (arXiv 2501.18052, section 3).
+    """Return positions ``x [n, d_in]`` edited by the paper's rule, written out densely (arXiv
+    2501.18052, section 3).
 
-    Encode everything, scale the selected latents where they exceed their mean, decode, keep the SAE's error. This is the
-    definition: :func:`rules_change` computes the same without the full encoder and decoder, and is tested to be equal.
+    Encode everything, scale the selected latents where they exceed their mean, decode, keep the
+    SAE's error. This is the definition: :func:`rules_change` computes the same without the full
+    encoder and decoder, and is tested to be equal.
 
-    ``features [m]`` are the selected latents, ``strength`` is γ, ``mean_concept [m]`` is μ(i, t, D_c) and ``mean_all [m]``
-    is μ(i, t, D). The SAE must not normalise its inputs.
+    ``features [m]`` are the selected latents, ``strength`` is γ, ``mean_concept [m]`` is μ(i, t,
+    D_c) and ``mean_all [m]`` is μ(i, t, D). The SAE must not normalise its inputs.
     """
     assert sae.config.normalize_activations == "none", "the decoder's scale would depend on the position"
     f = sae.encode_dense(x)
@@ -34,7 +37,8 @@ def paper_rule(
 
 
 class Rule(NamedTuple):
-    """What an intervention does to activations at one timestep: ``f ← factor · f + offset`` where ``f > threshold``."""
+    """What an intervention does to activations at one timestep: ``f ← factor · f + offset`` where
+    ``f > threshold``."""
 
     features: Tensor
     """``[n]`` latents"""
@@ -63,12 +67,14 @@ class Layer(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Several rules, prepared once for many calls: an edit on a GPU takes as long as its kernels take to launch."""
+    """Several rules, prepared once for many calls: an edit on a GPU takes as long as its kernels
+    take to launch."""
 
     features: Tensor
     """``[n]``, the latents of all rules, sorted"""
     least: Tensor
-    """``[n]``: no rule changes a latent whose pre-activation, inexactly computed, does not exceed this"""
+    """``[n]``: no rule changes a latent whose pre-activation, inexactly computed, does not exceed
+    this"""
     where: Tensor | None
     """bool ``[positions]``: no rule changes anything elsewhere; None: anywhere"""
     layers: Sequence[Layer]
@@ -76,7 +82,8 @@ class Rules(NamedTuple):
 
 
 def join(rules: Sequence[Rule]) -> Rules | None:
-    """Return the rules of one SAE in as few layers as possible: a second one only where two rules share a latent.
+    """Return the rules of one SAE in as few layers as possible: a second one only where two rules
+    share a latent.
 
     Returns None if there are no rules.
     """
@@ -96,13 +103,15 @@ def join(rules: Sequence[Rule]) -> Rules | None:
         where = None if inside is None else inside[owner[own]].T
         layers.append(Layer(at[own], factor[own] - 1, threshold[own], offset[own], where))
     lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, at, threshold, "amin")
-    # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the smaller product.
+    # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the
+    # smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
     return Rules(features, least, union(wheres), layers)
 
 
 def last_of_each(rules: Sequence[Rule]) -> list[Rule]:
-    """Return the rules without the latents that a later one has too: SAeUron's released hook writes one over the other."""
+    """Return the rules without the latents that a later one has too: SAeUron's released hook writes
+    one over the other."""
     kept = []
     for number, rule in enumerate(rules):
         later = torch.cat([rule.features[:0], *(one.features for one in rules[number + 1 :])])
@@ -118,7 +127,8 @@ def union(wheres: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _occurrences(numbers: Tensor) -> list[Tensor]:
-    """Return the indices at which each number occurs for the first time, those of second times, and so on."""
+    """Return the indices at which each number occurs for the first time, those of second times, and
+    so on."""
     occurrences: list[list[int]] = []
     seen: Counter[int] = Counter()
     for i, number in enumerate(numbers.tolist()):
@@ -169,8 +179,8 @@ def on_device(part: Any, device: torch.device) -> Any:
 def edit_change(sae: SAE, x: Tensor, layout: Layout, edit: Edit) -> tuple[Tensor, Tensor]:
     """Return which positions an edit changes, and by how much: ``(rows [m], change [m, d_in])``.
 
-    ``x`` is ``[batch · positions, d_in]``. A replaced position is edited by nothing else; rules, steering and
-    ``errors · (x̂ − x)`` add up.
+    ``x`` is ``[batch · positions, d_in]``. A replaced position is edited by nothing else; rules,
+    steering and ``errors · (x̂ − x)`` add up.
     """
     rows, change = rules_change(sae, x, edit.rules)
     if edit.detectors is None and not edit.steers and not edit.errors:
@@ -189,10 +199,12 @@ def edit_change(sae: SAE, x: Tensor, layout: Layout, edit: Edit) -> tuple[Tensor
 
 
 def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor]:
-    """Return which positions rules change, and by how much: ``(rows [m], change [m, d_in])``; ``x`` is ``[n, d_in]``.
+    """Return which positions rules change, and by how much: ``(rows [m], change [m, d_in])``; ``x``
+    is ``[n, d_in]``.
 
-    Equals :func:`paper_rule` minus ``x`` at these positions, some of whose changes may be 0; all other positions stay.
-    Where two rules edit one feature at one position, the larger edit holds. Differentiable in ``x``.
+    Equals :func:`paper_rule` minus ``x`` at these positions, some of whose changes may be 0; all
+    other positions stay. Where two rules edit one feature at one position, the larger edit holds.
+    Differentiable in ``x``.
     """
     rows, near, f = _firing(sae, x, rules)
     if rules is None or not len(rows):
@@ -211,10 +223,12 @@ def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
 
 
 def _firing(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where a rule may apply, ``x`` there, and the rules' latents' activations: ``[m], [m, d_in], [m, n]``.
+    """Return where a rule may apply, ``x`` there, and the rules' latents' activations: ``[m], [m,
+    d_in], [m, n]``.
 
-    Exact without encoding everything: a latent changes only where its own pre-activation exceeds its threshold; only there
-    does TopK need the full encoder, to know whether the latent is among the k largest.
+    Exact without encoding everything: a latent changes only where its own pre-activation exceeds
+    its threshold; only there does TopK need the full encoder, to know whether the latent is among
+    the k largest.
     """
     if rules is None:
         return torch.zeros(0, dtype=torch.int64, device=x.device), x[:0], x[:0]
@@ -230,7 +244,8 @@ def _firing(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor, T
 
 
 def _replacements(sae: SAE, x: Tensor, layout: Layout, detectors: Rules | None) -> tuple[Tensor, Tensor]:
-    """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected everywhere stays."""
+    """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected
+    everywhere stays."""
     rows, _, f = _firing(sae, x, detectors)
     if detectors is None or not len(rows):
         return rows, x[:0]

@@ -1,4 +1,5 @@
-"""Say what is done with a selection's features: by which rule, how strongly, in which half, when and where."""
+"""Say what is done with a selection's features: by which rule, how strongly, in which half, when
+and where."""
 
 import hashlib
 import math
@@ -27,7 +28,8 @@ class Window(NamedTuple):
     last: float = -math.inf
     """the least noisy one; with ``parts``, 1 is the schedule's end"""
     parts: bool = False
-    """whether the ends are parts of the run's schedule: its first step is at 0, its last at 1, whatever the timesteps"""
+    """whether the ends are parts of the run's schedule: its first step is at 0, its last at 1,
+    whatever the timesteps"""
 
     @classmethod
     def parse(cls, text: str) -> "Window":
@@ -100,12 +102,15 @@ class Intervention:
     strength: float = DEFAULT_STRENGTH
     """γ of ``paper``, c of ``clamp``, α of ``add``; ``zero`` and ``replace`` do not use it"""
     branch: str = ""
-    """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's statistics are of"""
+    """``cond``, ``uncond`` or ``both`` halves of guidance; empty: the half that the selection's
+    statistics are of"""
     window: Window = ALWAYS
     threshold: float = 1.0
-    """of ``paper`` and ``replace``: how many times μ(i,t,D) an activation has to exceed; 1 as published, 0: fire at all"""
+    """of ``paper`` and ``replace``: how many times μ(i,t,D) an activation has to exceed; 1 as
+    published, 0: fire at all"""
     mask: Tensor | None = None
-    """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value per token; None: everywhere"""
+    """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value
+    per token; None: everywhere"""
 
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
@@ -127,7 +132,8 @@ class Intervention:
         return BRANCH_CHOICES[self.branch or self.selection.branch]
 
     def described(self) -> dict[str, Any]:
-        """Return what is done, as JSON: the selection's names, and all settings; of the mask, a hash."""
+        """Return what is done, as JSON: the selection's names, and all settings; of the mask, a
+        hash."""
         selection, window = self.selection, self.window
         named = {"family": selection.family, "concept": selection.concept, "sae": selection.sae, "hook": selection.hook}
         ends = None if window == ALWAYS else {"first": window.first, "last": window.last, "parts": window.parts}
@@ -138,7 +144,8 @@ class Intervention:
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool per position of the hooked tensor, ``[positions]``.
 
-        A mask larger than the map is reduced by whole numbers: a position is inside when any of its pixels is.
+        A mask larger than the map is reduced by whole numbers: a position is inside when any of its
+        pixels is.
 
         Raises:
             UsageError: the mask's size is not a multiple of the map's.
