@@ -95,7 +95,9 @@ class Answers:
         if whole in self._kept:
             self._kept.move_to_end(whole)
             return self._kept[whole][0]
-        job = self._running.get(whole) or self._start(whole, compute)
+        job = self._running.get(whole)
+        if job is None or job.reason:  # one that is being stopped answers nobody
+            job = self._start(whole, compute)
         job.waiting += 1
         try:
             value = await _wait(job, gone, seconds)
@@ -111,8 +113,12 @@ class Answers:
         job = _Job()
         job.future = self._pool.submit(job.run, compute)
         self._running[key] = job
-        job.future.add_done_callback(lambda _: self._running.pop(key, None))
+        job.future.add_done_callback(lambda _: self._ended(key, job))
         return job
+
+    def _ended(self, key: tuple[Any, ...], job: _Job) -> None:
+        if self._running.get(key) is job:
+            del self._running[key]
 
     def _keep(self, key: tuple[Any, ...], value: Any, n_bytes: int) -> None:
         if key in self._kept or n_bytes > self._limit // 4:
@@ -133,11 +139,12 @@ class Answers:
 
 async def _wait(job: _Job, gone: Callable[[], Awaitable[bool]] | None, seconds: float | None) -> Any:
     waiter = asyncio.wrap_future(job.future)
+    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever left does not look
     began = time.monotonic()
     while True:
         done, _ = await asyncio.wait({waiter}, timeout=_LOOK_SECONDS)
         if done:
-            if job.reason and waiter.exception() is not None:
+            if job.reason and (waiter.cancelled() or waiter.exception() is not None):
                 raise CancelledError(job.reason)
             return waiter.result()
         if gone is not None and await gone():

@@ -103,11 +103,18 @@ def selection(store: Store, entry: Entry, memory_limit: str | None = None) -> Se
     return replace(whole, rule={"features": len(entry.features)}, rows=rows)
 
 
-def file_name(chosen: Selection) -> str:
-    """Return a name for a selection's file, without suffix."""
-    from queries.selections import file_name as named
+def file_names(chosen: Sequence[Selection], form: str) -> list[str]:
+    """Return a name for each selection's file, none twice."""
+    from queries.selections import file_name
 
-    return named(chosen)
+    names: list[str] = []
+    for one in chosen:
+        name, number = file_name(one), 1
+        while f"{name}.{form}" in names:
+            number += 1
+            name = f"{file_name(one)}-{number}"
+        names.append(f"{name}.{form}")
+    return names
 
 
 def commands(store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]) -> str:

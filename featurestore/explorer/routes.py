@@ -168,7 +168,7 @@ class Api:
         entries = baskets.parse_basket(given.get("entries"))
         form = given.get("format", "json")
         chosen = [await self._selection(entry) for entry in entries]
-        names = [f"{baskets.file_name(one)}.{form}" for one in chosen]
+        names = baskets.file_names(chosen, form)
         files = await asyncio.to_thread(_files, chosen, names)
         run = self.store.run or {}
         asked = {

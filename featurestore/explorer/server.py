@@ -4,6 +4,7 @@ import contextlib
 import secrets
 import socket
 import threading
+import warnings
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -88,6 +89,8 @@ def serve(
     """Serve a store until Ctrl-C, and open it in a browser; ``say`` is told the address."""
     import uvicorn
 
+    # The page says so beside each interval; here it would be one line of many.
+    warnings.filterwarnings("ignore", message=".* few for an interval", category=UserWarning)
     found = listen(port)
     chosen, token = found.getsockname()[1], secrets.token_urlsafe(24)
     address = f"http://{HOST}:{chosen}/?token={token}"

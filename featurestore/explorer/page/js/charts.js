@@ -24,13 +24,12 @@ export function Chart({ make, depends, label, height = 180 }) {
       const colours = dark ? ["#7cc4de", "#fe9f6d", "#b5a8f0", "#8fd19e"] : ["#0f5e7a", "#c2542d", "#6a4fb3", "#2f7d4f"];
       const options = make(Plot, { dark, colours });
       const chart = Plot.plot({ width, height, marginLeft: 48, marginRight: 12, ...options });
-      chart.setAttribute("role", "img");
-      chart.setAttribute("aria-label", label);
+      chart.setAttribute("aria-hidden", "true"); // the place that it stands in has the label
       place.current.replaceChildren(chart);
     }).catch((problem) => setError(problem));
     return () => { wanted = false; };
   }, [width, dark, ...depends]);
-  return html`<div class="chart" ref=${box}><div ref=${place} style=${{ minHeight: `${height}px` }}></div>
+  return html`<div class="chart" ref=${box}><div ref=${place} role="img" aria-label=${label} style=${{ minHeight: `${height}px` }}></div>
     ${error && html`<p class="problem">${error.message}</p>`}</div>`;
 }
 

@@ -28,7 +28,7 @@ export function Table({ label, columns, data, n, height = 480, sort: given = nul
     box.current.scrollTop = 0;
   };
   const state = (column) => (sort?.key === column.key ? (sort.down ? "descending" : "ascending") : "none");
-  return html`<div class="scroll" ref=${box} style=${{ maxHeight: `${height}px` }} tabindex="0" role="region" aria-label=${label}
+  return html`<div class="scroll" ref=${box} style=${{ maxHeight: `${height}px` }} tabindex="0" role="region" aria-label=${`${label}, table`}
       onScroll=${(e) => setTop(e.currentTarget.scrollTop)}>
     <table aria-rowcount=${n + 1}><thead><tr>${columns.map((c) => html`<th scope="col" class=${c.numeric ? "number" : ""} aria-sort=${state(c)}>
       <button type="button" onClick=${() => choose(c)}>${c.label}<i aria-hidden="true">${{ ascending: " ↑", descending: " ↓", none: "" }[state(c)]}</i></button></th>`)}</tr></thead>

@@ -39,6 +39,7 @@ function App({ provider, first }) {
       });
     };
     addEventListener("hashchange", moved);
+    moved(); // it may have changed before anybody listened
     return () => removeEventListener("hashchange", moved);
   }, []);
   useEffect(() => {

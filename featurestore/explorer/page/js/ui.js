@@ -82,19 +82,21 @@ export function Answered({ answer, height = 120, empty = "Nothing here.", childr
 export const Problem = ({ error }) => html`<p class="problem" role="alert">${error.message}</p>`;
 
 // Said instead of a view: what is missing, and the command that makes it.
-export function Lacking({ what, children }) {
+// `page`: it stands alone and is the page's heading.
+export function Lacking({ what, page, children }) {
   const { overview } = useShared();
   const found = overview.missing.filter((one) => what.includes(one.what));
-  return html`<section class="panel lacking"><h2>${children}</h2>
+  return html`<section class="panel lacking">${page ? html`<h1>${children}</h1>` : html`<h2>${children}</h2>`}
     ${found.map((one) => html`<p>${one.why}</p><${Code} text=${one.command} label="Command" />`)}</section>`;
 }
 
-export function Thumb({ sample, prompt, size = 96, note, href, children }) {
+// `aside`: beside a link to the same place, so not another stop for keys and screen readers.
+export function Thumb({ sample, prompt, size = 96, note, href, aside, children }) {
   const { provider, overview } = useShared();
   const picture = overview.has_pictures
     ? html`<img src=${provider.picture(sample, size > 192 ? 384 : size > 96 ? 192 : 96)} alt="" loading="lazy" decoding="async" width=${size} height=${size} />`
     : html`<span class="nopicture" aria-hidden="true"></span>`;
-  return html`<a class="thumb" data-item href=${href || to("samples", [sample])} title=${short(prompt, 300)}>
+  return html`<a class="thumb" data-item=${!aside} tabindex=${aside ? -1 : null} aria-hidden=${aside ? "true" : null} href=${href || to("samples", [sample])} title=${short(prompt, 300)}>
     <span class="frame">${picture}${children}</span><span class="sr">${short(prompt, 120)}</span>${note && html`<span class="note">${note}</span>`}</a>`;
 }
 

@@ -8,8 +8,8 @@ export const WORDS = {
   fvu: ["FVU", "Fraction of variance unexplained: Σ‖x − x̂‖² / Σ‖x − mean(x)‖². 0 is a perfect reconstruction, 1 no better than the mean."],
   l0: ["L0", "Features that fire at a position, on average."],
   dead: ["Dead latents", "Latents that fire in no encoded sample; by step: in none at that step."],
-  interval: ["Interval", "The samples of each concept are drawn anew, with replacement, 200 times; the interval holds 95 % of the scores "
-    + "so obtained (percentile bootstrap). With fewer than 10 samples it is too narrow."],
+  interval: ["Interval", "The samples of each concept are drawn anew, with replacement, 200 times; the interval is the score ± Student’s t times the "
+    + "standard deviation of the scores so obtained, for 95 %."],
   jaccard: ["Shared", "Of the (step, feature) pairs that either of two concepts selects, the share that both select: |A ∩ B| / |A ∪ B|."],
   total: ["Total", "The sum of the feature's activations over all positions and steps of a sample."],
   together: ["Fires with", "|both| / |either|, over samples and steps. Lift: how many times more often together than by chance."],

@@ -5,19 +5,20 @@ import { useLater, useShared } from "../hooks.js";
 import { addToBasket, change, formatBasket, parseBasket, to } from "../state.js";
 import { Code, Field, Help, Number_, Panel, Problem, Select } from "../ui.js";
 import { number, short } from "../words.js";
-import { Try } from "./try.js";
+import { Try, usePrompt } from "./try.js";
 
 export function Basket() {
   const { address, overview, provider } = useShared();
   const entries = parseBasket(address.params.basket);
   const keep = (next) => change({ basket: formatBasket(next) }, true);
   const set = (i, changed) => keep(entries.map((e, k) => (k === i ? { ...e, ...changed } : e)));
+  const prompt = usePrompt(entries);
   const wrong = entries.map((e) => mistake(e, overview)).find(Boolean);
   return html`<header class="title"><h1>Basket</h1><p class="muted">Features to take out while the model draws.</p></header>
     ${wrong && html`<${Problem} error=${{ message: wrong }} />`}
     ${entries.length === 0 ? html`<${Empty} />` : html`<ul class="entries">${entries.map((e, i) => html`<li class="panel" key=${i}><${Entry} entry=${e} set=${(c) => set(i, c)} remove=${() => keep(entries.filter((_, k) => k !== i))} /></li>`)}</ul>`}
-    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} />` : html`<${provider.Shown} entries=${entries} />`}
-    ${entries.length > 0 && !wrong && html`<${Files} entries=${entries} />`}
+    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} prompt=${prompt} />` : html`<${provider.Shown} entries=${entries} />`}
+    ${entries.length > 0 && !wrong && html`<${Files} entries=${entries} prompt=${prompt} />`}
     ${provider.can.live && html`<${Load} />`}`;
 }
 
@@ -26,6 +27,8 @@ function mistake(entry, overview) {
   if (!sae) return `The basket names SAE “${short(entry.sae, 40)}”; this store has ${overview.saes.map((s) => s.name).join(", ") || "none"}.`;
   const family = overview.families.find((one) => one.name === entry.family);
   if (!family?.concepts.some((c) => c.name === entry.concept)) return `The basket names ${short(entry.family || "", 40)} = “${short(entry.concept || "", 40)}”, which no sample carries.`;
+  if (sae.encoded !== "all") return `The samples are not encoded with SAE ${sae.name}: featurestore encode --store ${overview.root} --sae ${sae.name}`;
+  if (family.concepts.length < 2) return `The family ${family.name} has one concept only: a score compares a concept with others.`;
   return null;
 }
 
@@ -49,11 +52,11 @@ function Entry({ entry, set, remove }) {
 }
 
 // What the basket is as files, as commands and as Python.
-function Files({ entries }) {
+function Files({ entries, prompt }) {
   const { provider, address } = useShared();
   const { params } = address;
   const [form, setForm] = useState("json");
-  const body = { entries, format: form, prompt: params.prompt, seed: Number(params.seed) || 0,
+  const body = { entries, format: form, prompt, seed: Number(params.seed) || 0,
     ...(params.steps ? { steps: Number(params.steps) } : {}), ...(params.guidance ? { guidance: Number(params.guidance) } : {}) };
   const made = useLater(`basket ${JSON.stringify(body)}`, (signal) => provider.selections(body, signal));
   const choose = html`<${Select} label="Format" value=${form} options=${[["json", "JSON"], ["csv", "CSV"], ["md", "Markdown"]]} onChange=${setForm} />`;

@@ -9,6 +9,7 @@ import { number, short } from "../words.js";
 import { scorable } from "./concepts.js";
 import { SampleWall } from "./walls.js";
 
+const FEW = 20;
 const ORDERS = [["mean", "mean score"], ["peak", "highest score"], ["first", "first step that matters"]];
 
 export function Concept({ args: [familyName, concept] }) {
@@ -23,11 +24,11 @@ export function Concept({ args: [familyName, concept] }) {
   const asked = { sae: saeName, branch, family: familyName, concept };
   return html`<header class="title"><p class="crumbs"><a href=${to("concepts", [], { family: familyName })}>${familyName}</a></p><h1>${short(concept, 200)}</h1>
       <p class="muted">${number(known.n_samples)} samples${sae ? ` · SAE ${sae.name}` : ""}</p></header>
-    ${scorable(sae, family) ? html`<${Scores} asked=${asked} />` : html`<${Lacking} what=${["sae", "codes", "concepts"]}>Scores need codes of an SAE, and a second concept to compare with.</${Lacking}>`}
+    ${scorable(sae, family) ? html`<${Scores} asked=${asked} n=${known.n_samples} />` : html`<${Lacking} what=${["sae", "codes", "concepts"]}>Scores need codes of an SAE, and a second concept to compare with.</${Lacking}>`}
     <${SampleWall} title="Its samples" keep=${(columns, i) => columns[familyName][i] === concept} />`;
 }
 
-function Scores({ asked }) {
+function Scores({ asked, n }) {
   const { address } = useShared();
   const { params } = address;
   const top = Number(params.top) || 24;
@@ -36,10 +37,10 @@ function Scores({ asked }) {
   const side = html`<${Select} label="Order" value=${order} options=${ORDERS} onChange=${(o) => change({ order: o }, true)} />
     <${Number_} label="Features" value=${top} min=${1} max=${200} onChange=${(n) => change({ top: n })} />`;
   return html`<${Panel} title="When each feature matters" help="score" aside=${side} answer=${scores.data} busy=${scores.loading} wide>
-    <${Answered} answer=${scores} height=${480} empty="No feature fired in any of these samples.">${(data) => html`<${Map_} data=${data} order=${order} asked=${asked} />`}</${Answered}></${Panel}>`;
+    <${Answered} answer=${scores} height=${480} empty="No feature fired in any of these samples.">${(data) => html`<${Map_} data=${data} order=${order} asked=${asked} n=${n} />`}</${Answered}></${Panel}>`;
 }
 
-function Map_({ data, order, asked }) {
+function Map_({ data, order, asked, n }) {
   const { address } = useShared();
   const { table, columns } = useMemo(() => arrange(data, order), [data, order]);
   const { params } = address;
@@ -50,7 +51,7 @@ function Map_({ data, order, asked }) {
   const choose = (at) => change({ feature: table[at.row].key, step: columns[at.column].step }, true);
   return html`<div class="concept-map"><div><p class="legend">less <${Ramp} signed /> more than in other concepts</p>
       <${HeatMap} label="Scores by feature and step" rows=${table} columns=${columns} chosen=${chosen} onChoose=${choose} columnName="timestep" /></div>
-    <${Cell} asked=${asked} feature=${table[row].key} score=${table[row].values[chosen.column]} step=${columns[chosen.column]} columns=${columns} /></div>`;
+    <${Cell} asked=${asked} n=${n} feature=${table[row].key} score=${table[row].values[chosen.column]} step=${columns[chosen.column]} columns=${columns} /></div>`;
 }
 
 function arrange(data, order) {
@@ -68,7 +69,7 @@ function arrange(data, order) {
 }
 
 // What is behind the chosen cell: its interval, its pictures, and what to put into the basket.
-function Cell({ asked, feature, score, step, columns }) {
+function Cell({ asked, n, feature, score, step, columns }) {
   const { sae, branch, family, concept } = asked;
   const pictures = useAsk("cell_samples", { sae, branch, feature, step: step.step, top: 8 });
   const interval = useAsk("bootstrap", { ...asked, top: 8 });
@@ -78,6 +79,7 @@ function Cell({ asked, feature, score, step, columns }) {
   return html`<aside class="cell"><h3>Feature <a href=${to("feature", [feature], { step: step.step })}>${feature}</a> at timestep ${Math.round(step.timestep)}</h3>
     <p class="big">${number(score)} <small>${found ? `95 %: ${number(found.low)} to ${number(found.high)}` : interval.loading ? "…" : ""}</small></p>
     <${Interval} answer=${interval} step=${step} feature=${feature} />
+    ${n < FEW && html`<p class="muted"><small>${n} samples are few for an interval: the true score lies outside of it in up to one of six cases.</small></p>`}
     <h4>Strongest here</h4><${Answered} answer=${pictures} height=${150} empty="It fires in no sample at this step.">${(data) => html`<div class="thumbs small">${rows(data).map((r) => html`<${Thumb} size=${72} sample=${r.sample_id} prompt=${r.prompt}
       href=${to("samples", [r.sample_id], { step: step.step, feature })} note=${number(r.total)} />`)}</div>`}</${Answered}>
     <h4>Into the basket</h4><div class="buttons">

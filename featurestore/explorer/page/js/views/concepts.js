@@ -12,7 +12,7 @@ export function Concepts() {
   const { overview, address } = useShared();
   const { sae, saeName, branch, family, families } = useChosen();
   const known = overview.families.find((one) => one.name === family);
-  if (!families.length) return html`<${Lacking} what=${["samples", "labels"]}>No concepts: the samples carry no labels.</${Lacking}>`;
+  if (!families.length) return html`<${Lacking} page what=${["samples", "labels"]}>No concepts: the samples carry no labels.</${Lacking}>`;
   const tabs = html`<${Tabs} label="Family" names=${families} chosen=${family} link=${(name) => to("concepts", [], { family: name, sae: saeFor(overview, name) })} />`;
   const top = Number(address.params.top) || 6;
   return html`<header class="title"><h1>Concepts</h1>${tabs}</header>
@@ -37,7 +37,7 @@ function Scored({ asked, known, top }) {
   const choose = html`<${Number_} label="Features" value=${top} min=${1} max=${24} onChange=${(n) => change({ top: n })} />`;
   return html`<${Panel} title="Best features of each concept" help="score" aside=${choose} answer=${best.data} busy=${best.loading} wide>
       <${Answered} answer=${best} height=${420} empty="No feature fired in any of these samples.">${(data) => html`<ul class="concepts">${[...groups(rows(data), "concept")].map(([concept, list]) => html`<li key=${concept}>
-        ${first.has(concept) && html`<${Thumb} size=${56} sample=${samples.data.columns.sample_id[first.get(concept)]} prompt=${concept} href=${to("concept", [known.name, concept])} />`}
+        ${first.has(concept) && html`<${Thumb} aside size=${56} sample=${samples.data.columns.sample_id[first.get(concept)]} prompt=${concept} href=${to("concept", [known.name, concept])} />`}
         <div><h3><a data-item href=${to("concept", [known.name, concept])}>${short(concept, 60)}</a> <small class="muted">${number(known.concepts.find((c) => c.name === concept)?.n_samples)} samples</small></h3>
         <ul class="chips">${[...groups(list, "feature")].map(([feature, steps]) => html`<li><${FeatureChip} feature=${feature} values=${steps.map((s) => s.score)} score=${steps[0].mean_score} /></li>`)}</ul></div></li>`)}</ul>`}</${Answered}></${Panel}>
     <${Panel} title="What two concepts share" help="jaccard" answer=${shared.data} busy=${shared.loading} wide>

@@ -12,7 +12,7 @@ import { number, percent, short } from "../words.js";
 
 export function Feature({ args: [text] }) {
   const { sae, saeName, branch, steps } = useChosen();
-  if (sae?.encoded !== "all") return html`<${Lacking} what=${["samples", "sae", "codes"]}>Features need codes of an SAE.</${Lacking}>`;
+  if (sae?.encoded !== "all") return html`<${Lacking} page what=${["samples", "sae", "codes"]}>Features need codes of an SAE.</${Lacking}>`;
   const feature = Number(text);
   const n = sae.config.n_latents;
   if (!Number.isInteger(feature) || feature < 0 || feature >= n) {
@@ -104,7 +104,7 @@ export function Features() {
   const { sae, saeName, branch } = useChosen();
   const usable = sae?.encoded === "all";
   const dense = useAsk("dense_features", usable ? { sae: saeName, branch, threshold: 0 } : null);
-  if (!usable) return html`<${Lacking} what=${["samples", "sae", "codes"]}>Features need codes of an SAE.</${Lacking}>`;
+  if (!usable) return html`<${Lacking} page what=${["samples", "sae", "codes"]}>Features need codes of an SAE.</${Lacking}>`;
   const sort = address.params.sort ? { key: address.params.sort.replace("-", ""), down: address.params.sort.startsWith("-") } : { key: "density", down: true };
   const columns = [
     { key: "feature", label: "feature", numeric: true, render: link },

@@ -7,11 +7,16 @@ import { number } from "../words.js";
 
 export const FACTORS = [0, 0.2, 0.5, 1, 2, 4, 6];
 
-export function Try({ entries }) {
+// The prompt of the address, else that of a sample that carries the first concept.
+export function usePrompt(entries) {
+  const { overview, provider, address } = useShared();
+  const samples = useLater(overview.n_samples ? "samples" : null, () => provider.samples());
+  return address.params.prompt ?? suggestion(samples.data, entries) ?? "";
+}
+
+export function Try({ entries, prompt }) {
   const { overview, provider, address } = useShared();
   const { params } = address;
-  const samples = useLater(overview.n_samples ? "samples" : null, () => provider.samples());
-  const prompt = params.prompt ?? suggestion(samples.data, entries) ?? "";
   const seed = Number(params.seed) || 0;
   const [drawing, setDrawing] = useState(null);
   const events = useRef(null);
