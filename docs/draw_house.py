@@ -15,7 +15,8 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("featurestore", "minicanvas", "sae", "collectors", "queries")
 BEGIN, END = "<!-- rooms: written by docs/draw_house.py -->", "<!-- end of rooms -->"
-GROUND = {"featurestore.errors", "featurestore.vocabulary", "sae.sparse"}  # everybody's floor: no arrows to it
+# Everybody's floor: no arrows to it.
+GROUND = {"featurestore.errors", "featurestore.vocabulary", "sae.sparse", "sae.pickles"}
 WIDTH, BOX, HEIGHT, GAP, MARGIN = 1040, 186, 64, 70, 24
 
 
