@@ -62,3 +62,5 @@ PROTOCOLS = ("each", "sequential", "joint")
 """one concept at a time, one after another without putting any back, or all at once"""
 ENGINES = ("duckdb", "spark")
 """what runs the SQL"""
+VERIFICATION = ("cached", "always", "never")
+"""when files are compared with their records before they are read (docs/reliability.md)"""

@@ -11,6 +11,14 @@ from tests.builders.pipelines import save, tiny_stable_diffusion
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """No test reads or writes the user's own cache of what was verified."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURESTORE_CACHE", str(tmp_path_factory.mktemp("cache") / "featurestore"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A saved random-weight Stable Diffusion pipeline."""

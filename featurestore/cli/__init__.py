@@ -12,6 +12,7 @@ import click
 from featurestore import __version__
 from featurestore.cli.stopping import INTERRUPTED, pipes_may_close, terminable
 from featurestore.errors import FeatureStoreError, nearest
+from featurestore.vocabulary import VERIFICATION
 
 COMMANDS = {
     "prompts": "featurestore.cli.prompts",
@@ -72,7 +73,13 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
-def cli() -> None:
+@click.option(
+    "--verify",
+    type=click.Choice(VERIFICATION),
+    help="Compare files with their records: once for as long as they do not change, once in every process, or not at "
+    "all.  [default: cached]",
+)
+def cli(verify: str | None) -> None:
     """Which SAE features of a diffusion model carry a concept, when, and what happens without them.
 
     A store is a directory of Parquet files. The usual way: collect activations, train an SAE, encode, score, export a
@@ -82,6 +89,10 @@ def cli() -> None:
     featurestore demo                      all of it in a few minutes, on a small model that is included
     featurestore collect --help            where a study of your own begins
     """
+    if verify is not None:
+        from featurestore.format.checksums import set_verification
+
+        set_verification(verify)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -3,21 +3,24 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from featurestore.errors import DamageError
+from featurestore.errors import DamageError, UsageError
 from featurestore.format.footers import check_footer
 from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry, Record
+from featurestore.format.verified import is_settled, key_of, known, remember, why_not
+from featurestore.vocabulary import VERIFICATION
 
 _SHOWN_BYTES = 8 * 10**9
-_READ_BYTES = 2**20
-Key = tuple[str, int, int, int, int, int, str]
-_checked: set[Key] = set()
+_checked: set[bytes] = set()
+_mode = ""
+_Keyed = tuple[Record, FileEntry, bytes | None]
+_Look = Callable[[Path, Record, FileEntry], str | None]
 
 
 def forget() -> None:
@@ -56,44 +59,95 @@ def check_shard(root: Path, record: Record, entry: FileEntry) -> str | None:
     return wrong
 
 
+def set_verification(mode: str) -> None:
+    """Say how readers of this process compare files with their records (``VERIFICATION`` in the vocabulary).
+
+    ``cached``, the default: each file once, as far as this user's cache can tell that it has not changed since.
+    ``always``: each file once in every process. ``never``: only whether it is there and has the size that its record says.
+
+    Raises:
+        UsageError: there is no such mode.
+    """
+    global _mode
+    if mode not in VERIFICATION:
+        raise UsageError(f"verification {mode!r}: expected one of {', '.join(VERIFICATION)}.")
+    _mode = mode
+
+
+def verification() -> str:
+    """Return the mode that :func:`set_verification` set, or ``FEATURESTORE_VERIFY``, or ``cached``."""
+    mode = _mode or os.environ.get("FEATURESTORE_VERIFY", "cached")
+    if mode not in VERIFICATION:
+        raise UsageError(f"FEATURESTORE_VERIFY is {mode!r}: expected one of {', '.join(VERIFICATION)}.")
+    return mode
+
+
 def check_shards(root: Path, records: Iterable[Record]) -> None:
-    """Compare the files of shards with their records, each once in a process unless it is replaced.
+    """Compare the files of shards with their records, each once unless it is replaced; see :func:`set_verification`.
 
     Above 8 GB with a progress bar.
 
     Raises:
         DamageError: a file is not what its record says; the first five such files are named.
     """
+    mode = verification()
     pairs = [(record, entry) for record in records for entry in record.files]
-    keyed = [
-        (record, entry, key) for record, entry in pairs if (key := _key(root, entry)) is None or key not in _checked
-    ]
+    statuses = [_status(root, entry) for _, entry in pairs]
+    keys = [s and key_of(s, _about(*pair)) for s, pair in zip(statuses, pairs, strict=True)]
+    remembers = mode == "cached" and bool(pairs) and why_not(root) is None
+    if remembers:
+        _checked.update(known([key for key in keys if key is not None and key not in _checked]))
+    keyed = [(*pair, key) for pair, key in zip(pairs, keys, strict=True) if key is None or key not in _checked]
     if not keyed:
         return
-    n_bytes = sum(entry.bytes for _, entry, _ in keyed)
-    problems: list[str] = []
-    with (
-        ThreadPoolExecutor(min(len(keyed), os.cpu_count() or 1)) as pool,
-        tqdm(total=n_bytes, unit="B", unit_scale=True, desc="check", disable=n_bytes < _SHOWN_BYTES or None) as bar,
-    ):
-        found = pool.map(lambda one: check_shard(root, one[0], one[1]), keyed)
-        for (_, entry, key), wrong in zip(keyed, found, strict=True):
-            bar.update(entry.bytes)
-            if wrong:
-                problems.append(f"{entry.path} {wrong}")
-            elif key:
-                _checked.add(key)
+    look = _glance if mode == "never" else check_shard
+    problems, sound = _compare(root, keyed, look)
+    if mode != "never":
+        _checked.update(sound)
+    if remembers:
+        # By the status of before the files were read: one that was written to meanwhile has another now.
+        now = {key for key, status in zip(keys, statuses, strict=True) if key and status and is_settled(status)}
+        remember(key for key in sound if key in now)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise DamageError(f"{root}: {'; '.join(problems[:5])}{more}. Run 'featurestore verify {root}'.")
 
 
-def _key(root: Path, entry: FileEntry) -> Key | None:
-    """Return what a file that was checked is known by; None if it cannot be looked at."""
+def _compare(root: Path, keyed: list[_Keyed], look: _Look) -> tuple[list[str], list[bytes]]:
+    """Return what is wrong, and the keys of what is sound."""
+    n_bytes = sum(entry.bytes for _, entry, _ in keyed)
+    problems: list[str] = []
+    sound: list[bytes] = []
+    with (
+        ThreadPoolExecutor(min(len(keyed), os.cpu_count() or 1)) as pool,
+        tqdm(total=n_bytes, unit="B", unit_scale=True, desc="check", disable=n_bytes < _SHOWN_BYTES or None) as bar,
+    ):
+        found = pool.map(lambda one: look(root, one[0], one[1]), keyed)
+        for (_, entry, key), wrong in zip(keyed, found, strict=True):
+            bar.update(entry.bytes)
+            if wrong:
+                problems.append(f"{entry.path} {wrong}")
+            elif key:
+                sound.append(key)
+    return problems, sound
+
+
+def _glance(root: Path, record: Record, entry: FileEntry) -> str | None:
+    """Return what is wrong with a file that shows without reading it."""
+    status = _status(root, entry)
+    if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != entry.bytes:
+        return check_file(root, entry)
+    return None
+
+
+def _about(record: Record, entry: FileEntry) -> bytes:
+    """Return what a file is compared with."""
+    return repr((record.table, record.schema, record.rows, entry.sha256)).encode()
+
+
+def _status(root: Path, entry: FileEntry) -> os.stat_result | None:
+    """Return a file's status; None if it cannot be looked at."""
     try:
-        path = inside(root, entry.path)
-        status = path.lstat()
+        return inside(root, entry.path).lstat()
     except (OSError, DamageError):
         return None
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return str(path.absolute()), status.st_dev, status.st_ino, status.st_size, *times, entry.sha256
