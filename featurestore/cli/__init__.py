@@ -33,6 +33,7 @@ COMMANDS = {
     "judge": "featurestore.cli.judge",
     "evaluate": "featurestore.cli.evaluate",
     "attack": "featurestore.cli.attack",
+    "harden": "featurestore.cli.harden",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
     "repair": "featurestore.cli.store",

@@ -17,9 +17,9 @@ Targets = Mapping[str, Collection[str]]
 
 
 def grouped(concepts: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return pairs of a family and a concept as targets, in their order."""
+    """Return pairs of a family and a concept as targets, in their order, each once."""
     targets: dict[str, list[str]] = {}
-    for family, concept in concepts:
+    for family, concept in dict.fromkeys(concepts):
         targets.setdefault(family, []).append(concept)
     return targets
 

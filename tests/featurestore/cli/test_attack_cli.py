@@ -4,10 +4,15 @@ import json
 
 import pytest
 
+from featurestore import Selection, Store
+from featurestore.cli import main
+from featurestore.cli.harden import learner
+from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from minicanvas import OBJECTS, prompt
 from sae.checkpoint import save_sae
-from sae.diffusion.pipelines import load_model
+from sae.diffusion.pipelines import RunSettings, load_model
+from sae.intervention.settings import Intervention
 from sae.model import SAE, SAEConfig
 from tests.builders.cli import run
 from tests.builders.selections import make_selection, timesteps_of
@@ -60,3 +65,68 @@ def test_wrong_attacks_are_one_line(capsys, edited, tmp_path):
     for more, message in cases:
         status, text, err = run(capsys, *common, *more)
         assert (status, text, err.count("\n")) == (1, "", 1) and message in err, err
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A store of the included model with an SAE, a selection for neon, and prompts."""
+    root = tmp_path_factory.mktemp("harden")
+    lines = [{"prompt": prompt(o, s), "style": s, "object": o} for s in ("neon", "sketch") for o in OBJECTS[:2]]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ["--store", root / "store", "--quiet"]
+    commands = [
+        [
+            "collect",
+            "--model",
+            "minicanvas",
+            "--prompts",
+            root / "prompts.jsonl",
+            "--hook",
+            HOOK,
+            "--steps",
+            4,
+            *common,
+        ],
+        ["train", "--hook", HOOK, "--name", "s", "--k", 8, "--expansion", 1, "--steps", 5, "--batch-size", 64, *common],
+        ["encode", "--sae", "s", *common],
+        ["export", root / "store", "--sae", "s", "--concept", "style=neon", "-o", root / "neon.json"],
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, command)])
+        assert not stop.value.code
+    return root
+
+
+def test_what_an_attack_brings_back_is_collected_scored_and_selected(study):
+    """What the command does between attacks: samples with a label of their own, under the defence, then SQL."""
+    store, model = Store.open(study / "store"), load_model("minicanvas", "cpu")
+    edit = Intervention(Selection.load(study / "neon.json"), strength=-1.0)
+    learn = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
+    texts = [Prompt(f"cat cat {prompt(o, 'neon')}", 60, {"style": "neon"}, 0) for o in OBJECTS[:2]]
+    selection = learn("style", "neon", texts, [edit])
+    assert (selection.family, selection.concept, selection.rule) == ("style", "neon (attacked)", {"top": 3})
+    samples = Store.open(study / "store").read("samples", ["prompt", "style", "object"]).to_pylist()
+    added = [row for row in samples if row["style"] == "neon (attacked)"]
+    assert {row["prompt"] for row in added} == {p.prompt for p in texts} and all(r["object"] is None for r in added)
+    means = selection.rows["mean_concept"].to_pylist()
+    assert min(means) > 0 and len(means) <= 3 * 4
+    plain = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
+    assert plain("style", "neon", texts, [edit]).rows.equals(selection.rows)  # Collected once.
+
+
+def test_hardening_from_the_command_line_ends_with_the_options_that_ablate(capsys, study, tmp_path):
+    command = [
+        "harden", study / "store", "--model", "minicanvas", "--prompts", study / "prompts.jsonl", "--judge",
+        "minicanvas:selection", "--steps", 4, "--seeds", 7, "--ablate", study / "neon.json", "--multiplier", -1, "--rounds", 1,
+        "--iterations", 1, "--n-tokens", 2, "--pictures", 1, "--hardenings", 1, "--others", 2, "--out", tmp_path, "--quiet",
+    ]  # fmt: skip
+    status, text, said = run(capsys, *command)
+    assert status == 0, said
+    assert ", after 1 rounds. Ablate with:" in text
+    assert f"    --ablate {study / 'neon.json'} --multiplier -1 --threshold 1" in text
+    body = json.loads((tmp_path / "hardened.json").read_text())
+    assert len(body["rounds"]) == 1 and body["rounds"][0]["pictures"] == 1
+    assert run(capsys, *command)[1] == text
+    status, _, err = run(capsys, *command, "--method", "latents")
+    assert (status, err.count("\n")) == (1, 1) and "hardening learns from prompts: attack 'latents' finds none" in err

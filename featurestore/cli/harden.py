@@ -1,0 +1,155 @@
+"""``featurestore harden``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.attack import AttackOptions, attack_options
+from featurestore.cli.generate import InterventionOptions, intervention_options
+from featurestore.cli.options import (
+    ModelOptions,
+    PromptOptions,
+    RunOptions,
+    judge_option,
+    model_options,
+    prompt_options,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from sae.evaluation.attack.hardening import Learn
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@model_options
+@prompt_options()
+@judge_option
+@intervention_options
+@attack_options
+@click.option(
+    "--top", type=click.IntRange(1), default=8, show_default=True, help="Features per step of what came back."
+)
+@click.option("--hardenings", type=click.IntRange(1), default=4, show_default=True, help="Attack and learn so often.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="By how much the mean of IRA and CRA may fall.",
+)
+@click.option(
+    "--others",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="Pictures that do not ask for a removed concept, for IRA and CRA.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory for selections and outcomes; goes on in it.",
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@run_options
+def harden(
+    store: Path,
+    model: ModelOptions,
+    prompts: PromptOptions,
+    judges: tuple[str, ...],
+    edits: InterventionOptions,
+    how: AttackOptions,
+    top: int,
+    hardenings: int,
+    budget: float,
+    others: int,
+    out: Path,
+    quiet: bool,
+    run: RunOptions,
+) -> None:
+    """Make selections withstand attack: learn the features that attacks use, and take them too. Nothing is trained.
+
+    Attacks with tokens (--method is tokens); collects what comes back, under the defence, into STORE as samples with a
+    label of their own ("neon (attacked)"), encodes and scores them; takes their features beside the others; and again,
+    until attacks fail or IRA and CRA have lost --budget. Use search prompts, seeds and judge, and report on others with
+    evaluate and attack. Prints the options that ablate the result.
+
+    \b
+    featurestore harden demo/store --model minicanvas --prompts prompts.jsonl --seeds 50-52 --judge minicanvas:selection \\
+        --ablate neon.json --multiplier -1 --n-tokens 3 --out hardened
+    """  # fmt: skip
+    from featurestore.errors import UsageError
+    from featurestore.format import durable
+    from featurestore.store import Store
+    from sae.evaluation.attack.hardening import HardenSettings
+    from sae.evaluation.attack.hardening import harden as make_hold
+    from sae.evaluation.judge import load_judge
+
+    opened = Store.open(store)
+    if len(how.settings) != 1:
+        raise UsageError("hardening attacks with tokens only: give no other --method.")
+    settings = HardenSettings(
+        attack=how.settings[0], rounds=hardenings, budget=budget, pictures=how.pictures, n_others=others
+    )
+    given = edits.interventions()
+    judging = load_judge(judges, "cpu" if model.device == "auto" else model.device)
+    asked = prompts.read(run.seeds)
+    loaded = model.load()
+    run_settings = run.settings(loaded)
+    result = make_hold(
+        loaded,
+        given,
+        prompts=asked,
+        judge=judging,
+        learn=learner(opened, loaded, run_settings, top, run.batch_size, quiet),
+        out=out,
+        settings=settings,
+        run=run_settings,
+        batch_size=run.batch_size,
+        progress=not quiet,
+        say=lambda line: click.echo(f"— {line}", err=True),
+    )
+    files = list(edits.selections)
+    for number, one in enumerate(result.interventions[len(given) :], 1):
+        path = out / f"added{number}.json"
+        one.selection.save(path)
+        files.append(path)
+    pairs = zip(files, result.interventions, strict=True)
+    options = [f"--ablate {path} --multiplier {one.strength:g} --threshold {one.threshold:g}" for path, one in pairs]
+    durable.write_bytes(out / "options.json", (json.dumps(options, indent=1) + "\n").encode())
+    click.echo(f"{result.reason}, after {len(result.rounds)} rounds. Ablate with:")
+    click.echo(" \\\n".join(f"    {option}" for option in options))
+
+
+def learner(store: Any, model: Any, run: Any, top: int, batch_size: int, quiet: bool) -> "Learn":
+    """Return what learns from prompts that bring a concept back: collect, encode, score by SQL, select."""
+    from collections.abc import Sequence
+
+    from collectors import CollectSettings, collect
+    from featurestore.prompts import Prompt
+    from featurestore.selection import Selection
+    from featurestore.store import Store
+    from queries.selections import select
+    from sae.encoding import encode
+    from sae.intervention.ablate import ablate
+    from sae.intervention.settings import Intervention
+
+    def learn(family: str, concept: str, prompts: Sequence[Prompt], edits: Sequence[Intervention]) -> Selection:
+        own = next(e for e in edits if (e.selection.family, e.selection.concept) == (family, concept)).selection
+        label = f"{concept} (attacked)"
+        labels: dict[str, str | None] = dict.fromkeys(store.families())
+        samples = [Prompt(p.prompt, p.seed, {**labels, family: label}, i) for i, p in enumerate(prompts, 1)]
+        kept: dict[str, Any] = {"hooks": [own.hook], "io": own.io, "branch": own.branch}
+        if f"activations/{own.hook}" not in store.tables():
+            kept = {"saes": [own.sae], "activations": False, "io": own.io, "branch": own.branch}
+        with ablate(model.pipe, list(edits)):
+            collect(store.root, model, samples, run, CollectSettings(**kept, batch_size=batch_size), progress=not quiet)
+        opened = Store.open(store.root)
+        if "hooks" in kept:
+            encode(opened, own.sae, progress=not quiet)
+        return select(Store.open(store.root), own.sae, family, label, top=top, branch=own.branch)
+
+    return learn

@@ -1,0 +1,231 @@
+"""Make selections hold: attack, learn the features that what came back uses, take them too, until attacks fail."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from featurestore.errors import UsageError
+from featurestore.format import durable
+from featurestore.prompts import Prompt
+from featurestore.selection import Selection
+from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.evaluation.accuracy import grouped
+from sae.evaluation.attack.attacking import Say, attack
+from sae.evaluation.attack.report import Attacked, AttackReport
+from sae.evaluation.attack.settings import AttackSettings
+from sae.evaluation.judge import Judge
+from sae.evaluation.outcomes import Outcome, thinned
+from sae.evaluation.protocols import Evaluation
+from sae.intervention.ablate import ablate
+from sae.intervention.settings import Intervention
+
+FILE = "hardened.json"
+Learn = Callable[[str, str, Sequence[Prompt], Sequence[Intervention]], Selection]
+"""family, concept, prompts that bring it back, what is removed already → features of what came back"""
+HOLDS = "no attack brought anything back"
+SPENT = "taking more features costs more than the budget"
+KNOWN = "what came back fires no features that are not taken out already"
+UNTYPED = "what came back does not come back when its tokens are typed as text"
+ENDED = "the last round is over"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenSettings:
+    """How far hardening goes.
+
+    Raises:
+        UsageError: the attack finds no text, or a number is out of range.
+    """
+
+    attack: AttackSettings = field(default_factory=AttackSettings)
+    """each round attacks with another seed"""
+    rounds: int = 4
+    budget: float = 0.02
+    """by how much the mean of IRA and CRA may fall on the search's pictures, all rounds together"""
+    weakenings: int = 3
+    """how often the new features' strength is halved to stay within the budget"""
+    pictures: int = 4
+    """attacked of each concept"""
+    n_others: int = 40
+    """pictures that ask for no target, on which IRA and CRA are taken"""
+
+    def __post_init__(self) -> None:
+        if self.attack.method != "tokens":
+            raise UsageError(f"hardening learns from prompts: attack {self.attack.method!r} finds none, use tokens.")
+        if self.rounds < 1 or self.budget < 0:
+            raise UsageError(
+                f"{self.rounds} rounds, budget {self.budget}: expected at least 1 round, and no less than 0."
+            )
+
+
+@dataclass
+class Hardened:
+    """What hardening ended with."""
+
+    interventions: list[Intervention]
+    """the given ones, and those that were added"""
+    rounds: list[dict[str, Any]]
+    """of each: rates before and under attack, UA, IRA and CRA, what was added"""
+    reason: str
+    """why it ended"""
+
+
+def harden(
+    model: Model,
+    interventions: Sequence[Intervention],
+    *,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    learn: Learn,
+    out: Path,
+    settings: HardenSettings | None = None,
+    run: RunSettings | None = None,
+    saes: Sequence[Path] = (),
+    mode: str = "paper",
+    batch_size: int = 8,
+    progress: bool = True,
+    say: Say = lambda line: None,
+) -> Hardened:
+    """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is trained.
+
+    Each round attacks with tokens. Prompts that bring a concept back, typed as text, go to ``learn``, which selects the
+    features of what came back (``featurestore harden`` collects them into the store with a label of their own, under the
+    defence, and scores them by SQL). They are taken at the strength of the concept's own intervention, or as weakly as the
+    budget of IRA and CRA demands. ``prompts`` and ``judge`` are a search's: report on others.
+
+    Everything is kept in ``out``; the same call goes on there. Raises as :func:`sae.evaluation.attack.attack`.
+    """
+    settings, run = settings or HardenSettings(), run or RunSettings(model.steps, model.guidance)
+    work = _Hardening(model, prompts, judge, out, settings, run, saes, mode, batch_size)
+    edits, rounds, reason = list(interventions), [], ENDED
+    first: float | None = None
+    for number in range(1, settings.rounds + 1):
+        report = work.attack(edits, number, progress, say)
+        outcome = work.outcome(edits)
+        first = _kept(outcome) if first is None else first
+        told: dict[str, Any] = {"round": number, **_told(report, outcome), "added": []}
+        rounds.append(told)
+        say(f"round {number}: {_line(told)}")
+        if not report.came_back:
+            reason = HOLDS
+            break
+        more, why = work.learnt(edits, report, learn)
+        if not more:
+            reason = why
+            break
+        chosen = work.within_budget(edits, more, first - settings.budget)
+        if chosen is None:
+            reason = SPENT
+            break
+        edits += chosen
+        told["added"] = [_described(one) for one in chosen]
+        added = ", ".join(f"{a['concept']}: {a['features']} features at {a['strength']:g}" for a in told["added"])
+        say(f"round {number}: {added} taken, too")
+    body = {"reason": reason, "rounds": rounds}
+    durable.write_bytes(out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    return Hardened(edits, rounds, reason)
+
+
+@dataclass
+class _Hardening:
+    model: Model
+    prompts: Sequence[Prompt]
+    judge: Judge
+    out: Path
+    settings: HardenSettings
+    run: RunSettings
+    saes: Sequence[Path]
+    mode: str
+    batch_size: int
+
+    def attack(self, edits: Sequence[Intervention], number: int, progress: bool, say: Say) -> AttackReport:
+        """Attack all that is removed, with a seed of the round's own."""
+        how = replace(self.settings.attack, seed=self.settings.attack.seed + number)
+        return attack(
+            self.model, edits, prompts=self.prompts, judge=self.judge, out=self.out / f"round{number}", settings=how,
+            run=self.run, saes=self.saes, mode=self.mode, pictures=self.settings.pictures, batch_size=self.batch_size,
+            progress=progress, say=say,
+        )  # fmt: skip
+
+    def outcome(self, edits: Sequence[Intervention]) -> Outcome:
+        """Judge what is kept, on the pictures of the targets and some others."""
+        targets = grouped((e.selection.family, e.selection.concept) for e in edits)
+        prompts = thinned(self.prompts, targets, self.settings.n_others)
+        evaluation = Evaluation(
+            self.out / "outcomes", self.model, self.run, prompts, self.judge, self.batch_size, self.mode, self.saes
+        )
+        return evaluation.outcome(targets, edits, None, prompts, self.judge)
+
+    def learnt(
+        self, edits: Sequence[Intervention], report: AttackReport, learn: Learn
+    ) -> tuple[list[Intervention], str]:
+        """Return an intervention for each concept that came back by a text; or none, and why."""
+        typed = self._typed(edits, report.came_back)
+        if not typed:
+            return [], UNTYPED
+        found = []
+        for family, concept in dict.fromkeys((one.family, one.concept) for one in typed):
+            own = next(e for e in edits if (e.selection.family, e.selection.concept) == (family, concept))
+            texts = [one for one in typed if (one.family, one.concept) == (family, concept)]
+            prompts = [Prompt(str(one.found["text"]), one.seed, {family: concept}, 0) for one in texts]
+            selection = learn(family, concept, prompts, edits)
+            taken = {row for e in edits if e.selection.sae_hash == selection.sae_hash for row in _features(e.selection)}
+            fresh = [row not in taken for row in _features(selection)]
+            if any(fresh):
+                # By the concept's own name, so that all its selections are taken together.
+                rows = selection.rows.filter(fresh)
+                found.append(replace(own, selection=replace(selection, family=family, concept=concept, rows=rows)))
+        return found, KNOWN
+
+    def within_budget(
+        self, edits: Sequence[Intervention], more: Sequence[Intervention], least: float
+    ) -> list[Intervention] | None:
+        """Return the new interventions as strong as IRA and CRA allow; None: not even weakened."""
+        for halvings in range(self.settings.weakenings + 1):
+            tried = [replace(one, strength=one.strength / 2**halvings) for one in more]
+            if _kept(self.outcome([*edits, *tried])) >= least:
+                return tried
+        return None
+
+    def _typed(self, edits: Sequence[Intervention], came_back: Sequence[Attacked]) -> list[Attacked]:
+        """Return those that come back when their tokens are read as text, as anybody could type it."""
+        shown = []
+        with ablate(self.model.pipe, list(edits), saes=self.saes, mode=self.mode):
+            for start in range(0, len(came_back), self.batch_size):
+                part = came_back[start : start + self.batch_size]
+                texts = [str(one.found["text"]) for one in part]
+                images = generate(self.model, self.run, texts, [one.seed for one in part])
+                asked = [Prompt(one.prompt, one.seed, {one.family: one.concept}, 0) for one in part]
+                answers = self.judge.answers(asked, images)
+                shown += [one for one, a in zip(part, answers, strict=True) if a.seen[one.family] == one.concept]
+        return shown
+
+
+def _features(selection: Selection) -> list[tuple[int, int]]:
+    columns = selection.rows.select(["step", "feature"]).to_pydict()
+    return list(zip(columns["step"], columns["feature"], strict=True))
+
+
+def _kept(outcome: Outcome) -> float:
+    """Return the mean of IRA and CRA, of those that there are; 1 where there is neither."""
+    known = [x for x in (outcome.scores.ira, outcome.scores.cra) if x == x]
+    return sum(known) / len(known) if known else 1.0
+
+
+def _told(report: AttackReport, outcome: Outcome) -> dict[str, Any]:
+    scores = {name: None if x != x else x for name, x in outcome.scores._asdict().items()}
+    rates = {"shown_before": report.before._asdict(), "shown_under_attack": report.under_attack._asdict()}
+    return {**rates, "came_back": len(report.came_back), "pictures": len(report.pictures), **scores}
+
+
+def _line(told: dict[str, Any]) -> str:
+    scores = ", ".join(
+        f"{name.upper()} {100 * told[name]:.1f}" for name in ("ua", "ira", "cra") if told[name] is not None
+    )
+    return f"{told['came_back']} of {told['pictures']} came back; {scores}"
+
+
+def _described(one: Intervention) -> dict[str, Any]:
+    return {**one.described(), "features": len(set(one.selection.rows["feature"].to_pylist()))}
