@@ -78,6 +78,7 @@ def harden(
     evaluate and attack. Prints the options that ablate the result.
 
     \b
+    Example:
     featurestore harden demo/store --model minicanvas --prompts prompts.jsonl --seeds 50-52 --judge minicanvas:selection \\
         --ablate neon.json --multiplier -1 --n-tokens 3 --out hardened
     """  # fmt: skip
