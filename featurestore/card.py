@@ -17,6 +17,7 @@ _WHAT = {
     "activations": "one row a (sample, step, branch): activations of a hook",
     "codes": "one row a (sample, step, branch): active features and their values, position by position",
     "stats": "one row a (sample, step, branch, feature) that fired",
+    "sums": "sums over the samples of a concept, one row a (family, concept, branch, step, feature)",
     "totals": "sums over all samples of a concept family, one row a (family, branch, step, feature)",
     "scores": "importance of features for concepts, one row a (concept, step, feature)",
     "selections": "saved selections of features for a concept",

@@ -113,6 +113,21 @@ SCORES = pa.schema(
         }
     )
 )
+SUMS = pa.schema(
+    _required(
+        {
+            "family": pa.string(),
+            "concept": pa.string(),
+            "branch": pa.string(),
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "feature": pa.int32(),
+            "sum": pa.float64(),
+            "n_samples": pa.int64(),
+            "sum_all_features": pa.float64(),
+        }
+    )
+)
 TOTALS = pa.schema(
     _required(
         {
@@ -123,6 +138,8 @@ TOTALS = pa.schema(
             "feature": pa.int32(),
             "total": pa.float64(),
             "mean_all": pa.float64(),
+            "n_samples": pa.int64(),
+            "total_all_features": pa.float64(),
         }
     )
 )

@@ -1,79 +1,138 @@
 -- importance: how much each feature belongs to each concept of a family, step by step.
 --
--- score(i,t,c) = mu(i,t,D_c) / (sum_j mu(j,t,D_c) + delta) - mu(i,t,D_other) / (sum_j mu(j,t,D_other) + delta)
--- (SAeUron, arXiv 2501.18052, section 3). mu is the mean over samples of the mean over positions, absent codes counting as 0;
--- D_other pools the samples of all other concepts. A sample without a label belongs to neither.
+-- score(i,t,c) = mu(i,t,D_c) / (sum_j mu(j,t,D_c) + delta)
+--              - mu(i,t,D_other) / (sum_j mu(j,t,D_other) + delta)
+-- (SAeUron, arXiv 2501.18052, section 3). mu is the mean over samples of the mean over positions,
+-- absent codes counting as 0; D_other pools the samples of all other concepts. A sample without a
+-- label belongs to neither.
 --
--- Relations: stats, codes, and labelled(sample_id, concept): the samples of the family.
--- Parameters: $sae, $branch, $family, $map_positions, $delta.
--- Columns: as the table scores (docs/format.md), every (concept, step, feature) whose mean is not zero for some concept.
+-- Relations: sums and totals, the results of sums.sql and totals.sql.
+-- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $delta.
+-- Columns: as the table scores (docs/format.md): every concept, and every feature that fired at the
+-- step in a sample of any concept. Without order: other questions begin with these rows.
 with
-fired as (
-    select sample_id, step, feature, "sum" from stats where sae = $sae and branch = $branch
-),
-encoded as (
-    select distinct sample_id from codes where sae = $sae and branch = $branch
-),
-steps as (
-    select step, min(timestep) as timestep from codes where sae = $sae and branch = $branch group by step
-),
--- How many encoded samples carry each concept, and how many do not.
-counts as (
+concept_sums as not materialized (
     select
         concept,
-        count(*) as n,
-        (sum(count(*)) over ())::bigint - count(*) as n_other,
-        count(*) over () as n_concepts
-    from labelled
-    semi join encoded using (sample_id)
-    group by concept
+        step,
+        feature,
+        "sum" as feature_sum,
+        n_samples,
+        sum_all_features
+    from sums
+    where
+        sae = $sae
+        and family = $family
+        and branch = $branch
+        and step between $first_step and $last_step
 ),
-sums as (
-    select concept, step, feature, sum("sum"::double) as total
-    from fired
-    join labelled using (sample_id)
-    group by concept, step, feature
+
+feature_totals as not materialized (
+    select
+        step,
+        timestep,
+        feature,
+        total,
+        mean_all,
+        n_samples,
+        total_all_features
+    from totals
+    where
+        sae = $sae
+        and family = $family
+        and branch = $branch
+        and step between $first_step and $last_step
 ),
-totals as (
-    select step, feature, sum(total) as total from sums group by step, feature
+
+members as (
+    select
+        concept,
+        step,
+        max(n_samples) as n_samples,
+        max(sum_all_features) as sum_all_features
+    from concept_sums
+    group by concept, step
 ),
--- Every feature that fired at a step, for every concept: zero where it did not fire.
+
+-- What fired in a concept's samples. For positive scores these rows suffice.
+fired as (
+    select
+        concept_sums.concept,
+        feature_totals.step,
+        feature_totals.timestep,
+        feature_totals.feature,
+        concept_sums.feature_sum / concept_sums.n_samples / $map_positions as mean_concept,
+        greatest(feature_totals.total - concept_sums.feature_sum, 0) as sum_other,
+        concept_sums.n_samples as n_concept,
+        feature_totals.n_samples - concept_sums.n_samples as n_other,
+        concept_sums.sum_all_features as sum_all_concept,
+        feature_totals.total_all_features - concept_sums.sum_all_features as sum_all_other,
+        feature_totals.mean_all
+    from concept_sums
+    inner join feature_totals
+        on
+            concept_sums.step = feature_totals.step
+            and concept_sums.feature = feature_totals.feature
+),
+
+-- What fired in samples of other concepts only.
+silent as (
+    select
+        members.concept,
+        feature_totals.step,
+        feature_totals.timestep,
+        feature_totals.feature,
+        0::double as mean_concept,
+        feature_totals.total as sum_other,
+        members.n_samples as n_concept,
+        feature_totals.n_samples - members.n_samples as n_other,
+        members.sum_all_features as sum_all_concept,
+        feature_totals.total_all_features - members.sum_all_features as sum_all_other,
+        feature_totals.mean_all
+    from members
+    inner join feature_totals on members.step = feature_totals.step
+    left join concept_sums
+        on
+            members.concept = concept_sums.concept
+            and members.step = concept_sums.step
+            and feature_totals.feature = concept_sums.feature
+    where concept_sums.feature is null
+),
+
+pairs as (
+    select * from fired
+    union all
+    select * from silent
+),
+
 means as (
     select
-        counts.concept,
-        totals.step,
-        totals.feature,
-        coalesce(sums.total, 0) / counts.n / $map_positions as mean_concept,
-        greatest(totals.total - coalesce(sums.total, 0), 0) / counts.n_other / $map_positions as mean_other,
-        counts.n_concepts
-    from totals
-    cross join counts
-    left join sums using (concept, step, feature)
+        concept,
+        step,
+        timestep,
+        feature,
+        mean_concept,
+        mean_all,
+        sum_other / n_other / $map_positions as mean_other,
+        sum_all_concept / n_concept / $map_positions as sum_of_means_concept,
+        sum_all_other / n_other / $map_positions as sum_of_means_other
+    from pairs
 ),
--- Floating-point sums in a fixed order: the same store gives the same scores to the last bit, ties included.
-averaged as (
-    select
-        *,
-        sum(mean_concept) over (
-            partition by step, feature order by concept rows between unbounded preceding and unbounded following
-        ) / n_concepts as mean_all
-    from means
-),
-scored as (
-    select
-        *,
-        mean_concept / (sum(mean_concept) over every_feature + $delta)
-        - mean_other / (sum(mean_other) over every_feature + $delta) as score
-    from averaged
-    window every_feature as (
-        partition by concept, step order by feature rows between unbounded preceding and unbounded following
-    )
-),
+
 final as (
     select
-        $family as family, concept, $branch as branch, step, timestep, feature, score, mean_concept, mean_other, mean_all
-    from scored
-    join steps using (step)
-    order by concept, step, feature
+        $family as family,
+        concept,
+        $branch as branch,
+        step,
+        timestep,
+        feature,
+        mean_concept / (sum_of_means_concept + $delta)
+        - mean_other / (sum_of_means_other + $delta) as score,
+        mean_concept,
+        mean_other,
+        mean_all
+    from means
 )
+
 select * from final
