@@ -1,4 +1,4 @@
-"""Scores and selections at the published size: ours, SAeUron's path, a dense pass, Polars and the plain SQL, on one store.
+"""Scores and selections at the published size: ours, SAeUron's path, a dense pass and Polars, on one store.
 
 python benchmarks/score.py                                          a tenth of the published size, a minute
 python benchmarks/score.py --scales 1 3 10 --directory /tmp/large   the published size, then more samples: 24 GB of disk, an hour
@@ -8,6 +8,7 @@ look at the store to the last selected feature, imports left out; its memory is 
 printed, its scores must be those of the others within 1e-6, and its selections the same. SAeUron's path: unpickle the dictionary
 concept → float16 tensor ``[sample, step, latent]``, then ``compute_feature_importance``, the quantile and the means of what
 lies above it, for each step, as the hook does that ablates. ``--saeuron DIRECTORY`` (a checkout) has it run its own functions.
+``--former DIRECTORY`` is this project's own engine of version 0.1, in NumPy over ``stats``.
 It is timed for ``--reference-concepts`` and, all doing the same work, multiplied for all.
 """
 
@@ -24,18 +25,20 @@ import numpy as np
 
 CONCEPT, MIXED_CONCEPT, PERCENTILE = "style 7", "thing 1", 99.99
 PEERS_SCALE = 1.0
-"""above it the dictionary of dense tensors does not fit memory: ours and the SQL alone go on"""
+"""above it the dictionary of dense tensors does not fit memory: ours alone goes on"""
 
 
-def run(contender: str, directory: Path, *extra: str, runs: int = 1) -> dict[str, Any]:
+def run(contender: str, directory: Path, *extra: str, runs: int = 1, checkout: Path | None = None) -> dict[str, Any]:
     """Run a contender in a new process on cold files; return the fastest run's seconds, the peak megabytes and what it found."""
     best: dict[str, Any] = {}
     for _ in range(runs):
         forget(directory)
         out = directory / "found.npz"
-        command = [sys.executable, Path(__file__).with_name("score_contenders.py"), contender, directory, out, *extra]
+        scripts = Path(__file__).parent if checkout is None else checkout / "benchmarks"
+        command = [sys.executable, scripts / "score_contenders.py", contender, directory, out, *extra]
+        environment = os.environ | ({} if checkout is None else {"PYTHONPATH": str(checkout)})
         before = busy_seconds(), os.times()
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         after = busy_seconds(), os.times()
         own = sum(getattr(after[1], kind) - getattr(before[1], kind) for kind in ("children_user", "children_system"))
         figures = {**json.loads(printed.splitlines()[-1]), "others": after[0] - before[0] - own}
@@ -79,22 +82,25 @@ def measure(directory: Path, scale: float, options: argparse.Namespace) -> dict[
     figures = {"scale": scale, **{key: figures[key] for key in ("rows", "stats_mb", "shards")}}
     timed: dict[str, dict[str, Any]] = {}
 
-    def race(name: str, contender: str, *extra: str, like: str | None = "ours", runs: int = 1) -> None:
-        timed[name] = run(contender, directory, *extra, runs=runs)
+    def race(
+        name: str, contender: str, *extra: str, like: str | None = "ours", runs: int = 1, checkout: Path | None = None
+    ) -> None:
+        timed[name] = run(contender, directory, *extra, runs=runs, checkout=checkout)
         if like:
             check(name, timed[name]["found"], timed[like]["found"])
         figures.update({f"{name}_s": timed[name]["seconds"], f"{name}_mb": timed[name]["peak_mb"]})
         figures["most_by_others_s"] = max(figures.get("most_by_others_s", 0.0), timed[name]["others"])
 
-    race("ours_without_totals", "ours", "style", CONCEPT, like=None)
-    figures["keep_totals_s"] = run("keep", directory)["seconds"]
-    race("ours", "ours", "style", CONCEPT, like="ours_without_totals", runs=3)
+    made = run("keep", directory)
+    figures |= {"make_sums_s": made["seconds"], "make_sums_mb": made["peak_mb"]}
+    figures |= {key: made[key] for key in ("sums_rows", "sums_mb")}
+    race("ours", "ours", "style", CONCEPT, like=None, runs=3)
     race("ours_mixed", "ours", "object", MIXED_CONCEPT, like=None, runs=3)
-    race("ours_all", "ours_all", like=None, runs=2)
+    race("ours_all", "ours_all", like=None, runs=3)
     check("ours", timed["ours"]["found"], timed["ours_all"]["found"])
-    figures["ours_verify_s"] = run("verify", directory)["seconds"]
-    if options.sql:
-        race("sql", "sql")
+    if options.former:
+        race("former", "ours", "style", CONCEPT, runs=3, checkout=options.former)
+        race("former_all", "ours_all", like="ours_all", runs=3, checkout=options.former)
     if scale <= PEERS_SCALE:
         run("pickle", directory)
         theirs = [str(options.saeuron)] if options.saeuron else []
@@ -106,7 +112,6 @@ def measure(directory: Path, scale: float, options: argparse.Namespace) -> dict[
         race("polars_all", "polars_all", like="ours_all")
         figures["reference_over_ours"] = figures["reference_s"] / figures["ours_s"]
         figures["reference_over_ours_mixed"] = figures["reference_s"] / figures["ours_mixed_s"]
-        figures["reference_over_ours_without_totals"] = figures["reference_s"] / figures["ours_without_totals_s"]
         figures["ours_memory_over_reference"] = figures["ours_mb"] / figures["reference_mb"]
         figures["reference_all_over_ours_all"] = figures["reference_all_s"] / figures["ours_all_s"]
     return figures
@@ -121,7 +126,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="keep the stores here and use them again")
     parser.add_argument("--saeuron", type=Path, help="a checkout of SAeUron, whose own functions are run")
     parser.add_argument("--reference-concepts", type=int, default=3)
-    parser.add_argument("--sql", action=argparse.BooleanOptionalAction, default=True, help="also the plain SQL")
+    parser.add_argument("--former", type=Path, help="a checkout of this project before sums were kept (16584f0)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         for scale in options.scales:

@@ -39,19 +39,22 @@ def make(directory: Path, scale: str) -> Found:
     from large_store import make as make_store
 
     store = make_store(directory / "store", float(scale))
-    for record in store.records("totals/s"):
-        store.remove(record)
+    for kind in ("totals", "sums"):
+        for record in store.records(f"{kind}/s"):
+            store.remove(record)
     records = store.records("stats/s")
     n_bytes = sum(file.bytes for record in records for file in record.files)
     return {"rows": sum(r.rows for r in records), "stats_mb": n_bytes / 1e6, "shards": len(records)}
 
 
 def keep(directory: Path) -> Found:
-    """Keep the totals, as ``encode`` does."""
-    from queries.totals import keep_totals
+    """Make the sums and totals of both families, as ``encode`` does."""
+    from queries.sums import keep_sums
 
-    keep_totals(Store.open(directory / "store"), "s")
-    return {}
+    store = Store.open(directory / "store")
+    keep_sums(store, "s")
+    n_bytes = sum(file.bytes for record in store.records("sums/s") for file in record.files)
+    return {"sums_rows": sum(record.rows for record in store.records("sums/s")), "sums_mb": n_bytes / 1e6}
 
 
 def verify(directory: Path) -> Found:
@@ -63,14 +66,14 @@ def verify(directory: Path) -> Found:
 
 def ours(directory: Path, family: str, concept: str) -> Found:
     """Select one concept, as ``featurestore export`` does."""
-    from queries.importance import importance
-    from queries.selections import select
+    from queries import ask, select
 
     began = time.perf_counter()
     selection = select(Store.open(directory / "store"), "s", family, concept, percentile=PERCENTILE)
     took = {"seconds": time.perf_counter() - began, "peak_mb": peak_mb()}
     score = np.zeros((N_STEPS, N_LATENTS))
-    table = importance(Store.open(directory / "store"), "s", family, "cond", [concept])
+    asked = {"family": family, "concept": concept, "top": N_LATENTS}
+    table = ask(Store.open(directory / "store"), "concept_scores", asked)
     score[table["step"].to_numpy(), table["feature"].to_numpy()] = table["score"].to_numpy()
     features = [selection.at(timestep).features for timestep in selection.timesteps]
     return {**listed({number(concept): features}), "score": score, **took}
@@ -85,28 +88,6 @@ def ours_all(directory: Path) -> Found:
     seconds = time.perf_counter() - began
     found = {number(s.concept): [s.at(t).features for t in s.timesteps] for s in selections}
     return {**listed(found), "seconds": seconds}
-
-
-def sql(directory: Path) -> Found:
-    """Run ``importance.sql``, five steps at a time, and ``selection.sql`` for one concept, within 2 GB of DuckDB's memory."""
-    from queries.labelled import labelled_session
-    from queries.session import question
-
-    began = time.perf_counter()
-    store = Store.open(directory / "store")
-    asked = {"sae": "s", "branch": "cond", "family": "style", "map_positions": N_POSITIONS, "delta": DELTA}
-    rule = {"concept": CONCEPT, "n_latents": N_LATENTS, "top": None, "percentile": PERCENTILE}
-    features = []
-    with labelled_session(store, ["s"], "style", "cond", "2GB") as connection:
-        connection.execute("alter view stats rename to every_stats")
-        for step in range(0, N_STEPS, 5):
-            connection.execute(
-                f"create or replace view stats as from every_stats where step between {step} and {step + 4}"
-            )
-            connection.execute(f"create or replace temp table importance as {question('importance')}", asked)
-            rows = connection.execute(question("selection"), rule).fetchnumpy()
-            features += [rows["feature"][rows["step"] == i] for i in range(step, step + 5)]
-    return {"seconds": time.perf_counter() - began, **listed({number(CONCEPT): features})}
 
 
 def make_pickle(directory: Path) -> Found:
@@ -251,7 +232,7 @@ def peak_mb() -> float:
 
 
 CONTENDERS: dict[str, Callable[..., Found]] = {
-    "make": make, "keep": keep, "verify": verify, "ours": ours, "ours_all": ours_all, "sql": sql,
+    "make": make, "keep": keep, "verify": verify, "ours": ours, "ours_all": ours_all,
     "pickle": make_pickle, "reference": reference, "dense": dense, "polars_all": polars_all,
 }  # fmt: skip
 

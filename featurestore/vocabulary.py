@@ -11,7 +11,7 @@ FORMAT = "featurestore"
 """what marks a file as this project's"""
 FORMAT_VERSION = 1
 """of a store and its records (docs/format.md)"""
-TABLE_KINDS = ("activations", "codes", "stats", "totals", "scores", "selections")
+TABLE_KINDS = ("activations", "codes", "stats", "sums", "totals", "scores", "selections")
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 
 PLAIN_TABLES = ("samples", "labels")

@@ -1,6 +1,27 @@
 """Ask a store in SQL: scores of features, selections, a library of questions, plots."""
 
-from queries.answers import ask
-from queries.session import connect
+from typing import TYPE_CHECKING
 
-__all__ = ["ask", "connect"]
+from featurestore.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from queries.answers import ask
+    from queries.plots import plot
+    from queries.scores import score
+    from queries.selections import select
+    from queries.session import connect, sql
+
+__all__ = ["ask", "connect", "plot", "score", "select", "sql"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "ask": "queries.answers",
+            "connect": "queries.session",
+            "plot": "queries.plots",
+            "score": "queries.scores",
+            "select": "queries.selections",
+            "sql": "queries.session",
+        },
+    )

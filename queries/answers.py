@@ -1,40 +1,41 @@
 """Ask a question of the library over a store: name its relations, bind its parameters, return its answer."""
 
 import math
-import re
+import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from featurestore.errors import QueryError, UsageError
+from featurestore.format.records import Record
 from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.importance import DELTA
-from queries.labelled import add_importance, labelled_session
+from queries.engine import DuckDB, Engine, Relations
 from queries.questions import Question, Value, find_question
-from queries.session import add_other, one_line, open_database
+from queries.scope import check_scored, encoded, labelled
+from queries.sums import ALL_STEPS, DELTA, UNIT, find_sums
 
+Answer = Callable[[str, Mapping[str, Value]], pa.Table]
+"""answers a question, by name and complete values"""
 LEVEL = 0.95
 ENOUGH_SAMPLES = 20
 """of a concept, below which intervals of scores are warned of: from there on simulated ones cover 94 to 95 of 100 if activations
 vary by no more than their mean, with fewer 88 to 99, and more of them too few"""
-_SCORED = {"importance", "scored"}
-_MADE = _SCORED | {"shuffled"}
-"""relations that are not views of the store's files"""
 
 
 def ask(
     store: Store, name: str, parameters: Mapping[str, Value] | None = None, *, other: Store | None = None,
-    memory_limit: str | None = None,
+    memory_limit: str | None = None, engine: Engine | None = None,
 ) -> pa.Table:  # fmt: skip
     """Return the answer to the question ``name``, its columns as ``questions.toml`` has them.
 
     ``other`` is the second store of ``compare_stores``. ``memory_limit``, such as ``"2GB"``: above it DuckDB spills to disk.
+    ``engine``: :class:`queries.spark.Spark` instead of DuckDB. Questions about scores read the tables ``sums`` and ``totals``,
+    which the first of them makes and keeps in the store.
 
     Raises:
         UsageError: a parameter is unknown, missing or of the wrong type.
@@ -43,23 +44,63 @@ def ask(
     """
     asked = find_question(name)
     values = complete(store, asked, asked.bind(parameters or {}), other)
-    with session(store, asked, values, other, memory_limit) as connection:
-        try:
-            answer = connection.sql(asked.sql, params=used(asked.sql, values)).to_arrow_table()
-        except duckdb.Error as error:
-            raise QueryError(one_line(error)) from error
-    return answer.cast(schema(asked))
+    with opened(store, [name], values, other=other, engine=engine or DuckDB(memory_limit)) as answer:
+        return answer(name, values)
+
+
+@contextmanager
+def opened(
+    store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine, other: Store | None = None,
+    scores: Record | None = None, progress: bool = False,
+) -> Iterator[Answer]:  # fmt: skip
+    """Have what answers some questions, by name and complete values, for the time of the block.
+
+    ``scores``: the shard of a family's kept scores, in place of computing them. Raises as :func:`ask`.
+    """
+    for name in set(names) & set(engine.cannot):
+        raise QueryError(
+            f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without --engine spark."
+        )
+    wanted = {relation for name in names for relation in find_question(name).relations}
+    if scores is None and "importance" in wanted:
+        wanted |= set(find_question("importance").relations)
+    sae, branch, family = str(values["sae"]), str(values["branch"]), values.get("family")
+    saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
+    for name in saes:
+        check_scored(store, name, None if family is None else str(family), branch)
+    derived: dict[str, Sequence[Record]] = {} if scores is None else {"importance": [scores]}
+    made: dict[str, tuple[str, Mapping[str, Value]]] = {}
+    if family is not None:
+        make = engine.keeps and os.access(store.root, os.W_OK)
+        scope, kept = find_sums(store, sae, str(family), branch, make=make and "sums" in wanted, progress=progress)
+        for key in ("concept", "other_concept"):
+            if values.get(key) is not None:
+                scope.check_concept(str(values[key]))
+        for kind in ("sums", "totals"):
+            if kind in wanted and kept["totals"]:
+                derived[kind] = kept[kind]
+            elif kind in wanted:
+                made[kind] = find_question(kind).sql, {**values, **ALL_STEPS}
+                wanted |= set(find_question(kind).relations)
+    else:
+        for name in saes:
+            encoded(store, name, branch)
+    tables = _tables(store, sae, branch, wanted, values)
+    relations = Relations(store, frozenset(wanted), saes, branch, derived, made, tables, other)
+    with engine.open(relations) as run:
+
+        def answer(name: str, given: Mapping[str, Value]) -> pa.Table:
+            asked = find_question(name)
+            first = {"importance": find_question("importance").sql} if "importance" in asked.relations else {}
+            rows = run(asked.sql, given, {key: text for key, text in first.items() if key not in derived})
+            return rows.select(list(asked.columns)).cast(schema(asked))
+
+        yield answer
 
 
 def schema(asked: Question) -> pa.Schema:
     """Return the Arrow schema of a question's answer."""
     return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in asked.columns.items()])
-
-
-def used(sql: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the values that a statement has parameters for."""
-    code = "\n".join(line for line in sql.splitlines() if not line.lstrip().startswith("--"))
-    return {name: values[name] for name in sorted(set(re.findall(r"\$(\w+)", code)))}
 
 
 def complete(store: Store, asked: Question, values: dict[str, Value], other: Store | None) -> dict[str, Value]:
@@ -77,42 +118,22 @@ def complete(store: Store, asked: Question, values: dict[str, Value], other: Sto
         raise QueryError(f"SAE {values['sae']!r} has the features 0 to {n_latents - 1}, not {feature}.")
     if values.get("percentile") is not None:
         values["top"] = None
-    sizes = {"map_positions": config["height"] * config["width"], "map_width": config["width"]}
-    return {**values, **sizes, "n_latents": n_latents, "delta": DELTA}
+    sizes = {"map_positions": config["height"] * config["width"], "map_width": config["width"], "n_latents": n_latents}
+    fixed = {"delta": DELTA, "unit": UNIT, "only_positive": values.get("percentile") is None}
+    return {**values, **sizes, **fixed, **ALL_STEPS}
 
 
-@contextmanager
-def session(
-    store: Store, asked: Question, values: Mapping[str, Value], other: Store | None, memory_limit: str | None
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield a connection with the question's relations."""
-    sae, branch = str(values["sae"]), str(values["branch"])
-    family = None if values.get("family") is None else str(values["family"])
-    saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
-    files = set(asked.relations) - _MADE
-    wanted = [str(values[name]) for name in ("concept", "other_concept") if name in values]
-    with ExitStack() as stack:
-        try:
-            connection = stack.enter_context(
-                labelled_session(store, saes, family, branch, memory_limit)
-                if files
-                else open_database(":memory:", memory_limit)
-            )
-            if _SCORED & set(asked.relations):
-                add_importance(connection, store, sae, str(family), branch, list(dict.fromkeys(wanted)) or None)
-        except duckdb.OutOfMemoryException as error:
-            raise QueryError(one_line(error)) from error
-        if "scored" in asked.relations:
-            connection.execute("create view scored as from importance")
-        if "resamples" in asked.relations:
-            connection.register(
-                "resamples", resamples(_encoded(connection, values), _int(values, "replicates"), values)
-            )
-        if "shuffled" in asked.relations:
-            connection.register("shuffled", shuffled(_int(values, "n_latents"), _int(values, "random_seed")))
-        if other is not None:
-            add_other(connection, other, sae)
-        yield connection
+def _tables(store: Store, sae: str, branch: str, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:
+    """Return the relations that Python computes."""
+    tables = {}
+    if wanted & {"labelled", "resamples"}:
+        tables["labelled"], _ = labelled(store, sae, str(values["family"]), branch)
+    if "resamples" in wanted:
+        pairs = list(zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True))
+        tables["resamples"] = resamples(pairs, _int(values, "replicates"), values)
+    if "shuffled" in wanted:
+        tables["shuffled"] = shuffled(_int(values, "n_latents"), _int(values, "random_seed"))
+    return tables
 
 
 def resamples(labelled: list[tuple[int, str]], replicates: int, values: Mapping[str, Value]) -> pa.Table:
@@ -149,14 +170,6 @@ def shuffled(n_latents: int, seed: int) -> pa.Table:
     """Return ``feature, place``: the latents in a random order that ``seed`` decides."""
     order = np.random.default_rng(seed).permutation(n_latents)
     return pa.table({"feature": order.astype(np.int32), "place": np.arange(n_latents)})
-
-
-def _encoded(connection: duckdb.DuckDBPyConnection, values: Mapping[str, Value]) -> list[tuple[int, str]]:
-    return connection.execute(
-        "select sample_id, concept from labelled semi join "
-        "(select sample_id from codes where sae = $sae and branch = $branch) using (sample_id) order by sample_id",
-        {"sae": values["sae"], "branch": values["branch"]},
-    ).fetchall()
 
 
 def _only(store: Store, names: list[str], parameter: str, what: str) -> str:

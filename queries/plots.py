@@ -13,24 +13,20 @@ from matplotlib.figure import Figure
 from featurestore.errors import QueryError, UsageError
 from featurestore.format import durable
 from featurestore.store import Store
-from queries.importance import importance
+from queries.answers import ask
+from queries.engine import Engine
+from queries.questions import Value
 
 FORMATS = ("png", "svg")
 
 
-def plot_importance(
-    store: Store,
-    sae: str,
-    family: str,
-    concept: str,
-    path: Path,
-    kind: str = "lines",
-    top: int = 10,
-    branch: str = "cond",
-) -> int:
+def plot(
+    store: Store, sae: str, family: str, concept: str, path: Path, *, kind: str = "lines", top: int = 10,
+    branch: str = "cond", engine: Engine | None = None,
+) -> int:  # fmt: skip
     """Draw the ``top`` features of a concept by mean score, as ``lines`` or a ``heatmap``; return how many there are.
 
-    The same scores give the same bytes with the same matplotlib.
+    The same scores give the same bytes with the same matplotlib. ``engine``: :class:`queries.spark.Spark` instead of DuckDB.
 
     Raises:
         UsageError: the suffix is neither .png nor .svg.
@@ -39,7 +35,8 @@ def plot_importance(
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise UsageError(f"{path}: a picture is .png or .svg; the suffix says which.")
-    features, timesteps, scores = grid(importance(store, sae, family, branch, [concept]), top)
+    asked: dict[str, Value] = {"sae": sae, "family": family, "branch": branch, "concept": concept, "top": top}
+    features, timesteps, scores = grid(ask(store, "concept_scores", asked, engine=engine))
     if not features:
         raise QueryError(
             f"no feature of SAE {sae!r} has a positive mean score for {family}={concept}: nothing to draw."
@@ -52,15 +49,18 @@ def plot_importance(
     return len(features)
 
 
-def grid(mine: pa.Table, top: int) -> tuple[list[int], list[float], np.ndarray]:
-    """Return the best features by mean score, the timesteps in the order of the steps, and the scores ``[feature, step]``."""
-    steps = mine.select(["step", "timestep"]).group_by("step").aggregate([("timestep", "min")]).sort_by("step")
-    features, columns = mine["feature"].to_numpy(), np.searchsorted(steps["step"].to_numpy(), mine["step"].to_numpy())
-    names, rows = np.unique(features, return_inverse=True)
-    scores = np.zeros((len(names), steps.num_rows))
-    scores[rows, columns] = mine["score"].to_numpy()
-    order = [i for i in np.argsort(-scores.mean(1), kind="stable")[:top] if scores[i].mean() > 0]
-    return names[order].tolist(), steps["timestep_min"].to_pylist(), scores[order]
+def grid(rows: pa.Table) -> tuple[list[int], list[float], np.ndarray]:
+    """Return the features with a positive mean score, best first, the timesteps in the order of the steps, and the scores.
+
+    ``rows`` is an answer of ``concept_scores.sql``; the scores are ``[feature, step]``, 0 where a feature fired in no sample.
+    """
+    timesteps = dict(sorted(zip(rows["step"].to_pylist(), rows["timestep"].to_pylist(), strict=True)))
+    columns = {step: column for column, step in enumerate(timesteps)}
+    found: dict[int, np.ndarray] = {}
+    for row in rows.to_pylist():
+        if row["mean_score"] > 0:
+            found.setdefault(row["feature"], np.zeros(len(columns)))[columns[row["step"]]] = row["score"]
+    return list(found), list(timesteps.values()), np.array(list(found.values()))
 
 
 def _lines(figure: Figure, axes: Axes, features: list[int], timesteps: list[float], scores: np.ndarray) -> None:

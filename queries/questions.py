@@ -9,7 +9,7 @@ from typing import Any
 
 from featurestore.errors import QueryError, UsageError, nearest
 from featurestore.format.schemas import BRANCHES
-from queries.session import SQL, question
+from queries.session import SQL, sql_text
 
 Value = str | int | float | None
 _NUMBERS: dict[str, Callable[[str], int | float]] = {"integer": int, "number": float}
@@ -116,7 +116,7 @@ def find_question(name: str) -> Question:
 
 
 def _question(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> Question:
-    sql = question(name)
+    sql = sql_text(name)
     comment = [line.removeprefix("--").strip() for line in _leading_comment(sql)]
     return Question(
         name,

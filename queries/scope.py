@@ -2,12 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, QueryError, nearest
@@ -22,7 +20,7 @@ Steps = dict[int, float]
 
 @dataclass(frozen=True)
 class Scope:
-    """The labelled, encoded samples of a family, and the shards with their statistics."""
+    """A family of a store, of which one branch was encoded with an SAE."""
 
     store: Store
     sae: str
@@ -30,36 +28,55 @@ class Scope:
     branch: str
     concepts: tuple[str, ...]
     """those of at least one encoded sample, in the order of their UTF-8 bytes, as SQL has them"""
-    counts: tuple[int, ...]
-    """how many encoded samples carry each"""
     steps: Steps
     """every encoded step, ascending"""
-    sample_ids: npt.NDArray[np.int64]
-    """the labelled samples, ascending"""
-    places: npt.NDArray[np.int64]
-    """of each its concept's place in ``concepts``; -1 if that has no encoded sample"""
     n_latents: int
     n_positions: int
 
-    def records(self, wanted: Iterable[int]) -> list[Record]:
-        """Return the shards of ``stats`` that hold samples of the concepts at these places."""
-        mine = set(self.sample_ids[np.isin(self.places, list(wanted))].tolist())
-        return [record for record in self.store.records(f"stats/{self.sae}") if not mine.isdisjoint(record.sample_ids)]
-
-    def place(self, concept: str) -> int:
-        """Return a concept's place.
+    def check_concept(self, concept: str) -> None:
+        """Refuse a concept that no encoded sample carries, naming those that exist.
 
         Raises:
-            QueryError: no encoded sample carries it; those that exist are named.
+            QueryError: it is not among them.
         """
-        check_concept(self.concepts, self.store, self.family, concept)
-        return self.concepts.index(concept)
+        if concept not in self.concepts:
+            near = nearest(concept, difflib.get_close_matches(concept, self.concepts))
+            where = f"no encoded sample of {self.store.root} carries {self.family}={concept}"
+            raise QueryError(f"{where}.{near} Known: {', '.join(self.concepts)}.")
 
 
-def labels(store: Store, family: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return the samples that carry a label of the family, by ascending id, and the labels."""
+def find_scope(store: Store, sae: str, family: str, branch: str, known: tuple[list[str], Steps] | None = None) -> Scope:
+    """Return what is to be scored; ``known`` are its concepts and steps where a derived table has kept them.
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+        DamageError: a file is not what its record says.
+    """
+    check_scored(store, sae, family, branch)
+    if known is None:
+        members, steps = labelled(store, sae, family, branch)
+        known = sorted(members["concept"].unique().to_pylist(), key=str.encode), steps
+    concepts, steps = known
+    if len(concepts) < 2:
+        what = f"only {concepts[0]!r}" if concepts else "none"
+        raise QueryError(
+            f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {what}."
+        )
+    config = load_config(store, sae)
+    n_positions = config["height"] * config["width"]
+    return Scope(store, sae, family, branch, tuple(concepts), steps, config["n_latents"], n_positions)
+
+
+def labelled(store: Store, sae: str, family: str, branch: str) -> tuple[pa.Table, Steps]:
+    """Return ``sample_id, concept`` of the encoded samples that carry a label of the family, by id, and the steps.
+
+    Raises as :func:`encoded`.
+    """
+    ids, steps = encoded(store, sae, branch)
     rows = store.read("samples", ["sample_id", family]).drop_null().sort_by("sample_id")
-    return rows["sample_id"].to_numpy(), rows[family].to_pylist()
+    rows = rows.filter(pc.is_in(rows["sample_id"], pa.array(sorted(ids), pa.int64())))
+    return pa.table({"sample_id": rows["sample_id"], "concept": rows[family]}), steps
 
 
 def encoded(store: Store, sae: str, branch: str) -> tuple[set[int], Steps]:
@@ -137,30 +154,4 @@ def check_encoded(store: Store, sae: str) -> None:
         n = len(codes ^ stats)
         raise QueryError(
             f"encoding {store.root} with SAE {sae!r} was interrupted ({n} of its shards half done): {run}."
-        )
-
-
-def check_concepts(store: Store, family: str, found: Sequence[str]) -> None:
-    """Refuse a family without two concepts: nothing to compare with.
-
-    Raises:
-        QueryError: it has fewer among its encoded samples.
-    """
-    if len(found) < 2:
-        what = f"only {found[0]!r}" if found else "none"
-        raise QueryError(
-            f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {what}."
-        )
-
-
-def check_concept(known: Sequence[str], store: Store, family: str, concept: str) -> None:
-    """Refuse a concept that is not among the scored ones, naming those.
-
-    Raises:
-        QueryError: it is not.
-    """
-    if concept not in known:
-        near = nearest(concept, difflib.get_close_matches(concept, known))
-        raise QueryError(
-            f"no encoded sample of {store.root} carries {family}={concept}.{near} Known: {', '.join(known)}."
         )

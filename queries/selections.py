@@ -1,11 +1,11 @@
-"""Selections: the features of concepts, step by step, by the rules of ``selection.sql``; kept in the store, named as files."""
+"""Selections: the features of concepts, step by step, as ``selection.sql`` chooses them; kept in the store, named as files."""
 
+import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.card import write_card
 from featurestore.errors import QueryError, UsageError
@@ -16,69 +16,84 @@ from featurestore.saes import load_config, sae_hash, sae_record
 from featurestore.selection import Selection
 from featurestore.selection_files import METADATA_KEY, ROWS
 from featurestore.store import Store
-from queries.importance import Scores, score_each
-from queries.ranks import above, largest
+from queries.answers import Answer, complete, opened
+from queries.engine import DuckDB, Engine
+from queries.questions import Value, find_question
 from queries.scope import Scope
-from queries.totals import find_scope
+from queries.sums import find_sums, windows
+
+_ROWS_AT_ONCE = 2**22
+"""entries of the lists of largest scores that one statement makes, at most, unless it is about a single step"""
 
 
 def select(
-    store: Store,
-    sae: str,
-    family: str,
-    concept: str,
-    top: int | None = None,
-    percentile: float | None = None,
-    branch: str = "cond",
-) -> Selection:
+    store: Store, sae: str, family: str, concept: str, *, top: int | None = None, percentile: float | None = None,
+    branch: str = "cond", engine: Engine | None = None,
+) -> Selection:  # fmt: skip
     """Select a concept's features at every step: the ``top`` n by score, or those above a percentile.
 
-    Without either rule: the top 2.
+    Without either rule: the top 2. ``engine``: :class:`queries.spark.Spark` instead of DuckDB.
 
     Raises:
         UsageError: both rules, or one out of range.
         QueryError: no encoded sample carries the concept; those that exist are named.
     """
-    return select_all(store, sae, family, [concept], top, percentile, branch)[0]
+    one = [concept]
+    return select_all(store, sae, family, one, top=top, percentile=percentile, branch=branch, engine=engine)[0]
 
 
 def select_all(
-    store: Store,
-    sae: str,
-    family: str,
-    concepts: Sequence[str] | None = None,
-    top: int | None = None,
-    percentile: float | None = None,
-    branch: str = "cond",
-    progress: bool = False,
-) -> list[Selection]:
+    store: Store, sae: str, family: str, concepts: Sequence[str] | None = None, *, top: int | None = None,
+    percentile: float | None = None, branch: str = "cond", engine: Engine | None = None, progress: bool = False,
+) -> list[Selection]:  # fmt: skip
     """Return the selections of several concepts (None: of all of the family, by name), scored once; see :func:`select`."""
     rule = _rule(top, percentile)
-    scope, kept = find_scope(store, sae, family, branch)
+    scope, _ = find_sums(store, sae, family, branch, make=False)
     if list(scope.steps) != list(range(len(scope.steps))):
         raise QueryError(
             f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {max(scope.steps)}."
         )
-    wanted = scope.concepts if concepts is None else list(dict.fromkeys(concepts))
-    parts: dict[str, list[tuple[npt.NDArray, ...]]] = {concept: [] for concept in wanted}
-    asked = None if concepts is None else wanted
-    for concept, columns in score_each(
-        scope, kept, lambda found: (found.concept, _chosen(found, rule)), asked, progress
-    ):
-        parts[concept].append(columns)
-    return [_selection(scope, concept, rule, _rows(parts[concept])) for concept in wanted]
+    wanted = list(scope.concepts if concepts is None else dict.fromkeys(concepts))
+    for concept in wanted:
+        scope.check_concept(concept)
+    asked = find_question("selection")
+    bound = asked.bind({"sae": sae, "family": family, "branch": branch, "concept": wanted[0], **rule})
+    values = complete(store, asked, bound, None)
+    with opened(store, ["selection"], values, engine=engine or DuckDB(), progress=progress) as answer:
+        rows = [_chosen(answer, scope, values, concept) for concept in (wanted if concepts is not None else [None])]
+    every = pa.concat_tables(rows)
+    return [_selection(scope, concept, rule, every.filter(pc.equal(every["concept"], concept))) for concept in wanted]
 
 
-def _chosen(found: Scores, rule: dict[str, float]) -> tuple[npt.NDArray, ...]:
-    """Return the columns of one step's rows."""
-    chosen = largest(found.score, int(rule["top"])) if "top" in rule else above(found.score, rule["percentile"])
-    step, timestep = np.full(len(chosen), found.step, np.int32), np.full(len(chosen), found.timestep, np.float32)
-    numbers = (found.score, found.mean_concept, found.mean_other, found.mean_all)
-    return step, timestep, chosen.astype(np.int32), *(array[chosen] for array in numbers)
+def _chosen(answer: Answer, scope: Scope, values: dict[str, Value], concept: str | None) -> pa.Table:
+    """Return the rows of ``selection.sql`` for a concept (None: for all), a window of steps at a time.
+
+    Scores that are not positive decide nothing if the percentile is positive. Where it may not be, as fewer features were
+    chosen at some step than it leaves above itself, the concept is asked about again with all its scores.
+    """
+    top, rank = values["top"], float(values["percentile"] or 0) / 100 * (scope.n_latents - 1)
+    n_best = scope.n_latents - math.floor(rank) if top is None else int(top)
+    concepts = list(scope.concepts) if concept is None else [concept]
+    parts = []
+    for window in windows(scope, len(concepts) * n_best, _ROWS_AT_ONCE):
+        given = {**values, **window, "concept": concept}
+        rows = answer("selection", {**given, "only_positive": True})
+        again = _fewer(rows, scope, window, concepts, scope.n_latents - math.ceil(rank)) if top is None else []
+        if again:
+            whole = [answer("selection", {**given, "concept": name, "only_positive": False}) for name in again]
+            rows = pa.concat_tables([rows.filter(pc.invert(pc.is_in(rows["concept"], pa.array(again)))), *whole])
+        parts.append(rows)
+    return pa.concat_tables(parts).sort_by(
+        [("concept", "ascending"), ("step", "ascending"), ("score", "descending"), ("feature", "ascending")]
+    )
 
 
-def _rows(parts: list[tuple[npt.NDArray, ...]]) -> pa.Table:
-    return pa.Table.from_arrays([pa.array(np.concatenate(column)) for column in zip(*parts, strict=True)], schema=ROWS)
+def _fewer(rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], n: int) -> list[str]:
+    """Return the concepts that have fewer than ``n`` rows at some step of a window."""
+    counts = rows.group_by(["concept", "step"]).aggregate([("feature", "count")]).to_pylist()
+    found = {(row["concept"], row["step"]): row["feature_count"] for row in counts}
+    steps = [step for step in scope.steps if window["first_step"] <= step <= window["last_step"]]
+    return [concept for concept in concepts if any(found.get((concept, step), 0) < n for step in steps)]
 
 
 def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Table) -> Selection:
@@ -101,7 +116,7 @@ def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Tabl
         run=run,
         store=str(store.root.resolve()),
         timesteps=tuple(scope.steps.values()),
-        rows=rows,
+        rows=pa.Table.from_arrays([rows[name].combine_chunks() for name in ROWS.names], schema=ROWS),
     )
 
 

@@ -14,11 +14,13 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import DamageError, QueryError, UsageError
+from featurestore.format.records import Record
 from featurestore.format.schemas import (
     CODES,
     KINDS,
     SCORES,
     STATS,
+    SUMS,
     TOTALS,
     activations_schema,
     family_names,
@@ -34,6 +36,7 @@ _EMPTY = {
     "activations": activations_schema(1, 1),
     "codes": CODES,
     "stats": STATS,
+    "sums": SUMS,
     "totals": TOTALS,
     "scores": SCORES,
     "selections": SCORES,
@@ -56,7 +59,7 @@ def watched(tell: Callable[[duckdb.DuckDBPyConnection], None]) -> Iterator[None]
         _opened.reset(before)
 
 
-def question(name: str) -> str:
+def sql_text(name: str) -> str:
     """Return the text of ``queries/sql/<name>.sql``."""
     return (SQL / f"{name}.sql").read_text(encoding="utf-8")
 
@@ -81,8 +84,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB connection, in memory or to a new ``database``, with views over the store; the caller closes it.
 
-    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``totals``, ``scores`` and ``selections`` with a
-    column ``sae``; ``saes``; ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
+    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``sums``, ``totals``, ``scores`` and ``selections``
+    with a column ``sae``; ``saes``; ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
     ``labelled_stats``, each with one column more a concept family. Only committed files are seen, of ``tables`` (such as
     ``stats/neon``) if that is given; a view without files is empty. ``verify`` compares each file's SHA-256 with its record,
     once in a process: DuckDB reads a damaged file without noticing. Above ``memory_limit``, such as ``"2GB"``, a query spills
@@ -122,7 +125,7 @@ def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> 
     verify_files(other, tables)
     for table in tables:
         kind = table.partition("/")[0]
-        selected = f"select {quote_text(sae)} as sae, * from {_files(other, table)}"
+        selected = f"select {quote_text(sae)} as sae, * from {files_of(other, other.records(table))}"
         connection.execute(f"create view other_{kind} as {selected}")
 
 
@@ -141,8 +144,8 @@ def open_database(database: str | Path, memory_limit: str | None) -> duckdb.Duck
     return connection
 
 
-def run_sql(store: Store, statement: str, memory_limit: str | None = None, rows: int | None = None) -> pa.Table:
-    """Run one SELECT of a user over a store's views; it can read nothing else and change nothing.
+def sql(store: Store, statement: str, *, memory_limit: str | None = None, rows: int | None = None) -> pa.Table:
+    """Return the answer to one SELECT of a user over a store's views; it can read nothing else and change nothing.
 
     Only the tables that the statement names are verified, and only their files can be read. Columns of one name are
     told apart by a number. ``rows``: return the first ones only, and compute no more than they need.
@@ -204,7 +207,7 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
     parts = []
     for table in tables:
         name = f"{quote_text(table.partition('/')[2])} as {column}, " if column else ""
-        parts.append(f"select {name}* from {_files(store, table)}")
+        parts.append(f"select {name}* from {files_of(store, store.records(table))}")
     if not parts:
         _create_empty(connection, kind, [f"{column} varchar"] if column else [])
         return
@@ -232,14 +235,15 @@ def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> N
     columns = ["s.*" + (f" replace ({', '.join(stand)})" if stand else "")]
     columns += [f"c.{name}" for name, own in families if not own]
     connection.execute(
-        f"create or replace view samples as select {', '.join(columns)} from {_files(store, 'samples')} s "
+        f"create or replace view samples as select {', '.join(columns)} from {files_of(store, store.records('samples'))} s "
         f"left join corrected_labels c on s.sample_id = c.sample_id"
     )
 
 
-def _files(store: Store, table: str) -> str:
-    files = ", ".join(quote_text(str(path.resolve())) for path in store.files(table))
-    return f"read_parquet([{files}], hive_partitioning = false)"
+def files_of(store: Store, records: Iterable[Record]) -> str:
+    """Return the files of some shards as SQL has them behind ``from``."""
+    paths = ((store.root / entry.path).resolve() for record in records for entry in record.files)
+    return f"read_parquet([{', '.join(quote_text(str(path)) for path in paths)}], hive_partitioning = false)"
 
 
 def _create_empty(connection: duckdb.DuckDBPyConnection, kind: str, columns: list[str]) -> None:

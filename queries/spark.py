@@ -1,29 +1,29 @@
-"""The questions of the library on Spark: the same .sql files, transpiled by sqlglot, over the same Parquet files.
+"""Spark as an engine: the same .sql files, transpiled by sqlglot, over the same Parquet files.
 
 Needs the optional packages pyspark and sqlglot, and Java 17.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import sqlglot
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from sqlglot import exp
+from sqlglot.dialects.spark import Spark as _SparkDialect
 
-from featurestore.errors import QueryError, UsageError
+from featurestore.errors import UsageError
+from featurestore.format.records import Record
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.answers import complete, resamples, schema, shuffled, used
-from queries.questions import Question, Value, find_question
-from queries.scope import check_concept, check_encoded
-from queries.session import quote_text, verify_files
+from queries.engine import Relations, Run, code, used
+from queries.questions import Value
+from queries.scope import check_encoded
+from queries.session import quote_text
 
-_HALVES = "it reads the float16 values of codes, and Spark has no such type"
-CANNOT = dict.fromkeys(("top_positions", "feature_map", "position_features"), _HALVES)
-"""questions that do not run on Spark, and why"""
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",
     "stats": (
@@ -31,37 +31,95 @@ _COLUMNS = {
     ),
 }
 _GLOB = re.compile(r"[\[\]{}*?\\]")
+_HALVES = "it reads the float16 values of codes, and Spark has no such type"
+CANNOT = dict.fromkeys(("top_positions", "feature_map", "position_features"), _HALVES)
+"""questions that do not run on Spark, and why"""
 
 
-def ask_spark(
-    spark: SparkSession,
-    store: Store,
-    name: str,
-    parameters: Mapping[str, Value] | None = None,
-    *,
-    other: Store | None = None,
-    verify: bool = True,
-    location: str | None = None,
-) -> pa.Table:
-    """Return the answer to the question ``name`` as :func:`queries.ask` does, computed by a Spark session.
+@dataclass(frozen=True)
+class Spark:
+    """A Spark session as an engine of :func:`queries.ask`, ``score``, ``select`` and ``plot``.
 
-    ``location`` is the address of the same store for Spark's executors, such as ``s3a://bucket/store`` (default: its path); the
-    records are read here. ``verify`` reads every file here once to compare its SHA-256. Only the answer comes back.
-
-    Raises:
-        QueryError: the question cannot run on Spark, or as :func:`queries.ask`.
+    Sums that are not kept in the store are made by Spark, for the question alone. Records, samples and labels are read here;
+    only answers come back.
     """
-    asked = find_question(name)
-    if name in CANNOT:
-        raise QueryError(f"question {name!r} cannot run on Spark: {CANNOT[name]}. Ask it without --engine spark.")
-    values = complete(store, asked, asked.bind(parameters or {}), other)
-    session = spark.newSession()
-    _relations(session, store, values, "", location, verify)
-    if other is not None:
-        _relations(session, other, values, "other_", None, verify)
-    with _derived(session, store, asked, values):
-        answer = _run(session, asked.sql, values).toArrow()
-    return answer.select(list(asked.columns)).cast(schema(asked))
+
+    session: SparkSession
+    location: str | None = None
+    """the address of the store for Spark's executors, such as ``s3a://bucket/store`` (default: its path)"""
+    verify: bool = True
+    """whether every file that is asked about is read here once, to compare its SHA-256"""
+    keeps = False
+    cannot = CANNOT
+
+    @contextmanager
+    def open(self, relations: Relations) -> Iterator[Run]:
+        """Have the relations as views of a new Spark session for the time of the block.
+
+        Raises:
+            DamageError: a file is not what its record says.
+        """
+        session = self.session.newSession()
+        store, names = relations.store, relations.names
+        for kind in names & set(_COLUMNS):
+            self._view(session, kind, store, [(sae, store.require(f"{kind}/{sae}")) for sae in relations.saes])
+        for name, records in relations.derived.items():
+            self._view(session, name, store, [(relations.saes[0], records)])
+        if relations.other is not None:
+            load_config(relations.other, relations.saes[0])
+            check_encoded(relations.other, relations.saes[0])
+            elsewhere = Spark(self.session, None, self.verify)
+            for kind in _COLUMNS:
+                records = relations.other.require(f"{kind}/{relations.saes[0]}")
+                elsewhere._view(session, kind, relations.other, [(relations.saes[0], records)], "other_")
+        _small_relations(session, store, relations.saes, names)
+        for name, table in relations.tables.items():
+            session.createDataFrame(table).createOrReplaceTempView(name)
+
+        def frame(statement: str, values: Mapping[str, Value]) -> DataFrame:
+            return session.sql(translate(statement), args=used(statement, values))
+
+        def run(statement: str, values: Mapping[str, Value], first: Mapping[str, str]) -> pa.Table:
+            for name, text in first.items():
+                frame(text, values).createOrReplaceTempView(name)
+            return frame(statement, values).toArrow()
+
+        kept: list[DataFrame] = []
+        try:
+            for name, (statement, values) in relations.made.items():
+                rows = frame(statement, values).selectExpr(f"{quote_text(relations.saes[0])} as sae", "*").cache()
+                rows.createOrReplaceTempView(name)
+                kept.append(rows)
+            yield run
+        finally:
+            for rows in kept:
+                rows.unpersist()
+
+    def _view(
+        self,
+        session: SparkSession,
+        kind: str,
+        store: Store,
+        shards: Sequence[tuple[str, Sequence[Record]]],
+        prefix: str = "",
+    ) -> None:
+        """Create a view over the files of some SAEs' shards."""
+        parts = []
+        for sae, records in shards:
+            if self.verify:
+                store.check(records)
+            reader = session.read.schema(_COLUMNS[kind]) if kind in _COLUMNS else session.read
+            files = reader.parquet(*self._paths(store, records))
+            parts.append(files.selectExpr(f"{quote_text(sae)} as sae", "*"))
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole.union(part)
+        whole.createOrReplaceTempView(f"{prefix}{kind}")
+
+    def _paths(self, store: Store, records: Sequence[Record]) -> list[str]:
+        """Return the addresses of shards' files, with what Hadoop would take for a pattern escaped."""
+        root = (self.location or str(store.root.resolve())).rstrip("/")
+        return [_GLOB.sub(r"\\\g<0>", f"{root}/{entry.path}") for record in records for entry in record.files]
 
 
 @contextmanager
@@ -83,103 +141,37 @@ def spark_session() -> Iterator[SparkSession]:
         session.stop()
 
 
+class _Generator(_SparkDialect.Generator):
+    """Spark's dialect with what sqlglot leaves out: the third argument of max_by."""
+
+    TRANSFORMS = {  # noqa: RUF012
+        **_SparkDialect.Generator.TRANSFORMS,
+        exp.ArgMax: lambda self, e: self.func("MAX_BY", e.this, e.expression, e.args.get("count")),
+    }
+
+
 def translate(sql: str) -> str:
     """Return a question's statement in Spark's dialect, its parameters as ``:name``."""
-    code = "\n".join(line for line in sql.splitlines() if not line.lstrip().startswith("--"))
-    (statement,) = sqlglot.transpile(code, read="duckdb", write="spark")
-    return statement
+    tree = sqlglot.parse_one(code(sql), read="duckdb")
+    for part in tree.find_all(exp.CTE):
+        part.set("materialized", None)
+    return _Generator(dialect="spark").generate(tree)
 
 
-def _run(session: SparkSession, sql: str, values: Mapping[str, Value]) -> DataFrame:
-    return session.sql(translate(sql), args=used(sql, values))
-
-
-def _relations(
-    session: SparkSession, store: Store, values: Mapping[str, Value], prefix: str, location: str | None, verify: bool
-) -> None:
-    """Create the views ``codes`` and ``stats`` of a store, and ``samples``, ``labels`` and ``saes`` of the first."""
-    saes = [str(values[name]) for name in ("sae", "other_sae") if values.get(name) is not None]
-    for sae in saes[: 1 if prefix else None]:
-        load_config(store, sae)
-        check_encoded(store, sae)
-    tables = [f"{kind}/{sae}" for kind in _COLUMNS for sae in saes[: 1 if prefix else None]]
-    if verify:
-        verify_files(store, [*tables, "samples"])
-    for kind, columns in _COLUMNS.items():
-        parts = [
-            session.read.schema(columns)
-            .parquet(*_paths(store, table, location))
-            .selectExpr(f"{quote_text(table.partition('/')[2])} as sae", "*")
-            for table in tables
-            if table.startswith(f"{kind}/")
-        ]
-        (parts[0].union(parts[1]) if len(parts) == 2 else parts[0]).createOrReplaceTempView(f"{prefix}{kind}")
-    if not prefix:
-        _small_relations(session, store, saes)
-
-
-def _small_relations(session: SparkSession, store: Store, saes: list[str]) -> None:
+def _small_relations(session: SparkSession, store: Store, saes: Sequence[str], names: frozenset[str]) -> None:
     """Create the views that fit on one machine: the samples without pictures, their labels, the SAEs."""
-    families = store.families()
-    samples = store.read("samples", ["sample_id", "prompt", "seed", *families])
-    session.createDataFrame(samples).createOrReplaceTempView("samples")
-    labels = [
-        {"sample_id": i, "family": family, "concept": concept}
-        for family in families
-        for i, concept in zip(samples["sample_id"].to_pylist(), samples[family].to_pylist(), strict=True)
-        if concept is not None
-    ]
-    kinds = pa.schema([("sample_id", pa.int64()), ("family", pa.string()), ("concept", pa.string())])
-    session.createDataFrame(pa.Table.from_pylist(labels, kinds)).createOrReplaceTempView("labels")
+    families = store.families() if names & {"samples", "labels"} else []
+    if names & {"samples", "labels"}:
+        samples = store.read("samples", ["sample_id", "prompt", "seed", *families])
+        session.createDataFrame(samples).createOrReplaceTempView("samples")
+        labels = [
+            {"sample_id": i, "family": family, "concept": concept}
+            for family in families
+            for i, concept in zip(samples["sample_id"].to_pylist(), samples[family].to_pylist(), strict=True)
+            if concept is not None
+        ]
+        kinds = pa.schema([("sample_id", pa.int64()), ("family", pa.string()), ("concept", pa.string())])
+        session.createDataFrame(pa.Table.from_pylist(labels, kinds)).createOrReplaceTempView("labels")
     sizes = [(sae, load_config(store, sae)) for sae in saes]
     rows = [{"sae": sae, "map_positions": config["height"] * config["width"]} for sae, config in sizes]
     session.createDataFrame(pa.Table.from_pylist(rows)).createOrReplaceTempView("saes")
-
-
-@contextmanager
-def _derived(session: SparkSession, store: Store, asked: Question, values: Mapping[str, Value]) -> Iterator[None]:
-    """Have the views ``labelled``, ``importance``, ``scored``, ``resamples`` and ``shuffled`` where a question needs them."""
-    if "family" not in values:
-        yield
-        return
-    family, wanted = str(values["family"]), [str(values[n]) for n in ("concept", "other_concept") if n in values]
-    session.sql(
-        "select sample_id, concept from labels where family = :family", args={"family": family}
-    ).createOrReplaceTempView("labelled")
-    encoded = session.sql(
-        "select sample_id, concept from labelled left semi join "
-        "(select sample_id from codes where sae = :sae and branch = :branch) using (sample_id) order by sample_id",
-        args={"sae": values["sae"], "branch": values["branch"]},
-    ).collect()
-    concepts = sorted({row.concept for row in encoded})
-    if len(concepts) < 2:
-        raise QueryError(
-            f"family {family!r} of {store.root} needs at least two concepts among the samples encoded for branch "
-            f"{values['branch']}, found {len(concepts)}."
-        )
-    for concept in wanted:
-        check_concept(concepts, store, family, concept)
-    importance = _run(session, find_question("importance").sql, values).cache()
-    importance.createOrReplaceTempView("importance")
-    importance.createOrReplaceTempView("scored")
-    if "resamples" in asked.relations:
-        drawn = resamples([(row.sample_id, row.concept) for row in encoded], _int(values["replicates"]), values)
-        session.createDataFrame(drawn).createOrReplaceTempView("resamples")
-    order: Any = shuffled(_int(values["n_latents"]), _int(values.get("random_seed", 0)))
-    session.createDataFrame(order).createOrReplaceTempView("shuffled")
-    try:
-        yield
-    finally:
-        importance.unpersist()
-
-
-def _paths(store: Store, table: str, location: str | None) -> list[str]:
-    """Return the addresses of a table's committed files, with what Hadoop would take for a pattern escaped."""
-    root = (location or str(store.root.resolve())).rstrip("/")
-    entries = [entry for record in store.require(table) for entry in record.files]
-    return [_GLOB.sub(r"\\\g<0>", f"{root}/{entry.path}") for entry in entries]
-
-
-def _int(value: Value) -> int:
-    assert isinstance(value, int)
-    return value

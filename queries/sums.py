@@ -1,166 +1,192 @@
-"""Sums of features over samples, straight from the Parquet files of ``stats``: what importance is made of.
+"""The derived tables ``sums`` and ``totals``: all that a score needs, made by ``sums.sql`` and ``totals.sql`` and kept."""
 
-Dense and in NumPy, since the rows of a (step, sample) lie together and most features of a step fire somewhere: a hash table over
-(concept, step, feature), as an SQL engine builds it, takes longer than reading the files. Memory depends on the numbers of
-concepts, steps and latents, not on that of rows.
-"""
+import json
+from collections.abc import Iterator
+from typing import Any
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
-
+import duckdb
 import numpy as np
-import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
 from tqdm import tqdm
 
-from featurestore.errors import DamageError
-from featurestore.format.footers import reading
+from featurestore.card import write_card
+from featurestore.errors import DamageError, QueryError
+from featurestore.format.canonical import canonical_json, sha256_text
+from featurestore.format.footers import read_schema, reading
 from featurestore.format.records import Record
-from queries.scope import Scope
+from featurestore.format.schemas import BRANCHES, SUMS, TOTALS, schema_id
+from featurestore.saes import sae_hash, sae_record
+from featurestore.store import Store
+from queries.scope import Scope, Steps, check_scored, find_scope, labelled
+from queries.session import connect, one_line, quote_text, sql_text
 
-SUMS_BYTES = 2**30
-"""the most that the sums of one window of steps may take, if they are of more than one step"""
-THREADS = 2
-STEPS_AT_ONCE = 4
-"""what one call of NumPy works on: long enough for two threads to run, few enough for the processor's cache"""
-_COLUMNS = ["sample_id", "step", "feature", "sum"]
+UNIT = 2.0**72
+"""sums are taken of whole multiples of 1/UNIT: exact for float32 down to 2^-48, and no order of samples changes a bit"""
+DELTA = 1e-8
+ALL_STEPS = {"first_step": 0, "last_step": 2**31 - 1}
+MEMORY = "1GB"
+"""of DuckDB, while sums are made; with what is on its way into the files a process stays below 2 GB"""
+_GROUPS_AT_ONCE = 2**23
+"""(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
+_ROWS_PER_GROUP = 2**16
+"""a row group of ``sums`` holds whole concepts, and as many as make this many rows"""
 _SHOWN_ROWS = 50_000_000
-
-T = TypeVar("T")
-
-
-class Runs(NamedTuple):
-    """The rows of a row group, cut where the concept or the step changes; only runs of wanted concepts and steps."""
-
-    feature: npt.NDArray[np.int32]
-    sum: npt.NDArray[np.float32]
-    bounds: list[list[int]]
-    """of each run its first row, and the first row behind it"""
-    place: list[int]
-    """of each run the place of its concept"""
-    step: list[int]
+_COUNTS, _STEPS = b"featurestore.counts", b"featurestore.steps"
+"""schema metadata of totals: ``[concept, encoded samples]`` and ``[step, timestep]``, each a JSON list in order"""
 
 
-def windows(scope: Scope, n_concepts: int) -> Iterator[range]:
-    """Yield consecutive places in ``scope.steps`` whose sums for ``n_concepts`` concepts fit ``SUMS_BYTES``."""
-    n_steps = len(scope.steps)
-    n_windows = -(-n_steps // max(1, SUMS_BYTES // (8 * n_concepts * scope.n_latents)))
-    size = -(-n_steps // n_windows)
-    for first in range(0, n_steps, size):
-        yield range(first, min(first + size, n_steps))
+def find_sums(
+    store: Store, sae: str, family: str, branch: str, *, make: bool = True, progress: bool = False
+) -> tuple[Scope, dict[str, list[Record]]]:
+    """Return what is to be scored, and the shards of its ``sums`` and ``totals``: those of the present samples, or new ones.
+
+    ``make``: whether they are made where there are none; without, both lists are then empty.
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+        DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
+    """
+    check_scored(store, sae, family, branch)
+    made_by = source(store, sae)
+    name = shard_name(made_by, family, branch)
+    record = store.record(f"totals/{sae}", name)
+    sums = _shards(store, sae, name)
+    if not sums or (record is not None and record.schema != schema_id(TOTALS)):
+        record = None
+    scope = find_scope(store, sae, family, branch, None if record is None else _known(store, record))
+    if record is None and make:
+        record, sums = _make(scope, made_by, name, progress), _shards(store, sae, name)
+    if record is None:
+        return scope, {"sums": [], "totals": []}
+    return scope, {"sums": sums, "totals": [record]}
 
 
-def concept_sums(scope: Scope, wanted: Sequence[int], window: range, progress: bool = False) -> npt.NDArray[np.float64]:
-    """Return ``[concept, step, latent]``: the sums over samples and positions, for the concepts at the places ``wanted``.
+def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
+    """Make the sums and totals of every family and branch; those that are there and up to date stay.
 
-    Rows are added in the order of the shards and of their rows, so equal stores give equal bits. Each file is verified.
+    What cannot be scored has none: samples without labels, a branch that is not encoded, a family with fewer than two concepts
+    among the encoded samples.
 
     Raises:
         DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
     """
-    numbers = list(scope.steps)
-    steps = {numbers[i]: i - window.start for i in window}
-    rows = {place: row for row, place in enumerate(wanted)}
-    sums = np.zeros((len(wanted), len(window), scope.n_latents))
-    records = scope.records(wanted)
-    n_rows = sum(record.rows for record in records)
+    for family in store.families() if store.records("samples") else []:
+        for branch in BRANCHES:
+            try:
+                find_scope(store, sae, family, branch)
+            except QueryError:
+                continue
+            find_sums(store, sae, family, branch, progress=progress)
+
+
+def source(store: Store, sae: str) -> dict[str, Any]:
+    """Return the hashes of all that sums and scores are computed from."""
+    tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
+    hashes = {key: [record.files[0].sha256 for record in store.records(table)] for key, table in tables.items()}
+    relabelled = [record.files[0].sha256 for record in store.records("labels")]
+    return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes, **({"labels": relabelled} if relabelled else {})}
+
+
+def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
+    """Return the name of the shard that holds what is derived from a :func:`source`."""
+    return f"{family}-{branch}-{sha256_text(canonical_json(made_by))[:16]}"
+
+
+def remove_older(store: Store, table: str, name: str, schema: pa.Schema) -> None:
+    """Remove the shards of a derived table that hold the same family and branch of another :func:`source`, or other columns."""
+    same = name.rpartition("-")[0] + "-"
+    for record in store.records(table):
+        older = record.shard.startswith(same) and not record.shard.startswith(name)
+        if older or record.schema != schema_id(schema):
+            store.remove(record)
+
+
+def windows(scope: Scope, rows_per_step: int, rows: int) -> Iterator[dict[str, int]]:
+    """Yield ``first_step`` and ``last_step`` of consecutive steps that have at most so many rows together."""
+    steps = list(scope.steps)
+    size = max(1, rows // max(1, rows_per_step))
+    for first in range(0, len(steps), size):
+        yield {"first_step": steps[first], "last_step": steps[min(first + size, len(steps)) - 1]}
+
+
+def _shards(store: Store, sae: str, name: str) -> list[Record]:
+    return [record for record in store.records(f"sums/{sae}") if record.shard.startswith(name)]
+
+
+def _known(store: Store, record: Record) -> tuple[list[str], Steps]:
+    """Return the concepts and steps that kept totals are of."""
+    store.check([record])
+    path = store.root / record.files[0].path
+    with reading(path):
+        metadata = read_schema(path).metadata
+        counts, steps = json.loads(metadata[_COUNTS]), json.loads(metadata[_STEPS])
+        return [concept for concept, _ in counts], {int(step): float(timestep) for step, timestep in steps}
+
+
+def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> Record:
+    """Commit the sums, a window of steps a shard, and last the totals: they are there only when all sums are."""
+    store, sae = scope.store, scope.sae
+    remove_older(store, f"totals/{sae}", name, TOTALS)
+    remove_older(store, f"sums/{sae}", name, SUMS)
+    members, _ = labelled(store, sae, scope.family, scope.branch)
+    values = {"sae": sae, "branch": scope.branch, "family": scope.family, "map_positions": scope.n_positions}
+    totals, rows_per_step = [], len(scope.concepts) * scope.n_latents
+    n_rows = sum(record.rows for record in store.records(f"stats/{sae}"))
     quiet = None if progress and n_rows >= _SHOWN_ROWS else True
     with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(
-            total=n_rows, desc=f"sum steps {min(steps)} to {max(steps)}", unit=" rows", unit_scale=True, disable=quiet
-        ) as bar,
+        connect(store, tables=[f"stats/{sae}"], memory_limit=MEMORY) as connection,
+        tqdm(total=len(scope.steps), desc=f"sums of {scope.family}", unit=" steps", disable=quiet) as bar,
     ):
-        for n, runs in _runs(pool, scope, records, set(rows), set(steps)):
-            for (start, end), place, step in zip(runs.bounds, runs.place, runs.step, strict=True):
-                target = sums[rows[place], steps[step]]
-                target += np.bincount(runs.feature[start:end], runs.sum[start:end], scope.n_latents)
-            bar.update(n)
-    return sums
+        connection.register("labelled", members)
+        for window in windows(scope, rows_per_step, _GROUPS_AT_ONCE):
+            sums, part = _window(connection, {**values, **window, "unit": UNIT})
+            _check_features(scope, part)
+            totals.append(part)
+            shard = f"{name}-{window['first_step']:05d}"
+            store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by)
+            bar.update(sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps))
+    counts = sorted(members["concept"].value_counts().to_pylist(), key=lambda row: row["values"].encode())
+    told = {_COUNTS: canonical_json([[row["values"], row["counts"]] for row in counts])}
+    told[_STEPS] = canonical_json(list(scope.steps.items()))
+    record = store.append_parts(f"totals/{sae}", name, TOTALS.with_metadata(told), totals, made_by)
+    write_card(store)
+    return record
 
 
-def _runs(
-    pool: ThreadPoolExecutor, scope: Scope, records: Sequence[Record], wanted: set[int], steps: set[int]
-) -> Iterator[tuple[int, Runs]]:
-    """Yield the number of rows and the runs of every row group; files are checked, read and cut ahead, in ``pool``."""
+def _window(connection: duckdb.DuckDBPyConnection, values: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of ``sums`` and of ``totals`` of a window of steps."""
 
-    def check(record: Record) -> Record:
-        scope.store.check([record])
-        return record
-
-    def tasks() -> Iterator[Callable[[], tuple[int, Runs]]]:
-        for record in ahead(pool, (partial(check, record) for record in records)):
-            metadata = pq.read_metadata(scope.store.root / record.files[0].path)
-            for group in range(metadata.num_row_groups):
-                if _may_hold(metadata.row_group(group), scope.branch, steps):
-                    yield partial(_load, scope, record, metadata, group, wanted, steps)
+    def rows(name: str, schema: pa.Schema) -> pa.Table:
+        text = sql_text(name)
+        used = {key: value for key, value in values.items() if f"${key}" in text}
+        return connection.sql(text, params=used).to_arrow_table().cast(schema)
 
     try:
-        yield from ahead(pool, tasks())
-    finally:
-        pool.shutdown(cancel_futures=True)
+        sums = rows("sums", SUMS)
+        connection.register("window", sums)
+        sae = quote_text(values["sae"])
+        connection.execute(f'create or replace temp view sums as select {sae} as sae, * from "window"')
+        return sums, rows("totals", TOTALS)
+    except duckdb.Error as error:
+        raise QueryError(one_line(error)) from error
 
 
-def ahead(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of calls in their order, while the next ones run."""
-    waiting: deque[Future[T]] = deque()
-    for call in calls:
-        waiting.append(pool.submit(call))
-        if len(waiting) > THREADS:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _by_concept(sums: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows, which are ordered by concept, in slices of whole concepts."""
+    concept = sums["concept"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = [*(np.flatnonzero(concept[1:] != concept[:-1]) + 1).tolist(), len(concept)]
+    first = 0
+    for end in starts:
+        if end - first >= _ROWS_PER_GROUP or end == len(concept):
+            yield sums.slice(first, end - first)
+            first = end
 
 
-def _may_hold(group: pq.RowGroupMetaData, branch: str, steps: set[int]) -> bool:
-    """Say whether a row group's statistics allow rows of the branch and of one of the steps."""
-    ranges = _ranges(group)
-    low, high = ranges.get("step", (min(steps), max(steps)))
-    first, last = ranges.get("branch", (branch, branch))
-    return any(low <= step <= high for step in steps) and first <= branch <= last
-
-
-def _ranges(group: pq.RowGroupMetaData) -> dict[str, tuple[Any, Any]]:
-    """Return the least and the largest value of each column of a row group that says them."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    told = [column for column in columns if column.is_stats_set and column.statistics.has_min_max]
-    return {column.path_in_schema: (column.statistics.min, column.statistics.max) for column in told}
-
-
-def _load(
-    scope: Scope, record: Record, metadata: pq.FileMetaData, group: int, wanted: set[int], steps: set[int]
-) -> tuple[int, Runs]:
-    path = scope.store.root / record.files[0].path
-    one_branch = _ranges(metadata.row_group(group)).get("branch") == (scope.branch, scope.branch)
-    columns = _COLUMNS if one_branch else [*_COLUMNS, "branch"]
-    with reading(path), pq.ParquetFile(path, metadata=metadata, read_dictionary=["branch"]) as file:
-        table = file.read_row_group(group, columns=columns, use_threads=False)
-    sample_id, step, feature, total = (table[name].to_numpy() for name in _COLUMNS)
-    if len(feature) and feature.view(np.uint32).max() >= scope.n_latents:  # a negative one is a large one there
-        raise DamageError(f"{path} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify --deep'.")
-    changes = (sample_id[1:] != sample_id[:-1]) | (step[1:] != step[:-1])
-    if not one_branch:
-        branch = table["branch"].combine_chunks()
-        code, names = branch.indices.to_numpy(), np.array(branch.dictionary.to_pylist())
-        changes |= code[1:] != code[:-1]
-    starts = np.concatenate([[0], np.flatnonzero(changes) + 1]) if len(feature) else np.empty(0, np.int64)
-    place = _places(scope, sample_id[starts])
-    mine = np.isin(place, list(wanted)) & np.isin(step[starts], list(steps))
-    if not one_branch:
-        mine &= names[code[starts]] == scope.branch
-    # Neighbours of one concept and step are one run: every run costs a pass over all latents.
-    group_of = np.where(mine, place * (max(steps) + 1) + step[starts], -1)
-    firsts = np.flatnonzero(np.append(True, group_of[1:] != group_of[:-1])[: len(starts)])
-    bounds = np.stack([starts[firsts], np.append(starts[firsts[1:]], len(feature))[: len(firsts)]], axis=1)
-    kept = mine[firsts]
-    places, numbers = place[firsts][kept].tolist(), step[starts[firsts]][kept].tolist()
-    return table.num_rows, Runs(feature, total, bounds[kept].tolist(), places, numbers)
-
-
-def _places(scope: Scope, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the place of each sample's concept; -1 for those without."""
-    found = np.minimum(np.searchsorted(scope.sample_ids, sample_ids), len(scope.sample_ids) - 1)
-    return np.where(scope.sample_ids[found] == sample_ids, scope.places[found], -1)
+def _check_features(scope: Scope, totals: pa.Table) -> None:
+    feature = totals["feature"].to_numpy()
+    if len(feature) and not 0 <= feature.min() <= feature.max() < scope.n_latents:
+        where = f"{scope.store.root}/stats/{scope.sae}/"
+        raise DamageError(f"{where} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify --deep'.")

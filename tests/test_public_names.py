@@ -20,6 +20,7 @@ PUBLIC = {
         "evaluate", "load_judge", "load_model", "load_sae", "RunSettings", "score_folder", "store_sae", "train",
     },
     "collectors": {"CollectSettings", "collect", "train_live"},
+    "queries": {"ask", "connect", "plot", "score", "select", "sql"},
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
-from queries.importance import importance
+from queries import ask
 from queries.selections import select
 from sae.checkpoint import store_sae
 from sae.diffusion.pipelines import Model, RunSettings
@@ -135,7 +135,7 @@ def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "p
 def random_control(bench: Bench, chosen: Intervention) -> Defence:
     """Return the chosen setting with random features in the place of the selected ones."""
     selection = chosen.selection
-    scores = importance(bench.store, selection.sae, selection.family)
+    scores = ask(bench.store, "importance", {"sae": selection.sae, "family": selection.family})
     control = replace(chosen, selection=random_selection(selection, scores))
     return features(bench, [control], method="random features")
 

@@ -13,7 +13,7 @@ from featurestore.selection_files import ROWS
 def random_selection(selection: Selection, scores: pa.Table, seed: int = 0) -> Selection:
     """Return a selection with other features of the same steps, drawn without those selected.
 
-    ``scores`` is ``queries.importance.importance`` of the selection's SAE and family: every feature that fired.
+    ``scores`` is the answer of ``importance.sql`` for the selection's SAE and family: every feature that fired.
     """
     generator = np.random.default_rng(seed)
     own = scores.filter(pc.equal(scores["concept"], selection.concept))

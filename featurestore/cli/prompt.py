@@ -23,7 +23,7 @@ def prompt(store: "Store", out: "OutputOptions") -> None:
     from featurestore.cli.stopping import Terminated, stoppable
     from featurestore.cli.values import visible
     from featurestore.errors import FeatureStoreError
-    from queries.session import run_sql
+    from queries import sql
 
     if sys.stdin.isatty():
         import readline
@@ -35,7 +35,7 @@ def prompt(store: "Store", out: "OutputOptions") -> None:
     for statement in _statements():
         try:
             with stoppable(out.timeout):
-                answer = run_sql(store, statement, out.memory)
+                answer = sql(store, statement, memory_limit=out.memory)
             out.show(answer)
         except KeyboardInterrupt as stop:
             if isinstance(stop, Terminated) or not sys.stdin.isatty():

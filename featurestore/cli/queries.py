@@ -1,5 +1,7 @@
 """``featurestore score``, ``sql`` and ``export``."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,17 +10,42 @@ import click
 from featurestore.cli.hints import warn_unencoded
 from featurestore.cli.stopping import stoppable
 from featurestore.cli.tables import OutputOptions, as_text, output_options
-from featurestore.vocabulary import BRANCHES
+from featurestore.vocabulary import BRANCHES, ENGINES
 
 if TYPE_CHECKING:
     from featurestore.selection import Selection
     from featurestore.store import Store
+    from queries.engine import Engine
 
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 _SAE = click.option("--sae", required=True, help="Name of the SAE.")
 _BRANCH = click.option(
     "--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance."
 )
+
+ENGINE = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="duckdb",
+    show_default=True,
+    help="Spark: as its configuration says, with the extra 'spark' and Java 17.",
+)
+
+
+@contextlib.contextmanager
+def running(engine: str) -> "Iterator[Engine | None]":
+    """Yield the engine of ``--engine``; None is DuckDB."""
+    from featurestore.errors import UsageError
+
+    if engine == "duckdb":
+        yield None
+        return
+    try:
+        from queries.spark import Spark, spark_session
+    except ImportError as error:
+        raise UsageError(f"--engine spark needs {error.name}: pip install 'featurestore[spark]'.") from error
+    with spark_session() as session:
+        yield Spark(session)
 
 
 @click.command()
@@ -27,9 +54,10 @@ _BRANCH = click.option(
 @click.option("--by", "family", required=True, help="Concept family: a label column of the samples.")
 @_BRANCH
 @click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown a concept; all are kept."
+    "--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown per concept; all are kept."
 )
-def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
+@ENGINE
+def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str) -> None:
     """Score every feature for every concept of a family, keep the table scores/SAE, and show the best.
 
     The score is the feature's share of all activation in the concept's samples minus its share in the other concepts'
@@ -40,12 +68,12 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
       featurestore score ./store --sae styles --by style
     """
     from featurestore.store import Store
-    from queries.importance import save_scores
+    from queries import score as run_score
 
     opened = Store.open(store)
     warn_unencoded(opened, sae)
-    with stoppable():
-        record, best = save_scores(opened, sae, family, branch, top, progress=True)
+    with stoppable(), running(engine) as chosen:
+        record, best = run_score(opened, sae, family, branch, top=top, engine=chosen, progress=True)
     click.echo(as_text(best, rows=None))
     click.echo(f"\n{record.rows:,} scores kept in {store}/scores/{sae}.")
 
@@ -57,7 +85,7 @@ def score(store: Path, sae: str, family: str, branch: str, top: int) -> None:
 def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     """Run one SELECT over STORE, or open a prompt: the views samples, codes, stats, scores and others.
 
-    Also activations (column hook), totals, selections and saes; what belongs to an SAE has a column sae. labels has a row
+    Also activations (column hook), sums, totals, selections and saes; what belongs to an SAE has a column sae. labels has a row
     a label; labelled_activations, labelled_codes and labelled_stats have a column a concept family. The statement can
     read the store and nothing else, and changes nothing. 'describe stats' lists columns. At the prompt, or piped in, a
     statement ends with ';' and may take several lines; Ctrl-D leaves.
@@ -71,7 +99,7 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     from featurestore.cli.prompt import prompt
     from featurestore.errors import UsageError
     from featurestore.store import Store
-    from queries.session import run_sql
+    from queries import sql as run_sql
 
     if statement is None and out.output is not None:
         raise UsageError("-o FILE needs a statement; a prompt shows its answers.")
@@ -80,7 +108,7 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
         prompt(Store.open(store), out)
         return
     with stoppable(out.timeout):
-        answer = run_sql(Store.open(store), statement, out.memory)
+        answer = run_sql(Store.open(store), statement, memory_limit=out.memory)
     out.show(answer)
 
 
@@ -108,6 +136,7 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     show_default=True,
     help="Of the files in a directory.",
 )
+@ENGINE
 @click.option(
     "--duckdb",
     "database",
@@ -116,7 +145,7 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
 )
 def export(
     store: Path, sae: str | None, concepts: tuple[str, ...], family: str | None, top: int | None,
-    percentile: float | None, branch: str, output: Path | None, form: str, database: Path | None,
+    percentile: float | None, branch: str, output: Path | None, form: str, database: Path | None, engine: str,
 ) -> None:  # fmt: skip
     """Export the features that carry a concept: a selection, for 'generate --ablate' or for reading.
 
@@ -150,8 +179,18 @@ def export(
         raise UsageError(f"--concept: expected one family, found {', '.join(sorted(families))}.")
     names = [name for _, name in wanted] or None
     warn_unencoded(opened, sae)
-    with stoppable():
-        selections = select_all(opened, sae, families.pop(), names, top, percentile, branch, progress=True)
+    with stoppable(), running(engine) as chosen:
+        selections = select_all(
+            opened,
+            sae,
+            families.pop(),
+            names,
+            top=top,
+            percentile=percentile,
+            branch=branch,
+            engine=chosen,
+            progress=True,
+        )
     for selection in selections:
         where = _keep(opened, selection, output, form, alone=len(selections) == 1 and family is None)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)

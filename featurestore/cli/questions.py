@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from featurestore.cli.hints import warn_unencoded
+from featurestore.cli.queries import ENGINE, running
 from featurestore.cli.stopping import stoppable
 from featurestore.cli.tables import OutputOptions, output_options
-from featurestore.vocabulary import BRANCHES, ENGINES
+from featurestore.vocabulary import BRANCHES
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from featurestore.store import Store
 
 
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
 @click.option("-p", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the question; repeated.")
 @click.option("--other", type=click.Path(path_type=Path), help="The other store of compare_stores.")
 @click.option("--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one.")
-@click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="duckdb",
-    show_default=True,
-    help="Spark: as its configuration says, with the extra 'spark' and Java 17.",
-)
+@ENGINE
 @output_options
 def query(
     store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
@@ -65,10 +58,9 @@ def query(
         option = "--memory" if out.memory else "--timeout" if out.timeout else None
         if option is not None:
             raise UsageError(f"{option} is of DuckDB: Spark has a configuration of its own.")
-        table = _ask_spark(Store.open(store), name, _parsed(parameters), second)
-    else:
-        with stoppable(out.timeout):
-            table = ask(Store.open(store), name, _parsed(parameters), other=second, memory_limit=out.memory)
+    with stoppable(out.timeout), running(engine) as chosen:
+        asked = _parsed(parameters)
+        table = ask(Store.open(store), name, asked, other=second, memory_limit=out.memory, engine=chosen)
     out.show(table)
 
 
@@ -88,7 +80,8 @@ def query(
 )
 @click.option("--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file.")
-def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path) -> None:
+@ENGINE
+def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path, engine: str) -> None:
     """Draw the importance of a concept's best features over the timesteps.
 
     \b
@@ -97,14 +90,14 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
       featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
     """
     from featurestore.store import Store
-    from queries.plots import plot_importance
+    from queries import plot as draw
     from queries.selections import split_concept
 
     family, name = split_concept(concept)
     opened = Store.open(store)
     warn_unencoded(opened, sae)
-    with stoppable():
-        n = plot_importance(opened, sae, family, name, output, kind=kind, top=top, branch=branch)
+    with stoppable(), running(engine) as chosen:
+        n = draw(opened, sae, family, name, output, kind=kind, top=top, branch=branch, engine=chosen)
     click.echo(f"{n} features → {output}")
 
 
@@ -114,19 +107,6 @@ def _warn(store: "Store", parameters: Mapping[str, object]) -> None:
     named = parameters.get("sae") or (known[0] if len(known) == 1 else None)
     if named in known:
         warn_unencoded(store, str(named))
-
-
-def _ask_spark(
-    store: "Store", name: str, parameters: dict[str, str | int | float | None], other: "Store | None"
-) -> "pa.Table":
-    from featurestore.errors import UsageError
-
-    try:
-        from queries.spark import ask_spark, spark_session
-    except ImportError as error:
-        raise UsageError(f"--engine spark needs {error.name}: pip install 'featurestore[spark]'.") from error
-    with spark_session() as session:
-        return ask_spark(session, store, name, parameters, other=other)
 
 
 def _parsed(parameters: tuple[str, ...]) -> dict[str, str | int | float | None]:

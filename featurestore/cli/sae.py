@@ -16,20 +16,20 @@ from featurestore.vocabulary import CHECKPOINT_FORMATS, IO, WRITTEN_FORMATS
 def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     """Encode all collected activations of an SAE's hook: which features fire, where and how strongly.
 
-    Fills the tables codes/SAE and stats/SAE; shards that are there already are skipped. Then totals/SAE, the sums over all
-    samples of each concept family, with which a single concept is scored without reading the others.
+    Fills the tables codes/SAE and stats/SAE; shards that are there already are skipped. Then sums/SAE and totals/SAE, the
+    sums over the samples of each concept and of each family, from which scores are computed.
 
     \b
     Example:
       featurestore encode --store ./store --sae styles
     """
     from featurestore.store import Store
-    from queries.totals import keep_totals
+    from queries.sums import keep_sums
     from sae.encoding import encode as run_encode
 
     opened = Store.open(store)
     n_new = run_encode(opened, sae, device=device, progress=not quiet)
-    keep_totals(opened, sae, progress=not quiet)
+    keep_sums(opened, sae, progress=not quiet)
     rows = {kind: sum(record.rows for record in opened.records(f"{kind}/{sae}")) for kind in ("codes", "stats")}
     n_shards = len(opened.records(f"codes/{sae}"))
     click.echo(f"{n_new} of {n_shards} shards encoded{'' if n_new == n_shards else ', the others were there already'}.")

@@ -91,8 +91,8 @@ def selection(store: Store, entry: Entry, memory_limit: str | None = None) -> Se
     from queries.selections import select
 
     if entry.top is not None:
-        return select(store, entry.sae, entry.family, entry.concept, entry.top, branch=entry.branch)
-    whole = select(store, entry.sae, entry.family, entry.concept, 1, branch=entry.branch)
+        return select(store, entry.sae, entry.family, entry.concept, top=entry.top, branch=entry.branch)
+    whole = select(store, entry.sae, entry.family, entry.concept, top=1, branch=entry.branch)
     for feature in entry.features:
         if feature >= whole.n_latents:
             raise UsageError(f"SAE {entry.sae!r} has the features 0 to {whole.n_latents - 1}, not {feature}.")

@@ -126,7 +126,7 @@ class Api:
 
     async def sql(self, request: Request) -> Response:
         """Run a user's statement: the first rows, or as a file more of them; stopped when the page leaves or cancels."""
-        from queries.session import run_sql
+        from queries import sql
 
         given = await _body(request)
         statement = given.get("statement")
@@ -136,7 +136,7 @@ class Api:
         began = time.perf_counter()
         table = await self.answers.get(
             ("sql", statement, rows),
-            lambda: run_sql(self.store, statement, self.memory, rows + 1),
+            lambda: sql(self.store, statement, memory_limit=self.memory, rows=rows + 1),
             gone=request.is_disconnected,
             seconds=SQL_SECONDS,
             size=_bytes,

@@ -1,10 +1,11 @@
 -- best_features: the features of each concept with the largest mean score over the steps.
 --
--- Means are taken of whole multiples of 1/$unit, as in sums.sql. Of equal scores the smaller feature
--- comes first; a feature is among the best of a step if its score is positive.
+-- Means are taken of whole multiples of 1/$unit, as in sums.sql; those that agree to 12 decimals count
+-- as equal. Of equal ones, and of equal scores, the smaller feature comes first; a feature is among the
+-- best of a step if its score is positive.
 --
 -- Relations: importance, the result of importance.sql.
--- Parameters: $concept (null: all), $top, $unit.
+-- Parameters: $top, $unit.
 -- Columns: concept, feature, mean_score, best_score, best_timestep (where the score is largest; of
 -- several the first), n_steps_in_top.
 with
@@ -16,7 +17,6 @@ scored as (
         feature,
         score
     from importance
-    where $concept is null or concept = $concept
 ),
 
 steps as (
@@ -79,7 +79,9 @@ means as (
 ranked as (
     select
         *,
-        row_number() over (partition by concept order by mean_score desc, feature) as place
+        row_number() over (
+            partition by concept order by round(mean_score, 12) desc, feature
+        ) as place
     from means
 ),
 
@@ -93,7 +95,7 @@ final as (
         n_steps_in_top
     from ranked
     where place <= $top
-    order by concept, mean_score desc, feature
+    order by concept, place
 )
 
 select * from final

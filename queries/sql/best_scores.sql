@@ -2,15 +2,15 @@
 --
 -- Means that agree to 12 decimals count as equal; of equal ones the smaller feature comes first.
 --
--- Relations: scored, the result of importance.sql for one family.
+-- Relations: importance, the result of importance.sql.
 -- Parameters: $top.
 -- Columns: concept, feature, place (1: the best), mean_score, step, timestep, score.
 with
 steps as (
-    select count(distinct step) as n from scored
+    select count(distinct step) as n from importance
 ),
 means as (
-    select concept, feature, sum(score) / (select n from steps) as mean_score from scored group by concept, feature
+    select concept, feature, sum(score) / (select n from steps) as mean_score from importance group by concept, feature
 ),
 ranked as (
     select
@@ -19,10 +19,10 @@ ranked as (
     from means
 ),
 final as (
-    select scored.concept, scored.feature, place, mean_score, scored.step, scored.timestep, scored.score
-    from scored
-    join ranked on ranked.concept = scored.concept and ranked.feature = scored.feature
+    select importance.concept, importance.feature, place, mean_score, importance.step, importance.timestep, importance.score
+    from importance
+    join ranked on ranked.concept = importance.concept and ranked.feature = importance.feature
     where place <= $top
-    order by scored.concept, place, scored.step
+    order by importance.concept, place, importance.step
 )
 select * from final

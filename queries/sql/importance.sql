@@ -9,7 +9,7 @@
 -- Relations: sums and totals, the results of sums.sql and totals.sql.
 -- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $delta.
 -- Columns: as the table scores (docs/format.md): every concept, and every feature that fired at the
--- step in a sample of any concept. Without order: other questions begin with these rows.
+-- step in a sample of any concept.
 with
 concept_sums as not materialized (
     select
@@ -133,6 +133,7 @@ final as (
         mean_other,
         mean_all
     from means
+    order by concept, step, feature
 )
 
 select * from final

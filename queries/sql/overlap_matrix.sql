@@ -3,13 +3,13 @@
 -- A selection is that of selection.sql with $top: at each step the n largest positive scores, ties to the smaller feature. What is
 -- shared are pairs of a step and a feature.
 --
--- Relations: scored, the result of importance.sql for one family.
+-- Relations: importance, the result of importance.sql.
 -- Parameters: $top.
 -- Columns: concept, other_concept, n_concept, n_other, n_both, jaccard (null where neither selects anything).
 with
 ranked as (
     select concept, step, feature, row_number() over (partition by concept, step order by score desc, feature) as place
-    from scored
+    from importance
     where score > 0
 ),
 chosen as (
@@ -17,7 +17,7 @@ chosen as (
 ),
 sizes as (
     select names.concept, count(chosen.feature) as n
-    from (select distinct concept from scored) as names
+    from (select distinct concept from importance) as names
     left join chosen on chosen.concept = names.concept
     group by names.concept
 ),

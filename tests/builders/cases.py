@@ -3,9 +3,8 @@
 import pytest
 
 from queries import ask
-from queries.importance import importance
 from queries.questions import questions
-from tests.builders.codes import random_codes
+from tests.builders.codes import importance, random_codes
 from tests.builders.stores import make_store
 from tests.queries import oracles
 

@@ -1,8 +1,19 @@
 """Random sparse codes, and labels that no program should stumble over."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.format.schemas import SCORES
+from queries import ask
 
 HOSTILE = ["neon", "it's", 'a"b', "sel;ect --", "雪 ❄", "", "a\nb", "%s {} $1", None]
+
+
+def importance(store, sae, family, branch="cond", concepts=None):
+    """The rows of importance.sql, of some concepts (None: all)."""
+    rows = ask(store, "importance", {"sae": sae, "family": family, "branch": branch}).cast(SCORES)
+    return rows if concepts is None else rows.filter(pc.is_in(rows["concept"], pa.array(concepts)))
 
 
 def dense(table, concept, steps, n_latents, column="score"):

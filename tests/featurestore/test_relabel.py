@@ -10,8 +10,8 @@ from featurestore.prompts import Prompt
 from featurestore.relabel import Change, relabel
 from featurestore.verify import verify
 from queries import ask
-from queries.importance import save_scores
-from queries.session import connect, run_sql
+from queries.scores import score
+from queries.session import connect, sql
 from tests.builders.stores import make_store
 
 STYLES = ["neon", "Neon", "sketch", None]
@@ -55,15 +55,15 @@ def test_a_corrected_label_is_a_new_version_and_the_former_one_is_kept(store):
 def test_sql_sees_the_labels_that_stand(store):
     """B1: free SQL, the labelled views, and a family that the samples have no column for."""
     relabel(store, prompts(style=["neon"] * 2 + ["sketch"] * 2, pet=["no", "yes", None, "yes"]))
-    rows = run_sql(store, "select style, object, pet from samples order by prompt").to_pylist()
+    rows = sql(store, "select style, object, pet from samples order by prompt").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
         ("neon", None, "no"), ("neon", None, "yes"), ("sketch", None, None), ("sketch", None, "yes")
     ]  # fmt: skip
-    counts = run_sql(store, "select family, concept, count(*) as n from labels group by all order by all").to_pylist()
+    counts = sql(store, "select family, concept, count(*) as n from labels group by all order by all").to_pylist()
     assert [tuple(row.values()) for row in counts] == [
         ("pet", "no", 1), ("pet", "yes", 2), ("style", "neon", 2), ("style", "sketch", 2)
     ]  # fmt: skip
-    assert run_sql(store, "select distinct pet from labelled_stats where pet = 'yes'").num_rows == 1
+    assert sql(store, "select distinct pet from labelled_stats where pet = 'yes'").num_rows == 1
     assert store.families() == ["style", "object", "pet"]
     with connect(store) as connection:
         by_sql = connection.execute("select sample_id, style, object, pet from samples order by 1").fetchall()
@@ -80,10 +80,10 @@ def test_scores_are_of_the_labels_that_stand(store, tmp_path):
         np.random.default_rng(0).random((4, 3, 2, 6)) * (np.arange(6) % 2),
         {"style": ["b", "a", "a", "b"]},
     )
-    before, _ = save_scores(store, "s", "style")
+    before, _ = score(store, "s", "style")
     relabel(store, prompts(style=["b", "a", "a", "b"]))
-    after, _ = save_scores(store, "s", "style")
-    expected, _ = save_scores(fresh, "s", "style")
+    after, _ = score(store, "s", "style")
+    expected, _ = score(fresh, "s", "style")
     assert before.shard != after.shard
     columns = ["concept", "step", "feature", "score"]
     assert store.read("scores/s", columns).equals(fresh.read("scores/s", columns)) and expected.rows == after.rows

@@ -75,6 +75,28 @@ def _shares(case):
     return {c: divide(m) for c, m in means.items()}, {c: divide(m) for c, m in others.items()}
 
 
+def sums(case):
+    rows = []
+    for step in range(case.z.shape[1]):
+        fired = case.sums[[c is not None for c in case.style], step].sum(0) > 0
+        for concept in {c for c in case.style if c is not None} if fired.any() else ():
+            members = [c == concept for c in case.style]
+            mine = case.sums[members, step].sum(0)
+            features = np.flatnonzero(mine).tolist() or [int(fired.argmax())]
+            keys = ("style", concept, "cond", step, timestep(step))
+            rows += [(*keys, f, mine[f], sum(members), mine.sum()) for f in features]
+    return sorted(rows, key=lambda row: (row[1].encode(), row[3], row[5]))
+
+
+def totals(case):
+    labelled = [c is not None for c in case.style]
+    total, mean_all = case.sums[labelled].sum(0), oracle(case.z, case.style)[3]
+    return [
+        ("style", "cond", s, timestep(s), f, total[s, f], mean_all[s, f], sum(labelled), total[s].sum())
+        for s, f in np.argwhere(total > 0).tolist()
+    ]
+
+
 def importance(case):
     scores, means, others, mean_all = oracle(case.z, case.style)
     return list(_by_concept(case, {c: (scores[c], means[c], others[c], mean_all) for c in scores}))
@@ -113,7 +135,7 @@ def _chosen(case, concept):
     return chosen
 
 
-_SELECTED = ("step", "timestep", "feature", "score", "mean_concept", "mean_other", "mean_all")
+_SELECTED = ("concept", "step", "timestep", "feature", "score", "mean_concept", "mean_other", "mean_all")
 
 
 def selection(case):
@@ -128,7 +150,7 @@ def random_control(case):
         here = {r["feature"]: r for r in case.importance if r["concept"] == case.concept and r["step"] == step}
         drawn = [here[f] for f in order if f in here and f not in taken and here[f]["mean_concept"] > 0][: len(rows)]
         drawn.sort(key=lambda r: (-r["score"], r["feature"]))
-        result += [tuple(row[k] for k in _SELECTED) for row in drawn]
+        result += [tuple(row[k] for k in _SELECTED[1:]) for row in drawn]
     return result
 
 
@@ -334,7 +356,7 @@ def concept_scores(case):
 def feature_scores(case):
     rows = [r for r in case.importance if r["concept"] == case.concept and r["feature"] in (case.feature, 1)]
     order = sorted(rows, key=lambda r: (r["step"], -r["score"], r["feature"]))
-    return [tuple(r[k] for k in _SELECTED) for r in order]
+    return [tuple(r[k] for k in _SELECTED[1:]) for r in order]
 
 
 def overlap_matrix(case):

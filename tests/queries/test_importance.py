@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from featurestore.errors import QueryError, SAEError, UsageError
 from featurestore.format import durable
-from queries.importance import importance, save_scores
+from queries.scores import score
 from queries.selections import save_selection, select, split_concept
-from tests.builders.codes import HOSTILE, dense, random_codes
+from tests.builders.codes import HOSTILE, dense, importance, random_codes
 from tests.builders.stores import make_store, timestep
 from tests.queries.oracles import oracle
 
@@ -126,14 +126,14 @@ def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_pa
     store = make_store(
         tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1]
     )
-    first, _ = save_scores(store, "s", "style")
+    first, _ = score(store, "s", "style")
     assert store.read("scores/s").num_rows == first.rows
-    save_scores(store, "s", "style")
+    score(store, "s", "style")
     assert len(store.records("scores/s")) == 1
     make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[2, 3])
-    save_scores(store, "s", "style")
+    score(store, "s", "style")
     assert store.read("scores/s").equals(importance(store, "s", "style"))
-    save_scores(store, "s", "object")
+    score(store, "s", "object")
     assert set(store.read("scores/s")["family"].to_pylist()) == {"style", "object"}
 
 
@@ -184,7 +184,7 @@ def test_the_best_features_are_those_of_the_largest_mean_score(tmp_path):
     z = random_codes(6, samples=4)
     store = make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"]})
     scores = oracle(z, ["a", "b", "a", "b"])[0]
-    best = save_scores(store, "s", "style", top=1)[1].to_pylist()
+    best = score(store, "s", "style", top=1)[1].to_pylist()
     assert [row["concept"] for row in best] == ["a", "b"]
     for row in best:
         assert row["mean_score"] == pytest.approx(scores[row["concept"]].mean(0).max())

@@ -9,6 +9,7 @@ import pyarrow.dataset
 import pytest
 
 from queries import ask
+from queries.sums import keep_sums
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 
@@ -17,7 +18,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 
 @pytest.fixture
 def store(tmp_path):
-    return make_store(tmp_path / "store", random_codes(3, samples=4), {"style": ["a", "b", "a", None]}, sae="styles")
+    made = make_store(tmp_path / "store", random_codes(3, samples=4), {"style": ["a", "b", "a", None]}, sae="styles")
+    keep_sums(made, "styles")
+    return made
 
 
 @pytest.fixture

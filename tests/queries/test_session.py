@@ -6,7 +6,7 @@ import pytest
 
 from featurestore.errors import DamageError, QueryError
 from featurestore.format.schemas import activations_schema
-from queries.session import connect, run_sql
+from queries.session import connect, sql
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 
@@ -25,15 +25,15 @@ def store(original, tmp_path):
 
 
 def test_a_users_select_sees_every_view(original):
-    rows = run_sql(original, "select style, count(*) as n from samples group by style order by style").to_pylist()
+    rows = sql(original, "select style, count(*) as n from samples group by style order by style").to_pylist()
     assert rows == [{"style": "a", "n": 2}, {"style": "b", "n": 1}]
     for view in ("samples", "activations", "codes", "stats", "scores", "selections", "saes"):
-        assert run_sql(original, f"select count(*) as n from {view}").num_rows == 1
-    assert run_sql(original, "select sae, n_latents, map_positions from saes").to_pylist() == [
+        assert sql(original, f"select count(*) as n from {view}").num_rows == 1
+    assert sql(original, "select sae, n_latents, map_positions from saes").to_pylist() == [
         {"sae": "s", "n_latents": 12, "map_positions": 4}
     ]
-    assert "feature" in run_sql(original, "describe stats")["column_name"].to_pylist()
-    total = run_sql(original, "with t as (select sum(sum) as v from stats where sae = 's') select v from t")
+    assert "feature" in sql(original, "describe stats")["column_name"].to_pylist()
+    total = sql(original, "with t as (select sum(sum) as v from stats where sae = 's') select v from t")
     assert total["v"][0].as_py() == pytest.approx(random_codes(0, samples=3).sum())
 
 
@@ -70,7 +70,7 @@ FORBIDDEN = [
 @pytest.mark.parametrize("statement", FORBIDDEN)
 def test_a_statement_can_neither_leave_nor_change_the_store(original, statement):
     with pytest.raises(QueryError) as error:
-        run_sql(original, statement)
+        sql(original, statement)
     assert "\n" not in str(error.value)
 
 
@@ -90,7 +90,7 @@ def test_a_statement_cannot_overwrite_a_shard(store, statement):
     path = store.files("stats/s")[0].resolve()
     before = path.read_bytes()
     with pytest.raises(QueryError):
-        run_sql(store, statement.format(path))
+        sql(store, statement.format(path))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -100,28 +100,28 @@ def test_only_the_tables_that_a_statement_names_are_verified_and_can_be_read(sto
     data = bytearray(samples.read_bytes())
     data[len(data) // 3] ^= 1
     samples.write_bytes(data)
-    assert run_sql(store, "select count(*) as n from STATS").num_rows == 1
+    assert sql(store, "select count(*) as n from STATS").num_rows == 1
     with pytest.raises(DamageError, match="was changed"):
-        run_sql(store, "select 1 from samples")
-    assert run_sql(store, f"select count(*) as n from read_parquet('{stats}')").num_rows == 1
+        sql(store, "select 1 from samples")
+    assert sql(store, f"select count(*) as n from read_parquet('{stats}')").num_rows == 1
     with pytest.raises(QueryError, match="Cannot access file"):
-        run_sql(store, f"select * from read_parquet('{samples.resolve()}')".replace("samples/", "sample?/"))
+        sql(store, f"select * from read_parquet('{samples.resolve()}')".replace("samples/", "sample?/"))
     with pytest.raises(QueryError, match="Cannot access file"):
-        run_sql(store, "select * from query_table('sam' || 'ples')")
+        sql(store, "select * from query_table('sam' || 'ples')")
 
 
 def test_a_file_that_is_no_parquet_is_damage_even_where_it_is_not_asked_for(store):
     store.files("stats/s")[0].write_bytes(b"rubbish")
     with pytest.raises(DamageError, match=r"table stats cannot be opened .*Run 'featurestore verify"):
-        run_sql(store, "select 1 from samples")
+        sql(store, "select 1 from samples")
 
 
 def test_what_duckdb_calls_a_select_is_answered_in_its_order(original):
-    assert run_sql(original, "from range(1000) as t(i) order by i desc")["i"].to_pylist() == list(range(999, -1, -1))
-    assert run_sql(original, "select 1 as a, 2 as a, 3 as a").column_names == ["a", "a_1", "a_2"]
-    assert "stats" in run_sql(original, "show tables")["name"].to_pylist()
+    assert sql(original, "from range(1000) as t(i) order by i desc")["i"].to_pylist() == list(range(999, -1, -1))
+    assert sql(original, "select 1 as a, 2 as a, 3 as a").column_names == ["a", "a_1", "a_2"]
+    assert "stats" in sql(original, "show tables")["name"].to_pylist()
     for statement in ("summarize stats", "describe select 1", "values (1); -- end", "table saes"):
-        assert run_sql(original, statement).num_rows
+        assert sql(original, statement).num_rows
 
 
 def test_hooks_of_different_sizes_share_a_view(store):
@@ -137,7 +137,7 @@ def test_hooks_of_different_sizes_share_a_view(store):
             [7],
             {},
         )
-    found = run_sql(
+    found = sql(
         store, "select hook, len(activation) as n, activation[1] as x from activations order by hook"
     ).to_pylist()
     assert found == [{"hook": "a", "n": 2, "x": [0.5] * 3}, {"hook": "b", "n": 4, "x": [0.5]}]
@@ -148,27 +148,27 @@ def test_a_store_may_lie_anywhere(original, tmp_path, name):
     from featurestore import Store
 
     store = Store.open(shutil.copytree(original.root, tmp_path / name))
-    assert run_sql(store, "select * from samples").column_names[:4] == ["sample_id", "prompt", "seed", "style"]
+    assert sql(store, "select * from samples").column_names[:4] == ["sample_id", "prompt", "seed", "style"]
 
 
 def test_an_unknown_column_or_table_offers_the_near_ones(original):
     with pytest.raises(QueryError, match="Did you mean 'style'"):
-        run_sql(original, "select stile from samples")
+        sql(original, "select stile from samples")
     with pytest.raises(QueryError, match='Did you mean "samples"'):
-        run_sql(original, "select * from sampels")
+        sql(original, "select * from sampels")
     with pytest.raises(QueryError, match=r"Did you mean 'style'"):
-        run_sql(original, "select samples.styel from samples")
+        sql(original, "select samples.styel from samples")
     with pytest.raises(QueryError, match=r"must appear in the GROUP BY clause.*Either add it"):
-        run_sql(original, "select style, count(*) from samples")
+        sql(original, "select style, count(*) from samples")
     with pytest.raises(QueryError, match=r"Parser Error: syntax error at or near"):
-        run_sql(original, "select * form samples")
+        sql(original, "select * form samples")
 
 
 def test_python_variables_are_out_of_reach(original):
     secret = __import__("pyarrow").table({"x": [1]})
     assert secret.num_rows == 1
     with pytest.raises(QueryError, match="secret"):
-        run_sql(original, "select * from secret")
+        sql(original, "select * from secret")
 
 
 def test_damage_is_found_before_duckdb_reads_it(store):
@@ -177,13 +177,13 @@ def test_damage_is_found_before_duckdb_reads_it(store):
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamageError, match=r"stats/s/.*was changed.*Run 'featurestore verify"):
-        run_sql(store, "select count(*) from stats")
+        sql(store, "select count(*) from stats")
 
 
 def test_a_file_without_a_record_is_not_seen(store):
     shutil.copy(store.files("stats/s")[0], store.root / "stats/s/00000009-0000000000000000.parquet")
     n = store.records("stats/s")[0].rows
-    assert run_sql(store, "select count(*) as n from stats").to_pylist() == [{"n": n}]
+    assert sql(store, "select count(*) as n from stats").to_pylist() == [{"n": n}]
 
 
 def test_a_connection_is_for_free_use(original):
@@ -205,38 +205,38 @@ def test_a_connection_is_for_free_use(original):
 )
 def test_an_error_says_where_in_the_statement(original, statement, place):
     with pytest.raises(QueryError) as error:
-        run_sql(original, statement)
+        sql(original, statement)
     assert str(error.value).endswith(f" ({place})")
 
 
 def test_labels_and_labelled_views_of_a_user(store):
-    assert run_sql(store, "select family, count(*) as n from labels group by all order by 1").to_pylist() == [
+    assert sql(store, "select family, count(*) as n from labels group by all order by 1").to_pylist() == [
         {"family": "object", "n": 2},
         {"family": "style", "n": 3},
     ]
-    joined = run_sql(store, "select style, sum(sum) as n from labelled_stats group by all order by 1").to_pylist()
+    joined = sql(store, "select style, sum(sum) as n from labelled_stats group by all order by 1").to_pylist()
     z = random_codes(0, samples=3).sum((1, 2, 3))
     assert joined == [{"style": "a", "n": z[0] + z[2]}, {"style": "b", "n": z[1]}]
     samples = store.files("samples")[0]
     samples.write_bytes(samples.read_bytes()[:-1] + b"x")
     with pytest.raises(DamageError):
-        run_sql(store, "select 1 from labels")
+        sql(store, "select 1 from labels")
 
 
 def test_a_query_beyond_its_memory_spills_or_says_so(original, tmp_path):
     statement = "select count(*) as n from (select distinct i, i * 7 as j, hash(i) from range(3000000) as r(i))"
-    assert run_sql(original, statement, memory_limit="60MB").to_pylist() == [{"n": 3_000_000}]
+    assert sql(original, statement, memory_limit="60MB").to_pylist() == [{"n": 3_000_000}]
     with pytest.raises(QueryError, match=r"Out of Memory Error: .*") as error:
-        run_sql(original, "select list(i) from range(30000000) as r(i)", memory_limit="30MB")
+        sql(original, "select list(i) from range(30000000) as r(i)", memory_limit="30MB")
     assert "\n" not in str(error.value)
 
 
 def test_only_the_first_rows_are_returned_in_the_order_of_the_statement(tmp_path):
     store = make_store(tmp_path / "store", random_codes(0, samples=4), {"style": ["a", "b", "a", "b"]})
     statement = "select feature, step from stats order by feature desc, step; -- all"
-    every = run_sql(store, statement)
-    assert run_sql(store, statement, rows=7).equals(every.slice(0, 7).combine_chunks())
-    assert run_sql(store, statement, rows=10**6).equals(every)
+    every = sql(store, statement)
+    assert sql(store, statement, rows=7).equals(every.slice(0, 7).combine_chunks())
+    assert sql(store, statement, rows=10**6).equals(every)
 
 
 def test_another_thread_can_interrupt_a_statement(tmp_path):
@@ -250,7 +250,7 @@ def test_another_thread_can_interrupt_a_statement(tmp_path):
 
     def run():
         with watched(opened.append), pytest.raises(QueryError, match="INTERRUPT") as raised:
-            run_sql(store, "select count(*) from range(1000000000000) a where a.range % 7 = 3")
+            sql(store, "select count(*) from range(1000000000000) a where a.range % 7 = 3")
         said.append(raised.value)
 
     thread = threading.Thread(target=run)

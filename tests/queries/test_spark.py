@@ -1,14 +1,18 @@
 """The same questions on Spark, local[2]: every answer equals DuckDB's."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pyspark", reason="pyspark is an optional extra")
 pytest.importorskip("sqlglot", reason="sqlglot comes with the extra that has pyspark")
 
 from featurestore.errors import QueryError
-from queries import ask
+from queries import ask, plot, score
 from queries.questions import questions
+from queries.selections import select_all
 from tests.builders.cases import equal, make_case, parameters
+from tests.builders.codes import random_codes
+from tests.builders.stores import make_store
 
 pytestmark = pytest.mark.spark
 
@@ -43,17 +47,64 @@ def example(tmp_path_factory):
 
 @pytest.mark.parametrize("name", list(questions()))
 def test_an_answer_on_spark_is_that_of_duckdb(spark, example, name):
-    from queries.spark import CANNOT, ask_spark
+    from queries.spark import CANNOT, Spark
 
     store, other, case = example
     second = other if "other_stats" in questions()[name].relations else None
     if name in CANNOT:
         with pytest.raises(QueryError, match=f"question '{name}' cannot run on Spark: it reads the float16"):
-            ask_spark(spark, store, name, parameters(name, case))
+            ask(store, name, parameters(name, case), engine=Spark(spark))
         return
-    found = ask_spark(spark, store, name, parameters(name, case), other=second)
+    found = ask(store, name, parameters(name, case), other=second, engine=Spark(spark))
     expected = ask(store, name, parameters(name, case), other=second)
     assert found.schema == expected.schema
     assert found.num_rows == expected.num_rows
     for a, b in zip(found.to_pylist(), expected.to_pylist(), strict=True):
         assert equal(tuple(a.values()), tuple(b.values())), (a, b)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Twice the same store, whose sums are not kept yet; scores do not tie by chance."""
+    z = np.round(random_codes(5, samples=6) * np.random.default_rng(5).random((6, 3, 4, 12)) * 1024) / 1024
+    labels = {"style": ["a b", "b", "it's", None, "b", "a b"]}
+    return tuple(make_store(tmp_path / name, z.astype(np.float32), labels) for name in ("here", "there"))
+
+
+@pytest.mark.parametrize("rule", [{"top": 3}, {"percentile": 90}, {"percentile": 40}])
+def test_selections_on_spark_are_those_of_duckdb(spark, pair, rule):
+    from queries.spark import Spark
+
+    here, there = pair
+    expected = select_all(here, "s", "style", **rule)
+    for engine in (Spark(spark), Spark(spark, location=f"file://{there.root}")):
+        found = select_all(there, "s", "style", **rule, engine=engine)
+        assert [one.rows for one in found] == [one.rows for one in expected]
+    assert there.records("sums/s") == []
+
+
+def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
+    from queries.spark import Spark
+
+    here, there = pair
+    record, best = score(here, "s", "style")
+    other, found = score(there, "s", "style", engine=Spark(spark))
+    assert other.shard == record.shard
+    assert found.to_pylist() == best.to_pylist()
+    assert there.read("scores/s").equals(here.read("scores/s"))
+
+
+def test_a_plot_on_spark_is_that_of_duckdb(spark, pair, tmp_path):
+    from queries.spark import Spark
+
+    here, there = pair
+    plot(here, "s", "style", "b", tmp_path / "a.svg")
+    plot(there, "s", "style", "b", tmp_path / "b.svg", engine=Spark(spark))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_statements_keep_their_meaning_in_sparks_dialect():
+    from queries.spark import translate
+
+    assert translate("select max_by(f, s, $n) as l from t") == "SELECT MAX_BY(f, s, :n) AS l FROM t"
+    assert "MATERIALIZED" not in translate("with a as not materialized (select 1 as x) select * from a")

@@ -10,7 +10,7 @@ from featurestore import Store
 from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sample_id, shard_name
 from featurestore.saes import commit_sae, load_config
-from queries.session import connect, run_sql
+from queries.session import connect, sql
 from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.model import SAE, SAEConfig
 from tests.builders.saes import activation_table
@@ -47,7 +47,7 @@ def read_everything(root: Path) -> None:
         for view in VIEWS:
             connection.sql(f"select * from {view}").to_arrow_table()
     for view in VIEWS:
-        run_sql(store, f"select * from {view}")
+        sql(store, f"select * from {view}")
 
 
 def readers(path: str) -> dict[str, Callable[[Store], object]]:
@@ -57,7 +57,7 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
         table = path.rpartition("/")[0]
         ways: dict[str, Callable[[Store], object]] = {
             "Store.read": lambda store: store.read(table), "connect": lambda store: connect(store, tables=[table]).close(),
-            "sql": lambda store: run_sql(store, f"select * from {kind}"),
+            "sql": lambda store: sql(store, f"select * from {kind}"),
         }  # fmt: skip
         return ways | ({"activations": lambda store: list(store.activations(HOOK))} if kind == "activations" else {})
     if kind == "saes":

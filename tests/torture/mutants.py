@@ -36,7 +36,7 @@ from featurestore.sharing.bundle import LIST, pack, unpack
 from featurestore.sharing.hub import push
 from featurestore.verify import verify
 from queries.database import export_database
-from queries.session import connect, run_sql
+from queries.session import connect, sql
 from sae.checkpoint import store_sae
 from tests.builders.bundles import write_bundle
 from tests.builders.selection_files import selection
@@ -304,7 +304,7 @@ def _ways(chamber: Chamber, name: str) -> Ways:
             "labels": lambda: Store.open(root).corrected_labels(),
         }
     some: Ways = {
-        "sql": lambda: run_sql(Store.open(root), f"select * from {kind if kind != 'saes' else 'codes'}"),
+        "sql": lambda: sql(Store.open(root), f"select * from {kind if kind != 'saes' else 'codes'}"),
         "scan": lambda: Store.open(root).scan(table),
         "info": lambda: command("info", root),
         "pack": lambda: pack(Store.open(root), work / "out.pack"),

@@ -71,7 +71,7 @@ def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, second
 
 
 def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
-    from queries.importance import save_scores
+    from queries.scores import score
     from queries.selections import select
     from sae.encoding import encode
     from sae.training.train import TrainSettings, train
@@ -83,7 +83,7 @@ def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
     with _stage(demo.seconds, f"encode with '{name}'"):
         encode(store, name)
     with _stage(demo.seconds, f"score and select {study.family}={study.concept}"):
-        save_scores(store, name, study.family)
+        score(store, name, study.family)
         selection = select(store, name, study.family, study.concept, top=study.top)
         path = demo.out / f"{study.concept}.json"
         selection.save(path)

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from featurestore import Selection
-from queries.importance import importance
+from queries import ask
 from queries.plots import grid
 from queries.questions import questions
 from queries.selections import select
@@ -138,7 +138,7 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
     path = tmp_path / "store.duckdb"
     path.write_bytes(b"what was there")
     status, out, _ = run(capsys, "export", store.root, "--duckdb", path)
-    assert (status, "12 views" in out) == (0, True)
+    assert (status, "13 views" in out) == (0, True)
     with duckdb.connect(str(path), read_only=True) as connection:
         assert (
             connection.sql("select count(*) from labelled_stats").fetchall()[0][0] == store.records("stats/s")[0].rows
@@ -150,7 +150,7 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
 
 
 def test_the_grid_of_a_plot_holds_the_scores_of_the_best_features(store):
-    features, timesteps, scores = grid(importance(store, "s", "style", concepts=["neon"]), top=3)
+    features, timesteps, scores = grid(ask(store, "concept_scores", {"family": "style", "concept": "neon", "top": 3}))
     expected = oracle(random_codes(1, samples=6), STYLES)[0]["neon"]
     means = expected.mean(0)
     assert timesteps == [981.0, 961.0, 941.0]

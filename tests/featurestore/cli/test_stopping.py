@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import QueryError
-from queries.session import SPILL_PREFIX, run_sql
+from queries.session import SPILL_PREFIX, sql
 from queries.stopping import stoppable, sweep
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
@@ -73,7 +73,7 @@ def test_a_query_has_a_time_limit(capsys, store):
     assert err == "Error: the query was stopped: it took longer than --timeout 0.5 seconds.\n"
     assert run(capsys, "sql", store.root, "select 1 as x", "--timeout", "60", "--format", "csv")[1] == '"x"\n1\n'
     with pytest.raises(QueryError, match=r"longer than --timeout 0\.2 seconds"), stoppable(0.2):
-        run_sql(store, ENDLESS)
+        sql(store, ENDLESS)
 
 
 def test_the_prompt_ends_with_sigterm_when_it_waits(store):
@@ -90,7 +90,7 @@ def test_the_prompt_ends_with_sigterm_when_it_waits(store):
 def test_what_a_stopped_query_spilled_is_removed(store):
     """D1: by itself where it can, by the next where the process was killed."""
     with pytest.raises(QueryError), stoppable(1.5):
-        run_sql(store, "select hash(range) as h from range(2000000000) order by h", "200MB")
+        sql(store, "select hash(range) as h from range(2000000000) order by h", memory_limit="200MB")
     spills = Path(tempfile.gettempdir())
     assert not list(spills.glob(f"{SPILL_PREFIX}{os.getpid()}-*"))
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -209,13 +209,13 @@ def test_a_statement_cannot_run_for_ever(client, monkeypatch):
 
 
 def test_an_answer_that_nobody_waits_for_is_stopped_and_one_that_somebody_waits_for_is_not(store):
-    from queries.session import run_sql
+    from queries.session import sql
 
     answers, ended = Answers(store), threading.Event()
 
     def compute():
         try:
-            return run_sql(store, "select count(*) from range(1000000000000) t(a) where a % 7 = 3")
+            return sql(store, "select count(*) from range(1000000000000) t(a) where a % 7 = 3")
         finally:
             ended.set()
 

@@ -52,7 +52,7 @@ READER = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    from queries.importance import save_scores
+    from queries.scores import score
     from queries.selections import save_selection, select
     from sae.encoding import encode
     from sae.training.train import TrainSettings, train
@@ -66,7 +66,7 @@ def store(model, tmp_path_factory):
     ).store
     train(store, HOOK, "small", TrainSettings(k=4, expansion=2, steps=5, batch_size=64), progress=False)
     encode(store, "small", progress=False)
-    save_scores(store, "small", "style")
+    score(store, "small", "style")
     save_selection(store, select(store, "small", "style", "a"))
     return store
 
@@ -78,6 +78,7 @@ def test_everyone_reads_the_same(store, tmp_path):
         "activations",
         "codes",
         "stats",
+        "sums",
         "totals",
         "scores",
         "selections",

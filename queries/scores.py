@@ -1,0 +1,56 @@
+"""Scores of a family's concepts, kept in the store."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from featurestore.card import write_card
+from featurestore.format.records import Record
+from featurestore.format.schemas import SCORES
+from featurestore.store import Store
+from queries.answers import complete, opened
+from queries.engine import DuckDB, Engine
+from queries.questions import find_question
+from queries.sums import find_sums, remove_older, shard_name, source, windows
+
+_ROWS_AT_ONCE = 2**22
+"""scores on their way into the file, at most, unless those of a single step are more"""
+
+
+def score(
+    store: Store, sae: str, family: str, branch: str = "cond", *, top: int = 5, engine: Engine | None = None,
+    progress: bool = False,
+) -> tuple[Record, pa.Table]:  # fmt: skip
+    """Compute the scores of a family (``importance.sql``) and keep them in the table ``scores/<sae>``.
+
+    What was computed from other samples, labels or statistics is removed first; the same again changes nothing. ``engine``:
+    :class:`queries.spark.Spark` instead of DuckDB.
+
+    Returns the record of the shard, and the ``top`` features of each concept by mean score (``best_features.sql``).
+
+    Raises:
+        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        SAEError: there is no such SAE.
+        DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
+    """
+    engine = engine or DuckDB()
+    given = {"sae": sae, "family": family, "branch": branch}
+    asked = find_question("importance")
+    values = complete(store, asked, asked.bind(given), None)
+    scope, _ = find_sums(store, sae, family, branch, make=False)
+    made_by = source(store, sae)
+    name = shard_name(made_by, family, branch)
+    record = store.record(f"scores/{sae}", name)
+    if record is None:
+        remove_older(store, f"scores/{sae}", name, SCORES)
+        with opened(store, ["importance"], values, engine=engine, progress=progress) as answer:
+
+            def parts() -> Iterator[pa.Table]:
+                for window in windows(scope, len(scope.concepts) * scope.n_latents, _ROWS_AT_ONCE):
+                    yield answer("importance", {**values, **window}).cast(SCORES)
+
+            record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by)
+        write_card(store)
+    with opened(store, ["best_features"], values, engine=engine, scores=record) as answer:
+        return record, answer("best_features", {**values, "top": top})
