@@ -13,7 +13,6 @@ from sae.diffusion.calls import (
     check_batch,
     halves,
     passes,
-    scalar,
 )
 
 ENCODER_SUFFIX = "-encoder"
@@ -47,7 +46,8 @@ class Architecture(NamedTuple):
         branches = self.branches(call) if callable(self.branches) else self.branches
         count = self.samples(call) if callable(self.samples) else len(call.variable(self.samples))
         check_batch(call, branches, count)
-        timestep = scalar(self.timestep(call) if callable(self.timestep) else call.variable(self.timestep))
+        given = self.timestep(call) if callable(self.timestep) else call.variable(self.timestep)
+        timestep = steps.timestep(call, given)
         step, schedule = steps.find(call, timestep, branches)
         return DenoiserCall(timestep, branches, step, schedule, call.batch)
 

@@ -61,6 +61,15 @@ def used_timesteps(model, selection, run, monkeypatch, generations=1):
     return used, results
 
 
+def test_the_timestep_is_known_without_reading_the_tensor(model, monkeypatch):
+    """Reading it would wait for a GPU at every step; its value must be the same."""
+    timesteps = timesteps_of(model)
+    selection = make_selection(model, [(s, 5 * s + 1, 1.0, 0.0) for s in range(3)], timesteps)
+    monkeypatch.setattr("sae.diffusion.calls.scalar", lambda timestep: pytest.fail("the timestep was read"))
+    used, _ = used_timesteps(model, selection, RUN, monkeypatch)
+    assert used == [(t, t) for t in timesteps]
+
+
 def test_a_second_generation_in_the_same_context_is_the_same(model, monkeypatch):
     timesteps = timesteps_of(model)
     selection = make_selection(model, [(s, 5 * s + 1, 1.0, 0.0) for s in range(3)], timesteps)
