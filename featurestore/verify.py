@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, SAEError, VersionError
 from featurestore.format import durable, footers
@@ -165,7 +164,7 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
     if check_shard(store.root, codes_record, codes_record.files[0]):
         return  # said of the codes themselves
     path = store.root / codes_record.files[0].path
-    codes = pq.read_table(path, columns=["sample_id", "step", "branch", "features"], partitioning=None)
+    codes = footers.read_table(path, ["sample_id", "step", "branch", "features"])
     fired = codes["features"].combine_chunks()
     offsets = fired.values.offsets.to_numpy()[fired.offsets.to_numpy()]
     keys = zip(*(codes[name].to_pylist() for name in ("sample_id", "step", "branch")), strict=True)

@@ -201,7 +201,7 @@ def change(chamber: Chamber, rng: random.Random) -> tuple[str, Ways]:
             new = mutate_safetensors(data, rng, home)
         path.write_bytes(new)
         _reseal(chamber.root, name, new, rng)
-    return f"{kind} {name}", _ways(chamber, name)
+    return f"{kind} {name}", _ways(chamber, name, rng)
 
 
 def _sealed(data: bytes, rng: random.Random, home: str) -> bytes:
@@ -278,8 +278,8 @@ def _push(root: Path) -> None:
         push(Store.open(root), "user/name")
 
 
-def _ways(chamber: Chamber, name: str) -> Ways:
-    """Return the ways through which a file of the store is read, and those that write after reading it."""
+def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
+    """Return the ways through which a file of the store is read, and one of those that take longer, or write."""
     root, work = chamber.root, chamber.work
     table = (shard_of(name) or ("samples", ""))[0]
     kind = table.partition("/")[0]
@@ -287,10 +287,11 @@ def _ways(chamber: Chamber, name: str) -> Ways:
     always: Ways = {
         "open": lambda: [Store.open(root).records(t) for t in [*Store.open(root).tables(), "saes"]],
         "read": lambda: Store.open(root).read(table),
-        "connect": lambda: connect(Store.open(root)).close(),
         "verify": lambda: verify(Store.open(root), deep=True),
-        "card": lambda: make_card(Store.open(root)),
     }
+    if rng.random() < 0.5:
+        always["connect"] = lambda: connect(Store.open(root)).close()
+        always["card"] = lambda: make_card(Store.open(root))
     if kind in ("activations",):
         always["activations"] = lambda: [shard.rows() for shard in Store.open(root).activations(HOOK)]
     if kind == "saes" or name.startswith("saes/"):
@@ -320,7 +321,9 @@ def _ways(chamber: Chamber, name: str) -> Ways:
         "append": lambda: [Store.open(root).commit(record) for record in Store.open(root).records(table)],
         "remove": lambda: [Store.open(root).remove(record) for record in Store.open(root).records("scores/s")],
     }
-    return always | {key: some[key] for key in random.Random(name + str(os.urandom(4))).sample(sorted(some), 2)}
+    weights = [1 if key == "encode" else 4 for key in some]
+    (chosen,) = rng.choices(list(some), weights)
+    return always | {chosen: some[chosen]}
 
 
 def _try(what: str, way: str, call: Callable[[], object], report: Report) -> None:
@@ -374,6 +377,7 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
             report.mutants += 1
             with Writes(Path("/")) as writes:
                 for way, call in ways.items():
+                    (work / "last").write_text(f"{seed} {what}: {way}")
                     _try(f"{seed} {what}", way, call, report)
                     report.outside += [f"{seed} {what}: {way} touches {path}" for path in touched.files()]
             mine = f"{str(work).lstrip('/')}/"
