@@ -93,6 +93,8 @@ class SearchOptions:
     search_judges: tuple[str, ...]
     search_seeds: list[int] | None
     search_others: int
+    search_attack: int | None
+    search_attack_rounds: int
 
     def load(self, prompts: PromptOptions, device: str) -> "Search | None":
         """Return the search's judge and prompts; None if there is no search."""
@@ -103,6 +105,8 @@ class SearchOptions:
         if bool(self.search_judges) != bool(self.search_seeds):
             raise UsageError("a search needs both --search-judge and --search-seeds.")
         if not self.search_seeds:
+            if self.search_attack:
+                raise UsageError("--search-attack is part of a search: give --search-judge and --search-seeds, too.")
             return None
         judge = load_judge(self.search_judges, device)
         return Search(judge, prompts.file(self.search_seeds).prompts, self.search_others)
@@ -149,6 +153,18 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=40,
             show_default=True,
             help="Pictures per setting that do not ask for the target.",
+        ),
+        click.option(
+            "--search-attack",
+            type=click.IntRange(1),
+            help="Attack so many pictures of a concept with tokens, and take the best setting of which none comes back.",
+        ),
+        click.option(
+            "--search-attack-rounds",
+            type=click.IntRange(1),
+            default=50,
+            show_default=True,
+            help="Of 40 iterations each, as attack has them.",
         ),
     ]
     return gathered(command, "search", SearchOptions, options)
@@ -208,6 +224,7 @@ def evaluate(
     judges: tuple[str, ...],
     targets: TargetOptions,
     multipliers: list[float],
+    thresholds: list[float],
     intervention: str,
     mode: str,
     protocol: str,
@@ -232,12 +249,13 @@ def evaluate(
     """  # fmt: skip
     from sae.evaluation import evaluate as measure
     from sae.evaluation.accuracy import targets_text
+    from sae.evaluation.attack import AttackSettings
     from sae.evaluation.judge import check_labels, load_judge
     from sae.evaluation.protocols import requests
 
     judge_device = "cpu" if model.device == "auto" else model.device
     searched = search.load(prompts, judge_device)
-    wanted = requests(targets.read(), kind=intervention, strengths=multipliers)
+    wanted = requests(targets.read(), kind=intervention, strengths=multipliers, thresholds=thresholds)
     judging = load_judge(judges, judge_device)
     asked = prompts.read(run.seeds)
     check_labels(judging, [*(p.labels for p in asked), *({r.family: r.concept} for r in wanted)])
@@ -251,6 +269,8 @@ def evaluate(
         run=run.settings(loaded),
         protocol=protocol,
         search=searched,
+        search_attack=AttackSettings(rounds=search.search_attack_rounds) if search.search_attack else None,
+        search_pictures=search.search_attack or 0,
         reference=reference,
         mode=mode,
         batch_size=run.batch_size,

@@ -23,7 +23,7 @@ from sae.evaluation.outcomes import (
     summary,
     untouched,
 )
-from sae.evaluation.search import Look, best, looks, together, value
+from sae.evaluation.search import Look, first_that_holds, in_order, looks, together, value
 from sae.intervention.settings import Intervention
 
 Say = Callable[[str], object]
@@ -73,6 +73,10 @@ class Search:
     prompts: Sequence[Prompt]
     n_others: int
     """pictures that do not ask for the target, at most"""
+    comes_back: Callable[[Sequence[Intervention]], float] | None = None
+    """says which share of attacked pictures of the search shows what a setting removes; None: nothing is attacked"""
+    tries: int = 4
+    """of the best settings so many are attacked; the first wins of which nothing comes back"""
 
     @property
     def looks(self) -> tuple[Look, Look]:
@@ -178,7 +182,17 @@ def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say
         say(f"search {request.family}={request.concept}: {place}: {value(outcome).mean:.3f}")
         return outcome
 
-    return best(list(enumerate(request.candidates, 1)), search.looks, looked)[1]
+    order = in_order(list(enumerate(request.candidates, 1)), search.looks, looked)
+    if search.comes_back is None:
+        return order[0][1]
+    comes_back = search.comes_back
+
+    def attacked(numbered: tuple[int, Sequence[Intervention]]) -> float:
+        rate = comes_back(numbered[1])
+        say(f"attack on {request.family}={request.concept}: setting {numbered[0]}: {rate:.0%} shown")
+        return rate
+
+    return first_that_holds(order[: search.tries], attacked)[1]
 
 
 def _looked_together(

@@ -1,7 +1,9 @@
 """The two ways in: evaluate what removes concepts from a model, or score a folder of pictures that exist already."""
 
+import functools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ from featurestore.format import durable
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings
 from sae.evaluation.accuracy import Targets, asks
+from sae.evaluation.attack.attacking import attack
+from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.outcomes import Outcome, Reference
 from sae.evaluation.pictures import check_pictures, read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Say, Search, report, run_protocol
+from sae.intervention.settings import Intervention
 
 FILE = "evaluation.json"
 
@@ -28,6 +33,8 @@ def evaluate(
     run: RunSettings | None = None,
     protocol: str = "each",
     search: Search | None = None,
+    search_attack: AttackSettings | None = None,
+    search_pictures: int = 2,
     reference: Path | None = None,
     mode: str = "paper",
     saes: Sequence[Path] = (),
@@ -37,8 +44,9 @@ def evaluate(
     """Remove concepts by a protocol, draw every prompt, judge, and return the figures; keep them in ``out``.
 
     ``requests`` are made by :func:`sae.evaluation.protocols.requests`. What is in ``out`` already is read, so that an
-    interrupted call goes on. ``run`` is by default the model's own. ``reference`` is a folder of pictures to measure the
-    distance of retained pictures from, by default the untouched model's pictures.
+    interrupted call goes on. ``run`` is by default the model's own. With ``search_attack`` the best settings of a search are
+    attacked on ``search_pictures`` of its pictures, and the first is taken of which nothing comes back. ``reference`` is a
+    folder of pictures to measure the distance of retained pictures from, by default the untouched model's pictures.
 
     Raises:
         UsageError: the judge cannot answer a label, or what is reported on is searched on; nothing was drawn.
@@ -48,6 +56,15 @@ def evaluate(
     if search is not None:
         check_labels(search.judge, (p.labels for p in search.prompts))
     run = run or RunSettings(model.steps, model.guidance)
+    if search is not None and search_attack is not None:
+        attacked = {
+            "judge": search.judge,
+            "prompts": search.prompts,
+            "settings": search_attack,
+            "pictures": search_pictures,
+        }
+        how = {"out": out / "search-attacks", "run": run, "saes": saes, "mode": mode, "batch_size": batch_size}
+        search = replace(search, comes_back=functools.partial(_comes_back, model, {**attacked, **how}))
     evaluation = Evaluation(out / "outcomes", model, run, prompts, judge, batch_size, mode, saes)
     compared = None if reference is None else Reference(_features(judge, reference))
     before, outcomes = run_protocol(evaluation, requests, protocol, search, compared, say)
@@ -84,6 +101,10 @@ def score_folder(
         kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, targets)]
         outcome.frechet = frechet_distance(judge.features(kept), _features(judge, reference, names))
     return outcome
+
+
+def _comes_back(model: Model, how: dict[str, Any], edits: Sequence[Intervention]) -> float:
+    return attack(model, edits, progress=False, **how).under_attack.value
 
 
 def _features(judge: Judge, folder: Path, names: Sequence[str] = ()) -> Any:

@@ -58,7 +58,12 @@ def value(outcome: Outcome) -> Value:
 
 
 def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> T:
-    """Return the best candidate, by successive halving (Jamieson & Talwalkar 2016).
+    """Return the best candidate: the first of :func:`in_order`."""
+    return in_order(candidates, looks, looked)[0]
+
+
+def in_order(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> list[T]:
+    """Return the candidates that reach the last look, the best first, by successive halving (Jamieson & Talwalkar 2016).
 
     Each look ranks those that the look before it kept; one that would keep them all is left out.
     """
@@ -66,8 +71,18 @@ def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Lo
     for look in looks:
         if len(left) > look.kept:
             order = ranked([looked(one, look) for one in left])
-            left = [left[i] for i in order[: look.kept]]
-    return left[0]
+            left = [left[i] for i in (order if look is looks[-1] else order[: look.kept])]
+    return left
+
+
+def first_that_holds(candidates: Sequence[T], comes_back: Callable[[T], float]) -> T:
+    """Return the first candidate of which no picture comes back under attack; without one, that of which the fewest do."""
+    rates = []
+    for one in candidates:
+        rates.append(comes_back(one))
+        if rates[-1] == 0:
+            break
+    return candidates[rates.index(min(rates))]
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[int]:

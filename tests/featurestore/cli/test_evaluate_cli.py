@@ -144,6 +144,10 @@ def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_p
             [*common(model_dir, prompts), "--ablate", path, "--search-judge", "minicanvas:selection", *out],
             "a search needs both --search-judge and --search-seeds",
         ),
+        (
+            [*common(model_dir, prompts), "--ablate", path, "--search-attack", 1, *out],
+            "--search-attack is part of a search",
+        ),
     ]
     for command, message in cases:
         status, text, err = run(capsys, "evaluate", *command)

@@ -189,6 +189,24 @@ def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, 
     assert asked == [4, 4, 4]  # Read again.
 
 
+def test_the_best_settings_are_attacked_and_the_first_that_holds_is_taken(model, tmp_path):
+    searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
+    wanted = request(model, tmp_path, "style", "red", (-1.0, -2.0, -3.0))
+    judging, said, attacked = judge("choosing"), [], []
+
+    def probabilities(images):
+        return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([0.9, 0.1], (len(images), 1))}
+
+    def comes_back(edits):
+        attacked.append(edits[0].strength)
+        return 0.5 if len(attacked) < 2 else 0.0
+
+    search = Search(judging._replace(probabilities=probabilities), searched, 4, comes_back, tries=2)
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), [wanted], "each", search, None, said.append)
+    assert attacked == [-1.0, -2.0] and outcome.setting["edits"][0]["strength"] == -2.0
+    assert "attack on style=red: setting 1: 50% shown" in said and "attack on style=red: setting 2: 0% shown" in said
+
+
 def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_all_seeds(model, tmp_path):
     searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
     wanted = request(model, tmp_path, "style", "red", [-1.0 - i for i in range(8)])

@@ -9,7 +9,7 @@ import pytest
 from sae.evaluation import search
 from sae.evaluation.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
-from sae.evaluation.search import Look, Value, balanced, best, ranked, together, value
+from sae.evaluation.search import Look, Value, balanced, best, first_that_holds, in_order, ranked, together, value
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
 
@@ -76,6 +76,29 @@ def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(first, then, chosen
     assert best(names, (FIRST, ALL), looked) == chosen
     assert "".join(one for one, look in asked if look is ALL) == looked_at_with_all
     assert "".join(one for one, look in asked if look is FIRST) == (names if len(names) > FIRST.kept else "")
+
+
+def test_all_that_reach_the_last_look_are_in_order():
+    outcomes = {"a": 0.4, "b": 0.1, "c": 0.3, "d": 0.7}
+    first, last = Look((50,), 2, 3), Look((50, 51), 4)
+    assert in_order("abcd", (first, last), lambda one, look: outcome(outcomes[one])) == ["b", "c", "a"]
+    assert in_order("ab", (first, last), lambda one, look: outcome(outcomes[one])) == ["b", "a"]
+    assert in_order("a", (first, last), None) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen", "attacked"),
+    [((0.5, 0.0, 0.0), "b", "ab"), ((0.0,), "a", "a"), ((0.5, 0.25, 0.25), "b", "abc"), ((1.0, 1.0), "a", "ab")],
+)
+def test_the_first_setting_that_holds_is_taken_or_that_of_which_least_comes_back(rates, chosen, attacked):
+    asked = []
+
+    def comes_back(one):
+        asked.append(one)
+        return rates["abc".index(one)]
+
+    assert first_that_holds("abc"[: len(rates)], comes_back) == chosen
+    assert "".join(asked) == attacked
 
 
 @dataclass(frozen=True)
