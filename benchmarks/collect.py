@@ -113,7 +113,7 @@ def main() -> None:
         n_bytes = sum(path.stat().st_size for hook in hooks for path in report.store.files(f"activations/{hook}"))
         rows, ours, theirs = sd15_rows(), next(fresh), next(fresh)
         our_writer(rows, ours)
-        assert all(Store.open(ours).read(f"activations/{hook}").equals(table) for hook, table in rows.items())
+        assert all(Store.open(ours).arrow(f"activations/{hook}").equals(table) for hook, table in rows.items())
         their_writer(rows, theirs)
         assert all(len(datasets.load_from_disk(theirs / hook)) == len(table) for hook, table in rows.items())
         alone = {"first": rows["first"]}

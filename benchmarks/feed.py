@@ -57,7 +57,7 @@ def encoding(store: Store, config: SAEConfig, runs: int) -> dict[str, float]:
     seconds = interleaved(
         runs, encoding=lambda: encode(store, next(names), "cpu", progress=False), matrix_product=matrix_product
     )
-    assert store.read("codes/s0", ["step"]).num_rows == len(maps)
+    assert store.arrow("codes/s0", ["step"]).num_rows == len(maps)
     return {name: len(maps) * POSITIONS / each for name, each in seconds.items()}
 
 

@@ -98,7 +98,7 @@ def make_pickle(directory: Path) -> Found:
     path = directory / "latents.pkl"
     if path.exists():
         return {}
-    samples = store.read("samples", ["sample_id", "style"])
+    samples = store.arrow("samples", ["sample_id", "style"])
     names, ids = samples["style"].to_pylist(), samples["sample_id"].to_pylist()
     n = names.count(names[0])
     dense = {name: torch.zeros(n, N_STEPS, N_LATENTS, dtype=torch.float16) for name in dict.fromkeys(names)}
@@ -197,7 +197,7 @@ def polars_all(directory: Path) -> Found:
 
     began = time.perf_counter()
     store = Store.open(directory / "store")
-    names = store.read("samples", ["sample_id", "style"])
+    names = store.arrow("samples", ["sample_id", "style"])
     labels = pl.from_arrow(names)
     assert isinstance(labels, pl.DataFrame)
     concepts = sorted(labels["style"].unique().to_list())

@@ -75,7 +75,7 @@ def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -
 def sample_labels(store: Store) -> dict[int, Labels]:
     """Return sample id → the labels that stand; raises TableError without samples."""
     families = store.families()
-    rows = store.read("samples", ["sample_id", *families]).to_pylist()
+    rows = store.arrow("samples", ["sample_id", *families]).to_pylist()
     return {row.pop("sample_id"): row for row in rows}
 
 
@@ -90,7 +90,7 @@ def asked_labels(store: Store, prompts: Sequence[Prompt]) -> dict[int, Labels]:
 
 def stored_seeds(store: Store) -> list[int]:
     """Return the seeds that a store's samples have."""
-    return sorted(set(store.read("samples", ["seed"])["seed"].to_pylist()))
+    return sorted(set(store.arrow("samples", ["seed"])["seed"].to_pylist()))
 
 
 def _commit(store: Store, changed: Mapping[int, Labels], families: Sequence[str]) -> int:

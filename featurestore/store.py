@@ -316,10 +316,6 @@ class Store:
         detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
         raise TableError(f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed.")
 
-    def read(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
-        """Read as :meth:`arrow`, which has a name that says more."""
-        return self.arrow(table, columns)
-
     def corrected_labels(self) -> pa.Table | None:
         """Return the labels of the samples that were relabelled, or have families that ``samples`` has no column for.
 

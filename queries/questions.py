@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.errors import QueryError, UsageError, nearest
-from featurestore.format.schemas import BRANCHES
+from featurestore.vocabulary import BRANCHES
 from queries.session import SQL, sql_text
 
 Value = str | int | float | None

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, QueryError, nearest
 from featurestore.format.records import Record
-from featurestore.format.schemas import BRANCHES
 from featurestore.saes import load_config
 from featurestore.store import Store
+from featurestore.vocabulary import BRANCHES
 
 Steps = dict[int, float]
 """step → timestep"""
@@ -74,7 +74,7 @@ def labelled(store: Store, sae: str, family: str, branch: str) -> tuple[pa.Table
     Raises as :func:`encoded`.
     """
     ids, steps = encoded(store, sae, branch)
-    rows = store.read("samples", ["sample_id", family]).drop_null().sort_by("sample_id")
+    rows = store.arrow("samples", ["sample_id", family]).drop_null().sort_by("sample_id")
     rows = rows.filter(pc.is_in(rows["sample_id"], pa.array(sorted(ids), pa.int64())))
     return pa.table({"sample_id": rows["sample_id"], "concept": rows[family]}), steps
 
@@ -117,7 +117,7 @@ def _told_steps(store: Store, record: Record) -> dict[str, Steps] | None:
 
 
 def _from_codes(store: Store, sae: str) -> tuple[dict[str, set[int]], dict[str, Steps]]:
-    keys = store.read(f"codes/{sae}", ["sample_id", "branch", "step", "timestep"])
+    keys = store.arrow(f"codes/{sae}", ["sample_id", "branch", "step", "timestep"])
     samples: dict[str, set[int]] = {}
     steps: dict[str, Steps] = {}
     for row in keys.group_by(["branch", "sample_id"]).aggregate([]).to_pylist():

@@ -17,7 +17,6 @@ from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.format.records import Record
 from featurestore.format.schemas import (
     CODES,
-    KINDS,
     SCORES,
     STATS,
     SUMS,
@@ -28,6 +27,7 @@ from featurestore.format.schemas import (
 )
 from featurestore.saes import load_config, sae_hash
 from featurestore.store import Store
+from featurestore.vocabulary import TABLE_KINDS
 from queries.sql_errors import explain, one_line
 
 SQL = Path(__file__).parent / "sql"
@@ -102,7 +102,7 @@ def connect(
     connection = open_database(database, memory_limit)
     try:
         connection.execute("set python_enable_replacements = false")
-        for kind in ("samples", *KINDS):
+        for kind in ("samples", *TABLE_KINDS):
             _create_view(connection, store, kind, [table for table in seen if table.split("/")[0] == kind])
         if "samples" in seen:
             _apply_corrections(connection, store)

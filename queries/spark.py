@@ -162,7 +162,7 @@ def _small_relations(session: SparkSession, store: Store, saes: Sequence[str], n
     """Create the views that fit on one machine: the samples without pictures, their labels, the SAEs."""
     families = store.families() if names & {"samples", "labels"} else []
     if names & {"samples", "labels"}:
-        samples = store.read("samples", ["sample_id", "prompt", "seed", *families])
+        samples = store.arrow("samples", ["sample_id", "prompt", "seed", *families])
         session.createDataFrame(samples).createOrReplaceTempView("samples")
         labels = [
             {"sample_id": i, "family": family, "concept": concept}

@@ -14,9 +14,10 @@ from featurestore.errors import DamageError, QueryError
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.footers import read_schema, reading
 from featurestore.format.records import Record
-from featurestore.format.schemas import BRANCHES, SUMS, TOTALS, schema_id
+from featurestore.format.schemas import SUMS, TOTALS, schema_id
 from featurestore.saes import sae_hash, sae_record
 from featurestore.store import Store
+from featurestore.vocabulary import BRANCHES
 from queries.scope import Scope, Steps, check_scored, find_scope, labelled
 from queries.session import connect, one_line, quote_text, sql_text
 

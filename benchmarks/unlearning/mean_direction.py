@@ -27,7 +27,7 @@ class Directions(NamedTuple):
 
 def mean_directions(store: Store, hook: str, family: str, concept: str, branch: str = "cond") -> Directions:
     """Return the difference of means of a store's activations, timestep by timestep."""
-    samples = store.read("samples", ["sample_id", family]).to_pylist()
+    samples = store.arrow("samples", ["sample_id", family]).to_pylist()
     inside = {row["sample_id"]: row[family] == concept for row in samples if row[family] is not None}
     sums: dict[tuple[float, bool], list[Any]] = {}
     for record in store.records(f"activations/{hook}"):

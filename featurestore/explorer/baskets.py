@@ -10,10 +10,10 @@ from typing import Any
 
 from featurestore.errors import SelectionError, UsageError
 from featurestore.format import durable
-from featurestore.format.schemas import BRANCHES
 from featurestore.selection import Selection
 from featurestore.selection_files import ROWS
 from featurestore.store import Store
+from featurestore.vocabulary import BRANCHES
 
 STRENGTH = -5.0
 

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
 from featurestore.format.records import Record
-from featurestore.format.schemas import KINDS, family_names
+from featurestore.format.schemas import family_names
 from featurestore.saes import load_config
 from featurestore.store import Store
+from featurestore.vocabulary import TABLE_KINDS
 
 
 def overview(store: Store) -> dict[str, Any]:
@@ -31,7 +32,9 @@ def overview(store: Store) -> dict[str, Any]:
         "has_pictures": "image" in columns,
         "families": _families(store, columns),
         "tables": [
-            _table(name, records) for name, records in tables.items() if name.partition("/")[0] in ("samples", *KINDS)
+            _table(name, records)
+            for name, records in tables.items()
+            if name.partition("/")[0] in ("samples", *TABLE_KINDS)
         ],
         "hooks": [_hook(store, name, records) for name, records in tables.items() if name.startswith("activations/")],
         "saes": [_sae(store, record, tables) for record in store.records("saes")],
@@ -51,7 +54,7 @@ def _columns(store: Store, samples: list[Record]) -> list[str]:
 
 def _families(store: Store, columns: list[str]) -> list[dict[str, Any]]:
     names = family_names(columns)
-    rows = store.read("samples", names) if names else {}
+    rows = store.arrow("samples", names) if names else {}
     counted = []
     for name in names:
         counts = {c["values"]: c["counts"] for c in rows[name].value_counts().to_pylist() if c["values"] is not None}
@@ -99,7 +102,7 @@ def _steps(store: Store, sae: str, tables: dict[str, list[Record]]) -> dict[str,
     told = _metadata(store, tables[f"stats/{sae}"][0]).get("featurestore.steps")
     if told:
         return json.loads(told)
-    rows = store.read(f"codes/{sae}", ["branch", "step", "timestep"]).group_by(["branch", "step"])
+    rows = store.arrow(f"codes/{sae}", ["branch", "step", "timestep"]).group_by(["branch", "step"])
     steps: dict[str, list[list[float]]] = {}
     for row in rows.aggregate([("timestep", "min")]).sort_by("step").to_pylist():
         steps.setdefault(row["branch"], []).append([row["step"], row["timestep_min"]])

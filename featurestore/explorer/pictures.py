@@ -95,4 +95,4 @@ def samples_table(store: Store) -> Any:
         TableError: nothing was collected yet.
         DamageError: a file is not what its record says.
     """
-    return store.read("samples", ["sample_id", "prompt", "seed", *store.families()])
+    return store.arrow("samples", ["sample_id", "prompt", "seed", *store.families()])

@@ -8,10 +8,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from featurestore.errors import TableError
-from featurestore.vocabulary import BRANCHES as BRANCHES
-from featurestore.vocabulary import TABLE_KINDS
 
-KINDS = TABLE_KINDS
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 FAMILY = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -201,7 +201,7 @@ def _labelled(
         known = store.families()
         if family not in known:
             raise SAEError(f"{store.root} has no labels {family!r}.{nearest(family, known)}")
-        table = store.read("samples", ["sample_id", family])
+        table = store.arrow("samples", ["sample_id", family])
         names = {concepts} if isinstance(concepts, str) else set(concepts)
         unknown = sorted(names - set(table[family].to_pylist()))
         if unknown:

@@ -62,8 +62,8 @@ def rows_of(store, hook):
 def test_captured_activations_equal_a_plain_forward_hook(collected, model):
     ids = dict(
         zip(
-            collected.read("samples")["prompt"].to_pylist(),
-            collected.read("samples")["sample_id"].to_pylist(),
+            collected.arrow("samples")["prompt"].to_pylist(),
+            collected.arrow("samples")["sample_id"].to_pylist(),
             strict=True,
         )
     )
@@ -141,9 +141,9 @@ def test_a_store_grows_by_prompts_and_hooks(model, tmp_path):
     run(path, model, PROMPTS[:3], hooks=[HOOK])
     assert run(path, model, hooks=[HOOK]).n_skipped == 3
     store = run(path, model, hooks=[HOOK, MID]).store
-    assert store.read("samples").num_rows == 5
+    assert store.arrow("samples").num_rows == 5
     for hook in (HOOK, MID):
-        ids = store.read(f"activations/{hook}", ["sample_id"])["sample_id"].to_pylist()
+        ids = store.arrow(f"activations/{hook}", ["sample_id"])["sample_id"].to_pylist()
         assert len(ids) == 15
         assert len(set(ids)) == 5
     assert verify(store, deep=True) == []
@@ -155,7 +155,7 @@ def test_pictures_are_kept_when_asked_for(model, tmp_path):
     from PIL import Image
 
     store = run(tmp_path / "store", model, PROMPTS[:2], hooks=[MID], images=True).store
-    picture = store.read("samples")["image"][0].as_py()
+    picture = store.arrow("samples")["image"][0].as_py()
     assert Image.open(io.BytesIO(picture["bytes"])).size == (64, 64)
 
 
@@ -220,7 +220,7 @@ def test_samples_with_a_guidance_scale_of_their_own_are_collected_with_it(model,
     scales = [None, 3.0, 1.5, 7.5, 7.5]
     prompts = [replace(p, guidance=scale) for p, scale in zip(PROMPTS, scales, strict=True)]
     store = run(tmp_path / "store", model, prompts).store
-    samples = store.read("samples")
+    samples = store.arrow("samples")
     assert samples["guidance"].to_pylist() == [3.0, 3.0, 1.5, 7.5, 7.5]
     ids = samples["sample_id"].to_pylist()
     assert ids[0] == sample_id(store.run_id, PROMPTS[0].prompt, 0)
@@ -247,7 +247,7 @@ def test_a_corrected_label_is_not_ignored(model, tmp_path):
     assert f"featurestore relabel {tmp_path / 'store'} --prompts" in str(no.value)
     relabel(store, right)
     assert run(tmp_path / "store", model, right).n_samples == 1
-    assert store.read("samples", ["style"])["style"].to_pylist() == ["b", "b", "b"]
+    assert store.arrow("samples", ["style"])["style"].to_pylist() == ["b", "b", "b"]
 
 
 def test_label_columns_may_come_and_go(model, tmp_path):
@@ -256,7 +256,7 @@ def test_label_columns_may_come_and_go(model, tmp_path):
     run(path, model, PROMPTS[:2])
     run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})])
     store = run(path, model, [replace(PROMPTS[3], labels={})]).store
-    rows = store.read("samples", ["prompt", "style", "object", "mood"]).sort_by("prompt").to_pylist()
+    rows = store.arrow("samples", ["prompt", "style", "object", "mood"]).sort_by("prompt").to_pylist()
     assert [tuple(row.values())[1:] for row in rows] == [
         ("a", None, None), ("b", None, None), ("a", None, "calm"), (None, None, None)
     ]  # fmt: skip

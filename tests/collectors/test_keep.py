@@ -103,7 +103,7 @@ def test_random_positions_hold_what_all_positions_hold(everything, model, tmp_pa
     for (i, step, branch), row in part.items():
         (chosen,) = random_positions([i], step, 256, 5)
         assert np.array_equal(row, whole[i, step, branch][chosen])
-    table = store.read(f"activations/{HOOK}", ["sample_id", "step", "position"]).to_pylist()
+    table = store.arrow(f"activations/{HOOK}", ["sample_id", "step", "position"]).to_pylist()
     assert all(r["position"] == random_positions([r["sample_id"]], r["step"], 256, 5)[0].tolist() for r in table)
 
 

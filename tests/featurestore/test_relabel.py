@@ -29,7 +29,7 @@ def prompts(**families):
 
 
 def styles(store):
-    return store.read("samples", ["style"])["style"].to_pylist()
+    return store.arrow("samples", ["style"])["style"].to_pylist()
 
 
 def test_a_corrected_label_is_a_new_version_and_the_former_one_is_kept(store):
@@ -46,7 +46,7 @@ def test_a_corrected_label_is_a_new_version_and_the_former_one_is_kept(store):
     assert relabel(store, right).version is None
     back = relabel(store, prompts(style=STYLES, object=["cat", "dog", "cat", "dog"]))
     assert (back.version, styles(store)) == (2, STYLES)
-    history = store.read("labels").to_pylist()
+    history = store.arrow("labels").to_pylist()
     kept = {(row["version"], row["concept"]) for row in history if row["family"] == "style"}
     assert kept == {(1, "neon"), (1, "sketch"), (2, "Neon"), (2, None)}
     assert verify(store, deep=True) == []
@@ -67,9 +67,9 @@ def test_sql_sees_the_labels_that_stand(store):
     assert store.families() == ["style", "object", "pet"]
     with connect(store) as connection:
         by_sql = connection.execute("select sample_id, style, object, pet from samples order by 1").fetchall()
-    read = store.read("samples", ["sample_id", "style", "object", "pet"]).sort_by("sample_id")
+    read = store.arrow("samples", ["sample_id", "style", "object", "pet"]).sort_by("sample_id")
     assert by_sql == [tuple(row.values()) for row in read.to_pylist()]
-    assert {"pet", "style"} < set(store.read("samples").column_names)
+    assert {"pet", "style"} < set(store.arrow("samples").column_names)
 
 
 def test_scores_are_of_the_labels_that_stand(store, tmp_path):
@@ -86,7 +86,7 @@ def test_scores_are_of_the_labels_that_stand(store, tmp_path):
     expected, _ = score(fresh, "s", "style")
     assert before.shard != after.shard
     columns = ["concept", "step", "feature", "score"]
-    assert store.read("scores/s", columns).equals(fresh.read("scores/s", columns)) and expected.rows == after.rows
+    assert store.arrow("scores/s", columns).equals(fresh.arrow("scores/s", columns)) and expected.rows == after.rows
     name = {"family": "style", "concept": "a", "top": 2}
     assert ask(store, "selection", name).equals(ask(fresh, "selection", name))
 

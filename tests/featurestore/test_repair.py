@@ -171,7 +171,7 @@ def test_a_damaged_ledger_is_no_harm_and_written_anew(store, content):
     (store.root / LEDGER).write_bytes(content)
     (problem,) = verify(store)
     assert (problem.path, problem.damage) == (LEDGER, False)
-    store.read("samples")
+    store.arrow("samples")
     repair(store.root)
     assert (store.root / LEDGER).read_bytes() == whole
 
@@ -201,7 +201,7 @@ def test_what_may_not_be_read_is_one_line(store, capsys, tmp_path):
                 os.setuid(65534)
             other = Store(store.root, store.run)
             said = []
-            for read in (lambda: other.read("samples"), other.tables, lambda: other.records("stats/s")):
+            for read in (lambda: other.arrow("samples"), other.tables, lambda: other.records("stats/s")):
                 try:
                     read()
                 except DamageError as error:

@@ -141,7 +141,7 @@ def test_a_store_of_another_version_names_both(store):
 def test_an_unknown_table_offers_the_near_ones(store):
     append(store, [1])
     with pytest.raises(TableError, match=r"no table 'activations/unet\.up_blocks\.1\.attentions\.0'.*Did you mean"):
-        store.read("activations/unet.up_blocks.1.attentions.0")
+        store.arrow("activations/unet.up_blocks.1.attentions.0")
 
 
 def test_sample_ids_are_stable():

@@ -192,7 +192,7 @@ def test_no_link_in_a_store_is_followed(store, tmp_path, capsys, place):
     shutil.move(path, tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamageError, match="is a symbolic link") as error:
-        Store.open(store.root).read("samples")
+        Store.open(store.root).arrow("samples")
     one_line(error)
     if place != "manifest":
         assert any(p.damage and "link" in p.what for p in verify(store))
@@ -206,7 +206,7 @@ def test_a_pipe_is_not_waited_for(store):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(DamageError, match="is not a regular file"):
-        store.read("samples")
+        store.arrow("samples")
     at = record_path(store, "codes/s")
     at.unlink()
     os.mkfifo(at)
@@ -313,7 +313,7 @@ def test_what_is_sealed_again_around_other_bytes_is_named(store, zeros):
         (record,) = store.records(table)
         path = record.files[0].path
         try:
-            store.read(table)
+            store.arrow(table)
         except DamageError as error:
             assert "\n" not in str(error) and "is no Parquet file" in str(error)
             assert path in problems

@@ -127,21 +127,21 @@ def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_pa
         tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1]
     )
     first, _ = score(store, "s", "style")
-    assert store.read("scores/s").num_rows == first.rows
+    assert store.arrow("scores/s").num_rows == first.rows
     score(store, "s", "style")
     assert len(store.records("scores/s")) == 1
     make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[2, 3])
     score(store, "s", "style")
-    assert store.read("scores/s").equals(importance(store, "s", "style"))
+    assert store.arrow("scores/s").equals(importance(store, "s", "style"))
     score(store, "s", "object")
-    assert set(store.read("scores/s")["family"].to_pylist()) == {"style", "object"}
+    assert set(store.arrow("scores/s")["family"].to_pylist()) == {"style", "object"}
 
 
 def test_a_selection_kept_in_the_store_is_a_table(tmp_path):
     store = make_store(tmp_path / "store", random_codes(5, samples=4), {"style": ["a", "b", "a", "b"]})
     selection = select(store, "s", "style", "a")
     save_selection(store, selection)
-    kept = store.read("selections/s")
+    kept = store.arrow("selections/s")
     assert kept["feature"].to_pylist() == selection.rows["feature"].to_pylist()
     assert set(kept["concept"].to_pylist()) == {"a"}
 

@@ -42,7 +42,7 @@ def test_the_lines_of_the_page_score_a_store_in_a_bucket(store, bucket):
 
 
 def test_pyarrow_and_polars_read_it_there(store, bucket):
-    expected = store.read("stats/styles").num_rows
+    expected = store.arrow("stats/styles").num_rows
     assert (
         pyarrow.dataset.dataset("/bucket/store/stats/styles", filesystem=bucket, format="parquet").count_rows()
         == expected

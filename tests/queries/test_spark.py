@@ -91,7 +91,7 @@ def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
     other, found = score(there, "s", "style", engine=Spark(spark))
     assert other.shard == record.shard
     assert found.to_pylist() == best.to_pylist()
-    assert there.read("scores/s").equals(here.read("scores/s"))
+    assert there.arrow("scores/s").equals(here.arrow("scores/s"))
 
 
 def test_a_plot_on_spark_is_that_of_duckdb(spark, pair, tmp_path):

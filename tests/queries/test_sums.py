@@ -59,9 +59,9 @@ def test_shards_and_windows_change_no_bit(tmp_path_factory, monkeypatch, seed, l
     store = make_shards(tmp_path_factory.mktemp("s") / "store", z, {"style": labels}, cuts, told)
     keep_sums(store, "s")
     assert [ask(store, name) for name in ("sums", "totals", "importance")] == expected
-    kept = store.read("sums/s").sort_by([("concept", "ascending"), ("step", "ascending"), ("feature", "ascending")])
+    kept = store.arrow("sums/s").sort_by([("concept", "ascending"), ("step", "ascending"), ("feature", "ascending")])
     assert kept.to_pylist() == expected[0].to_pylist()
-    assert store.read("totals/s").to_pylist() == expected[1].to_pylist()
+    assert store.arrow("totals/s").to_pylist() == expected[1].to_pylist()
 
 
 @SETTINGS
@@ -132,7 +132,7 @@ def test_a_sample_in_which_nothing_fired_counts_as_encoded(tmp_path, told):
     np.testing.assert_allclose(dense(importance(store, "s", "style"), "a", 3, 12), oracle(z, labels)[0]["a"], atol=1e-9)
     scope, _ = find_sums(store, "s", "style", "cond")
     assert (scope.concepts, list(scope.steps)) == (("a", "b"), [0, 1, 2])
-    assert {(r["concept"], r["n_samples"]) for r in store.read("sums/s").to_pylist()} == {("a", 2), ("b", 3)}
+    assert {(r["concept"], r["n_samples"]) for r in store.arrow("sums/s").to_pylist()} == {("a", 2), ("b", 3)}
 
 
 def test_a_silent_concept_has_one_row_a_step_that_says_so(tmp_path):

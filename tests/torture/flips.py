@@ -39,7 +39,7 @@ def read_everything(root: Path) -> None:
     """Read all of a store through Python and through SQL."""
     store = Store.open(root)
     for table in store.tables():
-        store.read(table)
+        store.arrow(table)
     list(store.activations(HOOK))
     store_sae(store, "s")
     load_config(store, "s")
@@ -56,7 +56,7 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
     if kind in VIEWS:
         table = path.rpartition("/")[0]
         ways: dict[str, Callable[[Store], object]] = {
-            "Store.read": lambda store: store.read(table), "connect": lambda store: connect(store, tables=[table]).close(),
+            "Store.arrow": lambda store: store.arrow(table), "connect": lambda store: connect(store, tables=[table]).close(),
             "sql": lambda store: sql(store, f"select * from {kind}"),
         }  # fmt: skip
         return ways | ({"activations": lambda store: list(store.activations(HOOK))} if kind == "activations" else {})
@@ -68,7 +68,7 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
     if table == "saes":
         return {"store_sae": lambda store: store_sae(store, "s")}
     return {
-        "Store.read": lambda store: store.read(table),
+        "Store.arrow": lambda store: store.arrow(table),
         "connect": lambda store: connect(store, tables=[table]).close(),
     }
 

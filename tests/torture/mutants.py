@@ -262,7 +262,7 @@ def _beside(chamber: Chamber, kind: str, rng: random.Random) -> tuple[str, Ways]
     write_bundle(bundle, {LIST: json_bytes(mutate_json(head, rng, home) if action != 0 else head), **files})
     if action == 3:
         bundle.write_bytes(mutate_bytes(bundle.read_bytes(), rng))
-    return "bundle", {"unpack": lambda: unpack(bundle, out).read("samples")}
+    return "bundle", {"unpack": lambda: unpack(bundle, out).arrow("samples")}
 
 
 class _Listener:
@@ -286,7 +286,7 @@ def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
     at = ("--store", root, "--sae", "s")
     always: Ways = {
         "open": lambda: [Store.open(root).records(t) for t in [*Store.open(root).tables(), "saes"]],
-        "read": lambda: Store.open(root).read(table),
+        "read": lambda: Store.open(root).arrow(table),
         "verify": lambda: verify(Store.open(root), deep=True),
     }
     if rng.random() < 0.5:

@@ -79,7 +79,7 @@ def feature_maps(store: Store, selection: Selection) -> list[list[Image.Image]]:
     A map is the sum over the steps, position by position, of the activations of the features selected at that step.
     """
     columns = ["sample_id", selection.family, "image"]
-    samples = store.read("samples", columns).to_pylist()
+    samples = store.arrow("samples", columns).to_pylist()
     inside = [s for s in samples if s[selection.family] == selection.concept][: _N_MAPS // 2]
     outside = [s for s in samples if s[selection.family] not in (None, selection.concept)]
     chosen = inside + outside[:: max(1, len(outside) // (_N_MAPS - len(inside)))][: _N_MAPS - len(inside)]
@@ -92,7 +92,7 @@ def feature_maps(store: Store, selection: Selection) -> list[list[Image.Image]]:
 
 def _heat(store: Store, selection: Selection, sample_ids: list[int]) -> dict[int, npt.NDArray[np.float64]]:
     config = load_config(store, selection.sae)
-    codes = store.read(f"codes/{selection.sae}")
+    codes = store.arrow(f"codes/{selection.sae}")
     mine = pc.is_in(codes["sample_id"], value_set=pa.array(sample_ids, pa.int64()))
     codes = codes.filter(pc.and_(mine, pc.equal(codes["branch"], selection.branch)))
     heats = {i: np.zeros(config["height"] * config["width"]) for i in sample_ids}

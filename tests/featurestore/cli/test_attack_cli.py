@@ -106,7 +106,7 @@ def test_what_an_attack_brings_back_is_collected_scored_and_selected(study):
     texts = [Prompt(f"cat cat {prompt(o, 'neon')}", 60, {"style": "neon"}, 0) for o in OBJECTS[:2]]
     selection = learn("style", "neon", texts, [edit])
     assert (selection.family, selection.concept, selection.rule) == ("style", "neon (attacked)", {"top": 3})
-    samples = Store.open(study / "store").read("samples", ["prompt", "style", "object"]).to_pylist()
+    samples = Store.open(study / "store").arrow("samples", ["prompt", "style", "object"]).to_pylist()
     added = [row for row in samples if row["style"] == "neon (attacked)"]
     assert {row["prompt"] for row in added} == {p.prompt for p in texts} and all(r["object"] is None for r in added)
     means = selection.rows["mean_concept"].to_pylist()

@@ -98,7 +98,7 @@ def test_pictures_are_small_and_kept_for_ever_by_the_browser(store, client):
     assert "immutable" in thumbnail.headers["cache-control"]
     assert thumbnail.headers["content-type"] == "image/webp"
     assert Image.open(io.BytesIO(thumbnail.content)).size == (96, 96)
-    kept = store.read("samples", ["image"])["image"][1].as_py()["bytes"]
+    kept = store.arrow("samples", ["image"])["image"][1].as_py()["bytes"]
     assert whole.content == kept
     assert client.get(f"/pictures/{sample}/384").content == kept, "not larger than a thumbnail: as it is"
     assert "come in the sizes 96" in client.get(f"/pictures/{sample}/5000").json()["error"]

@@ -108,7 +108,7 @@ def test_stats_are_the_sums_of_the_tensors_codes(store):
     import safetensors.numpy
 
     weights = safetensors.numpy.load_file(store.root / "saes/small/sae.safetensors")
-    stats = store.read("stats/small").to_pandas().set_index(["sample_id", "step", "feature"]).sort_index()
+    stats = store.arrow("stats/small").to_pandas().set_index(["sample_id", "step", "feature"]).sort_index()
     for shard in Store.open(store.root).activations(HOOK):
         for i in range(shard.n_rows):
             x = shard.row(i).astype(np.float32)

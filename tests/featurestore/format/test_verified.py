@@ -51,21 +51,21 @@ def new_process():
 
 def test_a_second_process_hashes_nothing(store, cache, hashed):
     for table in ("samples", "stats/s"):
-        store.read(table)
+        store.arrow(table)
     assert len(hashed) == 2
     new_process()
     for table in ("samples", "stats/s"):
-        store.read(table)
+        store.arrow(table)
     assert len(hashed) == 2
     checksums.set_verification("always")
     new_process()
-    store.read("samples")
+    store.arrow("samples")
     assert len(hashed) == 3
 
 
 @pytest.mark.parametrize("how", ["in place", "replaced", "same size and time", "shorter"])
 def test_what_changes_is_compared_again(store, cache, how):
-    store.read("samples")
+    store.arrow("samples")
     (path,) = store.files("samples")
     data, status = path.read_bytes(), path.stat()
     changed = data[:100] + bytes([data[100] ^ 1]) + data[101:]
@@ -76,29 +76,29 @@ def test_what_changes_is_compared_again(store, cache, how):
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     new_process()
     with pytest.raises(DamageError, match=r"samples/.* (was changed|has \d+ bytes)"):
-        store.read("samples")
+        store.arrow("samples")
 
 
 def test_another_record_of_the_same_file_is_another_thing(store, cache):
     """The key holds what the file was compared with."""
-    store.read("samples")
+    store.arrow("samples")
     (record,) = store.records("samples")
     recommit(store, record, (store.root / record.files[0].path).read_bytes())
     new_process()
-    store.read("samples")
+    store.arrow("samples")
     from tests.builders.hostile import reseal
 
     reseal(store.root / record.location, lambda body: body.update(rows=body["rows"] + 1))
     new_process()
     with pytest.raises(DamageError, match="its record says 4"):
-        store.read("samples")
+        store.arrow("samples")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"not a database at all, but long enough to be one" * 100, None, "link", "directory"]
 )
 def test_a_damaged_cache_is_no_harm(store, cache, hashed, content, tmp_path):
-    store.read("samples")
+    store.arrow("samples")
     whole = cache.read_bytes()
     cache.unlink()
     if content is None:
@@ -112,20 +112,20 @@ def test_a_damaged_cache_is_no_harm(store, cache, hashed, content, tmp_path):
         cache.write_bytes(content)
     for _ in range(3):
         new_process()
-        assert store.read("samples").num_rows == 3
+        assert store.arrow("samples").num_rows == 3
     assert content != "link" or (tmp_path / "elsewhere").read_bytes() == b"mine"
     assert len(hashed) >= 2
 
 
 def test_a_locked_cache_is_not_waited_for_long(store, cache, monkeypatch):
-    store.read("samples")
+    store.arrow("samples")
     real = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: real(path, timeout=0.1))
     other = real(cache)
     other.execute("begin exclusive")
     new_process()
     began = time.monotonic()
-    assert store.read("samples").num_rows == 3 and time.monotonic() - began < 60
+    assert store.arrow("samples").num_rows == 3 and time.monotonic() - began < 60
     other.close()
 
 
@@ -134,7 +134,7 @@ def test_what_is_young_or_from_the_future_is_not_remembered(store, cache, hashed
     monkeypatch.setattr(verified, "_SETTLED_NS", 3600 * 10**9)
     for n in (1, 2):
         new_process()
-        store.read("samples")
+        store.arrow("samples")
         assert len(hashed) == n
     status = store.files("samples")[0].stat()
     monkeypatch.setattr(verified, "_SETTLED_NS", OLD)
@@ -152,7 +152,7 @@ def test_a_file_system_that_is_not_trusted_is_compared_every_time(store, cache, 
     )
     for n in (1, 2):
         new_process()
-        store.read("samples")
+        store.arrow("samples")
         assert len(hashed) == n
     assert not cache.exists()
 
@@ -163,7 +163,7 @@ def test_another_users_cache_is_not_used(store, cache, hashed):
     assert "is not a directory that only you can write to" in (verified.why_not(store.root) or "")
     for n in (1, 2):
         new_process()
-        store.read("samples")
+        store.arrow("samples")
         assert len(hashed) == n
 
 
@@ -202,4 +202,4 @@ def test_the_command_line_chooses(store, cache, hashed, capsys, monkeypatch):
     checksums._mode = ""
     monkeypatch.setenv("FEATURESTORE_VERIFY", "often")
     with pytest.raises(UsageError, match="FEATURESTORE_VERIFY is 'often'"):
-        Store.open(store.root).read("stats/s")
+        Store.open(store.root).arrow("stats/s")

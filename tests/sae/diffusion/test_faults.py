@@ -48,7 +48,7 @@ def test_a_collection_records_it_beside_the_samples(broken, tmp_path):
     settings = CollectSettings(hooks=["unet.mid_block"], images=True)
     with pytest.warns(UserWarning, match=r"1 of 2 pictures are no results: \d+ \(not finite\)\."):
         report = collect(tmp_path / "s", broken, PROMPTS, RUN, settings, progress=False)
-    ids = report.store.read("samples")["sample_id"].to_pylist()
+    ids = report.store.arrow("samples")["sample_id"].to_pylist()
     assert report.faults == {str(ids[1]): "not finite"}
     (record,) = report.store.records("samples")
     assert record.made_by["faults"] == report.faults

@@ -76,7 +76,7 @@ def test_a_store_holds_what_plain_forward_hooks_see_bit_for_bit(name, guidance, 
         store = collect(tmp_path / "store", model, PROMPTS, run, settings, progress=False).store
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
     assert verify(store, deep=True) == []
-    ids = store.read("samples")["sample_id"].to_pylist()
+    ids = store.arrow("samples")["sample_id"].to_pylist()
     for hook in hooks:
         expected = halves(seen[hook], guidance)
         (shard,) = store.activations(hook)

@@ -64,7 +64,7 @@ def test_an_epoch_is_every_position_once_as_stored(store, rows_per_window):
 
 
 def test_filters_read_what_they_name_and_open_no_other_shard(store, monkeypatch):
-    samples = store.read("samples", ["sample_id", "style"]).to_pylist()
+    samples = store.arrow("samples", ["sample_id", "style"]).to_pylist()
     neon = [row["sample_id"] for row in samples if row["style"] == "neon"]
     found = list(batches(store, 4, steps=[0, 2], labels={"style": "neon"}, branch="both"))
     assert sorted(positions(found)) == sorted(all_rows(store, lambda i, s, b: i in neon and s != 1))

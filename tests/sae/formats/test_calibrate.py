@@ -123,6 +123,6 @@ def test_on_the_command_line(store, tmp_path):
     CliRunner().invoke(cli, args, standalone_mode=False, catch_exceptions=False)
     config = json.loads((store.root / "saes" / "a" / "config.json").read_bytes())
     assert (config["architecture"], config["k"]) == ("batchtopk", K)
-    values = Store.open(store.root).read("codes/a", ["values"])["values"].to_pylist()
+    values = Store.open(store.root).arrow("codes/a", ["values"])["values"].to_pylist()
     threshold = float(store_sae(store, "a").threshold[0])
     assert min(v for row in values for position in row for v in position) > 0.999 * threshold

@@ -37,7 +37,7 @@ def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
     encode(store, "theirs", progress=False, device="cpu")
     row = next(store.activations(HOOK)).row(0).astype(np.float32)
     z, _ = reference(torch.from_numpy(row))
-    assert store.read("codes/theirs")["features"][0].as_py() == [np.flatnonzero(p).tolist() for p in z]
+    assert store.arrow("codes/theirs")["features"][0].as_py() == [np.flatnonzero(p).tolist() for p in z]
     assert "stats.theirs" in (store.root / "README.md").read_text()
     formats.sparsify(directory, input_unit_norm=False)
     with pytest.raises(SAEError, match="has another SAE 'theirs': use another --name"):
@@ -52,7 +52,7 @@ def test_an_import_with_thresholds_is_encoded(store, tmp_path):
     encode(store, "jump", progress=False, device="cpu")
     row = next(store.activations(HOOK)).row(0).astype(np.float32)
     z, _ = reference(torch.from_numpy(row))
-    found = store.read("codes/jump")["features"][0].as_py()
+    found = store.arrow("codes/jump")["features"][0].as_py()
     assert found == [np.flatnonzero(p).tolist() for p in z]
     assert len({len(position) for position in found}) > 1
 

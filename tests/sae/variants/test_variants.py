@@ -329,7 +329,7 @@ def test_training_learns_and_fires_k_latents(architecture, tmp_path):
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(48))
     assert len(sae.threshold.unique()) == (48 if architecture == "jumprelu" else 1)
     encode(store, "a", progress=False, device="cpu")
-    mean = np.mean([len(p) for row in store.read("codes/a")["features"].to_pylist() for p in row])
+    mean = np.mean([len(p) for row in store.arrow("codes/a")["features"].to_pylist() for p in row])
     assert 2.4 < mean < 3.6
 
 
