@@ -35,7 +35,7 @@ def test_the_store_and_the_queries_need_no_torch(package):
 
 def test_commands_import_nothing_heavy_before_they_run():
     light = {"click", "featurestore", "collections", "pathlib", "typing", "json", "sys", "re", "importlib", "time",
-             "contextlib", "decimal", "io", "itertools", "math", "os", "shutil", "signal", "threading", "warnings",
+             "contextlib", "decimal", "io", "itertools", "math", "os", "shutil", "shlex", "signal", "threading", "warnings",
              "types", "dataclasses", "functools"}  # fmt: skip
     for path in (ROOT / "featurestore/cli").glob("*.py"):
         assert set(imports(path, top_level_only=True)) <= light, path

@@ -92,6 +92,7 @@ def collect(
     """  # fmt: skip
     from collectors import collection as collecting
     from collectors.shares import find_share
+    from featurestore.cli.hints import after_collecting
     from featurestore.cli.store import human_bytes
 
     share = find_share(rank, world_size)
@@ -121,6 +122,7 @@ def collect(
         )
     if report.timing.writing:
         click.echo(f"  {report.timing.summary(report.n_bytes)}")
+    after_collecting(report.store)
 
 
 def _print_estimate(estimate: "Estimate") -> None:

@@ -1,5 +1,7 @@
 """What a command says beside its answer: what the answer lacks, and what comes next."""
 
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -26,6 +28,28 @@ def warn_unencoded(store: "Store", sae: str) -> None:
         )
 
 
-def say_next(*commands: str) -> None:
-    """Say which command usually comes next."""
-    click.echo("Next: " + "\n      ".join(commands))
+def say_next(*words: object) -> None:
+    """Say at a terminal which command usually comes next; what the user has to choose is in capitals.
+
+    A script, which reads the output, and a log are told nothing.
+    """
+    if sys.stderr.isatty():
+        click.echo(f"Next: featurestore {shlex.join(map(str, words))}", err=True)
+
+
+def after_collecting(store: "Store") -> None:
+    """Say what comes next where activations, or codes, are in a store."""
+    hooks, saes = store.names("activations"), store.names("codes")
+    if saes:
+        after_encoding(store, saes[0])
+    elif hooks:
+        say_next("train", "--store", store.root, "--hook", hooks[0], "--name", "NAME")
+
+
+def after_encoding(store: "Store", sae: str) -> None:
+    """Say what comes next where codes are in a store."""
+    families = store.families() if store.records("samples") else []
+    if families:
+        say_next("score", store.root, "--sae", sae, "--by", families[0])
+    else:
+        say_next("relabel", store.root, "--prompts", "FILE")

@@ -59,6 +59,7 @@ def train_live(
     """
     from collectors.collection import CollectSettings
     from collectors.live import train_live
+    from featurestore.cli.hints import say_next
     from featurestore.store import Store
     from sae.training.logs import open_log
 
@@ -82,3 +83,4 @@ def train_live(
         )
     for record in records:
         click.echo(summary(Store.open(store), record, time.monotonic() - began))
+    say_next("collect", "--store", store, "--sae", records[0].shard, "--no-activations", "--model", model.model, "…")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.hints import say_next
 from featurestore.cli.options import PromptOptions, Seeds, column_options
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | N
         lines = [f"{json.dumps(_body(prompt), ensure_ascii=False)}\n" for prompt in file.prompts]
         durable.write_bytes(Path(output), "".join(lines).encode())
         click.echo(f"{len(lines):,} lines → {output}")
+    say_next("collect", "--model", "MODEL", "--hook", "HOOK", "--store", "STORE", "--prompts", str(prompts.source), "…")
 
 
 def _show(file: "PromptFile", rows: int) -> None:

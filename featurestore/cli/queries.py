@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import warn_unencoded
+from featurestore.cli.hints import say_next, warn_unencoded
 from featurestore.cli.stopping import stoppable
 from featurestore.cli.tables import OutputOptions, as_text, output_options
 from featurestore.vocabulary import BRANCHES, ENGINES
@@ -76,6 +76,9 @@ def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str
         record, best = run_score(opened, sae, family, branch, top=top, engine=chosen, progress=True)
     click.echo(as_text(best, rows=None))
     click.echo(f"\n{record.rows:,} scores kept in {store}/scores/{sae}.")
+    if best.num_rows:
+        first = best["concept"][0].as_py()
+        say_next("export", store, "--sae", sae, "--concept", f"{family}={first}", "-o", "SELECTION.json")
 
 
 @click.command()
@@ -195,6 +198,9 @@ def export(
         where = _keep(opened, selection, output, form, alone=len(selections) == 1 and family is None)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)
         click.echo(f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}")
+    if output is not None and selections:
+        model = (opened.run or {}).get("model", "MODEL")
+        say_next("generate", "--model", model, "--prompt", "TEXT", "--ablate", where, "--out", "DIRECTORY")
 
 
 def _keep(store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool) -> str:

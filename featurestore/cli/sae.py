@@ -23,6 +23,7 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     Example:
       featurestore encode --store ./store --sae styles
     """
+    from featurestore.cli.hints import after_encoding
     from featurestore.store import Store
     from queries.sums import keep_sums
     from sae.encoding import encode as run_encode
@@ -34,6 +35,7 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     n_shards = len(opened.records(f"codes/{sae}"))
     click.echo(f"{n_new} of {n_shards} shards encoded{'' if n_new == n_shards else ', the others were there already'}.")
     click.echo(f"  codes/{sae}: {rows['codes']:,} rows; stats/{sae}: {rows['stats']:,} rows in {store}")
+    after_encoding(opened, sae)
 
 
 @click.group()
@@ -87,6 +89,7 @@ def import_(
       featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
       featurestore sae import ./batch.pt --k 32 --calibrate --hook unet.mid_block.attentions.0 --store ./store --name batch
     """
+    from featurestore.cli.hints import say_next
     from featurestore.saes import load_config
     from featurestore.store import Store
     from sae.formats.exchange import import_sae
@@ -98,6 +101,7 @@ def import_(
     click.echo(f"SAE {name!r}: {described(config)}")
     click.echo(f"  hook  {config['hook']}, its {config['io']}")
     click.echo(f"  in    {store / 'saes' / name}")
+    say_next("encode", "--store", store, "--sae", name)
 
 
 @sae.command()

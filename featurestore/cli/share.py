@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from featurestore.cli.hints import say_next
+
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
@@ -50,6 +52,7 @@ def unpack(bundle: Path, store: Path) -> None:
     with tqdm(desc="unpack", unit="B", unit_scale=True, disable=None) as bar:
         opened = run_unpack(bundle, store, bar.update)
     click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables.")
+    say_next("info", store)
 
 
 @click.command()
@@ -88,3 +91,4 @@ def pull(repo: str, store: Path, revision: str | None) -> None:
 
     opened = run_pull(repo, store, revision)
     click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables, every file as its record says.")
+    say_next("info", store)

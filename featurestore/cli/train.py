@@ -112,6 +112,7 @@ def train(
       featurestore train --store ./store --hook unet.up_blocks.1.attentions.1 --k 32 --expansion 16 --name styles
       torchrun --nproc-per-node 8 -m featurestore train --store ./store --hook … --name styles
     """
+    from featurestore.cli.hints import say_next
     from featurestore.store import Store
     from sae.feed.batches import PositionBatches
     from sae.training.logs import open_log
@@ -127,6 +128,7 @@ def train(
         records = train_many(opened, dict(sources), settings, progress=not quiet, device=device, on_report=report)
     for record in records if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(summary(opened, record, time.monotonic() - began))
+        say_next("encode", "--store", store, "--sae", record.shard)
 
 
 def named(names: Sequence[str], hooks: Sequence[str]) -> dict[str, str]:

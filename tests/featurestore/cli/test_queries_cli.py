@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 
 import pyarrow.parquet as pq
 import pytest
@@ -217,3 +218,15 @@ def test_an_empty_answer_still_has_its_columns(capsys, store):
         == "sae  feature"
     )
     assert json.loads(run(capsys, "sql", store.root, "select hook from activations", "--format", "json")[1]) == []
+
+
+def test_a_terminal_is_told_what_comes_next(capsys, store, tmp_path, monkeypatch):
+    score = ["score", store.root, "--sae", "s", "--by", "object"]
+    assert run(capsys, *score)[2] == ""  # not a script
+    monkeypatch.setattr("featurestore.cli.hints.sys.stderr.isatty", lambda: True, raising=False)
+    told = run(capsys, *score)[2].splitlines()[-1]
+    assert told == f"Next: featurestore export {store.root} --sae s --concept object=cat -o SELECTION.json"
+    path = tmp_path / "it's cat.json"
+    told = run(capsys, "export", store.root, "--sae", "s", "--concept", "object=cat", "-o", path)[2].splitlines()[-1]
+    assert shlex.split(told.removeprefix("Next: "))[:2] == ["featurestore", "generate"]
+    assert str(path) in shlex.split(told)
