@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--hooks", default="unet.*.attentions.*")
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
     parser.add_argument("--train-steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=1024, help="positions")
     args = parser.parse_args()
     family, _, concept = args.concept.partition("=")
 
@@ -34,7 +35,7 @@ def main() -> None:
     rows = []
     for hook in store.names("activations"):
         name = hook.replace(".", "-")
-        settings = TrainSettings(k=16, expansion=8, steps=args.train_steps, batch_size=1024)
+        settings = TrainSettings(k=16, expansion=8, steps=args.train_steps, batch_size=args.batch_size)
         train(store, hook, name, settings)
         metrics = load_metrics(store, name)
         encode(store, name)

@@ -93,7 +93,7 @@ def first_store(shell, tmp_path_factory):
     ("script", "arguments", "said"),
     [
         ("sweep_hooks", "prompts.csv sweep --concept style=neon --hooks 'unet.up_blocks.*.attentions.1' --steps 2 "
-         "--train-steps 5", "unet.up_blocks.1.attentions.1"),
+         "--train-steps 5 --batch-size 64", "unet.up_blocks.1.attentions.1"),
         ("compare_saes", "store styles other --concept style=neon", "nearest in other"),
         ("audit_prompts", "store neon.json prompts.csv audit --steps 2", "An image of cat in neon style."),
         ("track_feature", "store styles 0 prompts.csv track minicanvas minicanvas --steps 2", "mosaic"),
