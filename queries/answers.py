@@ -48,6 +48,24 @@ def ask(
         return answer(name, values)
 
 
+def ask_each(
+    store: Store, name: str, parameters: Sequence[Mapping[str, Value]], *, engine: Engine | None = None
+) -> Iterator[pa.Table]:
+    """Yield the answer to the question ``name`` for each of many values of its parameters, over one connection.
+
+    Only parameters that decide no relation may differ: ``feature``, ``sample``, ``step``, ``top`` and the like. Raises as
+    :func:`ask`.
+    """
+    asked = find_question(name)
+    every = [complete(store, asked, asked.bind(one), None) for one in parameters]
+    fixed = ("sae", "other_sae", "branch", "family", "concept", "other_concept")
+    if len({tuple(values.get(key) for key in fixed) for values in every}) > 1:
+        raise UsageError(f"question {name!r}, asked many times at once: {', '.join(fixed)} must be the same.")
+    if every:
+        with opened(store, [name], every[0], engine=engine or DuckDB(None)) as answer:
+            yield from (answer(name, values) for values in every)
+
+
 @contextmanager
 def opened(
     store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine, other: Store | None = None,

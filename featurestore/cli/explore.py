@@ -1,8 +1,12 @@
 """``featurestore explore``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from featurestore.store import Store
 
 
 @click.command()
@@ -13,21 +17,67 @@ import click
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: 8765, or any that is free]")
 @click.option("--no-browser", "browser", flag_value=False, default=True, help="Only print the address.")
-def explore(store: Path, model: str | None, port: int | None, browser: bool) -> None:
+@click.option(
+    "--export", "out", type=click.Path(path_type=Path), help="Instead: write the page as a folder for any static host."
+)
+@click.option(
+    "--features",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="With --export: best features of each concept.",
+)
+@click.option(
+    "--samples", type=click.IntRange(0), default=200, show_default=True, help="With --export: samples with their codes."
+)
+@click.option("--yes", is_flag=True, help="With --export: do not ask whether the size is right.")
+def explore(
+    store: Path,
+    model: str | None,
+    port: int | None,
+    browser: bool,
+    out: Path | None,
+    features: int,
+    samples: int,
+    yes: bool,
+) -> None:
     """Open STORE in a browser: its concepts, features and samples, SQL, and pictures without chosen features.
 
-    Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere, and nothing in the store is changed.
+    Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere. In the
+    store nothing is changed, but the sums that scores are made of are kept there when they are first needed.
 
     \b
     Example:
       featurestore explore ./store
       featurestore explore ./store --no-browser --port 9000
+    featurestore explore ./store --export ./page
     """
     from featurestore.explorer.server import serve
     from featurestore.store import Store
 
     opened = Store.open(store)
+    if out is not None:
+        export_page(opened, out, features, samples, yes)
+        return
     named = model or (opened.run or {}).get("model")
     click.echo(f"{opened.root}: open this address; Ctrl-C ends it.")
     serve(opened, model=named, port=port, browser=browser, say=click.echo)
     click.echo("Closed.")
+
+
+def export_page(store: "Store", out: Path, features: int, samples: int, yes: bool) -> None:
+    """Write a store's page to a folder, after its size was agreed to."""
+    from featurestore.explorer.export import Written, export
+
+    def agree(written: Written) -> bool:
+        click.echo(f"{written.files} files, {written.bytes / 1e6:.1f} MB → {out}")
+        return yes or click.confirm("Write them?", default=True)
+
+    written = export(
+        store, out, features=features, samples=samples, agree=agree, tell=lambda text: click.echo(f"— {text}", err=True)
+    )
+    click.echo(
+        "Nothing was written."
+        if written is None
+        else f"{out}: open it from any static host, such as 'python -m http.server'."
+    )

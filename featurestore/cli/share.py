@@ -1,10 +1,14 @@
 """``featurestore pack``, ``unpack``, ``push`` and ``pull``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.hints import say_next
+
+if TYPE_CHECKING:
+    from featurestore.store import Store
 
 
 @click.command()
@@ -60,7 +64,8 @@ def unpack(bundle: Path, store: Path) -> None:
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a repository that only you see.")
 @click.option("--revision", help="Branch, made if missing.  [default: main]")
-def push(store: Path, repo: str, private: bool, revision: str | None) -> None:
+@click.option("--with-explorer", is_flag=True, help="Also a page to look at it: the static Space REPO-explorer.")
+def push(store: Path, repo: str, private: bool, revision: str | None, with_explorer: bool) -> None:
     """Upload STORE to the data set repository REPO (user/name) of a hub; made if missing.
 
     Only what is committed is sent, data first, and nothing twice: the same command goes on after an interruption.
@@ -69,11 +74,28 @@ def push(store: Path, repo: str, private: bool, revision: str | None) -> None:
     \b
     Example:
       featurestore push ./store user/name
+      featurestore push ./store user/name --with-explorer
     """
     from featurestore.sharing.hub import push as run_push
     from featurestore.store import Store
 
-    click.echo(run_push(Store.open(store), repo, private, revision))
+    opened = Store.open(store)
+    click.echo(run_push(opened, repo, private, revision))
+    if with_explorer:
+        click.echo(_push_page(opened, repo, private))
+
+
+def _push_page(store: "Store", repo: str, private: bool) -> str:
+    """Write a store's page to a temporary folder and upload it."""
+    from tempfile import TemporaryDirectory
+
+    from featurestore.explorer.export import export
+    from featurestore.sharing.hub import push_page
+
+    with TemporaryDirectory() as directory:
+        page = Path(directory, "page")
+        export(store, page, agree=lambda w: click.echo(f"the page: {w.files} files, {w.bytes / 1e6:.1f} MB") is None)
+        return push_page(page, repo, private)
 
 
 @click.command()

@@ -18,6 +18,8 @@ THREADS = 3
 KEPT_BYTES = 128 * 2**20
 _STATE_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
+_DERIVED = frozenset({"sums", "totals"})
+"""made by the first question about scores: they change no answer"""
 
 T = TypeVar("T")
 
@@ -167,14 +169,16 @@ async def _stop(job: _Job, reason: str) -> None:
 
 def _fingerprint(manifest: Path) -> str:
     digest = hashlib.sha256()
-    for path, stat in _entries(manifest):
+    for path, stat in _entries(manifest, _DERIVED):
         digest.update(f"{path}\n{stat.st_mtime_ns}\n{stat.st_ino}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _entries(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(directory: Path, left_out: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         for entry in sorted(found, key=lambda e: e.name):
+            if entry.name in left_out:
+                continue
             if entry.is_dir():
                 yield from _entries(Path(entry.path))
             elif entry.name.endswith(".json"):

@@ -154,10 +154,9 @@ def python_lines(store: Store, entries: Sequence[Entry], names: Sequence[str], a
     """Return the Python lines that draw the same picture."""
     lines = [
         "from featurestore import Selection, Store",
-        "from queries.selections import select",
-        "from sae.diffusion.pipelines import RunSettings, generate, load_model",
-        "from sae.intervention.ablate import ablate",
-        "from sae.intervention.settings import Intervention, Window",
+        "from queries import select",
+        "from sae import Intervention, RunSettings, Window, ablate, load_model",
+        "from sae.diffusion.pipelines import generate",
         "",
         f"store = Store.open({str(store.root)!r})",
         f"model = load_model({asked['model']!r})",

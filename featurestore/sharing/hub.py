@@ -55,6 +55,27 @@ def push(store: Store, repo: str, private: bool = False, revision: str | None = 
     return str(url)
 
 
+def push_page(page: Path, repo: str, private: bool = False) -> str:
+    """Upload an exported page to the static Space ``<repo>-explorer``, made if missing; return its address.
+
+    Raises:
+        ShareError: nobody is logged in, the name cannot be a repository's, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api, space = HfApi(), f"{repo}-explorer"
+    with _hub_errors(space):
+        url = api.create_repo(space, repo_type="space", space_sdk="static", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=space,
+            folder_path=page,
+            repo_type="space",
+            commit_message=f"The explorer of {repo}",
+            delete_patterns=["data/*", "page/*"],
+        )
+    return str(url)
+
+
 @contextlib.contextmanager
 def _pushing(store: Store) -> Iterator[None]:
     claim = durable.Claim.take(store.root / ".work" / "claims" / "push")

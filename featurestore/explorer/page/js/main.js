@@ -95,7 +95,7 @@ function Header({ onHelp }) {
 }
 
 function View() {
-  const { address, overview } = useShared();
+  const { address, overview, provider } = useShared();
   const { sae, saeName } = useChosen();
   const page = PAGES[address.view];
   // A feature's number means something together with its SAE only: a copied address names it.
@@ -117,6 +117,9 @@ function View() {
   if (params.family && !overview.families.some((one) => one.name === params.family)) {
     return html`<section class="panel lacking"><h1>This store has no concept family “${short(params.family, 60)}”.</h1>
       <p>${overview.families.map((one) => html`<a href=${to("concepts", [], { family: one.name })}>${one.name}</a> `)}</p></section>`;
+  }
+  if (address.view === "sql" && !provider.can.sql) {
+    return html`<section class="panel lacking"><h1>This page was exported and runs no SQL.</h1><p>Where the store is: <code>featurestore explore ${overview.root}</code></p></section>`;
   }
   const Page = page[2] && address.args.length === 0 ? page[2] : page[0];
   return html`<${Page} key=${address.view + address.args[0]} args=${address.args} />`;

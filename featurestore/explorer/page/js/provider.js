@@ -9,4 +9,9 @@
 //   can                            {sql, live, grow}: what else this provider does
 import { HttpProvider } from "./http.js";
 
-export const openProvider = async () => new HttpProvider();
+export async function openProvider() {
+  const exported = document.querySelector('meta[name="featurestore-export"]');
+  if (!exported) return new HttpProvider();
+  const { FileProvider } = await import("./files.js");
+  return FileProvider.open(exported.content);
+}

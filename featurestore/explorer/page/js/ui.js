@@ -109,7 +109,7 @@ export function Tabs({ label, names, chosen, link }) {
 export const Field = ({ label, children }) => html`<label class="field"><span>${label}</span>${children}</label>`;
 
 export function Select({ label, value, options, onChange }) {
-  return html`<${Field} label=${label}><select value=${value} onChange=${(e) => onChange(e.currentTarget.value)}>
+  return html`<${Field} label=${label}><select value=${value} aria-label=${label} onChange=${(e) => onChange(e.currentTarget.value)}>
     ${options.map(([key, text]) => html`<option value=${key} selected=${key === value}>${text}</option>`)}</select></${Field}>`;
 }
 

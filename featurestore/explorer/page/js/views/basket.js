@@ -17,8 +17,8 @@ export function Basket() {
   return html`<header class="title"><h1>Basket</h1><p class="muted">Features to take out while the model draws.</p></header>
     ${wrong && html`<${Problem} error=${{ message: wrong }} />`}
     ${entries.length === 0 ? html`<${Empty} />` : html`<ul class="entries">${entries.map((e, i) => html`<li class="panel" key=${i}><${Entry} entry=${e} set=${(c) => set(i, c)} remove=${() => keep(entries.filter((_, k) => k !== i))} /></li>`)}</ul>`}
-    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} prompt=${prompt} />` : html`<${provider.Shown} entries=${entries} />`}
-    ${entries.length > 0 && !wrong && html`<${Files} entries=${entries} prompt=${prompt} />`}
+    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} prompt=${prompt} />` : html`<${Elsewhere} />`}
+    ${provider.can.live && entries.length > 0 && !wrong && html`<${Files} entries=${entries} prompt=${prompt} />`}
     ${provider.can.live && html`<${Load} />`}`;
 }
 
@@ -49,6 +49,13 @@ function Entry({ entry, set, remove }) {
       <${Number_} label="Multiplier" value=${entry.multiplier} min=${-1000} max=${1000} step="any" onChange=${(n) => set({ multiplier: n })} /><${Help} word="multiplier" />
       ${options.length > 1 && html`<${Select} label="From timestep" value=${String(first)} options=${options} onChange=${(t) => window(Number(t), last)} />
       <${Select} label="to" value=${String(last)} options=${options} onChange=${(t) => window(first, Number(t))} />`}</div>`;
+}
+
+// A page without a server draws nothing: the same basket where the store is.
+function Elsewhere() {
+  const { overview } = useShared();
+  const text = `featurestore explore ${overview.root}\n# then open in it:\n${location.hash}`;
+  return html`<${Panel} title="Try it where the store is" wide><p>This page was exported: pictures are drawn, files saved and statements run by the explorer itself.</p><${Code} text=${text} label="Command" /></${Panel}>`;
 }
 
 // What the basket is as files, as commands and as Python.

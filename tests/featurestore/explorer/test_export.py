@@ -1,0 +1,173 @@
+"""The exported page: both providers answer alike over one store, and it opens from any static host."""
+
+import functools
+import http.server
+import json
+import threading
+from typing import ClassVar
+
+import pytest
+
+from featurestore.errors import UsageError
+from featurestore.explorer.export import export
+from tests.builders.browser import browsing, chromium, find_browser, serving
+from tests.builders.explored import explored_store
+
+NO_BROWSER = "no Chromium found: install it, or name one in FEATURESTORE_BROWSER"
+pytestmark = pytest.mark.filterwarnings("ignore:.* few for an interval")
+
+
+@pytest.fixture(scope="module")
+def page(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "page"
+    export(store, out, features=12)
+    return out
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def static(page):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=page))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+def calls(store):
+    """What the views ask a provider."""
+    base = {"sae": "s", "branch": "cond"}
+    sample = str(store.records("samples")[0].sample_ids[2])
+    feature = {**base, "feature": 2}
+    concept = {**base, "family": "style", "concept": "neon"}
+    return [
+        ["overview"], ["samples"], ["directions", "s", 2, 15],
+        ["ask", "sae_steps", base], ["ask", "dense_features", {**base, "threshold": 0}],
+        ["ask", "best_scores", {**base, "family": "style", "top": 6}],
+        ["ask", "overlap_matrix", {**base, "family": "object", "top": 2}],
+        ["ask", "concept_scores", {**concept, "top": 24}], ["ask", "bootstrap", {**concept, "top": 8}],
+        ["ask", "timestep_profile", feature], ["ask", "feature_concepts", feature],
+        ["ask", "top_samples", {**feature, "top": 12}], ["ask", "sample_bands", {**feature, "bands": 4, "top": 8}],
+        ["ask", "coactivation", {**feature, "top": 15}], ["ask", "cell_samples", {**feature, "step": 1, "top": 8}],
+        ["ask", "feature_map", {**feature, "sample": sample}],
+        ["ask", "position_features", {**base, "sample": sample, "step": 1}],
+        ["ask", "sample_features", {**base, "sample": sample, "top": 100}],
+    ]  # fmt: skip
+
+
+ASKED = """async ([file, name, calls]) => {
+    const module = await import(file);
+    const provider = name === 'FileProvider' ? await module[name].open('data') : new module[name]();
+    return Promise.all(calls.map(([method, ...args]) => provider[method](...args)));
+}"""
+LEFT_OUT = {"state", "model", "live", "export", "seconds", "parameters", "command"}
+
+
+def alike(answer):
+    """An answer without what only one of the two can know."""
+    kept = {key: value for key, value in answer.items() if key not in LEFT_OUT}
+    return {**kept, "types": None} if "types" in kept else kept
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
+def test_both_providers_answer_alike(store, static, browser):
+    asked = calls(store)
+    with serving(store) as base, browsing(base, browser=browser) as visit:
+        live = visit.open().evaluate(ASKED, [f"{base}/page/js/http.js", "HttpProvider", asked])
+    with browsing(static, browser=browser) as visit:
+        visit.page.goto(static)
+        files = visit.page.evaluate(ASKED, [f"{static}/page/js/files.js", "FileProvider", asked])
+    for call, one, other in zip(asked, live, files, strict=True):
+        assert alike(other) == alike(one), call
+        assert one.get("n_rows", 1) > 0, call
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
+def test_every_view_opens_from_a_static_host(store, static, browser):
+    sample = store.records("samples")[0].sample_ids[0]
+    with browsing(static, browser=browser) as visit:
+        visit.page.goto(static)
+        visit.settled()
+        for address in ("#/store", "#/concepts", "#/concept/style/neon", "#/features", "#/feature/2", "#/samples",
+                        f"#/samples/{sample}?at=1&feature=2", "#/basket?basket=s,style,neon,cond,t2,-5,", "#/sql"):  # fmt: skip
+            page = visit.go(address)
+            assert page.locator("main .problem").count() == 0, address
+        assert "featurestore explore" in page.locator("main").inner_text()
+        visit.go("#/concept/style/neon")
+        assert page.locator(".heat-canvas").count() == 1
+        assert page.locator(".cell img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 8
+
+
+def test_the_size_is_told_before_anything_is_written(store, tmp_path):
+    told = []
+
+    def refuse(written):
+        told.append(written)
+        assert not (tmp_path / "page").exists()
+        return False
+
+    assert export(store, tmp_path / "page", features=1, samples=0, agree=refuse) is None
+    assert told[0].files > 10
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "page").mkdir()
+    with pytest.raises(UsageError, match="page exists: name a new directory for --export"):
+        export(store, tmp_path / "page")
+
+
+def test_a_store_without_pictures_labels_or_codes_is_exported_as_far_as_it_goes(tmp_path):
+    store = explored_store(tmp_path / "bare", pictures=False, labels={})
+    for record in [r for table in ("codes/s", "stats/s") for r in store.records(table)]:
+        store.remove(record)
+    export(store, tmp_path / "page")
+    found = json.loads((tmp_path / "page/data/overview.json").read_text())
+    assert {one["what"] for one in found["missing"]} == {"pictures", "labels", "codes"}
+    assert not (tmp_path / "page/data/pictures").exists()
+
+
+def test_names_that_are_meant_to_harm_do_not_leave_the_folder(tmp_path):
+    from tests.builders.explored import HOSTILE
+
+    names = ["../../evil", *HOSTILE[1:]]
+    export(
+        explored_store(tmp_path / "store", names=names, labels={"style": names}), tmp_path / "out" / "page", features=1
+    )
+    outside = {path.name for path in tmp_path.iterdir()} | {path.name for path in (tmp_path / "out").iterdir()}
+    assert outside == {"store", "out", "page"}
+
+
+def test_push_puts_the_page_beside_the_data_set(store, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from featurestore.cli import main
+
+    class Hub:
+        sent: ClassVar[dict] = {}
+
+        def create_repo(self, repo, **kwargs):
+            assert kwargs["repo_type"] == ("space" if repo.endswith("-explorer") else "dataset")
+            return f"hub/{repo}"
+
+        def upload_folder(self, *, repo_id, folder_path, **kwargs):
+            files = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
+            self.sent.setdefault(repo_id, []).extend(files)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    with pytest.raises(SystemExit) as stop:
+        main(["push", str(store.root), "user/name", "--with-explorer"])
+    assert not stop.value.code
+    assert {"index.html", "README.md", "page/js/main.js", "data/overview.json"} <= set(Hub.sent["user/name-explorer"])
+    assert not [path for path in Hub.sent["user/name"] if "index.html" in path]
