@@ -89,12 +89,15 @@ def _push_page(store: "Store", repo: str, private: bool) -> str:
     """Write a store's page to a temporary folder and upload it."""
     from tempfile import TemporaryDirectory
 
+    from featurestore.cli.store import human_bytes
     from featurestore.explorer.export import export
     from featurestore.sharing.hub import push_page
 
     with TemporaryDirectory() as directory:
         page = Path(directory, "page")
-        export(store, page, agree=lambda w: click.echo(f"the page: {w.files} files, {w.bytes / 1e6:.1f} MB") is None)
+        written = export(store, page)
+        if written is not None:
+            click.echo(f"the page: {written.files} files, {human_bytes(written.bytes)}")
         return push_page(page, repo, private)
 
 

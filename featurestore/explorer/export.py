@@ -105,7 +105,10 @@ def _write(store: Store, out: Path, features: int, samples: int, tell: Callable[
     about = {"features": features, "samples": [str(i) for i in chosen]}
     for name in ("feature_map", "position_features"):  # answered from the codes of one sample
         index[name] = {"sql": find_question(name).sql, "types": {}, "answers": {}}
-    _json(out / "data/overview.json", {**found, "state": "export", "model": None, "live": False, "export": about})
+    _json(
+        out / "data/overview.json",
+        {**overview(store), "state": "export", "model": None, "live": False, "export": about},
+    )
     _json(out / "data/index.json", index)
 
 
