@@ -85,7 +85,7 @@ def _io_tensor(
 ) -> Tensor:
     if io == "output":
         return take(output, hook, module)
-    entering = module_input(args, kwargs, hook)
+    entering = module_input(module, args, kwargs, hook)
     if io == "input":
         return entering
     leaving = take(output, hook, module)

@@ -136,6 +136,7 @@ class RunOptions:
     negative_prompt: str
     height: int | None
     width: int | None
+    frames: int | None
     seeds: list[int]
     batch_size: int
 
@@ -151,6 +152,7 @@ class RunOptions:
             height=self.height,
             width=self.width,
             true_cfg=self.true_cfg,
+            frames=self.frames,
         )
 
 
@@ -262,6 +264,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--negative-prompt", default="", help="The same for every picture."),
         click.option("--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
         click.option("--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
+        click.option("--frames", type=click.IntRange(1), help="Of a video.  [default: the pipeline's own]"),
         click.option(
             "--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once per seed: 0,1,5 or 0-4."
         ),

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from featurestore.errors import ModelError, UsageError
+from featurestore.errors import ModelError, UsageError, nearest
 from sae.diffusion.calls import (
     Branches,
     DenoiserCall,
     Reader,
     Running,
     Steps,
+    alone,
     check_batch,
+    guided,
     halves,
+    halves_cond_first,
     passes,
 )
 
@@ -57,27 +60,80 @@ def _with_skipped_layers(call: Running) -> Branches:
     return ("skip",) if call.arguments.get("skip_layers") is not None else halves(call)
 
 
+def _with_perturbed(call: Running) -> Branches:
+    """Both halves, then the conditional once more with perturbed attention, all in one call (PAG)."""
+    return (*halves(call), *(("perturbed",) if call.pipe.do_perturbed_attention_guidance else ()))
+
+
+def _with_image(call: Running) -> Branches:
+    """Text and picture, the picture alone, neither: three parts of one call (InstructPix2Pix)."""
+    return ("cond", "image", "uncond") if guided(call) else ("cond",)
+
+
+def _applied(call: Running) -> Branches:
+    """Both halves in one call, the conditional first, at the steps where guidance is applied (Z-Image)."""
+    return ("cond", "uncond") if call.variable("apply_cfg") else ("cond",)
+
+
 # Pictures of exactly the size asked for, and prompts as they are stored, whatever else is installed.
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
-_FROM_PICTURE = Architecture(needs_image=True)
-_SD3 = Architecture(_with_skipped_layers, patch=2)
+_LDM, _MMDIT = Architecture(), Architecture(_with_skipped_layers, patch=2)
 _FLUX = Architecture(passes, two_pass=True, patch=2)
 
+
+def _named(kind: Architecture, *names: str) -> dict[str, Architecture]:
+    return {f"{name}Pipeline": kind for name in names}
+
+
 ARCHITECTURES = {
-    "StableDiffusionPipeline": Architecture(),
-    "StableDiffusionXLPipeline": Architecture(),
-    "StableDiffusionImg2ImgPipeline": _FROM_PICTURE,
-    "StableDiffusionXLImg2ImgPipeline": _FROM_PICTURE,
-    "StableDiffusion3Pipeline": _SD3,
-    "PixArtSigmaPipeline": Architecture(patch=2, options=_AS_ASKED),
-    "FluxPipeline": _FLUX,
-}
+    **_named(_LDM, "StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel"),
+    **_named(
+        _LDM._replace(needs_image=True),
+        "StableDiffusionImg2Img", "StableDiffusionInpaint", "StableDiffusionControlNet", "StableDiffusionControlNetImg2Img",
+        "StableDiffusionControlNetInpaint", "LatentConsistencyModelImg2Img", "StableDiffusionXLImg2Img",
+        "StableDiffusionXLInpaint", "StableDiffusionXLControlNet", "StableDiffusionXLControlNetImg2Img",
+        "StableDiffusionXLControlNetInpaint",
+    ),
+    **_named(Architecture(_with_perturbed), "StableDiffusionPAG", "StableDiffusionXLPAG"),
+    **_named(Architecture(_with_image, needs_image=True), "StableDiffusionInstructPix2Pix"),
+    **_named(_MMDIT, "StableDiffusion3"),
+    **_named(_MMDIT._replace(needs_image=True), "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
+    **_named(_FLUX, "Flux"),
+    **_named(_FLUX._replace(needs_image=True), "FluxImg2Img", "FluxInpaint", "FluxKontext"),
+    **_named(Architecture(alone, patch=2, needs_image=True), "FluxFill", "FluxControl"),
+    **_named(Architecture(patch=2, options=_AS_ASKED), "PixArtSigma", "PixArtAlpha"),
+    **_named(Architecture(options=_AS_ASKED), "Sana"),
+    **_named(Architecture(patch=2), "AuraFlow", "CogVideoX", "HunyuanDiT"),
+    **_named(Architecture(), "LTX"),
+    **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan"),
+    **_named(Architecture(passes, two_pass=True, patch=2), "QwenImage", "HunyuanVideo"),
+    **_named(Architecture(alone, patch=2), "Flux2"),
+    **_named(Architecture(_applied, patch=2), "ZImage"),
+    **_named(Architecture(halves_cond_first, options={}), "DiT"),
+    **_named(Architecture(alone, samples="image"), "DDPM", "DDIM"),
+}  # fmt: skip
 """by the name of diffusers' class"""
 _declared: dict[type, Architecture] = {}
 
-_JOINT_BLOCKS = frozenset({"JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"})
-"""classes that return ``(encoder_hidden_states, hidden_states)``"""
-BLOCKS = _JOINT_BLOCKS | {"Transformer2DModel", "ResnetBlock2D", "BasicTransformerBlock"}
+_TEXT_FIRST = """
+    AuraFlowJoint Bria BriaFibo BriaSingle Chroma Flux Flux3Single FluxSingle Joint LongCatImage LongCatImageSingle OvisImage
+    OvisImageSingle QwenImage Flux2
+"""
+_IMAGE_FIRST = """
+    CogView3Plus CogView4 EasyAnimate GlmImage HiDreamImage HunyuanImage HunyuanImageSingle HunyuanVideo HunyuanVideo15
+    HunyuanVideoSingle HunyuanVideoTokenReplace HunyuanVideoTokenReplaceSingle JoyImage JoyImageEditPlus Mochi MotifVideo
+    MotifVideoSingle
+"""
+STREAMS = {f"{name}TransformerBlock": ("encoder_hidden_states", "hidden_states") for name in _TEXT_FIRST.split()}
+STREAMS |= {f"{name}TransformerBlock": ("hidden_states", "encoder_hidden_states") for name in _IMAGE_FIRST.split()}
+STREAMS |= dict.fromkeys(("CogVideoXBlock", "ConsisIDBlock"), ("hidden_states", "encoder_hidden_states"))
+"""classes of diffusers whose modules return two streams, and in which order"""
+_ONE_STREAM = """
+    AuraFlowSingleTransformerBlock BasicTransformerBlock ChromaSingleTransformerBlock Flux2SingleTransformerBlock
+    HunyuanDiTBlock LTXVideoTransformerBlock Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
+    WanTransformerBlock ZImageTransformerBlock
+"""
+BLOCKS = set(STREAMS) | set(_ONE_STREAM.split())
 """classes whose modules can be captured; named when another cannot"""
 
 
@@ -128,9 +184,10 @@ def architecture(pipe: Any) -> Architecture:
             return _declared[cls]
         if cls.__name__ in ARCHITECTURES:
             return ARCHITECTURES[cls.__name__]
+    name = type(pipe).__name__
     raise ModelError(
-        f"{type(pipe).__name__} is not known: say how its calls are read with sae.diffusion.declare, or use one of "
-        f"diffusers' {', '.join(ARCHITECTURES)}."
+        f"{name} is not known: say how its calls are read with sae.diffusion.declare, or use one of those that "
+        f"docs/pipelines.md lists.{nearest(name, ARCHITECTURES)}"
     )
 
 
@@ -142,9 +199,11 @@ def split_hook(hook: str) -> tuple[str, str]:
 
 def has_encoder_stream(module: Any) -> bool:
     """Say whether a module also returns ``encoder_hidden_states``; the last block of SD3 does not."""
-    return type(module).__name__ in _JOINT_BLOCKS and not getattr(module, "context_pre_only", False)
+    return type(module).__name__ in STREAMS and not getattr(module, "context_pre_only", False)
 
 
 def output_index(module: Any, hook: str) -> int:
     """Return which element of a tuple that ``module`` returns is the stream that ``hook`` names."""
-    return 1 if type(module).__name__ in _JOINT_BLOCKS and not split_hook(hook)[1] else 0
+    wanted = "encoder_hidden_states" if split_hook(hook)[1] else "hidden_states"
+    streams = STREAMS.get(type(module).__name__, (wanted,))
+    return streams.index(wanted)

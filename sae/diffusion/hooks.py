@@ -6,6 +6,7 @@ scheduler or another number of steps are right without being told.
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -157,28 +158,32 @@ def put(output: Any, tensor: Tensor, hook: str, module: nn.Module) -> Any:
     return dataclasses.replace(output, **{dataclasses.fields(output)[0].name: tensor})
 
 
-def module_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> Tensor:
+def module_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> Tensor:
     """Return the tensor that a module was called with: its first argument, or ``hidden_states`` or ``sample``.
 
     For an ``-encoder`` hook: ``encoder_hidden_states``.
     """
-    where = _input_key(args, kwargs, hook)
-    entering = args[0] if where == 0 else kwargs.get(str(where))
+    where = _input_key(module, args, kwargs, hook)
+    entering = args[where] if isinstance(where, int) else kwargs.get(where)
     return _checked(entering, hook, "is called with")
 
 
 def with_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, hook: str
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, hook: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a module's arguments with the tensor of :func:`module_input` replaced."""
-    where = _input_key(args, kwargs, hook)
-    return ((tensor, *args[1:]), kwargs) if where == 0 else (args, {**kwargs, str(where): tensor})
+    where = _input_key(module, args, kwargs, hook)
+    if isinstance(where, int):
+        return (*args[:where], tensor, *args[where + 1 :]), kwargs
+    return args, {**kwargs, where: tensor}
 
 
-def _input_key(args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> int | str:
-    if split_hook(hook)[1]:
-        return "encoder_hidden_states"
-    return 0 if args else "sample" if "sample" in kwargs else "hidden_states"
+def _input_key(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> int | str:
+    if not split_hook(hook)[1]:
+        return 0 if args else "sample" if "sample" in kwargs else "hidden_states"
+    name = "encoder_hidden_states"
+    places = list(inspect.signature(type(module).forward).parameters)[1 : 1 + len(args)]
+    return places.index(name) if name in places else name
 
 
 def _checked(value: Any, hook: str, verb: str) -> Tensor:

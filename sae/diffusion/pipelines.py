@@ -1,13 +1,16 @@
 """Run a text-to-image pipeline, and describe the run."""
 
+import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from featurestore.errors import UsageError
+from featurestore.errors import UsageError, nearest
 from sae.diffusion.architectures import architecture
+from sae.diffusion.calls import alone
 from sae.diffusion.faults import mark, watch_decoder
 from sae.diffusion.loading import DTYPES, LoadSettings, Model, load_model
 from sae.diffusion.modules import denoiser
@@ -39,6 +42,8 @@ class RunSettings:
     width: int | None = None
     true_cfg: float = 1.0
     """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser is told (FLUX)"""
+    frames: int | None = None
+    """of a video"""
 
 
 def with_guidance(run: RunSettings, scale: float | None) -> RunSettings:
@@ -59,7 +64,14 @@ def check_run(model: Model, settings: RunSettings) -> None:
         raise UsageError(f"--true-cfg {settings.true_cfg:g}: {type(pipe).__name__} has none, use --guidance.")
     if settings.negative_prompt and kind.two_pass and settings.true_cfg <= 1:
         raise UsageError(f"--negative-prompt: {type(pipe).__name__} uses it with --true-cfg above 1 only.")
-    multiple = max(8, pipe.vae_scale_factor * kind.patch)  # Pipelines ask for 8 whatever their autoencoder.
+    for option, value in (("--height", settings.height), ("--width", settings.width), ("--frames", settings.frames)):
+        name = {"--frames": "num_frames"}.get(option, option.removeprefix("--"))
+        if value is not None and not takes(pipe, name):
+            raise UsageError(f"{option} {value}: {type(pipe).__name__} makes pictures of its own size only.")
+    if settings.negative_prompt and not takes(pipe, "negative_prompt"):
+        raise UsageError(f"--negative-prompt: {type(pipe).__name__} takes none.")
+    # Pipelines ask for 8 whatever their autoencoder.
+    multiple = max(8, pixels_per_latent(pipe) * kind.patch) if takes(pipe, "height") else 1
     for option, pixels in zip(("--height", "--width"), picture_size(pipe, settings), strict=True):
         if pixels % multiple:
             raise UsageError(f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}.")
@@ -75,7 +87,7 @@ def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
     option, scale = "--guidance", settings.guidance
     if architecture(model.pipe).two_pass:
         option, scale = "--true-cfg", settings.true_cfg
-    distilled = config.get("time_cond_proj_dim") is not None
+    distilled = config.get("time_cond_proj_dim") is not None or architecture(model.pipe).branches is alone
     if branch != "cond" and (scale <= 1 or distilled):
         why = f"{model.name} has guidance distilled" if distilled else f"branch {branch} with {option} {scale:g}"
         raise UsageError(f"{why}: without guidance there is no unconditional half.")
@@ -98,6 +110,7 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         "width": width,
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
         **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
+        **({"frames": settings.frames} if settings.frames is not None else {}),
         **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
         **model.additions,
     }
@@ -108,12 +121,44 @@ def _plain(config: dict[str, Any]) -> Any:
     return json.loads(json.dumps(config, default=str), parse_constant=str)
 
 
+def arguments_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Return what a pipeline can be called with."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def takes(pipe: Any, name: str) -> bool:
+    """Say whether a pipeline can be called with an argument."""
+    own = arguments_of(pipe)
+    return name in own or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values())
+
+
+def pixels_per_latent(pipe: Any) -> int:
+    """Return how many pixels of a picture a latent pixel stands for, in each direction; 1 without an autoencoder."""
+    if hasattr(pipe, "vae_scale_factor"):
+        return int(pipe.vae_scale_factor)
+    for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
+        if hasattr(pipe, name):
+            return int(getattr(pipe, name))
+    vae = getattr(pipe, "vae", None)
+    return 1 if vae is None else int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
 def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
-    """Return the pictures' height and width: as set, or the model's own."""
+    """Return the pictures' height and width: as set, or the model's own.
+
+    Raises:
+        UsageError: neither says it.
+    """
     config: Any = denoiser(pipe).config
-    size = config.get("sample_size") or pipe.default_sample_size
-    own = (size, size) if isinstance(size, int) else tuple(size)
-    return settings.height or own[0] * pipe.vae_scale_factor, settings.width or own[1] * pipe.vae_scale_factor
+    size = config.get("sample_size") or getattr(pipe, "default_sample_size", None)
+    if size is not None:
+        own = [pixels * pixels_per_latent(pipe) for pixels in ((size, size) if isinstance(size, int) else size)]
+    else:
+        own = [getattr(arguments_of(pipe).get(name), "default", None) for name in ("height", "width")]
+    height, width = settings.height or own[0], settings.width or own[1]
+    if height is None or width is None:
+        raise UsageError(f"{type(pipe).__name__} does not say the size of its pictures: give --height and --width.")
+    return height, width
 
 
 def generate(
@@ -132,6 +177,10 @@ def generate(
     """
     check_run(model, settings)
     given = call_arguments(model, settings, prompts)
+    if output_type == "pil" and "num_frames" in arguments_of(model.pipe):
+        raise UsageError(
+            f"{type(model.pipe).__name__} makes videos, which are not kept as pictures: collect without --images."
+        )
     if latents is not None:
         given["latents"] = latents
     device = model.pipe._execution_device.type  # Offloaded weights are elsewhere between calls.
@@ -141,8 +190,10 @@ def generate(
         watch_decoder(model.pipe) as decoded,
     ):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        if output_type == "latent" and not takes(model.pipe, "latents"):
+            output_type = "pt"  # A model of pixels has no latents.
         result = model.pipe(**given, generator=generators, output_type=output_type)
-    images = list(result.images)
+    images = list(result.frames if hasattr(result, "frames") else result.images)
     if output_type == "pil":
         mark(images, getattr(result, "nsfw_content_detected", None), decoded.of(len(images)))
     return images
@@ -151,16 +202,40 @@ def generate(
 def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> dict[str, Any]:
     """Return what the pipeline is called with for a run of prompts, beside noise and the kind of output."""
     height, width = picture_size(model.pipe, settings)
-    given = {
+    offered = {
         "prompt": prompts,
         "num_inference_steps": settings.n_steps,
         "guidance_scale": settings.guidance,
         "height": height,
         "width": width,
+        **({"num_frames": settings.frames} if settings.frames is not None else {}),
         **architecture(model.pipe).options,
     }
+    given = {name: value for name, value in offered.items() if takes(model.pipe, name)}
+    if "class_labels" in arguments_of(model.pipe):
+        given["class_labels"] = [class_label(model.pipe, prompt) for prompt in prompts]
+    elif not takes(model.pipe, "prompt"):
+        given["batch_size"] = len(prompts)
     if settings.true_cfg > 1:
         given["true_cfg_scale"] = settings.true_cfg
     if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
         given["negative_prompt"] = [settings.negative_prompt] * len(prompts)
     return given
+
+
+def class_label(pipe: Any, prompt: str) -> int:
+    """Return the class that a prompt of a class-conditional model names: its number, or one of the model's words for it.
+
+    Raises:
+        UsageError: it names none.
+    """
+    config: Any = denoiser(pipe).config
+    n_classes = int(config.get("num_embeds_ada_norm") or 1000)
+    words = getattr(pipe, "labels", None) or {}
+    label = int(prompt) if prompt.strip().isdecimal() else words.get(prompt.strip())
+    if label is None or label >= n_classes:
+        raise UsageError(
+            f"prompt {prompt!r}: {type(pipe).__name__} draws classes: expected a number below {n_classes}"
+            f"{', or a name.' + nearest(prompt, words) if words else '.'}"
+        )
+    return int(label)

@@ -80,9 +80,9 @@ class Editor:
         # Look-ups, counting and choosing positions are no part of a compiled graph.
         @torch.compiler.disable
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            entering = module_input(args, kwargs, hook)
+            entering = module_input(module, args, kwargs, hook)
             edited = self._edited(entering, entering, watched)
-            return None if edited is None else with_input(args, kwargs, edited, hook)
+            return None if edited is None else with_input(module, args, kwargs, edited, hook)
 
         return before
 
@@ -92,7 +92,7 @@ class Editor:
         @torch.compiler.disable
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             leaving = take(output, hook, module)
-            seen = leaving - module_input(args, kwargs, hook) if io == "difference" else leaving
+            seen = leaving - module_input(module, args, kwargs, hook) if io == "difference" else leaving
             edited = self._edited(seen, leaving, watched)
             return None if edited is None else put(output, edited, hook, module)
 

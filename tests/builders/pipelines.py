@@ -134,13 +134,20 @@ def tiny_sd3(directory: Path) -> StableDiffusion3Pipeline:
     )  # fmt: skip
 
 
+def flux_transformer(**changes):
+    """FLUX.1's, small."""
+    settings = {
+        "patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8,
+        "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16, "guidance_embeds": True,
+        "axes_dims_rope": (2, 2, 4),
+    }  # fmt: skip
+    return FluxTransformer2DModel(**(settings | changes))
+
+
 def tiny_flux(directory: Path) -> FluxPipeline:
     """As FLUX.1-dev: guidance embedded, blocks over two streams and single blocks over both joined."""
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+    transformer = flux_transformer()
     return FluxPipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=_vae(shift_factor=0.1), text_encoder=_clip(), tokenizer=tokenizer(directory / "words"), text_encoder_2=_t5(),

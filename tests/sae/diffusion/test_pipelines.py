@@ -327,25 +327,16 @@ def test_a_repeated_timestep_is_another_step_and_a_second_pass_is_not(passes):
         steps.advance(schedule, 7.0, ("cond",))
 
 
-def test_models_that_are_no_text_to_image_pipeline(tmp_path):
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+def test_models_that_are_no_pipeline(tmp_path):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
         vocab_size=190, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     CLIPTextModel(config).save_pretrained(tmp_path / "clip")
-    unet = UNet2DModel(
-        16, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4
-    )
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    for name, message in {
-        "clip": "is no diffusers pipeline: it has no model_index.json",
-        "ddpm": "DDPMPipeline is not known: say how its calls are read with sae.diffusion.declare, or use one of ",
-    }.items():
-        with pytest.raises(ModelError, match=message) as caught:
-            load_model(str(tmp_path / name), "cpu")
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"is no diffusers pipeline: it has no model_index\.json") as caught:
+        load_model(str(tmp_path / "clip"), "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_denoiser_called_outside_of_its_pipeline_is_refused(architectures):
