@@ -65,7 +65,11 @@ def sae() -> None:
 @click.option("--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say.")
 @click.option("--threshold", type=float, help="Of a BatchTopK SAE, where the file does not say.")
 @click.option("--calibrate", is_flag=True, help="Find it on the store's activations, as training does.")
-@click.option("--architecture", type=click.Choice(["topk"]), help="Serve a BatchTopK SAE as TopK: another function.")
+@click.option(
+    "--architecture",
+    type=click.Choice(["topk", "relu"]),
+    help="Serve a BatchTopK SAE as TopK: another function. Or what a file of overcomplete is that does not say it: relu.",
+)
 def import_(
     path: str,
     store: Path,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse, state_dict
+from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse, state_dict, unit_rows
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
@@ -28,6 +28,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if not isinstance(trainer, dict):
         raise SAEError(f"{path} has no trainer: it is no configuration of dictionary_learning.")
     kind = trainer.get("dict_class")
+    if kind in _OTHER:
+        refuse(path, "dict_class", kind, _OTHER[kind])
     if kind not in _READERS:
         refuse(path, "dict_class", kind, f"only {', '.join(_READERS)} are known here")
     buffer = fields.get("buffer") or {}
@@ -68,8 +70,8 @@ def _k(path: Path, trainer: dict[str, Any], taken: Taken) -> int:
 
 
 def _standard(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
-    """``ReLU``: a threshold of 0."""
-    tensors = _linear(taken, config["d_in"], config["n_latents"], "bias")
+    """``ReLU``: a threshold of 0. With unit rows in the decoder, as the library's ``load_dictionary`` gives them."""
+    tensors = unit_rows(taken, _linear(taken, config["d_in"], config["n_latents"], "bias"), "its own loader")
     tensors["threshold"] = torch.zeros(config["n_latents"])
     return Foreign(config | {"architecture": "jumprelu"}, tensors)
 
@@ -128,3 +130,8 @@ _READERS = {
     "MatryoshkaBatchTopKSAE": _matryoshka,
     "JumpReluAutoEncoder": _jumprelu,
 }
+_OTHER = {
+    "GatedAutoEncoder": "a gate of its own decides which latents fire: two encoders, where an SAE here has one",
+    "CrossCoder": "it reads several layers at once",
+}
+"""classes that are another function than any SAE here"""

@@ -46,7 +46,7 @@ class Taken:
     """The tensors of a file, each to be taken once; none may be left."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self.path, self._tensors, self._taken = path, dict(tensors), set[str]()
+        self.path, self._tensors, self._taken = path, _unwrapped(tensors), set[str]()
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -69,6 +69,8 @@ class Taken:
             SAEError: it is missing, of another shape, of integers, or not finite.
         """
         tensor = self._get(name)
+        if len(shape) == 1 and list(tensor.shape) == [1, *shape]:  # A vector that was kept as one row.
+            tensor = tensor[0]
         if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             found = f"{name} is {kind} {list(tensor.shape)}"
@@ -139,18 +141,47 @@ def read_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
-def read_tensors(path: Path) -> Taken:
-    """Return the tensors of a safetensors file.
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the ``_orig_mod.`` or ``module.`` that a compiled or distributed module has before all names."""
+    for prefix in ("_orig_mod.", "module."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return dict(tensors)
+
+
+def is_there(directory: Path, name: str) -> bool:
+    """Say whether a directory has a file, or the shards of one."""
+    return (directory / name).is_file() or bool(_shards(directory / name))
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return ``name-00001-of-00003.safetensors`` and the others of them.
 
     Raises:
-        SAEError: there is none.
+        SAEError: some are missing.
     """
-    try:
-        return Taken(path, safetensors.torch.load(path.read_bytes()))
-    except OSError as error:
-        raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
-    except safetensors.SafetensorError as error:
-        raise SAEError(f"{path} is no safetensors file: {error}.") from error
+    found = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+    n = int(found[0].stem.rpartition("-of-")[2]) if found and found[0].stem.rpartition("-of-")[2].isdecimal() else 0
+    if len(found) != n:
+        raise SAEError(f"{path.parent} has {len(found)} of the {n} shards of {path.name}.")
+    return found
+
+
+def read_tensors(path: Path) -> Taken:
+    """Return the tensors of a safetensors file, or of its shards.
+
+    Raises:
+        SAEError: there is none, or a shard is missing.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in [path] if path.is_file() else _shards(path) or [path]:
+        try:
+            tensors |= safetensors.torch.load(file.read_bytes())
+        except OSError as error:
+            raise SAEError(f"{file} cannot be read: {error.strerror}.") from error
+        except safetensors.SafetensorError as error:
+            raise SAEError(f"{file} is no safetensors file: {error}.") from error
+    return Taken(path, tensors)
 
 
 def state_dict(path: Path, within: str = "") -> Taken:
@@ -168,6 +199,19 @@ def state_dict(path: Path, within: str = "") -> Taken:
         expected = f"tensors under {within!r}" if within else "named tensors"
         raise SAEError(f"{path} holds {', '.join(map(repr, wrong[:8]))}, expected only {expected}.")
     return Taken(path, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+
+def unit_rows(taken: Taken, tensors: dict[str, Tensor], by: str) -> dict[str, Tensor]:
+    """Return an SAE's tensors with pre-activations times ``‖W_dec[i]‖``, and ``W_dec`` of unit rows: the same reconstruction.
+
+    Raises:
+        SAEError: a row of zeros has no direction; ``by`` says what divides by it.
+    """
+    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1, keepdim=True)
+    if not bool((norms > 0).all()):
+        raise SAEError(f"{taken.path}: W_dec has rows of zeros, which {by} divides by.")
+    W_enc, b_enc = tensors["W_enc"] * norms, tensors["b_enc"] * norms.squeeze(1)
+    return {**tensors, "W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"] / norms}
 
 
 def integer(path: Path, fields: Mapping[str, Any], name: str, least: int = 1) -> int:

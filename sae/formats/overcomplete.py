@@ -41,6 +41,9 @@ def read(path: Path, choice: Choice) -> Foreign:
     if "thresholds" in taken:
         tensors["threshold"] = _inclusive(taken.take("thresholds", (n_latents,)).exp())
         config["architecture"] = "jumprelu"
+    elif choice.architecture == "relu":
+        tensors["threshold"] = torch.zeros(n_latents)
+        config["architecture"] = "jumprelu"
     elif choice.threshold is not None:
         tensors["threshold"] = _inclusive(torch.full((n_latents,), choice.threshold))
         config["architecture"] = "batchtopk"
@@ -52,7 +55,8 @@ def read(path: Path, choice: Choice) -> Foreign:
     else:
         raise SAEError(
             f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) for TopK; for BatchTopK "
-            f"--threshold (its running_threshold), or --calibrate and --k (latents a position)."
+            f"--threshold (its running_threshold), or --calibrate and --k (latents per position); --architecture relu if it is "
+            f"neither but a plain SAE."
         )
     taken.finish()
     uncalibrated = config.get("architecture") == "batchtopk" and choice.threshold is None

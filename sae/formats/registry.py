@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from featurestore.errors import SAEError
 from sae.formats import dictionary_learning, overcomplete, saelens, sdxl_unbox, sparsify
-from sae.formats.foreign import Choice, Foreign
+from sae.formats.foreign import Choice, Foreign, is_there
 from sae.model import SAE
 
 
@@ -52,7 +52,8 @@ def read_checkpoint(path: Path, name: str = "auto", choice: Choice = Choice()) -
 def _check_choice(path: Path, choice: Choice, found: Foreign) -> None:
     """Refuse what the user says and the file does not allow."""
     architecture = found.fields.get("architecture", "topk")
-    if choice.architecture not in (None, architecture):
+    relu = architecture == "jumprelu" and not bool(found.tensors["threshold"].any())
+    if choice.architecture not in (None, architecture, "relu" if relu else architecture):
         raise SAEError(f"{path} is of architecture {architecture!r}: it cannot be served as {choice.architecture!r}.")
     if choice.k is not None and choice.k != found.fields["k"]:
         raise SAEError(f"{path} has k = {found.fields['k']}: --k {choice.k} would be another function.")
@@ -94,7 +95,7 @@ def detect(path: Path) -> str:
 
 
 def _fitting(path: Path) -> list[str]:
-    return [name for name, known in FORMATS.items() if known.files and all((path / f).is_file() for f in known.files)]
+    return [name for name, known in FORMATS.items() if known.files and all(is_there(path, f) for f in known.files)]
 
 
 def _expected() -> str:

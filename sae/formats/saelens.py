@@ -1,15 +1,14 @@
-"""SAELens 6: ``cfg.json``, ``sae_weights.safetensors`` (``sae_lens/saes/``, version 6.54)."""
+"""SAELens: ``cfg.json``, ``sae_weights.safetensors`` (``sae_lens/saes/``, version 6.54; and the versions before 6)."""
 
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from featurestore.errors import SAEError
 from featurestore.format.canonical import canonical_json
-from sae.formats.foreign import Choice, Foreign, Taken, check_known, integer, read_fields, read_tensors, refuse
+from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, read_tensors, refuse, unit_rows
 from sae.model import NORMALIZATIONS, SAE
 
 CONFIG = "cfg.json"
@@ -22,6 +21,25 @@ _FIELDS = {
     "jumprelu": _COMMON,
     "topk": _COMMON | {"k", "rescale_acts_by_decoder_norm"},
 }
+_BEFORE_6 = {
+    "architecture", "activation_fn_str", "activation_fn_kwargs", "finetuning_scaling_factor", "hook_name", "hook_head_index",
+}  # fmt: skip
+_ELSEWHERE = {
+    "model_name", "hook_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
+    "sae_lens_training_version", "sae_lens_version", "neuronpedia_id", "model_from_pretrained_kwargs", "seqpos_slice",
+    "seqpos", "from_pretrained_path", "hook_point", "hook_point_layer", "d_head",
+}  # fmt: skip
+"""what an older configuration says of data and model: it does not change the function"""
+_TRANSCODER = "it predicts another tensor than it reads"
+_OTHER = {
+    "gated": "a gate of its own decides which latents fire: two encoders, where an SAE here has one",
+    "transcoder": _TRANSCODER,
+    "skip_transcoder": _TRANSCODER,
+    "jumprelu_transcoder": _TRANSCODER,
+    "jumprelu_skip_transcoder": _TRANSCODER,
+    "temporal": "it reads several positions at once",
+}
+"""architectures that are another function than any SAE here"""
 _TRAINING = {"batchtopk", "matryoshka_batchtopk"}
 _VERSION = "6.0.0"
 """of the format that :func:`write` writes: SAELens reads files without a version as older than 6"""
@@ -36,13 +54,18 @@ def read(directory: Path, choice: Choice) -> Foreign:
     path = directory / CONFIG
     fields = read_fields(path)
     architecture, metadata = fields.get("architecture"), fields.get("metadata")
+    known = {"architecture", "metadata"}
     if not isinstance(metadata, dict):
-        raise SAEError(f"{path} has no metadata: it is older than SAELens 6. Load it with SAELens 6 and save it again.")
+        known |= {"finetuning_scaling_factor"}
+        fields, metadata = _as_version_6(path, fields)
+        architecture = fields["architecture"]
+    if architecture in _OTHER:
+        refuse(path, "architecture", architecture, _OTHER[architecture])
     if architecture in _TRAINING:
         refuse(path, "architecture", architecture, "it is a training state: save it with save_inference_model()")
     if architecture not in _FIELDS:
         refuse(path, "architecture", architecture, f"only {', '.join(_FIELDS)} are known here")
-    check_known(path, fields, _FIELDS[architecture] | {"architecture", "metadata"})
+    check_known(path, fields, _FIELDS[architecture] | known)
     d_in, n_latents = integer(path, fields, "d_in"), integer(path, fields, "d_sae")
     config = {"d_in": d_in, "n_latents": n_latents, **_input(path, fields)}
     taken = read_tensors(directory / WEIGHTS)
@@ -55,15 +78,41 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if architecture == "topk":
         config["k"] = integer(path, fields, "k")
         if fields.get("rescale_acts_by_decoder_norm", False) is not False:
-            tensors = _rescaled(taken, tensors)
+            tensors = unit_rows(taken, tensors, "rescale_acts_by_decoder_norm")
     else:
         # A standard SAE is a ReLU: a threshold of 0.
         threshold = taken.take("threshold", (n_latents,)) if architecture == "jumprelu" else torch.zeros(n_latents)
         tensors["threshold"] = threshold
         config |= {"k": 0, "architecture": "jumprelu"}
+    if fields.get("finetuning_scaling_factor"):
+        factor = taken.take("scaling_factor", (n_latents,))
+        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]  # Of the decoder alone: what fires stays.
+    elif "scaling_factor" in taken:
+        taken.ignore("scaling_factor")  # Version 5 keeps ones where it is not used.
     taken.finish()
     hook, io = metadata.get("hook_name") or "", metadata.get("io") or ""
     return Foreign(config, tensors, str(hook), str(io))
+
+
+def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what version 6 would say of an older configuration, and its metadata (``sae_lens/sae.py``, version 5).
+
+    Raises:
+        SAEError: it says what cannot be honoured.
+    """
+    if "d_sae" not in fields:
+        raise SAEError(f"{path} has neither metadata nor d_sae: it is no configuration of SAELens.")
+    check_known(path, fields, _COMMON | _BEFORE_6 | _ELSEWHERE)
+    activation, options = fields.get("activation_fn_str", "relu"), fields.get("activation_fn_kwargs") or {}
+    architecture = fields.get("architecture", "standard")
+    if activation not in ("relu", "topk") or (activation == "topk" and architecture != "standard"):
+        refuse(path, "activation_fn_str", activation, "only 'relu', and 'topk' of a standard SAE, are known here")
+    if fields.get("hook_head_index") is not None:
+        refuse(path, "hook_head_index", fields["hook_head_index"], "activations here are positions by channels")
+    said = {name: fields[name] for name in (*_COMMON, "finetuning_scaling_factor") if name in fields}
+    if activation == "topk":
+        architecture, said = "topk", said | {"k": options.get("k")}
+    return said | {"architecture": architecture, "metadata": {}}, {"hook_name": fields.get("hook_name")}
 
 
 def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -81,15 +130,6 @@ def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     if type(apply_b_dec) is not bool:
         refuse(path, "apply_b_dec_to_input", apply_b_dec, "expected true or false")
     return {"normalize_activations": normalize, "apply_b_dec_to_input": apply_b_dec}
-
-
-def _rescaled(taken: Taken, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fold ``rescale_acts_by_decoder_norm`` in: pre-activations times ``‖W_dec[i]‖``, decoded with unit rows."""
-    norms = torch.linalg.vector_norm(tensors["W_dec"], dim=1, keepdim=True)
-    if not bool((norms > 0).all()):
-        raise SAEError(f"{taken.path}: W_dec has rows of zeros, which rescale_acts_by_decoder_norm divides by.")
-    W_enc, b_enc = tensors["W_enc"] * norms, tensors["b_enc"] * norms.squeeze(1)
-    return {**tensors, "W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"] / norms}
 
 
 def write(sae: SAE) -> dict[str, bytes]:

@@ -45,7 +45,7 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if fields.get("activation", "topk") != "topk":
         refuse(path, "activation", fields["activation"], "only 'topk' is known here")
     threshold = _threshold(path, fields, choice)
-    n_latents = integer(path, fields, "num_latents", 0) if "num_latents" in fields else 0
+    n_latents = integer(path, fields, "num_latents", 0) if fields.get("num_latents") is not None else 0
     n_latents = n_latents or d_in * integer(path, fields, "expansion_factor")
     taken = read_tensors(directory / WEIGHTS)
     tensors = {

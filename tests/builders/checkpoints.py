@@ -128,6 +128,35 @@ def saelens(directory, architecture="topk", hook="", **changes):
     return reference
 
 
+def saelens_5(directory, architecture="standard", activation="relu", scaled=False, **changes):
+    """SAELens before 6: no metadata; what fires says ``activation_fn_str``; the decoder may have factors of its own."""
+    W_enc, b_enc, W_dec, b_dec = weights()
+    thresholds = torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(5)) * 4
+    factor = 0.5 + torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(6))
+    cfg = {
+        "architecture": architecture, "d_in": D_IN, "d_sae": N_LATENTS, "activation_fn_str": activation,
+        "activation_fn_kwargs": {"k": K} if activation == "topk" else {}, "apply_b_dec_to_input": True,
+        "finetuning_scaling_factor": scaled, "context_size": 128, "model_name": "sd", "hook_name": "unet.mid_block",
+        "hook_layer": 0, "hook_head_index": None, "prepend_bos": False, "dataset_path": "x", "normalize_activations": "none",
+        "dataset_trust_remote_code": True, "dtype": "float32", "device": "cpu", "sae_lens_training_version": "5.3.2",
+    }  # fmt: skip
+    write_json(directory, "cfg.json", cfg | changes)
+    tensors = {"W_enc": W_enc.T.contiguous(), "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    if architecture == "jumprelu":
+        tensors["threshold"] = thresholds
+    if scaled:
+        tensors["scaling_factor"] = factor
+    safetensors.torch.save_file(tensors, directory / "sae_weights.safetensors")
+
+    def reference(x):
+        x, We, be, Wd, bd, theta, s = arrays(x, W_enc, b_enc, W_dec, b_dec, thresholds, factor)
+        pre = (x - bd) @ We.T + be
+        z = topk(pre, K) if activation == "topk" else above(pre, theta if architecture == "jumprelu" else 0)
+        return z, (z * (s if scaled else 1)) @ Wd + bd
+
+    return reference
+
+
 def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
     """dictionary_learning: a state dict and the trainer's configuration."""
     W_enc, b_enc, W_dec, b_dec = weights()
@@ -156,6 +185,9 @@ def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
             z = topk(np.maximum(pre, 0), K)
         else:
             z = above(pre, {"JumpReluAutoEncoder": theta, "AutoEncoder": 0}.get(kind, threshold))
+        if kind == "AutoEncoder":  # load_dictionary gives it unit rows: the same reconstruction of other codes.
+            norms = np.linalg.norm(Wd, axis=1)
+            z, Wd = z * norms, Wd / norms[:, None]
         return z, z @ Wd + bd
 
     return reference
@@ -206,6 +238,9 @@ def overcomplete(path, kind="topk", threshold=1.3, encoder="linear", multiplier=
 
     def reference(x):
         x, We, be, Wd, theta = arrays(x, W_enc, b_enc, W_dec, log_thresholds)
+        if kind == "relu":
+            z = np.maximum(x @ We.T + be, 0)
+            return z, z @ (Wd * np.exp(multiplier))
         pre = np.maximum(x @ We.T + (be if encoder == "linear" else 0), 0)
         least = np.exp(theta) if kind == "jump" else threshold
         z = topk(pre, K) if kind == "topk" else pre * (pre >= least)

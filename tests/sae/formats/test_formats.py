@@ -160,7 +160,7 @@ def test_a_refusal_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architecture": "gated"}, "has architecture = 'gated', which cannot be honoured: only standard, jumprelu"),
+        ({"architecture": "gated"}, "has architecture = 'gated', which cannot be honoured: a gate of its own"),
         ({"architecture": "batchtopk"}, r"it is a training state: save it with save_inference_model\(\)"),
         (
             {"normalize_activations": "expected_average_only_in"},
@@ -169,7 +169,7 @@ def test_a_refusal_names_the_file(tmp_path):
         ({"normalize_activations": "covariance_whitening"}, "fold them in SAELens"),
         ({"normalize_activations": "l3"}, "only none, layer_norm, constant_norm_rescale are known"),
         ({"reshape_activations": "hook_z"}, "has reshape_activations = 'hook_z', which cannot be honoured"),
-        ({"metadata": "absent"}, "is older than SAELens 6. Load it with SAELens 6 and save it again"),
+        ({"metadata": "absent"}, r"not known and may change the function: \['k', 'rescale_acts_by_decoder_norm'\]"),
         (
             {"finetuning_scaling_factor": True},
             r"not known and may change the function: \['finetuning_scaling_factor'\]",
