@@ -23,6 +23,7 @@ from featurestore.format.gate import inside
 from featurestore.format.in_place import TensorFile
 from featurestore.format.labels import corrected, label_version
 from featurestore.format.ledger import is_derived, update_ledger
+from featurestore.format.listing import read_records
 from featurestore.format.records import (
     MARK,
     FileEntry,
@@ -138,7 +139,7 @@ class Store:
 
     def records(self, table: str) -> list[Record]:
         """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
-        return [read_record(self.root, table, shard) for shard in list_shards(self.root, table)]
+        return read_records(self.root, table)
 
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""

@@ -38,10 +38,15 @@ def key_of(status: os.stat_result, record: bytes) -> bytes:
     return hashlib.sha256(repr(numbers).encode() + record).digest()
 
 
+def settled_before() -> int:
+    """Return the time, in nanoseconds, before which a file must have changed last for a later change of it to show."""
+    return time.time_ns() - _SETTLED_NS
+
+
 def is_settled(status: os.stat_result, now_ns: int | None = None) -> bool:
-    """Say whether a file is old enough that a later change must show; one from the future, after a clock went back, is not."""
-    now = time.time_ns() if now_ns is None else now_ns
-    return max(status.st_mtime_ns, status.st_ctime_ns) <= now - _SETTLED_NS
+    """Say whether a later change of a file must show; one from the future, after a clock went back, is not old enough."""
+    limit = settled_before() if now_ns is None else now_ns - _SETTLED_NS
+    return max(status.st_mtime_ns, status.st_ctime_ns) <= limit
 
 
 @cache
