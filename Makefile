@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo explore test check format bench peers gpu results docs site site-serve torture clean
+.PHONY: help demo explore screenshots test check format bench peers gpu results docs site site-serve torture clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -13,6 +13,9 @@ demo: .venv/installed  ## the main job on the included model: pictures, numbers,
 explore: .venv/installed  ## the demo's store in a browser; the demo is made first if it is missing
 	test -f demo/store/manifest/store.json || $(BIN)/featurestore demo --out demo
 	$(BIN)/featurestore explore demo/store
+
+screenshots: .venv/installed  ## the pictures of docs/explorer.md, by the tests' browser, from the demo's store
+	$(BIN)/python -m tests.featurestore.explorer.screenshots demo/store docs/images/explorer
 
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -81,6 +81,17 @@ def alike(answer):
     return {**kept, "types": None} if "types" in kept else kept
 
 
+def near(one, other):
+    """Whether two values are the same; numbers to 9 digits: a sum by several threads is rounded in their order."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(near, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        return one == pytest.approx(other, rel=1e-9, abs=1e-12)
+    return one == other
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
 def test_both_providers_answer_alike(store, static, browser):
@@ -91,7 +102,7 @@ def test_both_providers_answer_alike(store, static, browser):
         visit.page.goto(static)
         files = visit.page.evaluate(ASKED, [f"{static}/page/js/files.js", "FileProvider", asked])
     for call, one, other in zip(asked, live, files, strict=True):
-        assert alike(other) == alike(one), call
+        assert near(alike(other), alike(one)), call
         assert one.get("n_rows", 1) > 0, call
 
 

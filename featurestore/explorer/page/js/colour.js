@@ -26,7 +26,7 @@ export function shade(part, dark) {
 // For a map over a picture: transparent where nothing fires.
 export function glow(part) {
   const [r, g, b] = TABLES.dark[Math.min(255, Math.round(80 + part * 175))];
-  return [r, g, b, Math.round(255 * Math.min(0.92, 0.25 + 0.75 * part))];
+  return [r, g, b, Math.round(255 * Math.min(0.88, 0.14 + 0.8 * part))];
 }
 
 export const css = ([r, g, b, a = 255]) => `rgb(${r} ${g} ${b} / ${(a / 255).toFixed(2)})`;

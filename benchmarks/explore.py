@@ -1,0 +1,134 @@
+"""The explorer's bars: how soon each view of a store is there, cold and warm, and what the server takes.
+
+usage: python benchmarks/explore.py [STORE] (default: a demo's store, demo/store). The first pass of a fresh server is cold; the
+second, in a new window of the browser, is warm. The numbers that a view shows are compared with the question's first.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from record import record
+
+from featurestore import Store
+from queries import ask
+from tests.builders.browser import Visit, chromium
+
+
+def start(root: Path) -> tuple[subprocess.Popen, str, float]:
+    """Start the command; return its process, the address that it prints, and the seconds until the page answers."""
+    command = [sys.executable, "-m", "featurestore", "explore", str(root), "--no-browser"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = ""
+    while "token=" not in address:
+        address = process.stdout.readline().strip()
+    import urllib.request
+
+    while True:
+        try:
+            urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(address).read()
+            return process, address, time.perf_counter() - began
+        except ConnectionError:
+            time.sleep(0.01)
+        except OSError:
+            time.sleep(0.01)
+
+
+def memory_mb(process: subprocess.Popen) -> float:
+    """Return the largest resident memory that the process has had."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1024
+
+
+def addresses(store: Store) -> dict[str, str]:
+    """Return an address of each view, of a feature that the first concept of the first family has."""
+    [family, *_] = store.families()
+    sae = store.names("codes")[0]
+    concepts = [row for row in ask(store, "concepts", {"sae": sae}).to_pylist() if row["family"] == family]
+    concept = concepts[0]["concept"]
+    found = ask(store, "concept_scores", {"sae": sae, "family": family, "concept": concept, "top": 1}).to_pylist()
+    sample, feature = store.records("samples")[0].sample_ids[0], found[0]["feature"]
+    return {
+        "store": f"#/store?sae={sae}",
+        "concepts": f"#/concepts?sae={sae}&family={family}",
+        "concept": f"#/concept/{family}/{concept}?sae={sae}",
+        "features": f"#/features?sae={sae}",
+        "feature": f"#/feature/{feature}?sae={sae}",
+        "sample": f"#/samples/{sample}?sae={sae}",
+        "sql": "#/sql?q=select+count(*)+as+n+from+stats",
+    }
+
+
+def walk(browser: Any, base: str, address: str, views: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """Return for each view the seconds until it is painted, and until nothing of it is being computed."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    visit = Visit(context, base)
+    visit.page.goto(address)
+    visit.settled()
+    seconds = {}
+    for name, target in views.items():
+        visit.page.evaluate("() => { location.hash = '#/nowhere'; }")
+        visit.page.get_by_text("There is no view").wait_for()
+        began = time.perf_counter()
+        visit.page.evaluate("address => { location.hash = address; }", target)
+        visit.page.get_by_text("There is no view").wait_for(state="detached")
+        painted = time.perf_counter() - began
+        for waiting in ("main .waiting", "main [aria-busy=true]"):
+            visit.page.locator(waiting).first.wait_for(state="detached")
+        seconds[name] = (painted, time.perf_counter() - began)
+    assert not visit.problems, visit.problems
+    context.close()
+    return seconds
+
+
+def check(browser: Any, address: str, base: str, store: Store, views: dict[str, str]) -> None:
+    """Compare what the page shows of the features with the question's answer."""
+    context = browser.new_context()
+    visit = Visit(context, base)
+    visit.page.goto(address)
+    visit.settled()
+    page = visit.go(views["features"])
+    sae = re.search(r"sae=([^&]+)", views["features"])
+    assert sae
+    expected = ask(store, "dense_features", {"sae": sae[1], "threshold": 0})["feature"].to_pylist()[:10]
+    shown = page.get_by_role("region", name="Features").locator("tbody tr td:first-child").all_inner_texts()[:10]
+    assert shown == [str(feature) for feature in expected]
+    context.close()
+
+
+def main(root: Path) -> None:
+    """Measure a store's explorer and record it."""
+    store = Store.open(root)
+    views = addresses(store)
+    rows = sum(record.rows for name in store.names("stats") for record in store.records(f"stats/{name}"))
+    process, address, opening = start(root)
+    base = address.partition("/?")[0]
+    try:
+        with chromium() as browser:
+            cold, warm = (walk(browser, base, address, views) for _ in range(2))
+            check(browser, address, base, store, views)
+        figures: dict[str, Any] = {
+            "stats_rows": rows,
+            "opens_s": round(opening, 2),
+            "server_mb": round(memory_mb(process)),
+        }
+        for name in views:
+            figures[f"{name}_painted_s"] = round(cold[name][0], 3)
+            figures[f"{name}_cold_s"], figures[f"{name}_warm_s"] = round(cold[name][1], 3), round(warm[name][1], 3)
+    finally:
+        process.terminate()
+        process.wait(30)
+    record("explore", figures)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo/store"))
