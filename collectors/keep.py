@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from featurestore.errors import UsageError
-from featurestore.vocabulary import BRANCH_CHOICES, Branch
+from featurestore.vocabulary import ACTIVATION_DTYPES, BRANCH_CHOICES, IO, Branch
 from sae.adding import Candidate
 
 _STEP = re.compile(r"(\d+)(?:-(\d+))?")
@@ -86,7 +86,11 @@ def random_positions(sample_ids: Sequence[int], step: int, n_positions: int, cou
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings:
-    """What is kept, and in what portions."""
+    """What is kept, and in what portions.
+
+    Raises:
+        UsageError: a value is not one of those that are allowed.
+    """
 
     hooks: Sequence[str] = ()
     """whose activations are kept: module paths or patterns such as ``unet.up_blocks.*.attentions.*``"""
@@ -112,6 +116,14 @@ class CollectSettings:
     """pictures a shard"""
     exact: bool = False
     """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads and the processes"""
+
+    def __post_init__(self) -> None:
+        for name, known in (("io", IO), ("branch", BRANCH_CHOICES), ("dtype", ACTIVATION_DTYPES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}.")
+        for name in ("hooks", "saes"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is the text {getattr(self, name)!r}: expected a list, also of one.")
 
     def choices(self) -> dict[str, str]:
         """Return those that decide what an activation row is."""

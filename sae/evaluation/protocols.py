@@ -1,4 +1,5 @@
-"""UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings found on another judge."""
+"""UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings
+found on another judge."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
-from featurestore.vocabulary import DEFAULT_STRENGTH
+from featurestore.vocabulary import DEFAULT_STRENGTH, PROTOCOLS
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.evaluation.accuracy import accuracy, grouped, targets_text
 from sae.evaluation.judge import Judge
@@ -46,7 +47,8 @@ def requests(
 ) -> list[Request]:
     """Return a request for each concept: its selections, each with each strength and threshold.
 
-    Each element of ``selections`` is removed together and belongs to one concept; several of one concept are alternatives.
+    Each element of ``selections`` is removed together and belongs to one concept; several of one
+    concept are alternatives.
     """
     found: dict[tuple[str, str], list[Sequence[Selection]]] = {}
     for group in selections:
@@ -74,7 +76,8 @@ class Search:
     n_others: int
     """pictures that do not ask for the target, at most"""
     comes_back: Callable[[Sequence[Intervention]], float] | None = None
-    """says which share of attacked pictures of the search shows what a setting removes; None: nothing is attacked"""
+    """says which share of attacked pictures of the search shows what a setting removes; None:
+    nothing is attacked"""
     tries: int = 4
     """of the best settings so many are attacked; the first wins of which nothing comes back"""
 
@@ -128,14 +131,19 @@ def run_protocol(
     reference: Reference | None = None,
     say: Say = lambda line: None,
 ) -> tuple[Outcome, list[Outcome]]:
-    """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the untouched pictures.
+    """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the
+    untouched pictures.
 
-    ``each``: one outcome a request. ``sequential``: one after each request, of all so far. ``joint``: one, of all. With a
-    search the settings are its best ones, and those of several requests at once are balanced on it.
+    ``each``: one outcome a request. ``sequential``: one after each request, of all so far.
+    ``joint``: one, of all. With a search the settings are its best ones, and those of several
+    requests at once are balanced on it.
 
     Raises:
-        UsageError: there is nothing to remove, settings have to be searched without a search's judge, or on what is reported.
+        UsageError: there is no such protocol, there is nothing to remove, settings have to be
+            searched without a search's judge, or on what is reported.
     """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
     if not requests:
         raise UsageError("nothing to evaluate: no concept is named.")
     _check_search(evaluation, requests, search)

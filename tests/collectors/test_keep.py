@@ -214,3 +214,14 @@ def test_rows_are_what_a_plain_hook_sees_bit_for_bit(model_dir, tmp_path, device
         maps = tensor.permute(0, 2, 3, 1).flatten(1, 2).to(getattr(torch, dtype)).numpy()
         for place, (branch, sample) in enumerate((b, i) for b in ("uncond", "cond") for i in ids):
             assert np.array_equal(found[sample, step, branch], maps[place])
+
+
+def test_settings_that_are_not_among_the_allowed_ones_are_one_line():
+    for changes, message in (
+        ({"io": "both"}, "io 'both': expected one of output, input, difference"),
+        ({"branch": "left"}, "branch 'left': expected one of cond, uncond, both"),
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16': expected one of float16, float32"),
+        ({"hooks": "unet.mid_block"}, "hooks is the text 'unet.mid_block': expected a list"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            CollectSettings(**changes)

@@ -321,3 +321,8 @@ def test_the_peak_is_that_since_it_was_reset():
     del block
     reset_peak()
     assert loud - quiet > 200e6 > peak_bytes() - quiet
+
+
+def test_an_unknown_protocol_is_one_line():
+    with pytest.raises(UsageError, match="protocol 'twice': expected one of each, sequential, joint"):
+        run_protocol(None, [], "twice", None)
