@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError, UsageError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
+from featurestore.format.gate import MalformedError, parse_json
 from featurestore.saes import load_config, sae_hash, sae_record, weights_path
 from featurestore.selection import Selection
 from featurestore.store import Store
@@ -149,8 +149,8 @@ def _read(path: Path) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(_read(path))
-    except ValueError as error:
+        fields = parse_json(_read(path))
+    except MalformedError as error:
         raise SAEError(f"{path} is no JSON: {error}.") from error
     if not isinstance(fields, dict):
         raise SAEError(f"{path} holds {type(fields).__name__}, expected an object.")

@@ -5,9 +5,8 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from featurestore.errors import QueryError
+from featurestore.format.footers import read_schema, read_table
 from featurestore.format.records import Record
 from featurestore.store import Store
 
@@ -43,10 +42,10 @@ class Pictures:
     def _read_shard(self, sample: int, size: int) -> None:
         record = self._record(sample)
         self.store.check([record])
-        path = self.store.root / record.files[0].path
-        if "image" not in pq.read_schema(path).names:
+        (path,) = self.store.paths(record)
+        if "image" not in read_schema(path).names:
             raise QueryError("the samples of this store have no pictures: collect them with --images.")
-        rows = pq.read_table(path, columns=["sample_id", "image"], partitioning=None)
+        rows = read_table(path, ["sample_id", "image"])
         for found, image in zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True):
             if image is None or image["bytes"] is None:
                 continue

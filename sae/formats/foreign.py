@@ -134,7 +134,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_bytes())
     except OSError as error:
         raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SAEError(f"{path} is no JSON: {error}.") from error
     if not isinstance(fields, dict):
         raise SAEError(f"{path} holds {type(fields).__name__}, expected an object.")

@@ -326,3 +326,22 @@ def test_deep_json_is_refused_at_any_depth_without_recursion():
             parse_json("[" * depth + "]" * depth)
     assert parse_json("[" * 31 + "]" * 31)
     assert parse_json('{"a": "é\\ud83d\\ude00", "b": 1e3}') == {"a": "é😀", "b": 1000.0}
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"d_in": 1e999}', b'{"d_in": NaN}', b"\xff", b'{"k": 1, "k": 2}']
+)
+def test_the_configuration_of_an_sae_in_a_directory_is_checked(tmp_path, content):
+    """A2: an SAE's directory, ours or another library's: JSON that is none is one line."""
+    from sae import load_sae
+    from sae.formats.foreign import read_fields
+
+    (tmp_path / "config.json").write_bytes(content)
+    (tmp_path / "sae.safetensors").write_bytes(b"")
+    with pytest.raises(SAEError, match=r"config\.json is no JSON: ") as error:
+        load_sae(tmp_path)
+    one_line(error)
+    if content[:1] in b"[\xff":
+        with pytest.raises(SAEError, match=r"config\.json is no JSON: ") as error:
+            read_fields(tmp_path / "config.json")
+        one_line(error)

@@ -1,13 +1,15 @@
-"""The long form: python -m tests.torture. Writes the figures into docs/reliability.md.
+"""The long form: python -m tests.torture [disk] [strangers]. Writes the figures into docs/reliability.md.
 
-On a disk in memory (TMPDIR=/dev/shm) it takes about ten minutes; the power cuts are simulated either way.
+``disk``: power cuts, refusals, damage, processes. ``strangers``: files that were changed and sealed again, and races of
+writers. On a disk in memory (TMPDIR=/dev/shm) it takes about ten minutes; the power cuts are simulated either way.
 """
 
 import datetime
 import errno
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,7 +19,8 @@ from tests.builders.pipelines import save, tiny_stable_diffusion
 from tests.torture import crashes, flips, mutants, processes, races
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- figures: make torture -->\n", "<!-- end of figures -->"
+END = "<!-- end of figures -->"
+N_MUTANTS = 10_000
 Row = tuple[str, int, int, list[str]]
 
 
@@ -49,14 +52,6 @@ def rows(work: Path) -> Iterator[Row]:
         len(outcome.broken),
         outcome.broken,
     )
-    yield from _mutants(work)
-    outcome = races.race(work, 40)
-    yield (
-        "races of every pair of writers, with other bytes under one name",
-        outcome.tried,
-        len(outcome.broken),
-        outcome.broken,
-    )
     for own in (True, False):
         outcome = processes.write_at_once(work / f"writers-{own}", 8, 1000, own)
         what = "of their own" if own else "of the same shards"
@@ -74,35 +69,62 @@ def rows(work: Path) -> Iterator[Row]:
     yield "samples lost by them", kills.tried, kills.lost, []
 
 
-def _mutants(work: Path) -> Iterator[Row]:
-    """Yield what became of stores that were changed and sealed again."""
+def stranger_rows(work: Path) -> Iterator[Row]:
+    """Yield what became of stores that were changed and sealed again, and of files that two write at once."""
     found = mutants.mutate(
-        work, 10_000, progress=lambda r: print(f"  {r.mutants:,} mutants, {len(r.wrong)} wrong", flush=True)
+        work, N_MUTANTS, progress=lambda r: print(f"  {r.mutants:,}, {len(r.wrong)} wrong", flush=True)
     )
-    yield "files changed and sealed again (mutants)", found.mutants, 0, []
-    yield "… through readers and writers: tracebacks, or several lines", found.ways, len(found.broken), found.broken
-    yield "… reads or writes outside of the store", found.ways, len(found.outside), found.outside
-    yield f"… hangs above {mutants.MAX_SECONDS} s", found.ways, len(found.hangs), found.hangs
-    yield f"… more than {mutants.MAX_GROWTH_MB} MB of memory", found.ways, len(found.large), found.large
-    print(f"  {found.refused:,} refused, at most {found.peak_mb} MB", flush=True)
+    yield from mutant_rows(found)
+    (work / "races").mkdir()
+    outcome = races.race(work / "races", 10)
+    yield "races of two writers, other bytes under one name", outcome.tried, len(outcome.broken), outcome.broken
+
+
+def mutant_rows(found: mutants.Report) -> Iterator[Row]:
+    """Yield the rows of a report."""
+    yield (
+        f"files changed and sealed again: mutants ({found.refused:,} refusals)",
+        found.mutants,
+        len(found.wrong),
+        found.wrong,
+    )
+    yield "… through a reader or writer: tracebacks, or more than one line", found.ways, len(found.broken), found.broken
+    yield "… something outside of the store read or written", found.ways, len(found.outside), found.outside
+    yield f"… hangs, above {mutants.MAX_SECONDS} s", found.ways, len(found.hangs), found.hangs
+    yield (
+        f"… memory, above {mutants.MAX_GROWTH_MB} MB (at most {found.peak_mb})",
+        found.ways,
+        len(found.large),
+        found.large,
+    )
+
+
+PARTS: dict[str, Callable[[Path], Iterator[Row]]] = {"disk": rows, "strangers": stranger_rows}
 
 
 def main() -> None:
-    """Run everything, print it, and write the table."""
-    began, lines, broken = time.perf_counter(), ["| what | times | broken |", "|---|---:|---:|"], 0
-    with tempfile.TemporaryDirectory() as directory:
-        # No progress bar: a process that is killed while it holds tqdm's lock would keep it for ever.
-        for what, tried, wrong, which in rows(Path(directory)):
-            lines.append(f"| {what} | {tried:,} | {wrong} |")
-            print(f"{what}: {tried:,}, broken {wrong} {which[:3] or ''}", flush=True)
-            broken += wrong
+    """Run what the command line names, or everything; print it, and write a table for each part."""
+    for part in sys.argv[1:] or PARTS:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as directory:
+            # No progress bar: a process that is killed while it holds tqdm's lock would keep it for ever.
+            write_table(part, PARTS[part](Path(directory)), began)
+
+
+def write_table(part: str, found: Iterator[Row], began: float) -> None:
+    """Print rows as they come, and put them into the page; where anything broke, it stays as it was."""
+    lines, broken = ["| what | times | broken |", "|---|---:|---:|"], 0
+    for what, tried, wrong, which in found:
+        lines.append(f"| {what} | {tried:,} | {wrong} |")
+        print(f"{what}: {tried:,}, broken {wrong} {which[:3] or ''}", flush=True)
+        broken += wrong
     minutes = (time.perf_counter() - began) / 60
     lines.append(f"\nMeasured on {datetime.date.today().isoformat()} in {minutes:.0f} minutes.\n")
     if broken:
         raise SystemExit(f"{broken} broken: {PAGE.name} stays as it was.")
-    page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN)
-    PAGE.write_text(head + BEGIN + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
+    begin, page = f"<!-- figures: {part} -->\n", PAGE.read_text(encoding="utf-8")
+    head, _, rest = page.partition(begin)
+    PAGE.write_text(head + begin + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":
