@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def,import-untyped"
+# mypy: disable-error-code="no-untyped-def,import-untyped,import-not-found"
 """Rules as three Triton kernels, for CUDA: nothing waits for the host, and no code of all latents
 is made.
 
