@@ -1,12 +1,16 @@
 """Every method's defence under every attack of the product."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.unlearning.methods import Defence
 from benchmarks.unlearning.run import Run
+from featurestore.prompts import Prompt
 from sae.evaluation.attack.attacking import attack_defence, spread
 from sae.evaluation.attack.report import AttackReport, together
 from sae.evaluation.attack.settings import AttackSettings, Defended
+from sae.evaluation.attack.victims import Case
+from sae.evaluation.judge import Judge
 
 SKIPPED = {"released arithmetic": "it counts calls: no timestep can be attacked", "random features": "a control"}
 N_TOKENS = {"style": 3, "object": 5}
@@ -25,34 +29,51 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
         for concept in defences:
             for method, defence in defences[concept].items():
                 if method not in SKIPPED and run.amounts.attacked:
-                    reports.setdefault(method, []).append(_attacked(run, family, concept, method, defence, attack))
+                    folder = Path("attacks") / concept / method.replace(" ", "-").replace(",", "")
+                    cases = spread(_styled(run.prompts), family, concept, run.amounts.attacked)
+                    report = _attacked(run, defence, attack, cases=cases, judge=run.judge, folder=folder)
+                    reports.setdefault(method, []).append(report)
         found[attack] = {method: together(of_concepts) for method, of_concepts in reports.items()}
     return found
 
 
-def _attacked(run: Run, family: str, concept: str, method: str, defence: Defence, attack: str) -> AttackReport:
-    amounts, bench = run.amounts, run.bench
+def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
+    """Return which share of attacked pictures of the search, by its judge, shows the concept; with another attack seed."""
+    cases = spread(_styled(run.search_prompts), family, concept, run.amounts.search_attacked)
+    folder = Path("attacks") / "search" / concept
+    report = _attacked(run, defence, "tokens", cases=cases, judge=run.chooser, folder=folder, seed=1)
+    return report.under_attack.value
+
+
+def _styled(prompts: Sequence[Prompt]) -> list[Prompt]:
+    return [p for p in prompts if p.labels["style"] is not None]
+
+
+def _attacked(
+    run: Run, defence: Defence, attack: str, *, cases: Sequence[Case], judge: Judge, folder: Path, seed: int = 0
+) -> AttackReport:
     defence.prepare()
     defended = Defended(
-        model=bench.model,
+        model=run.bench.model,
         run=defence.run,
         attached=defence.attached,
         setting=defence.setting,
         guided=bool(defence.run.negative_prompt),
     )
-    styled = [p for p in run.prompts if p.labels["style"] is not None]
+    settings = AttackSettings(
+        method=attack,
+        n_tokens=N_TOKENS[cases[0].family],
+        rounds=run.amounts.attack_rounds.get(attack),
+        iterations=run.amounts.attack_iterations.get(attack),
+        seed=seed,
+    )
     return attack_defence(
         defended,
-        spread(styled, family, concept, amounts.attacked),
-        judge=run.judge,
-        out=bench.root / "attacks" / concept / method.replace(" ", "-").replace(",", ""),
-        settings=AttackSettings(
-            method=attack,
-            n_tokens=N_TOKENS[family],
-            rounds=amounts.attack_rounds.get(attack),
-            iterations=amounts.attack_iterations.get(attack),
-        ),
-        batch_size=amounts.attacked,
+        cases,
+        judge=judge,
+        out=run.bench.root / folder,
+        settings=settings,
+        batch_size=len(cases),
         progress=False,
     )
 

@@ -59,6 +59,8 @@ class Grid:
     multipliers: Sequence[float] = (-0.2, -0.5, -1.0, -2.0, -5.0, -10.0, -20.0)
     screened: tuple[int, float] = (8, -5.0)
     """features a step and multiplier at which SAEs are compared, before the best are searched"""
+    thresholds: Sequence[float] = (1.0, 0.0)
+    """in multiples of the features' means: searched where an attack is part of the search"""
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
@@ -106,12 +108,19 @@ def removal(bench: Bench, defence: Defence) -> Removal:
 
 
 def ours(
-    bench: Bench, sae: str, family: str, concept: str, tops: Sequence[int], multipliers: Sequence[float]
+    bench: Bench,
+    sae: str,
+    family: str,
+    concept: str,
+    tops: Sequence[int],
+    *,
+    multipliers: Sequence[float],
+    thresholds: Sequence[float] = (1.0,),
 ) -> list[Defence]:
-    """Return the paper's rule over features a step and multipliers."""
+    """Return the paper's rule over features per step, multipliers and thresholds."""
     selections = [select(bench.store, sae, family, concept, top=top) for top in tops]
-    settings = itertools.product(selections, multipliers)
-    return [features(bench, [Intervention(selection, strength=m)]) for selection, m in settings]
+    settings = itertools.product(selections, multipliers, thresholds)
+    return [features(bench, [Intervention(one, strength=m, threshold=t)]) for one, m, t in settings]
 
 
 def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:

@@ -15,16 +15,18 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.unlearning.attacks import Attacks, attack_all, victims
+from benchmarks.unlearning.attacks import Attacks, attack_all, comes_back, victims
 from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Defence, Grid, features, ours
 from benchmarks.unlearning.run import Amounts, Run, cell, prepare
 from queries.selections import split_concept
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.accuracy import grouped
 from sae.evaluation.outcomes import Outcome, sequence
-from sae.evaluation.search import best, together, value
+from sae.evaluation.search import best, first_that_holds, in_order, together, value
 from sae.intervention.settings import Intervention
 
+HELD = "ours, held"
+"""our rule, with an attack in the search"""
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched further"""
 
@@ -49,24 +51,36 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
     """Return each method's best defence against a concept; the controls take our own setting."""
     mine = searched(run, [_ours(run, family, concept)])
     chosen = {"ours": mine}
+    if HELD in methods:
+        chosen[HELD] = held(run, family, concept)
     (intervention,) = mine.interventions
     chosen |= {name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods}
     return chosen | {m: searched(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
 
 
-def _ours(run: Run, family: str, concept: str) -> list[Defence]:
+def _ours(run: Run, family: str, concept: str, thresholds: Sequence[float] = (1.0,)) -> list[Defence]:
     """Return the settings of the SAEs that are, at the first look and one setting, not far behind the best."""
     bench, grid = run.bench, run.bench.grid
     top, multiplier = grid.screened
     found = {}
     for sae in bench.saes:
-        (one,) = ours(bench, sae, family, concept, [top], [multiplier])
+        (one,) = ours(bench, sae, family, concept, [top], multipliers=[multiplier])
         found[sae] = value(cell(run, one, run.amounts.looks[0])).mean
     near = [sae for sae, mean in found.items() if mean >= max(found.values()) - SAE_MARGIN]
-    return [one for sae in near for one in ours(bench, sae, family, concept, grid.tops, grid.multipliers)]
+    how = {"multipliers": grid.multipliers, "thresholds": thresholds}
+    return [one for sae in near for one in ours(bench, sae, family, concept, grid.tops, **how)]
 
 
-METHODS = ("ours", *CONTROLS, *COMPETITORS)
+def held(run: Run, family: str, concept: str) -> Defence:
+    """Return our best setting that withstands an attack on the search's pictures, or the one that withstands it best."""
+    candidates = _ours(run, family, concept, run.bench.grid.thresholds)
+    order = in_order(candidates, run.amounts.looks, partial(cell, run))
+    tried = order[: run.amounts.search_tries]
+    chosen = first_that_holds(tried, partial(comes_back, run, family, concept))
+    return features(run.bench, chosen.interventions, method=HELD)
+
+
+METHODS = ("ours", HELD, *CONTROLS, *COMPETITORS)
 COMPARED = ("ours", "ESD-x", "SalUn")
 """on all concepts"""
 
@@ -87,7 +101,8 @@ def results(
         few = concepts[: run.amounts.few_concepts[family]]
         for concept in concepts[first::n]:
             click.echo(f"— {family}={concept}", err=True)
-            wanted = [method for method in methods if method in COMPARED or concept in few]
+            tried = [HELD, *COMPARED] if concept in victims(concepts, run) else COMPARED
+            wanted = [method for method in methods if method in tried or concept in few]
             defences[concept] = one_concept(run, family, concept, wanted)
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))

@@ -55,7 +55,11 @@ class Amounts:
     """pictures of a concept that are attacked, at once"""
     attacked_concepts: int = 5
     """of each family"""
-    attack_rounds: Mapping[str, int] = field(default_factory=dict)
+    search_attacked: int = 2
+    """pictures of a concept that are attacked in the search of ``ours, held``"""
+    search_tries: int = 4
+    """of the best settings, how many are attacked there"""
+    attack_rounds: Mapping[str, int] = field(default_factory=lambda: {"latents": 3})
     """attack → rounds; without: as published"""
     attack_iterations: Mapping[str, int] = field(default_factory=dict)
     """attack → iterations of each round"""

@@ -79,8 +79,8 @@ def harden(
 
     \b
     Example:
-    featurestore harden demo/store --model minicanvas --prompts prompts.jsonl --seeds 50-52 --judge minicanvas:selection \\
-        --ablate neon.json --multiplier -1 --n-tokens 3 --out hardened
+      featurestore harden demo/store --model minicanvas --prompts prompts.jsonl --seeds 50-52 --judge minicanvas:selection \\
+          --ablate neon.json --multiplier -1 --n-tokens 3 --out hardened
     """  # fmt: skip
     from featurestore.errors import UsageError
     from featurestore.format import durable

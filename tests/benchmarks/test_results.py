@@ -23,11 +23,11 @@ AMOUNTS = table.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
     train_steps=20, train_batch=32, expansion=2.0, sequence=2,
-    few_concepts={"style": 1, "object": 1}, attacked=1,
+    few_concepts={"style": 1, "object": 1}, attacked=1, search_attacked=1, search_tries=2,
     attacks=("tokens",), attacked_concepts=1, attack_rounds={"tokens": 1}, attack_iterations={"tokens": 1}, n_prompts=2,
 )  # fmt: skip
 GRID = Grid(
-    tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0),
+    tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,),
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
     retained=3,
@@ -65,11 +65,13 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
-    attacked = {"ours", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
+    attacked = {"ours", "ours, held", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
     assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {"tokens": attacked}
     for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
+    in_search = [path.parent.name for path in (root / "attacks/search/neon").rglob("neon-*.json")]
+    assert in_search in (["tokens"], ["tokens"] * 2)  # The second best is attacked where the best is brought back.
     searched = [json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")]
     seeds = [{seed for seed, *_ in body["answers"]} for body in searched]
     assert seeds.count({50}) == 3  # of ours

@@ -14,7 +14,7 @@ from tests.builders.cases import equal, make_case, parameters
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore:.* are few for an interval")]
 
 
 @pytest.fixture(scope="module")
