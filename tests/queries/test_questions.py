@@ -226,3 +226,14 @@ def test_labels_are_joined(example):
         relation = connection.sql("select feature, sum from labelled_stats order by all limit 3")
         assert relation.pl().rows() == list(relation.df().itertuples(index=False, name=None))
         assert load_config(store, "s")["n_latents"] == 12
+
+
+def test_a_question_asked_many_times_at_once_is_answered_as_one_by_one(example):
+    from queries.answers import ask_each
+
+    store, *_ = example
+    asked = [{"sae": "s", "feature": feature, "top": top} for feature in (2, 0, 5) for top in (1, 3)]
+    assert list(ask_each(store, "top_samples", asked)) == [ask(store, "top_samples", one) for one in asked]
+    assert list(ask_each(store, "top_samples", [])) == []
+    with pytest.raises(UsageError, match="asked many times at once: sae, other_sae, branch"):
+        list(ask_each(store, "top_samples", [{"sae": "s", "feature": 1}, {"sae": "t", "feature": 1}]))

@@ -209,6 +209,18 @@ def test_sql_answers_sorts_saves_and_says_what_is_wrong(visit, store):
     page.get_by_text("Cancelled.").wait_for()
 
 
+def test_ten_thousand_rows_are_a_table_of_which_only_what_is_seen_is_in_the_page(visit):
+    page = visit.open("#/sql?q=select+range+as+n+from+range(20480)")
+    answer = page.get_by_role("region", name="Answer").last
+    answer.locator("tbody tr").first.wait_for()
+    page.get_by_text("10,000 rows").wait_for()
+    assert answer.locator("table").get_attribute("aria-rowcount") == "10001"
+    assert answer.locator("tbody tr").count() < 60
+    answer.evaluate("box => { box.scrollTop = box.scrollHeight; }")
+    answer.get_by_text("9,999", exact=True).wait_for()
+    assert answer.locator("tbody tr").count() < 60
+
+
 @pytest.mark.parametrize(
     ("address", "said", "link"),
     [

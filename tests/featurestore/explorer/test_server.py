@@ -2,8 +2,17 @@
 
 import asyncio
 import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet
@@ -14,7 +23,7 @@ from starlette.testclient import TestClient
 from featurestore.errors import FeatureStoreError
 from featurestore.explorer import routes
 from featurestore.explorer.answers import Answers, CancelledError
-from featurestore.explorer.server import make_app
+from featurestore.explorer.server import listen, make_app
 from queries import ask
 from tests.builders.explored import HOSTILE, explored_store
 from tests.featurestore.explorer.conftest import PORT, TOKEN, opened
@@ -277,3 +286,47 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
         for record in fresh.records(table_name):
             fresh.remove(record)
     assert missing(fresh) == {"codes": f"featurestore encode --store {fresh.root} --sae s"}
+
+
+def test_the_command_opens_without_a_model_library_and_ctrl_c_ends_it(store):
+    command = [
+        sys.executable,
+        "-m",
+        "featurestore",
+        "explore",
+        str(store.root),
+        "--no-browser",
+        "--model",
+        "minicanvas",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        first, address = process.stdout.readline(), process.stdout.readline().strip()
+        assert "open this address; Ctrl-C ends it." in first
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{20,}", address)
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        opener.addheaders = [("Accept", "text/html")]
+        for _ in range(200):
+            try:
+                page = opener.open(address).read().decode()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        assert "<title>featurestore</title>" in page
+        base = address.partition("?")[0]
+        assert json.loads(opener.open(f"{base}api/overview").read())["n_samples"] == 6
+        loaded = Path(f"/proc/{process.pid}/maps").read_text() if Path("/proc").exists() else ""
+        assert "libtorch" not in loaded
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.strip() == "Closed."
+    assert err == ""
+
+
+def test_a_port_that_is_taken_is_said(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(FeatureStoreError, match=f"--port {port}: Address already in use; leave it out"):
+            listen(port)
