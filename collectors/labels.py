@@ -26,19 +26,19 @@ def append_labels(store: Store, shard: str, samples: Sequence[Sample], families:
 
 
 def check_labels(store: Store, samples: Sequence[Sample]) -> None:
-    """Refuse prompts whose labels are not those of their samples in the store.
+    """Refuse prompts whose labels are not those of their samples in the store; families that no prompt has are let be.
 
     Raises:
         PromptsError: naming the first line, both labels, and the command that gives the store the new ones.
     """
     if not store.exists or not store.records("samples"):
         return
-    known, families = sample_labels(store), store.families()
+    known = sample_labels(store)
     differ = []
     for sample in samples:
         if (former := known.get(sample.id)) is None:
             continue
-        for family in sorted({*families, *sample.prompt.labels}):
+        for family in sorted(sample.prompt.labels):
             if former.get(family) != sample.prompt.labels.get(family):
                 differ.append((sample, family, former.get(family)))
                 break

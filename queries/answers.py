@@ -121,6 +121,15 @@ def schema(asked: Question) -> pa.Schema:
     return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in asked.columns.items()])
 
 
+def check_percentile(percentile: float) -> float:
+    """Return a percentile of the latents' scores; raises UsageError where it leaves none, or all."""
+    if not 0 < percentile < 100:
+        raise UsageError(
+            f"--percentile {percentile:g}: expected a number above 0 and below 100; nothing is above the 100th."
+        )
+    return float(percentile)
+
+
 def complete(store: Store, asked: Question, values: dict[str, Value], other: Store | None) -> dict[str, Value]:
     """Return the values with those that the store and the SAE decide; refuse what does not exist."""
     if ("other_stats" in asked.relations) != (other is not None):
@@ -134,7 +143,8 @@ def complete(store: Store, asked: Question, values: dict[str, Value], other: Sto
     n_latents, feature = config["n_latents"], values.get("feature")
     if isinstance(feature, int) and feature >= n_latents:
         raise QueryError(f"SAE {values['sae']!r} has the features 0 to {n_latents - 1}, not {feature}.")
-    if values.get("percentile") is not None:
+    if (percentile := values.get("percentile")) is not None:
+        check_percentile(float(percentile))
         values["top"] = None
     sizes = {"map_positions": config["height"] * config["width"], "map_width": config["width"], "n_latents": n_latents}
     fixed = {"delta": DELTA, "unit": UNIT, "only_positive": values.get("percentile") is None}

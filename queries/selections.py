@@ -16,7 +16,7 @@ from featurestore.saes import load_config, sae_hash, sae_record
 from featurestore.selection import Selection
 from featurestore.selection_files import METADATA_KEY, ROWS
 from featurestore.store import Store
-from queries.answers import Answer, complete, opened
+from queries.answers import Answer, check_percentile, complete, opened
 from queries.engine import DuckDB, Engine
 from queries.questions import Value, find_question
 from queries.scope import Scope
@@ -162,11 +162,7 @@ def _rule(top: int | None, percentile: float | None) -> dict[str, float]:
     if top is not None and percentile is not None:
         raise UsageError("--top and --percentile: give one of them.")
     if percentile is not None:
-        if not 0 < percentile < 100:
-            raise UsageError(
-                f"--percentile {percentile:g}: expected a number above 0 and below 100; nothing is above the 100th."
-            )
-        return {"percentile": float(percentile)}
+        return {"percentile": check_percentile(percentile)}
     if top is not None and top < 1:
         raise UsageError(f"--top {top}: at least 1 is needed.")
     return {"top": 2 if top is None else top}

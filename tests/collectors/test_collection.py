@@ -262,5 +262,6 @@ def test_label_columns_may_come_and_go(model, tmp_path):
     ]  # fmt: skip
     assert store.families() == ["style", "object", "mood"] and verify(store, deep=True) == []
     with pytest.raises(PromptsError, match="line 3 has mood = none, the store 'calm'"):
-        run(path, model, [replace(PROMPTS[2], labels={"style": "a"})])
+        run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": None})])
+    assert run(path, model, [replace(PROMPTS[2], labels={"style": "a"})]).n_skipped == 1  # nothing is said of the mood
     assert run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})]).n_skipped == 1

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 
-from featurestore import DamageError, PromptsError, Store
+from featurestore import DamageError, PromptsError, Store, StoreError
 from featurestore.format.labels import contents_hash
 from featurestore.prompts import Prompt
 from featurestore.relabel import Change, relabel
@@ -132,3 +132,19 @@ def test_records_of_labels_are_checked(store):
     path.write_bytes(replace(record, made_by={**record.made_by, "families": ['x"; drop']}).to_bytes())
     with pytest.raises(DamageError, match="in 'made_by' is no concept family"):
         Store.open(store.root).families()
+
+
+def test_two_relabellings_at_once_do_not_lose_one(store, monkeypatch):
+    """The second sees the same version free, and is refused with one line; nothing committed changes."""
+    first = prompts(style=["a", "a", "b", "b"])
+    real = Store.records
+
+    def stale(self, table):  # what another process read before the first was committed
+        return [] if table == "labels" else real(self, table)
+
+    relabel(store, first)
+    monkeypatch.setattr(Store, "records", stale)
+    with pytest.raises(StoreError, match=r"another process|at the same time"):
+        relabel(store, prompts(style=["b", "b", "a", "a"]))
+    monkeypatch.undo()
+    assert styles(store) == ["a", "a", "b", "b"] and verify(store, deep=True) == []
