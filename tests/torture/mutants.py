@@ -28,7 +28,7 @@ from featurestore import Selection, Store
 from featurestore.card import make_card, write_card
 from featurestore.cli import main
 from featurestore.errors import FeatureStoreError
-from featurestore.format import checksums, durable
+from featurestore.format import checksums, durable, listing, verified
 from featurestore.prompts import read_prompts
 from featurestore.repair import repair, shard_of
 from featurestore.saes import load_config
@@ -354,6 +354,14 @@ def _hang(number: int, frame: object) -> None:
     raise HangError
 
 
+def _hurt_cache(directory: Path, rng: random.Random) -> None:
+    """Change, now and then, a file of what was remembered: nothing of it may be needed."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    if files and rng.random() < 0.3:
+        path = rng.choice(files)
+        path.write_bytes(mutate_bytes(path.read_bytes(), rng))
+
+
 def _chunk(work: Path, seeds: range, results: Any) -> None:
     """Try the mutants of some seeds in this process."""
     report = Report()
@@ -363,8 +371,11 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
         "HOME": str(work / "tmp"),
         "XDG_CACHE_HOME": str(work / "tmp" / "cache"),
     }
+    os.environ["FEATURESTORE_CACHE"] = str(work / "tmp" / "cache")
     (work / "tmp").mkdir()
     tempfile.tempdir = None
+    # What this process remembers of files and records is used for the smallest table, and at once.
+    listing.LEAST, verified._SETTLED_NS = 1, 0
     chamber = Chamber(work / "chamber")
     touched = Touched(chamber.home.path, chamber.work / "deep" / "home")
     previous = signal.signal(signal.SIGALRM, _hang)
@@ -372,7 +383,9 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
         for seed in seeds:
             checksums.forget()
             durable._cleared.clear()
-            what, ways = change(chamber, random.Random(seed))
+            rng = random.Random(seed)
+            _hurt_cache(work / "tmp" / "cache", rng)
+            what, ways = change(chamber, rng)
             touched.files()
             report.mutants += 1
             with Writes(Path("/")) as writes:
