@@ -20,11 +20,12 @@ screenshots: .venv/installed  ## the pictures of docs/explorer.md, by the tests'
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
-check: .venv/installed  ## lint, format, types, layers
+check: .venv/installed  ## lint, format, types, layers, SQL
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/sqlfluff lint queries/sql
 
 format: .venv/installed  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -11,7 +11,7 @@ from featurestore.store import Store
 from queries.answers import complete, opened
 from queries.engine import DuckDB, Engine
 from queries.questions import find_question
-from queries.sums import find_sums, remove_older, shard_name, source, windows
+from queries.sums import MEMORY, find_sums, remove_older, shard_name, source, windows
 
 _ROWS_AT_ONCE = 2**22
 """scores on their way into the file, at most, unless those of a single step are more"""
@@ -34,7 +34,7 @@ def score(
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
     """
-    engine = engine or DuckDB()
+    engine = engine or DuckDB(MEMORY)
     given = {"sae": sae, "family": family, "branch": branch}
     asked = find_question("importance")
     values = complete(store, asked, asked.bind(given), None)

@@ -20,7 +20,7 @@ from queries.answers import Answer, check_percentile, complete, opened
 from queries.engine import DuckDB, Engine
 from queries.questions import Value, find_question
 from queries.scope import Scope
-from queries.sums import find_sums, windows
+from queries.sums import MEMORY, find_sums, windows
 
 _ROWS_AT_ONCE = 2**22
 """entries of the lists of largest scores that one statement makes, at most, unless it is about a single step"""
@@ -59,7 +59,7 @@ def select_all(
     asked = find_question("selection")
     bound = asked.bind({"sae": sae, "family": family, "branch": branch, "concept": wanted[0], **rule})
     values = complete(store, asked, bound, None)
-    with opened(store, ["selection"], values, engine=engine or DuckDB(), progress=progress) as answer:
+    with opened(store, ["selection"], values, engine=engine or DuckDB(MEMORY), progress=progress) as answer:
         rows = [_chosen(answer, scope, values, concept) for concept in (wanted if concepts is not None else [None])]
     every = pa.concat_tables(rows)
     return [_selection(scope, concept, rule, every.filter(pc.equal(every["concept"], concept))) for concept in wanted]

@@ -26,7 +26,7 @@ UNIT = 2.0**72
 DELTA = 1e-8
 ALL_STEPS = {"first_step": 0, "last_step": 2**31 - 1}
 MEMORY = "1GB"
-"""of DuckDB, while sums are made; with what is on its way into the files a process stays below 2 GB"""
+"""of DuckDB, for sums, scores and selections; with what is on its way into the files a process stays below 2 GB"""
 _GROUPS_AT_ONCE = 2**23
 """(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
 _ROWS_PER_GROUP = 2**16

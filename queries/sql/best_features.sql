@@ -1,8 +1,8 @@
 -- best_features: the features of each concept with the largest mean score over the steps.
 --
--- Means are taken of whole multiples of 1/$unit, as in sums.sql; those that agree to 12 decimals count
--- as equal. Of equal ones, and of equal scores, the smaller feature comes first; a feature is among the
--- best of a step if its score is positive.
+-- Means are taken of whole multiples of 1/$unit, as in sums.sql; those that agree to 12 decimals
+-- count as equal. Of equal ones, and of equal scores, the smaller feature comes first; a feature is
+-- among the best of a step if its score is positive.
 --
 -- Relations: importance, the result of importance.sql.
 -- Parameters: $top, $unit.

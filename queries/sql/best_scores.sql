@@ -1,4 +1,4 @@
--- best_scores: step by step the scores of each concept's best features, those with the largest mean score over the steps.
+-- best_scores: the scores of each concept's best features, step by step: those of the largest mean.
 --
 -- Means that agree to 12 decimals count as equal; of equal ones the smaller feature comes first.
 --
@@ -9,20 +9,39 @@ with
 steps as (
     select count(distinct step) as n from importance
 ),
+
 means as (
-    select concept, feature, sum(score) / (select n from steps) as mean_score from importance group by concept, feature
+    select
+        concept,
+        feature,
+        sum(score) / max(steps.n) as mean_score
+    from importance
+    cross join steps
+    group by concept, feature
 ),
+
 ranked as (
     select
         *,
-        row_number() over (partition by concept order by round(mean_score, 12) desc, feature) as place
+        row_number()
+            over (partition by concept order by round(mean_score, 12) desc, feature)
+            as place
     from means
 ),
+
 final as (
-    select importance.concept, importance.feature, place, mean_score, importance.step, importance.timestep, importance.score
+    select
+        importance.concept,
+        importance.feature,
+        place,
+        mean_score,
+        importance.step,
+        importance.timestep,
+        importance.score
     from importance
-    join ranked on ranked.concept = importance.concept and ranked.feature = importance.feature
+    inner join ranked on importance.concept = ranked.concept and importance.feature = ranked.feature
     where place <= $top
     order by importance.concept, place, importance.step
 )
+
 select * from final

@@ -1,53 +1,107 @@
 -- bootstrap: the scores of a concept's best features with confidence intervals over samples.
 --
--- In each replicate the samples of every concept are drawn anew, as many as there are, with replacement, and the published score is computed again.
--- The interval is score ± widening * the replicates' standard deviation, within -1 and 1: Student's t in the place of the replicates' own quantiles,
--- which cover 50 to 80 of 100 true scores where 95 are promised if a concept has 2 to 5 samples (docs/queries.md).
+-- In each replicate the samples of every concept are drawn anew, as many as there are, with
+-- replacement, and the published score is computed again. The interval is score ± widening * the
+-- replicates' standard deviation, within -1 and 1: Student's t in the place of the replicates' own
+-- quantiles, which cover 50 to 80 of 100 true scores where 95 are promised if a concept has 2 to 5
+-- samples (docs/queries.md).
 --
--- Relations: importance, stats, labelled, and resamples(replicate, sample_id, weight, widening): how often a replicate has drawn a sample, and
--- by how much a standard deviation is multiplied for its concept; null if the concept has one sample: then the interval is -1 to 1.
--- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta; the resamples have level, replicates and random_seed.
+-- Relations: importance, stats, labelled, and resamples(replicate, sample_id, weight, widening):
+-- how often a replicate has drawn a sample, and by how much a standard deviation is multiplied for
+-- its concept; null if the concept has one sample: then the interval is -1 to 1.
+-- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta; the resamples have level,
+-- replicates and random_seed.
 -- Columns: step, timestep, feature, score (of all samples), low, high.
 with
 ranked as (
-    select *, row_number() over (partition by step order by score desc, feature) as place
+    select
+        *,
+        row_number() over (partition by step order by score desc, feature) as place
     from importance
     where concept = $concept and score > 0
 ),
+
 chosen as (
-    select step, timestep, feature, score from ranked where place <= $top
+    select
+        step,
+        timestep,
+        feature,
+        score
+    from ranked
+    where place <= $top
 ),
+
 drawn as (
-    select replicate, sample_id, weight, case when concept = $concept then 1 else 0 end as is_mine
+    select
+        replicate,
+        sample_id,
+        weight,
+        case when concept = $concept then 1 else 0 end as is_mine
     from resamples
-    join labelled using (sample_id)
+    inner join labelled using (sample_id)
 ),
+
 sizes as (
-    select replicate, is_mine, sum(weight) as n from drawn group by replicate, is_mine
+    select
+        replicate,
+        is_mine,
+        sum(weight) as n
+    from drawn
+    group by replicate, is_mine
 ),
+
 fired as (
-    select sample_id, step, feature, "sum"::double as total from stats where sae = $sae and branch = $branch
+    select
+        sample_id,
+        step,
+        feature,
+        "sum"::double as total
+    from stats
+    where sae = $sae and branch = $branch
 ),
+
 rows_total as (
-    select sample_id, step, sum(total) as total from fired group by sample_id, step
+    select
+        sample_id,
+        step,
+        sum(total) as total
+    from fired
+    group by sample_id, step
 ),
+
 steps_total as (
-    select replicate, is_mine, step, sum(weight * total) as total
+    select
+        replicate,
+        is_mine,
+        step,
+        sum(weight * total) as total
     from rows_total
-    join drawn using (sample_id)
+    inner join drawn using (sample_id)
     group by replicate, is_mine, step
 ),
+
 chosen_rows as (
-    select sample_id, step, feature, total
+    select
+        sample_id,
+        step,
+        feature,
+        total
     from fired
     semi join chosen using (step, feature)
 ),
+
 features_total as (
-    select replicate, is_mine, step, feature, sum(weight * total) as total
+    select
+        replicate,
+        is_mine,
+        step,
+        feature,
+        sum(weight * total) as total
     from chosen_rows
-    join drawn using (sample_id)
+    inner join drawn using (sample_id)
     group by replicate, is_mine, step, feature
 ),
+
 shares as (
     select
         sizes.replicate,
@@ -59,27 +113,44 @@ shares as (
     from chosen
     cross join sizes
     left join steps_total
-        on steps_total.replicate = sizes.replicate
-        and steps_total.is_mine = sizes.is_mine
-        and steps_total.step = chosen.step
+        on
+            sizes.replicate = steps_total.replicate
+            and sizes.is_mine = steps_total.is_mine
+            and chosen.step = steps_total.step
     left join features_total
-        on features_total.replicate = sizes.replicate
-        and features_total.is_mine = sizes.is_mine
-        and features_total.step = chosen.step
-        and features_total.feature = chosen.feature
+        on
+            sizes.replicate = features_total.replicate
+            and sizes.is_mine = features_total.is_mine
+            and chosen.step = features_total.step
+            and chosen.feature = features_total.feature
 ),
+
 replicates as (
-    select replicate, step, feature, sum(share) as score from shares group by replicate, step, feature
+    select
+        replicate,
+        step,
+        feature,
+        sum(share) as score
+    from shares
+    group by replicate, step, feature
 ),
+
 widenings as (
     select max(widening) as widening
     from resamples
-    join labelled using (sample_id)
+    inner join labelled using (sample_id)
     where concept = $concept
 ),
+
 deviations as (
-    select step, feature, stddev_samp(score) as deviation from replicates group by step, feature
+    select
+        step,
+        feature,
+        stddev_samp(score) as deviation
+    from replicates
+    group by step, feature
 ),
+
 final as (
     select
         step,
@@ -89,8 +160,9 @@ final as (
         greatest(-1.0, score - coalesce(widening * deviation, 2.0)) as low,
         least(1.0, score + coalesce(widening * deviation, 2.0)) as high
     from chosen
-    join deviations using (step, feature)
+    inner join deviations using (step, feature)
     cross join widenings
     order by step, score desc, feature
 )
+
 select * from final

@@ -5,17 +5,28 @@
 -- Columns: sample_id, prompt, seed, total (over positions), max, n_positions (at which it fired).
 with
 fired as (
-    select sample_id, "sum"::double as total, "max" as highest, n_positions
+    select
+        sample_id,
+        "sum"::double as total,
+        "max" as highest,
+        n_positions
     from stats
     where sae = $sae and branch = $branch and step = $step and feature = $feature
 ),
+
 -- A family may have any name, also one of these: columns of samples are named with their table.
 final as (
     select
-        fired.sample_id, samples.prompt, samples.seed, fired.total, fired.highest as "max", fired.n_positions
+        fired.sample_id,
+        samples.prompt,
+        samples.seed,
+        fired.total,
+        fired.highest as "max",
+        fired.n_positions
     from fired
-    join samples on samples.sample_id = fired.sample_id
+    inner join samples on fired.sample_id = samples.sample_id
     order by fired.total desc, fired.sample_id
     limit $top
 )
+
 select * from final

@@ -2,27 +2,53 @@
 --
 -- Relations: stats, codes.
 -- Parameters: $sae, $branch, $feature, $top.
--- Columns: feature, n_both (rows), n_feature, n_other, jaccard, lift (1: as often together as by chance).
+-- Columns: feature, n_both (rows), n_feature, n_other, jaccard, lift (1: as often together as by
+-- chance).
 with
 encoded as (
-    select count(*) as n_rows from codes where sae = $sae and branch = $branch
+    select count(*) as n_rows from codes
+    where sae = $sae and branch = $branch
 ),
+
 fired as (
-    select sample_id, step, feature from stats where sae = $sae and branch = $branch
+    select
+        sample_id,
+        step,
+        feature
+    from stats
+    where sae = $sae and branch = $branch
 ),
+
 mine as (
-    select sample_id, step from fired where feature = $feature
-),
-counts as (
-    select feature, count(*) as n_other from fired group by feature
-),
-together as (
-    select feature, count(*) as n_both
+    select
+        sample_id,
+        step
     from fired
-    join mine using (sample_id, step)
+    where feature = $feature
+),
+
+own as (
+    select count(*) as n_feature from mine
+),
+
+counts as (
+    select
+        feature,
+        count(*) as n_other
+    from fired
+    group by feature
+),
+
+together as (
+    select
+        feature,
+        count(*) as n_both
+    from fired
+    inner join mine using (sample_id, step)
     where feature <> $feature
     group by feature
 ),
+
 final as (
     select
         together.feature,
@@ -32,10 +58,11 @@ final as (
         n_both / (n_feature + n_other - n_both) as jaccard,
         n_both::double * n_rows / (n_feature * n_other) as lift
     from together
-    join counts on counts.feature = together.feature
-    cross join (select count(*) as n_feature from mine) as own
+    inner join counts on together.feature = counts.feature
+    cross join own
     cross join encoded
     order by jaccard desc, feature
     limit $top
 )
+
 select * from final

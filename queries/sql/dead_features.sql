@@ -5,16 +5,20 @@
 -- Columns: feature.
 with
 fired as (
-    select distinct feature from stats where sae = $sae and branch = $branch
+    select distinct feature from stats
+    where sae = $sae and branch = $branch
 ),
+
 latents as (
-    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers(feature)
+    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers (feature)
 ),
+
 final as (
     select latents.feature
     from latents
-    left join fired on fired.feature = latents.feature
+    left join fired on latents.feature = fired.feature
     where fired.feature is null
     order by latents.feature
 )
+
 select * from final

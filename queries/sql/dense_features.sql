@@ -1,12 +1,21 @@
--- dense_features: the latents that fire in at least a share of all rows (samples × steps), densest first.
+-- dense_features: the latents that fire in at least a share of all rows (samples × steps).
 --
 -- Relations: stats, codes, saes.
 -- Parameters: $sae, $branch, $threshold.
--- Columns: feature, density, position_density (share of all positions), mean (over rows and positions), max.
+-- Columns: feature, density, position_density (share of all positions), mean (over rows and
+-- positions), max.
 with
-encoded as (
-    select count(*) as n_rows from codes where sae = $sae and branch = $branch
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
 ),
+
+encoded as (
+    select count(*) as n_rows from codes
+    where sae = $sae and branch = $branch
+),
+
 fired as (
     select
         feature,
@@ -18,6 +27,7 @@ fired as (
     where sae = $sae and branch = $branch
     group by feature
 ),
+
 final as (
     select
         feature,
@@ -27,8 +37,9 @@ final as (
         highest as "max"
     from fired
     cross join encoded
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    cross join sizes
     where n_fired / n_rows >= $threshold
     order by density desc, feature
 )
+
 select * from final

@@ -1,67 +1,112 @@
 -- drift: whether a feature means the same samples at every step.
 --
--- At each step a feature is a vector over the samples, its sum over the map; compared are the directions of these vectors.
+-- At each step a feature is a vector over the samples, its sum over the map; compared are the
+-- directions of these vectors.
 --
 -- Relations: stats, codes, saes.
 -- Parameters: $sae, $branch, $feature.
--- Columns: step, timestep, mean (over samples and positions), similarity_to_previous (cosine with the step before; null where it is silent at either),
--- similarity_to_peak (cosine with the step of the largest mean, of several the first).
+-- Columns: step, timestep, mean (over samples and positions), similarity_to_previous (cosine with
+-- the step before; null where it is silent at either), similarity_to_peak (cosine with the step of
+-- the largest mean, of several the first).
 with
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
+),
+
 fired as (
-    select sample_id, step, "sum"::double as total
+    select
+        sample_id,
+        step,
+        "sum"::double as total
     from stats
     where sae = $sae and branch = $branch and feature = $feature
 ),
+
 steps as (
-    select step, min(timestep) as timestep, count(*) as n_rows
+    select
+        step,
+        min(timestep) as timestep,
+        count(*) as n_rows
     from codes
     where sae = $sae and branch = $branch
     group by step
 ),
+
 norms as (
-    select step, sum(total) as total, sqrt(sum(total * total)) as norm from fired group by step
+    select
+        step,
+        sum(total) as total,
+        sqrt(sum(total * total)) as norm
+    from fired
+    group by step
 ),
+
 means as (
-    select steps.step, steps.timestep, coalesce(total, 0) / n_rows / map_positions as mean, norm
+    select
+        steps.step,
+        steps.timestep,
+        coalesce(total, 0) / n_rows / map_positions as mean,
+        norm
     from steps
-    left join norms on norms.step = steps.step
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    left join norms on steps.step = norms.step
+    cross join sizes
 ),
+
 ranked as (
-    select *, row_number() over (order by mean desc, step) as place from means
+    select
+        *,
+        row_number() over (order by mean desc, step) as place
+    from means
 ),
+
 peak as (
-    select step, norm from ranked where place = 1
+    select
+        step,
+        norm
+    from ranked
+    where place = 1
 ),
+
 with_previous as (
-    select now.step, sum(now.total * before.total) as product
+    select
+        now.step,
+        sum(now.total * before.total) as product
     from fired as now
-    join fired as before on before.sample_id = now.sample_id and before.step = now.step - 1
+    inner join fired as before on now.sample_id = before.sample_id and before.step = now.step - 1
     group by now.step
 ),
+
 with_peak as (
-    select now.step, sum(now.total * best.total) as product
+    select
+        now.step,
+        sum(now.total * best.total) as product
     from fired as now
-    join fired as best on best.sample_id = now.sample_id
-    join peak on peak.step = best.step
+    inner join fired as best on now.sample_id = best.sample_id
+    inner join peak on best.step = peak.step
     group by now.step
 ),
+
 final as (
     select
         means.step,
         means.timestep,
         means.mean,
-        case when means.norm * before.norm > 0
-            then coalesce(with_previous.product, 0) / (means.norm * before.norm)
+        case
+            when means.norm * before.norm > 0
+                then coalesce(with_previous.product, 0) / (means.norm * before.norm)
         end as similarity_to_previous,
-        case when means.norm * peak.norm > 0
-            then coalesce(with_peak.product, 0) / (means.norm * peak.norm)
+        case
+            when means.norm * peak.norm > 0
+                then coalesce(with_peak.product, 0) / (means.norm * peak.norm)
         end as similarity_to_peak
     from means
     left join means as before on before.step = means.step - 1
-    left join with_previous on with_previous.step = means.step
-    left join with_peak on with_peak.step = means.step
+    left join with_previous on means.step = with_previous.step
+    left join with_peak on means.step = with_peak.step
     cross join peak
     order by step
 )
+
 select * from final

@@ -1,18 +1,36 @@
--- feature_card: a feature at a glance: in all samples, in each concept's, and in the samples that have most of it.
+-- feature_card: a feature in all samples, in each concept's, and where there is most of it.
 --
 -- Relations: stats, codes, saes, labels.
 -- Parameters: $sae, $branch, $feature, $top (samples).
--- Columns: what (all, concept or sample), family (of a concept), name (the concept, or the sample_id), n_rows (samples × steps), density (share of
--- the rows in which it fired), position_density (share of the positions), mean (over rows and positions), max.
+-- Columns: what (all, concept or sample), family (of a concept), name (the concept, or the
+-- sample_id), n_rows (samples × steps), density (share of the rows in which it fired),
+-- position_density (share of the positions), mean (over rows and positions), max.
 with
-encoded as (
-    select sample_id, step from codes where sae = $sae and branch = $branch
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
 ),
+
+encoded as (
+    select
+        sample_id,
+        step
+    from codes
+    where sae = $sae and branch = $branch
+),
+
 fired as (
-    select sample_id, step, "sum"::double as total, "max" as highest, n_positions
+    select
+        sample_id,
+        step,
+        "sum"::double as total,
+        "max" as highest,
+        n_positions
     from stats
     where sae = $sae and branch = $branch and feature = $feature
 ),
+
 every as (
     select
         encoded.sample_id,
@@ -21,15 +39,35 @@ every as (
         coalesce(fired.highest, 0) as highest,
         coalesce(fired.n_positions, 0) as n_positions
     from encoded
-    left join fired on fired.sample_id = encoded.sample_id and fired.step = encoded.step
+    left join fired on encoded.sample_id = fired.sample_id and encoded.step = fired.step
 ),
+
 members as (
-    select distinct 0 as ordinal, 'all' as what, '' as family, '' as name, sample_id from encoded
+    select distinct
+        0 as ordinal,
+        'all' as what,
+        '' as family,
+        '' as name,
+        sample_id
+    from encoded
     union all
-    select 1 as ordinal, 'concept' as what, family, concept as name, sample_id from labels
+    select
+        1 as ordinal,
+        'concept' as what,
+        family,
+        concept as name,
+        sample_id
+    from labels
     union all
-    select distinct 2 as ordinal, 'sample' as what, '' as family, sample_id::varchar as name, sample_id from encoded
+    select distinct
+        2 as ordinal,
+        'sample' as what,
+        '' as family,
+        sample_id::varchar as name,
+        sample_id
+    from encoded
 ),
+
 measured as (
     select
         ordinal,
@@ -42,10 +80,11 @@ measured as (
         sum(total) / count(*) / max(map_positions) as mean,
         max(highest) as "max"
     from every
-    join members using (sample_id)
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    inner join members using (sample_id)
+    cross join sizes
     group by ordinal, what, family, name
 ),
+
 ranked as (
     select
         *,
@@ -54,10 +93,20 @@ ranked as (
         ) as place
     from measured
 ),
+
 final as (
-    select what, family, name, n_rows, density, position_density, mean, "max"
+    select
+        what,
+        family,
+        name,
+        n_rows,
+        density,
+        position_density,
+        mean,
+        "max"
     from ranked
     where what <> 'sample' or (place <= $top and density > 0)
     order by ordinal, place
 )
+
 select * from final

@@ -1,18 +1,34 @@
--- feature_concepts: how strongly and how often a feature is active for every concept of every family, step by step.
+-- feature_concepts: how strongly and how often a feature is active for every concept, by step.
 --
 -- Relations: stats, codes, saes, labels.
 -- Parameters: $sae, $branch, $feature.
--- Columns: family, concept, step, timestep, n_samples (encoded ones of the concept), density (share of them in which it fired), mean (over
--- samples and positions: mu of importance.sql).
+-- Columns: family, concept, step, timestep, n_samples (encoded ones of the concept), density (share
+-- of them in which it fired), mean (over samples and positions: mu of importance.sql).
 with
-encoded as (
-    select sample_id, step, timestep from codes where sae = $sae and branch = $branch
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
 ),
+
+encoded as (
+    select
+        sample_id,
+        step,
+        timestep
+    from codes
+    where sae = $sae and branch = $branch
+),
+
 fired as (
-    select sample_id, step, "sum"::double as total
+    select
+        sample_id,
+        step,
+        "sum"::double as total
     from stats
     where sae = $sae and branch = $branch and feature = $feature
 ),
+
 every as (
     select
         encoded.sample_id,
@@ -21,8 +37,9 @@ every as (
         coalesce(fired.total, 0) as total,
         case when fired.total is null then 0 else 1 end as is_active
     from encoded
-    left join fired on fired.sample_id = encoded.sample_id and fired.step = encoded.step
+    left join fired on encoded.sample_id = fired.sample_id and encoded.step = fired.step
 ),
+
 final as (
     select
         labels.family,
@@ -33,9 +50,10 @@ final as (
         sum(every.is_active) / count(*) as density,
         sum(every.total) / count(*) / max(map_positions) as mean
     from every
-    join labels on labels.sample_id = every.sample_id
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    inner join labels on every.sample_id = labels.sample_id
+    cross join sizes
     group by labels.family, labels.concept, every.step
     order by labels.family, labels.concept, every.step
 )
+
 select * from final

@@ -5,10 +5,15 @@
 -- Columns: step, timestep, position, map_row, map_column, value (float16 as in codes).
 with
 maps as (
-    select step, timestep, features, "values"
+    select
+        step,
+        timestep,
+        features,
+        "values"
     from codes
     where sae = $sae and branch = $branch and sample_id = $sample
 ),
+
 positions as (
     select
         step,
@@ -18,6 +23,7 @@ positions as (
         unnest("values") as activations
     from maps
 ),
+
 final as (
     select
         step,
@@ -30,4 +36,5 @@ final as (
     where list_contains(latents, $feature)
     order by step, position
 )
+
 select * from final

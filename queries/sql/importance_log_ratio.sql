@@ -1,7 +1,8 @@
--- importance_log_ratio: how many times more of a feature a concept has than the other concepts together, as a logarithm.
+-- importance_log_ratio: how many times more of a feature a concept has than others, as a logarithm.
 --
--- score(i,t,c) = ln((share(i,t,c) + smoothing) / (share(i,t,other) + smoothing)), with the shares of importance.sql. It finds rare features
--- that are exclusive; the published score, a difference of shares, prefers strong ones.
+-- score(i,t,c) = ln((share(i,t,c) + smoothing) / (share(i,t,other) + smoothing)), with the shares
+-- of importance.sql. It finds rare features that are exclusive; the published score, a difference
+-- of shares, prefers strong ones.
 --
 -- Relations: importance, the result of importance.sql.
 -- Parameters: $delta, $smoothing.
@@ -14,9 +15,11 @@ shares as (
         mean_other / (sum(mean_other) over every_feature + $delta) as share_other
     from importance
     window every_feature as (
-        partition by concept, step order by feature rows between unbounded preceding and unbounded following
+        partition by concept, step
+        order by feature rows between unbounded preceding and unbounded following
     )
 ),
+
 final as (
     select
         family,
@@ -31,4 +34,5 @@ final as (
     from shares
     order by concept, step, feature
 )
+
 select * from final

@@ -1,16 +1,21 @@
 -- overlap: how many features two concepts' selections share, step by step.
 --
--- A selection is that of selection.sql with $top: the n largest positive scores, ties to the smaller feature.
+-- A selection is that of selection.sql with $top: the n largest positive scores, ties to the
+-- smaller feature.
 --
 -- Relations: importance, the result of importance.sql.
 -- Parameters: $concept, $other_concept, $top.
--- Columns: step, timestep, n_concept, n_other, n_both, jaccard (null where neither selects anything).
+-- Columns: step, timestep, n_concept, n_other, n_both, jaccard (null where neither selects
+-- anything).
 with
 ranked as (
-    select *, row_number() over (partition by concept, step order by score desc, feature) as place
+    select
+        *,
+        row_number() over (partition by concept, step order by score desc, feature) as place
     from importance
     where score > 0 and concept in ($concept, $other_concept)
 ),
+
 chosen as (
     select
         step,
@@ -21,9 +26,15 @@ chosen as (
     where place <= $top
     group by step, feature
 ),
+
 steps as (
-    select step, min(timestep) as timestep from importance group by step
+    select
+        step,
+        min(timestep) as timestep
+    from importance
+    group by step
 ),
+
 final as (
     select
         steps.step,
@@ -33,8 +44,9 @@ final as (
         coalesce(sum(is_mine * is_other), 0)::bigint as n_both,
         sum(is_mine * is_other) / count(chosen.feature) as jaccard
     from steps
-    left join chosen on chosen.step = steps.step
+    left join chosen on steps.step = chosen.step
     group by steps.step
     order by step
 )
+
 select * from final

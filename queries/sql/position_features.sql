@@ -5,10 +5,13 @@
 -- Columns: position, map_row, map_column, feature, value (float16 as in codes).
 with
 maps as (
-    select features, "values"
+    select
+        features,
+        "values"
     from codes
     where sae = $sae and branch = $branch and sample_id = $sample and step = $step
 ),
+
 positions as (
     select
         unnest(range(len(features))) as position,
@@ -16,9 +19,15 @@ positions as (
         unnest("values") as activations
     from maps
 ),
+
 places as (
-    select position, unnest(latents) as feature, unnest(activations) as value from positions
+    select
+        position,
+        unnest(latents) as feature,
+        unnest(activations) as value
+    from positions
 ),
+
 final as (
     select
         position,
@@ -29,4 +38,5 @@ final as (
     from places
     order by position, value desc, feature
 )
+
 select * from final

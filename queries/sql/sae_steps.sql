@@ -2,21 +2,35 @@
 --
 -- Relations: stats, codes, saes.
 -- Parameters: $sae, $branch, $n_latents.
--- Columns: step, timestep, n_samples (encoded), l0 (features that fire at a position, on average), n_alive (latents that fired in any
--- sample), n_dead (those that did not).
+-- Columns: step, timestep, n_samples (encoded), l0 (features that fire at a position, on average),
+-- n_alive (latents that fired in any sample), n_dead (those that did not).
 with
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
+),
+
 steps as (
-    select step, min(timestep) as timestep, count(*) as n_samples
+    select
+        step,
+        min(timestep) as timestep,
+        count(*) as n_samples
     from codes
     where sae = $sae and branch = $branch
     group by step
 ),
+
 fired as (
-    select step, count(distinct feature) as n_alive, sum(n_positions) as n_active
+    select
+        step,
+        count(distinct feature) as n_alive,
+        sum(n_positions) as n_active
     from stats
     where sae = $sae and branch = $branch
     group by step
 ),
+
 final as (
     select
         steps.step,
@@ -26,8 +40,9 @@ final as (
         coalesce(n_alive, 0) as n_alive,
         $n_latents - coalesce(n_alive, 0) as n_dead
     from steps
-    left join fired on fired.step = steps.step
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    left join fired on steps.step = fired.step
+    cross join sizes
     order by steps.step
 )
+
 select * from final

@@ -1,9 +1,9 @@
--- sample_bands: samples with much, with some and with little of a feature: those in which it fires, cut into equal bands by its total.
+-- sample_bands: samples with much, some and little of a feature, in equal bands by its total.
 --
 -- Relations: stats, samples.
 -- Parameters: $sae, $branch, $feature, $bands, $top (of each band, from the middle of the band on).
--- Columns: band (1: most), n_samples (in the band), sample_id, prompt, seed, total (over steps and positions), max, peak_step and
--- peak_timestep (where max is; of several the first).
+-- Columns: band (1: most), n_samples (in the band), sample_id, prompt, seed, total (over steps and
+-- positions), max, peak_step and peak_timestep (where max is; of several the first).
 with
 fired as (
     select
@@ -16,6 +16,7 @@ fired as (
     from stats
     where sae = $sae and branch = $branch and feature = $feature
 ),
+
 per_sample as (
     select
         sample_id,
@@ -26,9 +27,14 @@ per_sample as (
     from fired
     group by sample_id
 ),
+
 banded as (
-    select *, ntile($bands) over (order by total desc, sample_id) as band from per_sample
+    select
+        *,
+        ntile($bands) over (order by total desc, sample_id) as band
+    from per_sample
 ),
+
 placed as (
     select
         *,
@@ -36,12 +42,19 @@ placed as (
         row_number() over (partition by band order by total desc, sample_id) as turn
     from banded
 ),
+
 chosen as (
-    select * from placed where turn > floor((n_samples - least($top, n_samples)) / 2)
+    select * from placed
+    where turn > floor((n_samples - least($top, n_samples)) / 2)
 ),
+
 ranked as (
-    select *, row_number() over (partition by band order by turn) as place from chosen
+    select
+        *,
+        row_number() over (partition by band order by turn) as place
+    from chosen
 ),
+
 -- A family may have any name, also one of these: columns of samples are named with their table.
 final as (
     select
@@ -55,8 +68,9 @@ final as (
         ranked.peak_step,
         ranked.peak_timestep
     from ranked
-    join samples on samples.sample_id = ranked.sample_id
+    inner join samples on ranked.sample_id = samples.sample_id
     where ranked.place <= $top
     order by ranked.band, ranked.turn
 )
+
 select * from final

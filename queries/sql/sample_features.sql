@@ -5,17 +5,35 @@
 -- Columns: step, timestep, feature, total (over positions), max, n_positions (at which it fired).
 with
 fired as (
-    select step, timestep, feature, "sum"::double as total, "max", n_positions
+    select
+        step,
+        timestep,
+        feature,
+        "sum"::double as total,
+        "max",
+        n_positions
     from stats
     where sae = $sae and branch = $branch and sample_id = $sample
 ),
+
 ranked as (
-    select *, row_number() over (partition by step order by total desc, feature) as place from fired
+    select
+        *,
+        row_number() over (partition by step order by total desc, feature) as place
+    from fired
 ),
+
 final as (
-    select step, timestep, feature, total, "max", n_positions
+    select
+        step,
+        timestep,
+        feature,
+        total,
+        "max",
+        n_positions
     from ranked
     where place <= $top
     order by step, total desc, feature
 )
+
 select * from final

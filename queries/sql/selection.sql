@@ -36,7 +36,7 @@ fired as (
 ),
 
 latents as (
-    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers(feature)
+    select numbers.feature::integer as feature from unnest(range($n_latents)) as numbers (feature)
 ),
 
 -- Where the percentile lies among the ascending scores, counted from 0.
@@ -81,17 +81,17 @@ listed as (
 -- Features without a row score 0: they stand before the negative ones.
 ranked as (
     select
-        concept,
-        step,
-        timestep,
+        listed.concept,
+        listed.step,
+        listed.timestep,
         entry.feature as feature,
         entry.score as score,
         entry.mean_concept as mean_concept,
         entry.mean_other as mean_other,
         entry.mean_all as mean_all,
         row_number() over (
-            partition by concept, step order by entry.score desc, entry.feature
-        ) + case when entry.score < 0 then $n_latents - n_scored else 0 end as place
+            partition by listed.concept, listed.step order by entry.score desc, entry.feature
+        ) + case when entry.score < 0 then $n_latents - listed.n_scored else 0 end as place
     from listed
 ),
 

@@ -15,9 +15,12 @@ fired as (
         stats.step,
         stats.timestep,
         stats.feature,
-        ("sum"::double * $unit)::decimal(38, 0) as units
+        (stats."sum"::double * $unit)::decimal(38, 0) as units
     from stats
-    where sae = $sae and branch = $branch and step between $first_step and $last_step
+    where
+        stats.sae = $sae
+        and stats.branch = $branch
+        and stats.step between $first_step and $last_step
 ),
 
 concepts as (

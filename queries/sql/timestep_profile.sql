@@ -2,15 +2,25 @@
 --
 -- Relations: stats, codes, saes.
 -- Parameters: $sae, $branch, $feature.
--- Columns: step, timestep, density (share of the samples in which it fired), mean (over samples and positions), max,
--- mean_active (over the positions at which it fired; null where there are none).
+-- Columns: step, timestep, density (share of the samples in which it fired), mean (over samples and
+-- positions), max, mean_active (over the positions at which it fired; null where there are none).
 with
+sizes as (
+    select map_positions
+    from saes
+    where sae = $sae
+),
+
 steps as (
-    select step, min(timestep) as timestep, count(*) as n_rows
+    select
+        step,
+        min(timestep) as timestep,
+        count(*) as n_rows
     from codes
     where sae = $sae and branch = $branch
     group by step
 ),
+
 fired as (
     select
         step,
@@ -22,6 +32,7 @@ fired as (
     where sae = $sae and branch = $branch and feature = $feature
     group by step
 ),
+
 final as (
     select
         steps.step,
@@ -31,8 +42,9 @@ final as (
         coalesce(highest, 0) as "max",
         total / n_active as mean_active
     from steps
-    left join fired on fired.step = steps.step
-    cross join (select map_positions from saes where sae = $sae) as sizes
+    left join fired on steps.step = fired.step
+    cross join sizes
     order by step
 )
+
 select * from final

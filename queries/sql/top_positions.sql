@@ -2,17 +2,24 @@
 --
 -- Relations: codes, stats (which says where to look), samples.
 -- Parameters: $sae, $branch, $feature, $top, $map_width.
--- Columns: sample_id, prompt, seed, step, timestep, position, map_row, map_column, value (float16 as in codes).
+-- Columns: sample_id, prompt, seed, step, timestep, position, map_row, map_column, value (float16
+-- as in codes).
 with
 where_it_fired as (
-    select sample_id, step from stats where sae = $sae and branch = $branch and feature = $feature
+    select
+        sample_id,
+        step
+    from stats
+    where sae = $sae and branch = $branch and feature = $feature
 ),
+
 maps as (
     select *
     from codes
     semi join where_it_fired using (sample_id, step)
     where sae = $sae and branch = $branch
 ),
+
 positions as (
     select
         sample_id,
@@ -23,6 +30,7 @@ positions as (
         unnest("values") as activations
     from maps
 ),
+
 strongest as (
     select
         sample_id,
@@ -37,6 +45,7 @@ strongest as (
     order by value desc, sample_id, step, position
     limit $top
 ),
+
 -- A family may have any name, also one of these: columns of samples are named with their table.
 final as (
     select
@@ -50,7 +59,8 @@ final as (
         strongest.map_column,
         strongest.value
     from strongest
-    join samples on samples.sample_id = strongest.sample_id
+    inner join samples on strongest.sample_id = samples.sample_id
     order by strongest.value desc, strongest.sample_id, strongest.step, strongest.position
 )
+
 select * from final

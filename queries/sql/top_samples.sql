@@ -2,8 +2,8 @@
 --
 -- Relations: stats, samples.
 -- Parameters: $sae, $branch, $feature, $top.
--- Columns: sample_id, prompt, seed, total (over steps and positions), max, peak_step and peak_timestep (where max is; of several the first),
--- n_steps (at which it fired).
+-- Columns: sample_id, prompt, seed, total (over steps and positions), max, peak_step and
+-- peak_timestep (where max is; of several the first), n_steps (at which it fired).
 with
 fired as (
     select
@@ -16,6 +16,7 @@ fired as (
     from stats
     where sae = $sae and branch = $branch and feature = $feature
 ),
+
 per_sample as (
     select
         sample_id,
@@ -27,6 +28,7 @@ per_sample as (
     from fired
     group by sample_id
 ),
+
 -- A family may have any name, also one of these: columns of samples are named with their table.
 final as (
     select
@@ -39,8 +41,9 @@ final as (
         per_sample.peak_timestep,
         per_sample.n_steps
     from per_sample
-    join samples on samples.sample_id = per_sample.sample_id
+    inner join samples on per_sample.sample_id = samples.sample_id
     order by per_sample.total desc, per_sample.sample_id
     limit $top
 )
+
 select * from final

@@ -7,7 +7,7 @@ pytest.importorskip("pyspark", reason="pyspark is an optional extra")
 pytest.importorskip("sqlglot", reason="sqlglot comes with the extra that has pyspark")
 
 from featurestore.errors import QueryError
-from queries import ask, plot, score
+from queries import ask, plot, score, select
 from queries.questions import questions
 from queries.selections import select_all
 from tests.builders.cases import equal, make_case, parameters
@@ -71,16 +71,26 @@ def pair(tmp_path):
     return tuple(make_store(tmp_path / name, z.astype(np.float32), labels) for name in ("here", "there"))
 
 
-@pytest.mark.parametrize("rule", [{"top": 3}, {"percentile": 90}, {"percentile": 40}])
-def test_selections_on_spark_are_those_of_duckdb(spark, pair, rule):
+@pytest.mark.parametrize(
+    "concepts, rule", [(None, {"top": 3}), (None, {"percentile": 90}), (["b"], {"percentile": 40})]
+)
+def test_selections_on_spark_are_those_of_duckdb(spark, pair, concepts, rule):
     from queries.spark import Spark
 
     here, there = pair
-    expected = select_all(here, "s", "style", **rule)
-    for engine in (Spark(spark), Spark(spark, location=f"file://{there.root}")):
-        found = select_all(there, "s", "style", **rule, engine=engine)
-        assert [one.rows for one in found] == [one.rows for one in expected]
+    expected = select_all(here, "s", "style", concepts, **rule)
+    found = select_all(there, "s", "style", concepts, **rule, engine=Spark(spark))
+    assert [one.rows for one in found] == [one.rows for one in expected]
     assert there.records("sums/s") == []
+
+
+def test_spark_finds_a_stores_kept_sums_at_another_address(spark, pair):
+    from queries.spark import Spark
+
+    here, _ = pair
+    expected = select(here, "s", "style", "b")
+    assert here.records("sums/s")
+    assert select(here, "s", "style", "b", engine=Spark(spark, location=f"file://{here.root}")) == expected
 
 
 def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
