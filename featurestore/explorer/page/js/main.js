@@ -85,7 +85,7 @@ function Header({ onHelp }) {
   const saes = overview.saes.map((one) => [one.name, one.name]);
   const views = Object.entries(VIEWS).filter(([key]) => key !== "sql" || provider.can.sql);
   return html`<header class="top">
-    <a class="brand" href=${to("store")} aria-label=${`featurestore, ${short(overview.name, 40)}`}><img src="page/icon.svg" alt="" width="22" height="22" /><b>featurestore</b><span>${short(overview.name, 40)}</span></a>
+    <a class="brand" href=${to("store")}><img src="page/icon.svg" alt="" width="22" height="22" /><b>featurestore</b><span>${short(overview.name, 40)}</span></a>
     <nav class="views" aria-label="Views">${views.map(([key, name]) => html`<a href=${to(key)} aria-current=${key === place ? "page" : null}>${name}${key === "basket" && n > 0 && html` <span class="count">${n}</span>`}</a>`)}</nav>
     <div class="tools"><${Search} />
       ${saes.length > 1 && html`<${Select} label="SAE" value=${saeName} options=${saes} onChange=${(name) => change({ sae: name, branch: "", step: "" })} />`}

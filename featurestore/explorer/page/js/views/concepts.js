@@ -29,7 +29,8 @@ function Unscored({ known }) {
 
 function Scored({ asked, known, top }) {
   const best = useAsk("best_scores", { ...asked, top });
-  const shared = useAsk("overlap_matrix", { ...asked, top: 2 });
+  // After the first answer: the family's sums, which both are made of, are computed once.
+  const shared = useAsk("overlap_matrix", best.data ? { ...asked, top: 2 } : null);
   const { provider } = useShared();
   const samples = useLater("samples", () => provider.samples());
   const first = new Map();
@@ -40,9 +41,9 @@ function Scored({ asked, known, top }) {
         ${first.has(concept) && html`<${Thumb} aside size=${56} sample=${samples.data.columns.sample_id[first.get(concept)]} prompt=${concept} href=${to("concept", [known.name, concept])} />`}
         <div><h3><a data-item href=${to("concept", [known.name, concept])}>${short(concept, 60)}</a> <small class="muted">${number(known.concepts.find((c) => c.name === concept)?.n_samples)} samples</small></h3>
         <ul class="chips">${[...groups(list, "feature")].map(([feature, steps]) => html`<li><${FeatureChip} feature=${feature} values=${steps.map((s) => s.score)} score=${steps[0].mean_score} /></li>`)}</ul></div></li>`)}</ul>`}</${Answered}></${Panel}>
-    <${Panel} title="What two concepts share" help="jaccard" answer=${shared.data} busy=${shared.loading} wide>
+    ${!best.error && html`<${Panel} title="What two concepts share" help="jaccard" answer=${shared.data} busy=${shared.loading} wide>
       <p class="muted">Of the two best features of each step. Choose a cell to open the concept of its row.</p>
-      <${Answered} answer=${shared} height=${240}>${(data) => html`<${Shared2} data=${data} family=${known.name} />`}</${Answered}></${Panel}>`;
+      <${Answered} answer=${shared} height=${240}>${(data) => html`<${Shared2} data=${data} family=${known.name} />`}</${Answered}></${Panel}>`}`;
 }
 
 export function FeatureChip({ feature, values, score, href }) {
