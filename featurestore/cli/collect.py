@@ -128,7 +128,7 @@ def collect(
 def _print_estimate(estimate: "Estimate") -> None:
     from collectors.estimate import free_bytes
     from featurestore.cli.store import human_bytes
-    from featurestore.cli.tables import text_table
+    from featurestore.cli.text import text_table
 
     rows = [[table, f"{n:,}", human_bytes(size)] for table, (n, size) in estimate.tables.items()]
     click.echo(text_table(["table", "rows", "size"], rows, [False, True, True]))

@@ -20,7 +20,7 @@ def info(store: Path) -> None:
     Example:
       featurestore info ./store
     """
-    from featurestore.cli.tables import text_table
+    from featurestore.cli.text import text_table
     from featurestore.store import Store
 
     opened = Store.open(store)
@@ -37,7 +37,7 @@ def info(store: Path) -> None:
 
 
 def _saes(store: "Store") -> None:
-    from featurestore.cli.tables import text_table
+    from featurestore.cli.text import text_table
     from featurestore.saes import encoded_share, load_config
 
     rows = []

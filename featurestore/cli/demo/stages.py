@@ -13,7 +13,7 @@ from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_byt
 from featurestore.cli.demo.report import write_report
 from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
 from featurestore.cli.store import human_bytes
-from featurestore.cli.tables import text_table
+from featurestore.cli.text import text_table
 from featurestore.format import durable
 from featurestore.prompts import read_prompts
 from featurestore.selection import Selection

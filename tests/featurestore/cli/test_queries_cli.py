@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import Selection
-from featurestore.cli.tables import text_table
+from featurestore.cli.text import text_table
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
@@ -176,7 +176,7 @@ def test_wide_characters_are_aligned(capsys, store):
 
 
 def test_a_terminal_s_width_is_kept(monkeypatch, capsys):
-    monkeypatch.setattr("featurestore.cli.tables.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr("featurestore.cli.text.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     text = text_table(["name", "n", "more"], [["a" * 50, "1", "b" * 50]], [False, True, False])
     cut = f"{'a' * 16}…  1  {'b' * 16}…"
