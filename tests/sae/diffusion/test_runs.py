@@ -27,7 +27,7 @@ def test_a_model_without_prompts_is_collected_by_seeds(tmp_path):
     store = collect(
         tmp_path / "s", model, prompts, run, CollectSettings(hooks=["unet.mid_block"], images=True), progress=False
     )
-    samples = store.store.read("samples")
+    samples = store.store.arrow("samples")
     assert samples["seed"].to_pylist() == [3, 4] and samples["height"].to_pylist() == [16, 16]
     (shard,) = store.store.activations("unet.mid_block")
     assert shard.step.tolist() == [0, 1, 0, 1]
