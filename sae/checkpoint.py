@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError, UsageError
 from featurestore.format import durable
-from featurestore.format.canonical import canonical_json
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.gate import MalformedError, parse_json
-from featurestore.saes import load_config, sae_hash, sae_record, weights_path
+from featurestore.saes import load_config, sae_files_hash, sae_hash, sae_record, weights_path
 from featurestore.selection import Selection
 from featurestore.store import Store
 from sae.model import SAE, SAEConfig
@@ -70,7 +71,9 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu", dtype: t
         SAEError: a file cannot be read, or is not what an SAE of this project has.
     """
     path = Path(directory) / WEIGHTS
-    return _made(_read_json(Path(directory) / CONFIG), path, _read(path), device=device, dtype=dtype)
+    sae = _made(_read_json(Path(directory) / CONFIG), path, _read(path), device=device, dtype=dtype)
+    _origins[sae] = sae_files_hash(Path(directory)), _versions(sae)
+    return sae
 
 
 def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
@@ -85,7 +88,26 @@ def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype
     fields, path = load_config(store, name), weights_path(store, name)
     data = _read(path)
     _check_recorded(store, name, path, data)
-    return _made(fields, path, data, device=device, dtype=dtype)
+    sae = _made(fields, path, data, device=device, dtype=dtype)
+    _origins[sae] = sae_hash(sae_record(store, name)), _versions(sae)
+    return sae
+
+
+def sae_identity(sae: SAE) -> str:
+    """Return the hash of the files that an SAE was loaded from; if it was not, or was changed since, of those it would have."""
+    origin = _origins.get(sae)
+    if origin is not None and origin[1] == _versions(sae):
+        return origin[0]
+    digests = (hashlib.sha256(data).hexdigest() for data in (config_bytes(sae.config), weights_bytes(sae)))
+    return sha256_text("".join(digests))
+
+
+def _versions(sae: SAE) -> list[int]:
+    """Return how often each weight was changed in place."""
+    return [parameter._version for parameter in sae.parameters()]
+
+
+_origins: "weakref.WeakKeyDictionary[SAE, tuple[str, list[int]]]" = weakref.WeakKeyDictionary()
 
 
 def _made(fields: dict[str, Any], path: Path, data: bytes, *, device: str | torch.device, dtype: torch.dtype) -> SAE:

@@ -2,6 +2,7 @@
 docs/ablation.md)."""
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from featurestore.errors import SelectionError, UsageError
 from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
 from featurestore.vocabulary import BRANCHES, DEFAULT_STRENGTH, MODES
-from sae.checkpoint import load_sae, load_selection_sae
+from sae.checkpoint import load_sae, load_selection_sae, sae_identity
 from sae.diffusion.architectures import split_hook
 from sae.diffusion.hooks import watch
 from sae.diffusion.modules import denoiser
@@ -120,8 +121,8 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
 def find_saes(selections: Iterable[Selection], given: Saes = None) -> dict[str, SAE]:
     """Return the SAEs of selections by their hashes, each loaded once, without gradients.
 
-    A selection's SAE is the one that is given; if it is not among several, that of the store which
-    the selection names. Of several directories, each has its SAE's name.
+    A selection's SAE is the one that is given; if it is not among several, that of the store which the selection names. Of
+    several directories, each has its SAE's name. An SAE in memory that is another than the selection's is named in a warning.
 
     Raises:
         SelectionError: an SAE is not the one that a selection was made with, or nowhere.
@@ -140,6 +141,7 @@ def _find_sae(selection: Selection, given: Saes) -> SAE:
         found = given.get(selection.sae_hash, given.get(selection.sae))
     else:
         found = _from_directory(selection, given or ())
+    by_hand = found is not None and (isinstance(given, (SAE, Mapping)))
     if found is None:
         found = load_selection_sae(selection)
     if (found.config.d_in, found.config.n_latents) != (selection.d_in, selection.n_latents):
@@ -147,6 +149,12 @@ def _find_sae(selection: Selection, given: Saes) -> SAE:
             f"the selection {selection.family}={selection.concept} was made for SAE {selection.sae!r} with d_in "
             f"{selection.d_in} and {selection.n_latents} latents, this SAE has {found.config.d_in} and "
             f"{found.config.n_latents}."
+        )
+    if by_hand and (identity := sae_identity(found)) != selection.sae_hash:
+        warnings.warn(
+            f"the SAE given for {selection.family}={selection.concept} is not the one that the selection was made with, "
+            f"{selection.sae!r} ({selection.sae_hash[:12]}…), but {identity[:12]}…: its features are others.",
+            stacklevel=3,
         )
     return found
 

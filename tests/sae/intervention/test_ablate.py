@@ -1,9 +1,13 @@
 """Attach and detach: what may be attached, and what is the same before and after."""
 
+import warnings
+
 import pytest
 import torch
 
 from featurestore.errors import HookError, SelectionError, UsageError
+from featurestore.saes import sae_files_hash
+from sae.checkpoint import load_sae, save_sae
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 from sae.intervention.ablate import ablate, attach
 from sae.intervention.settings import Intervention
@@ -117,3 +121,23 @@ def test_attach_stays_until_detached_and_detaching_twice_is_harmless(model):
     handle.detach()
     assert not torch.equal(edited[0], plain) and torch.equal(*edited)
     assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], plain)
+
+
+def test_an_sae_that_is_given_by_hand_and_is_another_is_named(model, tmp_path):
+    """Fault C9: it was checked for its shape only."""
+    save_sae(make_sae(3), tmp_path / "s")
+    digest = sae_files_hash(tmp_path / "s")
+    selection = make_selection(model, [], timesteps_of(model), sae_hash=digest)
+    loaded = load_sae(tmp_path / "s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for right in (loaded, make_sae(3), {"s": loaded}, {digest: loaded}):
+            with ablate(model.pipe, selection, saes=right):
+                pass
+    changed = load_sae(tmp_path / "s")
+    with torch.no_grad():
+        changed.W_dec[0, 0] += 1
+    for other in (make_sae(4), {"s": make_sae(4)}, {digest: make_sae(4)}, changed):
+        words = r"given for style=neon is not the one that the selection was made with, 's' \(.{12}…\), but .{12}…"
+        with pytest.warns(UserWarning, match=words), ablate(model.pipe, selection, saes=other):
+            pass
