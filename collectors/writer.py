@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +89,9 @@ class Staging:
         block = self._take(source.numel() * source.element_size())
         host = block.view(source.dtype).as_strided(source.shape, source.stride())
         if self._stream is None:
-            host.copy_(source)
+            # One memcpy by this thread: torch would share it among threads, and wait for them.
+            flat = source.as_strided((source.numel(),), (1,)).view(torch.uint8)
+            np.copyto(block.numpy(), flat.numpy())
             return Staged(host, block, None)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
