@@ -50,7 +50,7 @@ site-serve: .venv/installed  ## the same, served and rebuilt while you write
 	$(BIN)/zensical serve --config-file mkdocs.yml
 
 bench: .venv/installed  ## time against peers; writes benchmarks/results
-	for file in ablate collect read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+	for file in ablate collect waiting read layout score train feed; do $(BIN)/python benchmarks/$$file.py || exit 1; done
 
 gpu:  ## everything that needs a GPU: tests, benchmarks, what is below its bar; eight minutes, with the python that has torch
 	$(PYTHON) -m benchmarks.gpu

@@ -68,7 +68,7 @@ def training(store: Store, config: SAEConfig, batch: int, n_batches: int, runs: 
     assert all(torch.equal(a, b) for a, b in zip(memory, batches.epoch(0), strict=False))
 
     def steps(source: Iterable[torch.Tensor]) -> None:
-        state = State(SAE(config, torch.Generator().manual_seed(0)))
+        state = State(SAE(config, torch.Generator().manual_seed(0)), (0.5, 0.99))
         for x in itertools.islice(source, n_batches):
             take_step(state, x, lr=1e-4, dead_after=10**7)
 

@@ -1,166 +1,45 @@
-"""Training a TopK SAE: steps of ours, sparsify, SAELens, overcomplete and SAeUron's trainer, on the same data in one run.
+"""Training a TopK SAE: ours and other libraries', each as its authors run it, on the same data in one run.
 
 python benchmarks/train.py                            d_in 320, 5120 latents, k 32, batch 1024
 python benchmarks/train.py --large                    d_in 1280, 20480 latents, k 32, batch 4096
 python benchmarks/train.py --saeuron DIR --peers DIR  with a checkout of SAeUron, and a directory of installed peers
 
-A peer that cannot be imported is left out, and named. Each takes its own steps with its own optimiser and bookkeeping, as its
-trainer does; all learn from the same batches with Adam at the same learning rate, from the same initial weights. On a CPU the
-peak memory of ours and of sparsify is measured too, each in a process of its own: weights, optimiser, and what a step needs.
+Every trainer has its own initial weights, optimiser, learning rate and bookkeeping (benchmarks/trainers.py) and the same
+batches, and takes its steps in turns with the others. Between them, outside their time, held-out FVU is measured: at the
+end for equal steps, and along the way for the seconds until it is sparsify's last. A peer that cannot be imported is left
+out, and named. On a CPU the peak memory of ours and of sparsify is measured too, each in a process of its own: weights,
+optimiser, and what a step needs.
 """
 
 import argparse
-import importlib
+import itertools
 import multiprocessing
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import trainers
+from mixture import Mixture
 from record import record
-from torch import Tensor
+from trainers import Task, Trainer, held_out
 
-from sae.model import SAE, SAEConfig
-from sae.training.start import geometric_median
-from sae.training.state import State, take_step
-
-ALPHA, LR, N_BATCHES = 1 / 32, 4e-4, 8
-Step = Callable[[Tensor], object]
-Reconstruct = Callable[[Tensor], Tensor]
+WAYS = ("ours", "version_0_1", "sparsify", "sparsify_adam", "saelens", "overcomplete", "saeuron")
+TEST_POSITIONS = 4096
 
 
-class Start:
-    """Where all begin: weights ``W [n_latents, d_in]`` of unit rows, bias ``b_dec``."""
-
-    def __init__(self, d_in: int, n_latents: int, k: int, first: Tensor) -> None:
-        self.d_in, self.n_latents, self.k, self.device = d_in, n_latents, k, first.device
-        self.W = torch.nn.functional.normalize(torch.randn(n_latents, d_in, device=first.device), dim=1)
-        self.b_dec = geometric_median(first).to(first.device)
-
-
-def ours(start: Start) -> tuple[Step, Reconstruct]:
-    """Return the step of ``featurestore train``."""
-    sae = SAE(SAEConfig(start.d_in, start.n_latents, start.k)).to(start.device)
-    with torch.no_grad():
-        for parameter, value in ((sae.W_enc, start.W), (sae.W_dec, start.W), (sae.b_dec, start.b_dec)):
-            parameter.copy_(value)
-    state = State(sae)
-    return lambda x: float(take_step(state, x, lr=LR, dead_after=10**7).fvu), sae
-
-
-def sparsify(start: Start) -> tuple[Step, Reconstruct]:
-    """Return a step as in EleutherAI's ``sparsify.Trainer.fit``."""
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    return _coder(
-        start, SparseCoder(start.d_in, SparseCoderConfig(num_latents=start.n_latents, k=start.k), start.device)
-    )
-
-
-def saeuron(start: Start) -> tuple[Step, Reconstruct]:
-    """Return a step as in SAeUron's ``SAE.trainer``; its batches have the shape [pictures, positions, d_in]."""
-    module, config = importlib.import_module("SAE.sae"), importlib.import_module("SAE.config")
-    sae = module.Sae(start.d_in, config.SaeConfig(num_latents=start.n_latents, k=start.k), start.device)
-    step, reconstruct = _coder(start, sae, lambda x: x.view(4, -1, x.shape[1]))
-    return step, lambda x: reconstruct(x).view(x.shape)
-
-
-def _coder(start: Start, sae: Any, shape: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Step, Reconstruct]:
-    with torch.no_grad():
-        for parameter, value in ((sae.encoder.weight, start.W), (sae.W_dec, start.W), (sae.b_dec, start.b_dec)):
-            parameter.copy_(value)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
-    since = torch.zeros(start.n_latents, dtype=torch.long, device=start.device)
-
-    def step(x: Tensor) -> None:
-        sae.set_decoder_norm_to_unit_norm()
-        out = sae(shape(x), dead_mask=since > 10**7)
-        (out.fvu + ALPHA * out.auxk_loss).backward()
-        fired = torch.zeros_like(since, dtype=torch.bool)
-        fired[out.latent_indices.flatten()] = True
-        sae.remove_gradient_parallel_to_decoder_directions()
-        optimizer.step()
-        optimizer.zero_grad()
-        since.add_(len(x))
-        since[fired] = 0
-
-    return step, lambda x: sae(shape(x)).sae_out
-
-
-def saelens(start: Start) -> tuple[Step, Reconstruct]:
-    """Return SAELens's ``SAETrainer.train_step``."""
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    config = TopKTrainingSAEConfig(
-        d_in=start.d_in, d_sae=start.n_latents, k=start.k, device=str(start.device), rescale_acts_by_decoder_norm=True,
-        aux_loss_coefficient=ALPHA,
-    )  # fmt: skip
-    sae = TopKTrainingSAE(config)
-    with torch.no_grad():
-        for parameter, value in ((sae.W_enc, start.W.T), (sae.W_dec, start.W), (sae.b_dec, start.b_dec)):
-            parameter.copy_(value)
-    settings = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=4096, lr=LR, lr_end=LR, device=str(start.device),
-        dead_feature_window=2441,
-    )  # fmt: skip
-    trainer = SAETrainer(cfg=settings, sae=sae, data_provider=iter([]))
-    return lambda x: trainer._train_step(sae=sae, sae_in=x), lambda x: sae(x)
-
-
-def overcomplete(start: Start) -> tuple[Step, Reconstruct]:
-    """Return overcomplete's ``train_sae`` on one batch at a time; its dictionary has unit rows, it has no ``b_dec``."""
-    from overcomplete.sae import TopKSAE
-    from overcomplete.sae.train import train_sae
-
-    sae = TopKSAE(start.d_in, nb_concepts=start.n_latents, top_k=start.k, device=str(start.device))
-    with torch.no_grad():
-        sae.encoder.final_block[0].weight.copy_(start.W)
-        sae.dictionary._weights.copy_(start.W)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=LR)
-
-    def criterion(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:
-        return (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-
-    def step(x: Tensor) -> None:
-        train_sae(sae, [x], criterion, optimizer, nb_epochs=1, monitoring=0, device=str(start.device))
-
-    return step, lambda x: sae(x)[2]
-
-
-def batches(d_in: int, size: int, device: str) -> list[Tensor]:
-    """Return batches of a sparse mixture of directions and a little noise, float32 ``[size, d_in]``."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(8 * d_in, d_in, generator=generator), dim=1)
-
-    def one() -> Tensor:
-        chosen = torch.randint(len(directions), (size, 24), generator=generator)
-        weights = -torch.rand(size, 24, generator=generator).log()
-        noise = torch.randn(size, d_in, generator=generator) * 0.02
-        mixed = torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=weights, mode="sum")
-        return (mixed + noise + 0.3).to(device)
-
-    return [one() for _ in range(N_BATCHES)]
-
-
-def fvu(reconstruct: Reconstruct, x: Tensor) -> float:
-    """Return the fraction of variance unexplained of a batch."""
-    with torch.no_grad():
-        return float((x - reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum())
-
-
-def make_all(start: Start) -> Iterator[tuple[str, Step, Reconstruct]]:
-    """Yield the trainers that can be imported."""
-    for make in (ours, sparsify, saelens, overcomplete, saeuron):
+def begin_all(task: Task, ways: Sequence[str]) -> dict[str, Trainer]:
+    """Return the trainers that can be imported."""
+    begun = {}
+    for name in ways:
         try:
-            step, reconstruct = make(start)
+            begun[name] = getattr(trainers, name)(task)
         except ImportError as error:
-            print(f"{make.__name__} is left out: {error}")
-            continue
-        yield make.__name__, step, reconstruct
+            print(f"{name} is left out: {error}")
+    return begun
 
 
 def peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
@@ -170,18 +49,17 @@ def peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int |
 
 
 def _peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
-    make = {"ours": ours, "sparsify": sparsify}[name]
-    torch.manual_seed(0)
-    data = batches(d_in, size, "cpu")
+    make, data = getattr(trainers, name), Mixture(d_in, n_latents, size)
+    batches = list(itertools.islice(data.epoch(0), 3))
     try:
-        make(Start(d_in, 64, k, data[0]))[0](data[0])  # imports, thread pools
+        make(Task(data, d_in, 64, k, size, 3, 0)).step(batches[0])  # imports, thread pools
     except ImportError:
         return None
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
     before = _status("VmHWM")
-    step = make(Start(d_in, n_latents, k, data[0]))[0]
-    for x in data[:3]:
-        step(x)
+    trainer = make(Task(data, d_in, n_latents, k, size, 3, 0))
+    for x in batches:
+        trainer.step(x)
     return _status("VmHWM") - before
 
 
@@ -197,29 +75,34 @@ def memory(*sizes: int) -> dict[str, Any]:
     return found | ({"ours_over_sparsify_peak": mine / theirs} if mine and theirs else {})
 
 
-def compare(trainers: list[tuple[str, Step, Reconstruct]], data: list[Tensor], steps: int) -> dict[str, Any]:
-    """Check that all begin at the same place, let them take turns of a step each, and check where they end."""
-    first = {name: fvu(reconstruct, data[0]) for name, _, reconstruct in trainers}
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in trainers}
-    wait = torch.cuda.synchronize if data[0].is_cuda else lambda: None
-    for number in range(steps):
-        for name, step, _ in trainers:
+def compare(task: Task, ways: Sequence[str], every: int) -> dict[str, Any]:
+    """Let all take their steps in turns; return speed, held-out FVU and dead latents, and seconds to sparsify's last FVU."""
+    begun, test = begin_all(task, ways), task.data.held_out(TEST_POSITIONS)
+    seconds: dict[str, list[float]] = {name: [] for name in begun}
+    course: dict[str, list[tuple[float, float]]] = {name: [] for name in begun}
+    last: dict[str, tuple[float, int]] = {}
+    wait = torch.cuda.synchronize if test.is_cuda else lambda: None
+    for number, x in enumerate(itertools.islice(task.data.epoch(0), task.steps), 1):
+        for name, trainer in begun.items():
             wait()
             began = time.perf_counter()
-            step(data[number % (N_BATCHES - 1)])
+            trainer.step(x)
             wait()
             seconds[name].append(time.perf_counter() - began)
+        for name, trainer in begun.items() if number % every == 0 or number == task.steps else ():
+            last[name] = held_out(trainer, test, task.n_latents)
+            course[name].append((sum(seconds[name]), last[name][0]))
     figures: dict[str, Any] = {}
-    for name, _, reconstruct in trainers:
-        middle = sorted(seconds[name][2:])[len(seconds[name][2:]) // 2]
-        figures |= {f"{name}_positions_per_s": len(data[0]) / middle, f"{name}_fvu_first": first[name]}
-        figures[f"{name}_fvu_seen"] = fvu(reconstruct, data[0])
-        if name != "ours":
-            figures[f"ours_over_{name}"] = figures["ours_positions_per_s"] / figures[f"{name}_positions_per_s"]
-    assert figures["ours_fvu_seen"] < first["ours"], "it learns"
-    if "sparsify" in first:
-        assert abs(first["ours"] - first["sparsify"]) < 1e-4, "the same function at the start"
-        assert figures["ours_fvu_seen"] < 1.02 * figures["sparsify_fvu_seen"], "no worse at the end"
+    for name in begun:
+        figures[f"{name}_positions_per_s"] = task.batch_size / statistics.median(seconds[name][2:])
+        figures |= {f"{name}_fvu": last[name][0], f"{name}_n_dead": last[name][1]}
+        figures[f"{name}_seconds"] = sum(seconds[name])
+    for name in begun if "sparsify" in begun else ():
+        reached = [at for at, fvu in course[name] if fvu <= last["sparsify"][0]]
+        figures[f"{name}_seconds_to_sparsify_fvu"] = reached[0] if reached else None
+    assert last["ours"][0] < course["ours"][0][1], "it learns"
+    if "sparsify" in begun:
+        assert last["ours"][0] <= last["sparsify"][0], "no worse at equal steps"
     return figures
 
 
@@ -231,16 +114,16 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, action="append", default=[])
     parser.add_argument("--saeuron", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
     sys.path += [str(path) for path in (*options.peers, options.saeuron) if path]
-    d_in, n_latents, k, size = (1280, 20480, 32, 4096) if options.large else (320, 5120, 32, 1024)
-    steps = options.steps or (12 if options.large else 160)
-    torch.manual_seed(0)
-    data = batches(d_in, size, options.device)
-    trainers = list(make_all(Start(d_in, n_latents, k, data[0])))
+    sizes = (1280, 20480, 32, 4096) if options.large else (320, 5120, 32, 1024)
+    d_in, n_latents, k, size = sizes
+    steps = options.steps or (40 if options.large else 400)
+    task = Task(Mixture(d_in, n_latents, size, device=options.device), *sizes, steps, 0)
     figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": size}
-    figures |= {"steps": steps, "device": options.device} | compare(trainers, data, steps)
-    figures |= memory(d_in, n_latents, k, size) if options.device == "cpu" else {}
+    figures |= {"steps": steps, "device": options.device} | compare(task, options.ways, max(1, steps // 40))
+    figures |= memory(*sizes) if options.device == "cpu" else {}
     record("train", figures)
 
 

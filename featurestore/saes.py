@@ -56,6 +56,7 @@ _FIELDS = {
     "run_id": text("[0-9a-f]{0,64}", "hexadecimal digits", optional=True),
     "group_sizes": list_of(_COUNT, "a list of whole numbers", optional=True),
     "normalize_activations": text("[a-z_]{1,40}", "a name", optional=True),
+    "initialisation": text("[a-z_]{1,40}", "a name", optional=True),
     "apply_b_dec_to_input": Field(lambda value: isinstance(value, bool), "true or false", True),
 }
 _MAX_CONFIG_BYTES = 2**20

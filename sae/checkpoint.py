@@ -24,7 +24,7 @@ from sae.variants import VARIANTS
 CONFIG = "config.json"
 METRICS = "metrics.json"
 WEIGHTS = "sae.safetensors"
-OPTIONAL = {"group_sizes": (), "normalize_activations": "none", "apply_b_dec_to_input": True}
+OPTIONAL = {"group_sizes": (), "normalize_activations": "none", "apply_b_dec_to_input": True, "initialisation": ""}
 """fields of ``config.json`` that an SAE need not have, and what their absence means"""
 
 

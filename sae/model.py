@@ -48,6 +48,8 @@ class SAEConfig:
     """``cond``, ``uncond`` or ``both``: the rows it was trained on"""
     model_hash: str = ""
     """identity of the denoiser (docs/format.md, section 1.8); empty: unknown"""
+    initialisation: str = ""
+    """how its weights began (docs/format.md, section 1.9); empty: unknown"""
     run_id: str = ""
     """the run whose activations it was trained on; empty: unknown"""
 

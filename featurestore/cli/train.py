@@ -65,7 +65,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Of the encoder's matrix product; bfloat16 is several times faster where the processor has it.",
         ),
-        click.option("--lr", type=float, help="Peak learning rate.  [default: 4e-4 · √(20480 / latents)]"),
+        click.option("--lr", type=float, help="Peak learning rate.  [default: 16e-4 · √(20480 / latents)]"),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights and data order."),
         click.option(
             "--branch",

@@ -22,7 +22,7 @@ from sae.training.settings import Plan
 from sae.training.state import State
 
 PICTURE = "training.png"
-_DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False}
+_DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False, "betas": [0.9, 0.999], "warmup": 0.05}
 
 
 def existing(store: Store, name: str, plan: Plan) -> Record | None:

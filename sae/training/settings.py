@@ -18,8 +18,12 @@ from sae.training.loss import AUX_ALPHA
 from sae.variants import VARIANTS
 from sae.variants.matryoshka import default_groups
 
-_LR_AT = (4e-4, 20480)
-_MAX_DEAD_AFTER = 10_000_000
+INITIALISATION = "unit_tied"
+"""what :func:`sae.training.start.start_training` does, by the name that docs/format.md gives it"""
+_LR_AT = (16e-4, 20480)
+_BETAS = (0.5, 0.99)
+_WARMUP, _MAX_WARMUP_STEPS = 0.2, 1000
+_DEAD_AFTER, _MAX_DEAD_AFTER = 0.05, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class TrainSettings:
     batch_size: int = 4096
     """positions a step; a small map's data does with 1024"""
     lr: float | None = None
-    """peak of Adam's learning rate; None: 4e-4 · √(20480 / n_latents) (SAeUron's; scaled as in Gao et al. 2024)"""
+    """peak of Adam's learning rate; None: 16e-4 · √(20480 / n_latents) (scaled as in Gao et al. 2024)"""
     seed: int = 0
     """of the weights and of the order of the data"""
     branch: str = "cond"
@@ -45,7 +49,7 @@ class TrainSettings:
     holdout: float = 0.1
     """share of the samples kept for the metrics"""
     dead_after: int | None = None
-    """positions without firing after which a latent is dead; None: 10 million, at most a third of all to be seen"""
+    """positions without firing after which a latent is dead; None: a twentieth of all to be seen, at most 10 million"""
     aux_alpha: float = AUX_ALPHA
     """weight of the auxiliary loss"""
     precision: str = "float32"
@@ -89,6 +93,10 @@ class Plan:
     dead_after: int
     data: str
     """names the contents of the shards that are trained on"""
+    betas: tuple[float, float] = _BETAS
+    """Adam's: how much of the mean gradient, and of its mean square, each step keeps"""
+    warmup: float = _WARMUP
+    """share of the steps in which the learning rate rises; 1000 steps at most"""
 
     @property
     def scale_inputs(self) -> bool:
@@ -97,8 +105,8 @@ class Plan:
         return VARIANTS[self.config.architecture].learns_threshold if chosen is None else chosen
 
     def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step: a short linear warm-up, then linear decay to 0 after the last step."""
-        warmup = min(1000, self.steps // 20)
+        """Return the learning rate of a step: a linear warm-up, then linear decay to 0 after the last step."""
+        warmup = min(_MAX_WARMUP_STEPS, int(self.steps * self.warmup))
         return self.lr * min((step + 1) / (warmup + 1), (self.steps - step) / (self.steps - warmup))
 
     def made_by(self) -> dict[str, Any]:
@@ -111,12 +119,23 @@ class Plan:
         fields = dataclasses.asdict(self.settings)
         fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
         fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
+        fields |= {"betas": list(self.betas), "warmup": self.warmup}
         fields |= {"group_sizes": list(self.config.group_sizes), "scale_inputs": self.scale_inputs}
         return {key: fields[key] for key in sorted(fields) if key != "expansion"}
 
     def identity(self) -> str:
         """Return the digits that name the settings and the data."""
         return sha256_text(canonical_json({"data": self.data, "settings": self.described()}))
+
+
+def default_lr(n_latents: int) -> float:
+    """Return the peak of the learning rate where nothing is said."""
+    return _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
+
+
+def default_dead_after(n_positions: int) -> int:
+    """Return after how many positions without firing a latent is dead, of all that a training sees."""
+    return min(_MAX_DEAD_AFTER, max(1, int(n_positions * _DEAD_AFTER)))
 
 
 def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) -> Plan:
@@ -149,8 +168,9 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) 
         branch=settings.branch,
         model_hash=str(run.get("model_hash", "")),
         run_id=store.run_id,
+        initialisation=INITIALISATION,
     )
     steps = settings.steps or source.default_steps
-    lr = settings.lr or _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
-    dead_after = settings.dead_after or min(_MAX_DEAD_AFTER, max(1, steps * settings.batch_size // 3))
+    lr = settings.lr or default_lr(n_latents)
+    dead_after = settings.dead_after or default_dead_after(steps * settings.batch_size)
     return Plan(settings, config, steps, lr, dead_after, source.data)

@@ -13,6 +13,9 @@ from sae.training.state import State
 def start_training(plan: Plan, source: Source, device: torch.device) -> tuple[State, float]:
     """Return a new SAE's state, and what its inputs are divided by in training.
 
+    Unit rows with ``W_enc = W_dec`` reconstruct too much at first: what fires shrinks, and latents that did not fire get
+    their turn. A smaller encoder fits sooner, and leaves latents dead (benchmarks/init.py).
+
     Raises:
         SAEError: all activations are equal.
     """
@@ -25,7 +28,7 @@ def start_training(plan: Plan, source: Source, device: torch.device) -> tuple[St
         scale = float((first - median).square().sum(dim=1).mean().sqrt()) if plan.scale_inputs else 1.0
         sae.b_dec.copy_(median / scale)
         sae.variant.start(sae, sae.centred(first / scale)[0])
-    return State(sae.to(device)), scale
+    return State(sae.to(device), plan.betas), scale
 
 
 def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -17,18 +17,17 @@ from sae.training.loss import AUX_ALPHA, Loss, training_loss
 from sae.training.processes import Processes
 from sae.training.settings import Plan
 
-_BETAS = (0.9, 0.999)
 _HISTORY = 400
 _ALONE = Processes()
 
 
 class State:
-    """Weights, optimiser, and how long ago each latent fired."""
+    """Weights, optimiser (Adam with ``betas``), and how long ago each latent fired."""
 
-    def __init__(self, sae: SAE) -> None:
+    def __init__(self, sae: SAE, betas: tuple[float, float]) -> None:
         self.sae = sae
         device = sae.b_dec.device
-        self.optimizer = torch.optim.Adam(sae.parameters(), betas=_BETAS, fused=device.type in ("cpu", "cuda"))
+        self.optimizer = torch.optim.Adam(sae.parameters(), betas=betas, fused=device.type in ("cpu", "cuda"))
         self.positions_since_fired = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)
         self.history: list[tuple[int, float, float, int]] = []
         """at some steps: the step, FVU and L0 of its batch, dead latents"""

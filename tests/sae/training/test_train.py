@@ -67,12 +67,13 @@ def test_what_is_committed(trained):
     assert [entry.path for entry in record.files] == [
         f"saes/a/{n}" for n in ("config.json", "metrics.json", "sae.safetensors")
     ]
-    assert record.made_by["settings"]["lr"] == pytest.approx(4e-4 * (20480 / 48) ** 0.5)
+    assert record.made_by["settings"]["lr"] == pytest.approx(16e-4 * (20480 / 48) ** 0.5)
     assert verify(store, deep=True) == []
     assert not list((store.root / ".work").rglob("*.safetensors"))
     config = json.loads((store.root / "saes/a/config.json").read_text())
     assert config == {
-        "architecture": "topk", "branch": "cond", "d_in": 16, "height": 4, "hook": HOOK, "io": "output", "k": 4,
+        "architecture": "topk", "branch": "cond", "d_in": 16, "height": 4, "hook": HOOK,
+        "initialisation": "unit_tied", "io": "output", "k": 4,
         "model_hash": "f16:aa,bf16:bb", "n_latents": 48, "run_id": store.run_id, "width": 4,
     }  # fmt: skip
 
@@ -232,11 +233,11 @@ def test_names_and_k_are_checked(trained):
 def test_the_learning_rate_rises_and_falls():
     plan = Plan(SETTINGS, None, 1000, 1.0, 1, "")
     rates = [plan.lr_at(step) for step in range(1000)]
-    assert rates[0] == pytest.approx(1 / 51)
+    assert rates[0] == pytest.approx(1 / 201)
     assert max(rates) == pytest.approx(1, abs=0.03)
-    assert np.argmax(rates) in (49, 50)
-    assert rates[-1] == pytest.approx(1 / 950)
-    assert (np.diff(rates[50:]) < 0).all()
+    assert np.argmax(rates) in (199, 200)
+    assert rates[-1] == pytest.approx(1 / 800)
+    assert (np.diff(rates[200:]) < 0).all()
 
 
 def test_defaults_follow_from_the_data(trained):
@@ -244,5 +245,5 @@ def test_defaults_follow_from_the_data(trained):
     plan = make_plan(trained[0], HOOK, TrainSettings(k=2, expansion=2.5, batch_size=8), batches)
     assert plan.config.n_latents == 40
     assert plan.steps == max(1000, 5 * batches.n_batches)
-    assert plan.dead_after == plan.steps * 8 // 3
+    assert plan.dead_after == plan.steps * 8 // 20
     assert make_plan(trained[0], HOOK, TrainSettings(steps=10**6), batches).dead_after == 10_000_000
