@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.card import write_card
-from featurestore.errors import QueryError, UsageError
+from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.records import Record
 from featurestore.format.schemas import SCORES
@@ -99,6 +99,8 @@ def _fewer(rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Seque
 def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Table) -> Selection:
     store, sae = scope.store, scope.sae
     config, run = load_config(store, sae), store.run or {}
+    if not {"model", "model_hash"} <= run.keys():
+        raise DamageError(f"{store.root}: its run does not name the model and its weights (model, model_hash).")
     return Selection(
         family=scope.family,
         concept=concept,

@@ -421,9 +421,7 @@ def mutate(work: Path, n: int, seed: int = 0, progress: Callable[[Report], objec
         report = _report(child, results, len(seeds))
         child.join()
         if report is None:
-            total.broken.append(
-                f"the process of seeds {seeds.start}…{seeds.stop - 1} died with status {child.exitcode}"
-            )
+            total.broken.append(f"{(place / 'last').read_text()} ended the process with status {child.exitcode}")
         else:
             total.add(report)
         shutil.rmtree(place, ignore_errors=True)
