@@ -6,6 +6,9 @@ at 260 MB/s a core, where CRC-32 runs at 6,700, SHA-256 at 1,900 and a write wit
 together from its parts, at the speed of its checksum; the other columns, the schema and all that is said of them come
 from pyarrow. The result is Parquet like any other.
 
+The run is slower without it, not only the function: behind a denoiser whose calls wait 20 ms (benchmarks/waiting.py, 3
+shards, 2 cores busy with other work) generation alone takes 3.3 s, with this writer 4.8 s, with pyarrow's 18.9 s.
+
 Sources: ``parquet.thrift`` (the numbers of fields below) and ``Encodings.md`` (levels) of the Parquet format.
 """
 
