@@ -100,7 +100,7 @@ def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
     record, best = score(here, "s", "style")
     other, found = score(there, "s", "style", engine=Spark(spark))
     assert other.shard == record.shard
-    for mine, theirs in ((found, best), (there.read("scores/s"), here.read("scores/s"))):
+    for mine, theirs in ((found, best), (there.arrow("scores/s"), here.arrow("scores/s"))):
         assert mine.num_rows == theirs.num_rows
         for a, b in zip(mine.to_pylist(), theirs.to_pylist(), strict=True):  # sums of Spark's own differ in last bits
             assert equal(tuple(a.values()), tuple(b.values())), (a, b)
