@@ -1,13 +1,15 @@
-"""What ablation adds to a denoiser call of Stable Diffusion 1.5's shape: ours, SAeUron's released hook, and nnsight.
+"""What ablation adds to a denoiser call of Stable Diffusion 1.5's shape: ours, SAeUron's released
+hook, and nnsight.
 
-python benchmarks/ablate.py --saeuron DIR                  CPU, float32; DIR is a checkout of SAeUron
-python benchmarks/ablate.py --device cuda --dtype float16
+python benchmarks/ablate.py --saeuron DIR CPU, float32; DIR is a checkout of SAeUron python
+benchmarks/ablate.py --device cuda --dtype float16
 
-The UNet and the SAE (d_in 1280, 20480 latents, k 32) have random weights. A concept has two features, those that fire at the most
-positions; it is present where they exceed the median of their activations, absent where none exceeds its threshold. Before times
-are printed, what each makes of the hooked tensor must be its formula's, written out densely. Times are those spent in hooks, and
-of the whole call beside it, in the second generation after attaching: the first one (``first``) also looks each timestep's
-features up. SAEuron's hook has one generation only. Contenders take turns.
+The UNet and the SAE (d_in 1280, 20480 latents, k 32) have random weights. A concept has two
+features, those that fire at the most positions; it is present where they exceed the median of their
+activations, absent where none exceeds its threshold. Before times are printed, what each makes of
+the hooked tensor must be its formula's, written out densely. Times are those spent in hooks, and of
+the whole call beside it, in the second generation after attaching: the first one (``first``) also
+looks each timestep's features up. SAEuron's hook has one generation only. Contenders take turns.
 """
 
 import argparse
@@ -62,7 +64,8 @@ class Setup(NamedTuple):
     model: Model
     sae: SAE
     x: list[Tensor]
-    """the hooked tensor of each step, float32 ``[2, batch · positions, d_in]``, unconditional half first"""
+    """the hooked tensor of each step, float32 ``[2, batch · positions, d_in]``, unconditional half
+    first"""
     timesteps: list[float]
     batch: int
     """pictures at once"""
@@ -95,12 +98,15 @@ def run(setup: Setup) -> None:
 
 
 def features(setup: Setup, n: int, present: bool) -> Features:
-    """Return the n features of each step that fire at the most positions of the conditional half."""
+    """Return the n features of each step that fire at the most positions of the conditional
+    half."""
     found = []
     for x in setup.x:
         z = setup.sae.encode_dense(x[1])
         latents = (z > 0).sum(0).topk(n).indices.sort().values.tolist()
-        found.append([Feature(i, _middle(z[:, i]) if present else 2 * float(z[:, i].max())) for i in latents])
+        found.append(
+            [Feature(i, _middle(z[:, i]) if present else 2 * float(z[:, i].max())) for i in latents]
+        )
     return found
 
 
@@ -112,9 +118,16 @@ def _middle(f: Tensor) -> float:
 
 def dense(setup: Setup, chosen: list[Feature], x: Tensor) -> Tensor:
     """Return the paper's rule on ``x [positions, d_in]``, written out."""
-    latents, thresholds = (torch.tensor(column, device=x.device) for column in zip(*chosen, strict=True))
+    latents, thresholds = (
+        torch.tensor(column, device=x.device) for column in zip(*chosen, strict=True)
+    )
     return paper_rule(
-        setup.sae, x, latents, strength=FACTOR, mean_concept=torch.ones_like(thresholds), mean_all=thresholds
+        setup.sae,
+        x,
+        latents,
+        strength=FACTOR,
+        mean_concept=torch.ones_like(thresholds),
+        mean_all=thresholds,
     )
 
 
@@ -123,14 +136,17 @@ def edited_positions(setup: Setup, chosen: Features) -> float:
     edited = []
     for x, step in zip(setup.x, chosen, strict=True):
         z = setup.sae.encode_dense(x[1])
-        edited.append(torch.stack([z[:, f.latent] > f.threshold for f in step]).any(0).float().mean())
+        edited.append(
+            torch.stack([z[:, f.latent] > f.threshold for f in step]).any(0).float().mean()
+        )
     return float(torch.stack(edited).mean())
 
 
 def ours(setup: Setup, chosen: Features, n_concepts: int) -> AbstractContextManager[Any]:
     """Attach the features as so many concepts."""
     selections = [
-        _selection(setup, [step[i::n_concepts] for step in chosen], f"concept {i}") for i in range(n_concepts)
+        _selection(setup, [step[i::n_concepts] for step in chosen], f"concept {i}")
+        for i in range(n_concepts)
     ]
     edits = [Intervention(one, strength=FACTOR) for one in selections]
     return ablate(setup.model.pipe, edits, saes=setup.sae)
@@ -138,8 +154,14 @@ def ours(setup: Setup, chosen: Features, n_concepts: int) -> AbstractContextMana
 
 def _selection(setup: Setup, chosen: Features, concept: str) -> Selection:
     timesteps = setup.timesteps
-    rows = [(step, timesteps[step], f.latent, 1.0, 1.0, 0.0, f.threshold) for step, fs in enumerate(chosen) for f in fs]
-    table = pa.Table.from_pylist([dict(zip(ROWS.names, row, strict=True)) for row in rows], schema=ROWS)
+    rows = [
+        (step, timesteps[step], f.latent, 1.0, 1.0, 0.0, f.threshold)
+        for step, fs in enumerate(chosen)
+        for f in fs
+    ]
+    table = pa.Table.from_pylist(
+        [dict(zip(ROWS.names, row, strict=True)) for row in rows], schema=ROWS
+    )
     return Selection(
         family="style", concept=concept, branch="cond", rule={"top": 2}, model=setup.model.name, hook=HOOK, io="output",
         model_hash=model_hash(setup.model.pipe.unet), sae="s", sae_hash="s", d_in=D_IN, n_latents=N_LATENTS, k=K, run={},
@@ -150,8 +172,12 @@ def _selection(setup: Setup, chosen: Features, concept: str) -> Selection:
 @contextlib.contextmanager
 def saeuron(setup: Setup, chosen: Features) -> Iterator[None]:
     """Attach SAeUron's ``SAEMaskedUnlearningHook``, with its own SAE of the same weights."""
-    hooks, sae_module, config = (importlib.import_module(name) for name in ("utils.hooks", "SAE.sae", "SAE.config"))
-    theirs = sae_module.Sae(D_IN, config.SaeConfig(num_latents=N_LATENTS, k=K), setup.sae.W_enc.device)
+    hooks, sae_module, config = (
+        importlib.import_module(name) for name in ("utils.hooks", "SAE.sae", "SAE.config")
+    )
+    theirs = sae_module.Sae(
+        D_IN, config.SaeConfig(num_latents=N_LATENTS, k=K), setup.sae.W_enc.device
+    )
     with torch.no_grad():
         theirs.encoder.weight.copy_(setup.sae.W_enc)
         theirs.encoder.bias.copy_(setup.sae.b_enc)
@@ -172,20 +198,24 @@ def saeuron(setup: Setup, chosen: Features) -> Iterator[None]:
 
 
 def saeuron_dense(setup: Setup, chosen: list[Feature], x: Tensor) -> Tensor:
-    """Return what the released hook makes of ``x``: the error has the other sign, so it is ``2x̂ − x`` and the edit."""
+    """Return what the released hook makes of ``x``: the error has the other sign, so it is
+    ``2x̂ − x`` and the edit."""
     return dense(setup, chosen, x) + 2 * (setup.sae(x) - x)
 
 
 @contextlib.contextmanager
 def nnsight(setup: Setup, chosen: Features, spent: list[float]) -> Iterator[None]:
-    """Call the denoiser through nnsight, the paper's rule written out in the trace: what its user would write.
+    """Call the denoiser through nnsight, the paper's rule written out in the trace: what its user
+    would write.
 
     ``spent`` receives what the edit takes, without the tracing around it.
     """
     unet, step = setup.model.pipe.unet, itertools.count()
     traced, plain = importlib.import_module("nnsight").NNsight(unet), unet.forward
 
-    def forward(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> Any:
+    def forward(
+        sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **kwargs: Any
+    ) -> Any:
         unet.forward, edit = plain, chosen[next(step) % len(chosen)]
         arguments = {"encoder_hidden_states": encoder_hidden_states, **kwargs}
         try:
@@ -194,7 +224,9 @@ def nnsight(setup: Setup, chosen: Features, spent: list[float]) -> Iterator[None
                 began = time.perf_counter()
                 edited = hooked.clone()
                 view, _ = as_positions(edited[setup.batch :])
-                view[:] = dense(setup, edit, view.flatten(0, 1).float()).view(view.shape).to(edited.dtype)
+                view[:] = (
+                    dense(setup, edit, view.flatten(0, 1).float()).view(view.shape).to(edited.dtype)
+                )
                 spent.append(time.perf_counter() - began)
                 traced.up_blocks[1].attentions[1].output = (edited,)
                 result = traced.output.save()
@@ -211,7 +243,8 @@ def nnsight(setup: Setup, chosen: Features, spent: list[float]) -> Iterator[None
 
 @contextlib.contextmanager
 def timed(pipe: Any, spent: list[float]) -> Iterator[None]:
-    """Add up what the hooks of the denoiser and of the hooked module take, one number per denoiser call."""
+    """Add up what the hooks of the denoiser and of the hooked module take, one number per denoiser
+    call."""
     unet, module = pipe.unet, find_module(pipe, HOOK)
     synchronize = torch.cuda.synchronize if unet.device.type == "cuda" else lambda: None
 
@@ -250,26 +283,34 @@ def check(
     expected: Callable[[Tensor], Tensor],
     n_halves: int,
 ) -> int:
-    """Refuse a contender whose first edited tensor is not its formula's; of ``n_halves`` of guidance.
+    """Refuse a contender whose first edited tensor is not its formula's; of ``n_halves`` of
+    guidance.
 
-    On a GPU sums are taken in another order, so a latent that is nearly tied for the last of the k places may be in for one and
-    out for the other: such positions are returned, and may be one in a thousand.
+    On a GPU sums are taken in another order, so a latent that is nearly tied for the last of the k
+    places may be in for one and out for the other: such positions are returned, and may be one in a
+    thousand.
     """
     seen: list[Tensor] = []
     module = find_module(setup.model.pipe, HOOK)
     with attached():
         handle = module.register_forward_hook(
-            lambda owner, args, output: seen.append(halves(as_positions(take(output, HOOK, owner))[0]))
+            lambda owner, args, output: seen.append(
+                halves(as_positions(take(output, HOOK, owner))[0])
+            )
         )
         run(setup)
         handle.remove()
     x, found = setup.x[0], seen[0]
-    edited = torch.stack([expected(half) if i >= 2 - n_halves else half for i, half in enumerate(x)])
+    edited = torch.stack(
+        [expected(half) if i >= 2 - n_halves else half for i, half in enumerate(x)]
+    )
     exact = setup.model.pipe.unet.dtype == torch.float32
     scale = float(x.abs().max())
     allowed = (1e-5 if exact else 1e-2) * scale + (1e-5 if exact else 1e-2) * edited.abs()
     flips = ((found - edited).abs() > allowed).any(-1)
-    assert flips.float().mean() <= (1e-3 if found.is_cuda else 0), f"{int(flips.sum())} positions are not the formula's"
+    assert flips.float().mean() <= (1e-3 if found.is_cuda else 0), (
+        f"{int(flips.sum())} positions are not the formula's"
+    )
     assert torch.equal(found[: 2 - n_halves], x[: 2 - n_halves]), "the other half stays"
     return int(flips.sum())
 
@@ -277,7 +318,9 @@ def check(
 @torch.no_grad()
 def main() -> None:
     """Check every contender, then let them take turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--saeuron", type=Path)
@@ -285,7 +328,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     setup = make_setup(options.device, DTYPES[options.dtype], options.batch)
-    absent, one, ten = features(setup, 2, False), features(setup, 2, True), features(setup, 20, True)
+    absent, one, ten = (
+        features(setup, 2, False),
+        features(setup, 2, True),
+        features(setup, 20, True),
+    )
     contenders: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "plain": contextlib.nullcontext,
         "absent": lambda: ours(setup, absent, 1),
@@ -293,7 +340,9 @@ def main() -> None:
         "ten": lambda: ours(setup, ten, 10),
     }
     flips = {
-        f"{name}_flips": check(setup, contenders[name], lambda x, c=chosen: dense(setup, c[0], x), 1)
+        f"{name}_flips": check(
+            setup, contenders[name], lambda x, c=chosen: dense(setup, c[0], x), 1
+        )
         for name, chosen in (("absent", absent), ("one", one), ("ten", ten))
     }
     if options.saeuron:
@@ -321,18 +370,35 @@ def main() -> None:
                     calls[name].append((time.perf_counter() - began) / RUN.n_steps)
     if "nnsight_one" in hooks:
         hooks["nnsight_one"] = inside
-    first = {f"{n}_first_added_ms": 1000 * statistics.median(firsts[n]) for n in ("absent", "one", "ten")}
-    edited = {f"{name}_positions": edited_positions(setup, f) for name, f in (("one", one), ("ten", ten))}
+    first = {
+        f"{n}_first_added_ms": 1000 * statistics.median(firsts[n]) for n in ("absent", "one", "ten")
+    }
+    edited = {
+        f"{name}_positions": edited_positions(setup, f) for name, f in (("one", one), ("ten", ten))
+    }
     record("ablate", _figures(options, setup, hooks, calls) | first | edited | flips)
 
 
 def _figures(
-    options: argparse.Namespace, setup: Setup, hooks: dict[str, list[float]], calls: dict[str, list[float]]
+    options: argparse.Namespace,
+    setup: Setup,
+    hooks: dict[str, list[float]],
+    calls: dict[str, list[float]],
 ) -> dict[str, Any]:
-    shape = {"device": options.device, "dtype": options.dtype, "d_in": D_IN, "n_latents": N_LATENTS, "k": K}
+    shape = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "d_in": D_IN,
+        "n_latents": N_LATENTS,
+        "k": K,
+    }
     shape["batch"] = setup.batch
     plain = statistics.median(calls["plain"])
-    figures: dict[str, Any] = {**shape, "positions": setup.x[0].shape[1], "plain_call_ms": 1000 * plain}
+    figures: dict[str, Any] = {
+        **shape,
+        "positions": setup.x[0].shape[1],
+        "plain_call_ms": 1000 * plain,
+    }
     added = {name: statistics.median(times) for name, times in hooks.items() if name != "plain"}
     for name, seconds in added.items():
         figures |= {f"{name}_added_ms": 1000 * seconds, f"{name}_added_share": seconds / plain}

@@ -1,7 +1,10 @@
-"""The explorer's bars: how soon each view of a store is there, cold and warm, and what the server takes.
+"""The explorer's bars: how soon each view of a store is there, cold and warm, and what the server
+takes.
 
-usage: python benchmarks/explore.py [STORE] (default: a demo's store, demo/store). The first pass of a fresh server is cold; the
-second, in a new window of the browser, is warm. The numbers that a view shows are compared with the question's first.
+usage: python benchmarks/explore.py [STORE] (default: a demo's store, demo/store). The first pass of
+a fresh server is cold; the
+second, in a new window of the browser, is warm. The numbers that a view shows are compared with the
+question's first.
 """
 
 import re
@@ -21,7 +24,8 @@ from tests.builders.browser import Visit, chromium
 
 
 def start(root: Path) -> tuple[subprocess.Popen, str, float]:
-    """Start the command; return its process, the address that it prints, and the seconds until the page answers."""
+    """Start the command; return its process, the address that it prints, and the seconds until the
+    page answers."""
     command = [sys.executable, "-m", "featurestore", "explore", str(root), "--no-browser"]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -50,12 +54,17 @@ def memory_mb(process: subprocess.Popen) -> float:
 
 
 def addresses(store: Store) -> dict[str, str]:
-    """Return an address of each view, of a feature that the first concept of the first family has."""
+    """Return an address of each view, of a feature that the first concept of the first family
+    has."""
     [family, *_] = store.families()
     sae = store.names("codes")[0]
-    concepts = [row for row in ask(store, "concepts", {"sae": sae}).to_pylist() if row["family"] == family]
+    concepts = [
+        row for row in ask(store, "concepts", {"sae": sae}).to_pylist() if row["family"] == family
+    ]
     concept = concepts[0]["concept"]
-    found = ask(store, "concept_scores", {"sae": sae, "family": family, "concept": concept, "top": 1}).to_pylist()
+    found = ask(
+        store, "concept_scores", {"sae": sae, "family": family, "concept": concept, "top": 1}
+    ).to_pylist()
     sample, feature = store.records("samples")[0].sample_ids[0], found[0]["feature"]
     return {
         "store": f"#/store?sae={sae}",
@@ -68,8 +77,11 @@ def addresses(store: Store) -> dict[str, str]:
     }
 
 
-def walk(browser: Any, base: str, address: str, views: dict[str, str]) -> dict[str, tuple[float, float]]:
-    """Return for each view the seconds until it is painted, and until nothing of it is being computed."""
+def walk(
+    browser: Any, base: str, address: str, views: dict[str, str]
+) -> dict[str, tuple[float, float]]:
+    """Return for each view the seconds until it is painted, and until nothing of it is being
+    computed."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     visit = Visit(context, base)
     visit.page.goto(address)
@@ -99,8 +111,14 @@ def check(browser: Any, address: str, base: str, store: Store, views: dict[str, 
     page = visit.go(views["features"])
     sae = re.search(r"sae=([^&]+)", views["features"])
     assert sae
-    expected = ask(store, "dense_features", {"sae": sae[1], "threshold": 0})["feature"].to_pylist()[:10]
-    shown = page.get_by_role("region", name="Features").locator("tbody tr td:first-child").all_inner_texts()[:10]
+    expected = ask(store, "dense_features", {"sae": sae[1], "threshold": 0})["feature"].to_pylist()[
+        :10
+    ]
+    shown = (
+        page.get_by_role("region", name="Features")
+        .locator("tbody tr td:first-child")
+        .all_inner_texts()[:10]
+    )
     assert shown == [str(feature) for feature in expected]
     context.close()
 
@@ -109,7 +127,9 @@ def main(root: Path) -> None:
     """Measure a store's explorer and record it."""
     store = Store.open(root)
     views = addresses(store)
-    rows = sum(record.rows for name in store.names("stats") for record in store.records(f"stats/{name}"))
+    rows = sum(
+        record.rows for name in store.names("stats") for record in store.records(f"stats/{name}")
+    )
     process, address, opening = start(root)
     base = address.partition("/?")[0]
     try:
@@ -123,7 +143,10 @@ def main(root: Path) -> None:
         }
         for name in views:
             figures[f"{name}_painted_s"] = round(cold[name][0], 3)
-            figures[f"{name}_cold_s"], figures[f"{name}_warm_s"] = round(cold[name][1], 3), round(warm[name][1], 3)
+            figures[f"{name}_cold_s"], figures[f"{name}_warm_s"] = (
+                round(cold[name][1], 3),
+                round(warm[name][1], 3),
+            )
     finally:
         process.terminate()
         process.wait(30)

@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one go: its tests, its benchmarks, and what is below its bar.
 
-``python -m benchmarks.gpu`` on a machine with torch, or ``make gpu``; eight minutes on an H100. Each
-stage has its own limit, so one that hangs does not take the others along. Rows are appended to
+``python -m benchmarks.gpu`` on a machine with torch, or ``make gpu``; eight minutes on an H100.
+Each stage has its own limit, so one that hangs does not take the others along. Rows are appended to
 ``benchmarks/results``. ``--dry-run`` runs the same stages' command lines as far as a CPU can: the
 kernels in Triton's interpreter, every benchmark's options.
 """
@@ -43,9 +43,15 @@ class Bar(NamedTuple):
 
 STAGES = (
     Stage("tests", ("-m", "pytest", "-m", "gpu or triton", "-p", "no:cacheprovider"), 150),
-    Stage("ablate, one picture", ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16"), 60),
     Stage(
-        "ablate, eight pictures", ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16", "--batch", "8"), 60
+        "ablate, one picture",
+        ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16"),
+        60,
+    ),
+    Stage(
+        "ablate, eight pictures",
+        ("benchmarks/ablate.py", "--device", "cuda", "--dtype", "float16", "--batch", "8"),
+        60,
     ),
     Stage("train", ("benchmarks/train.py", "--large", "--steps", "60", "--device", "cuda"), 90),
     Stage("collect", ("benchmarks/collect.py", "--cuda", "--runs", "3"), 120),
@@ -64,7 +70,14 @@ BARS = (
                 0.15,
                 "a concept that is absent, ms per call",
             ),
-            Bar("ablate", H100_1 | {"batch": batch}, "ten_added_ms", operator.le, 0.5, "ten concepts, ms per call"),
+            Bar(
+                "ablate",
+                H100_1 | {"batch": batch},
+                "ten_added_ms",
+                operator.le,
+                0.5,
+                "ten concepts, ms per call",
+            ),
             Bar(
                 "ablate",
                 H100_1 | {"batch": batch},
@@ -75,17 +88,35 @@ BARS = (
             ),
         )
     ),
-    Bar("train", {"device": "cuda", "d_in": 1280}, "ours_positions_per_s", operator.ge, 1e6, "training, positions/s"),
-    Bar("collect", {}, "collecting_over_plain", operator.le, 1.05, "collecting two hooks ÷ generating alone"),
+    Bar(
+        "train",
+        {"device": "cuda", "d_in": 1280},
+        "ours_positions_per_s",
+        operator.ge,
+        1e6,
+        "training, positions/s",
+    ),
+    Bar(
+        "collect",
+        {},
+        "collecting_over_plain",
+        operator.le,
+        1.05,
+        "collecting two hooks ÷ generating alone",
+    ),
 )
 
 
 def run(stage: Stage) -> tuple[str, float]:
     """Run a stage; returns how it ended and its seconds."""
     began = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    }
     try:
-        done = subprocess.run([sys.executable, *stage.command], cwd=ROOT, env=environment, timeout=stage.seconds)
+        done = subprocess.run(
+            [sys.executable, *stage.command], cwd=ROOT, env=environment, timeout=stage.seconds
+        )
         ended = "passed" if done.returncode == 0 else f"failed with {done.returncode}"
     except subprocess.TimeoutExpired:
         ended = f"stopped after {stage.seconds} s"
@@ -95,24 +126,37 @@ def run(stage: Stage) -> tuple[str, float]:
 def rehearsed(stage: Stage) -> Stage:
     """Return what a CPU can run of a stage."""
     if "pytest" in stage.command:
-        return stage._replace(command=("-m", "pytest", "-m", "triton or gpu", "-p", "no:cacheprovider"), seconds=600)
+        return stage._replace(
+            command=("-m", "pytest", "-m", "triton or gpu", "-p", "no:cacheprovider"), seconds=600
+        )
     return stage._replace(command=(stage.command[0], "--help"))
 
 
 def counted() -> dict[str, int]:
     """Return how many rows each benchmark's results have."""
     names = {bar.benchmark for bar in BARS}
-    return {name: len((RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()) for name in names}
+    return {
+        name: len((RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+        for name in names
+    }
 
 
 def below(before: dict[str, int]) -> list[str]:
     """Return a line for each bar that no new row reaches, or that no new row is about."""
     lines = []
     for bar in BARS:
-        new = (RESULTS / f"{bar.benchmark}.jsonl").read_text(encoding="utf-8").splitlines()[before[bar.benchmark] :]
+        new = (
+            (RESULTS / f"{bar.benchmark}.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()[before[bar.benchmark] :]
+        )
         figures = [json.loads(line)["figures"] for line in new]
         found = [f[bar.figure] for f in figures if bar.figure in f and bar.of.items() <= f.items()]
-        what = f"{bar.says} ({', '.join(f'{k} {v}' for k, v in bar.of.items())})" if bar.of else bar.says
+        what = (
+            f"{bar.says} ({', '.join(f'{k} {v}' for k, v in bar.of.items())})"
+            if bar.of
+            else bar.says
+        )
         if not found:
             lines.append(f"not measured: {what}, bar {bar.bound:g}")
         elif not bar.holds(found[-1], bar.bound):
@@ -122,7 +166,9 @@ def below(before: dict[str, int]) -> list[str]:
 
 def main() -> None:
     """Run all stages, then say what is below its bar; exit 1 if a stage failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     before = counted()

@@ -1,11 +1,14 @@
-"""Where training begins and how fast it goes: held-out FVU and dead latents of several ways, at equal steps, on equal data.
+"""Where training begins and how fast it goes: held-out FVU and dead latents of several ways, at
+equal steps, on equal data.
 
-python benchmarks/init.py --work DIR                            all that is not in results/init.jsonl yet
-python benchmarks/init.py --work DIR --data up1 --steps 400 --seeds 0
-python benchmarks/init.py --table                               what was found
+python benchmarks/init.py --work DIR all that is not in results/init.jsonl yet python
+benchmarks/init.py --work DIR --data up1 --steps 400 --seeds 0 python benchmarks/init.py --table
+what was found
 
-Data: three hooks of the included model (the demo's 200 pictures, k 16, 8 latents a channel, batches of 1024), and
-synthetic activations of Stable Diffusion 1.5's smaller width (d_in 320, 5120 latents, k 32, batches of 1024).
+Data: three hooks of the included model (the demo's 200 pictures, k 16, 8 latents a channel, batches
+of 1024), and
+synthetic activations of Stable Diffusion 1.5's smaller width (d_in 320, 5120 latents, k 32, batches
+of 1024).
 """
 
 import argparse
@@ -51,7 +54,9 @@ def demo_store(work: Path) -> Store:
         for seed in FULL.collect_seeds
     ]
     settings = CollectSettings(hooks=list(HOOKS.values()), batch_size=16)
-    return collect(work / "store", model, prompts, RunSettings(model.steps, model.guidance), settings).store
+    return collect(
+        work / "store", model, prompts, RunSettings(model.steps, model.guidance), settings
+    ).store
 
 
 def make_task(work: Path, data: str, steps: int, seed: int) -> tuple[Task, torch.Tensor]:
@@ -63,9 +68,9 @@ def make_task(work: Path, data: str, steps: int, seed: int) -> tuple[Task, torch
     rows, indices, _ = batches.evaluation()
     chosen = np.random.default_rng(0).permutation(indices)[:TEST_MAPS]
     d_in = rows.d_in
-    return Task(batches, d_in, 8 * d_in, 16, 1024, steps, seed), torch.from_numpy(rows.fill(chosen)).float().flatten(
-        0, 1
-    )
+    return Task(batches, d_in, 8 * d_in, 16, 1024, steps, seed), torch.from_numpy(
+        rows.fill(chosen)
+    ).float().flatten(0, 1)
 
 
 def stream(task: Task) -> Iterator[torch.Tensor]:
@@ -91,7 +96,11 @@ def run(work: Path, data: str, steps: int, seed: int, way: str) -> dict[str, Any
 def found() -> list[dict[str, Any]]:
     """Return the figures that were recorded."""
     path = RESULTS / "init.jsonl"
-    return [json.loads(line)["figures"] for line in path.open(encoding="utf-8")] if path.exists() else []
+    return (
+        [json.loads(line)["figures"] for line in path.open(encoding="utf-8")]
+        if path.exists()
+        else []
+    )
 
 
 def print_table() -> None:
@@ -99,15 +108,22 @@ def print_table() -> None:
     rows = found()
     for data, steps in sorted({(row["data"], row["steps"]) for row in rows}):
         for way in WAYS:
-            those = [row for row in rows if (row["data"], row["steps"], row["way"]) == (data, steps, way)]
+            those = [
+                row for row in rows if (row["data"], row["steps"], row["way"]) == (data, steps, way)
+            ]
             if those:
                 fvu, dead = mean(row["fvu"] for row in those), mean(row["n_dead"] for row in those)
-                print(f"{data:10} {steps:5} {way:16} FVU {fvu:.4f}  dead {dead:6.1f}  ({len(those)} seeds)")
+                print(
+                    f"{data:10} {steps:5} {way:16} FVU {fvu:.4f}  dead {dead:6.1f}  ({len(those)} "
+                    f"seeds)"
+                )
 
 
 def main() -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--data", nargs="+", default=[*HOOKS, "synthetic"])
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 1500, 5000])
@@ -128,7 +144,10 @@ def main() -> None:
         for steps in options.steps:
             for data in options.data:
                 for way in options.ways:
-                    if not any(tuple(row[key] for key in FIGURES) == (data, steps, seed, way) for row in found()):
+                    if not any(
+                        tuple(row[key] for key in FIGURES) == (data, steps, seed, way)
+                        for row in found()
+                    ):
                         record("init", run(options.work, data, steps, seed, way))
 
 

@@ -1,4 +1,5 @@
-"""Row groups of activation files: what their size costs those who read the first row, a page of rows, or everything.
+"""Row groups of activation files: what their size costs those who read the first row, a page of
+rows, or everything.
 
 python benchmarks/layout.py
 """
@@ -43,7 +44,9 @@ def main() -> None:
             parquet.ROW_GROUP_BYTES = size * 2**20
             stores[size], values = make(Path(directory) / str(size))
         files = {size: store.files(f"activations/{HOOK}") for size, store in stores.items()}
-        batches = {size: ActivationBatches(store, HOOK, BATCH, seed=1) for size, store in stores.items()}
+        batches = {
+            size: ActivationBatches(store, HOOK, BATCH, seed=1) for size, store in stores.items()
+        }
 
         def first_streamed(size: int) -> None:
             rows = datasets.load_dataset(
@@ -52,18 +55,25 @@ def main() -> None:
             assert next(iter(rows))["step"] == 0
 
         def decode(size: int) -> None:
-            assert sum(pq.read_table(f, columns=["activation"]).num_rows for f in files[size]) == len(values) // 256
+            assert (
+                sum(pq.read_table(f, columns=["activation"]).num_rows for f in files[size])
+                == len(values) // 256
+            )
 
         def shuffled(size: int) -> None:
             assert sum(1 for _ in batches[size]) == len(values) // BATCH
 
         for read in (first_streamed, decode, shuffled):
-            seconds = interleaved(3, **{str(size): (lambda read=read, size=size: read(size)) for size in MEGABYTES})
+            seconds = interleaved(
+                3, **{str(size): (lambda read=read, size=size: read(size)) for size in MEGABYTES}
+            )
             figures |= {f"{read.__name__}_s_{size}mb": s for size, s in seconds.items()}
         for size in MEGABYTES:
             figures[f"viewer_page_mb_{size}mb"] = page_bytes(files[size][0]) / 1e6
             figures[f"viewer_can_{size}mb"] = page_bytes(files[size][0]) <= VIEWER_BYTES
-            figures[f"file_over_raw_{size}mb"] = sum(f.stat().st_size for f in files[size]) / values.nbytes
+            figures[f"file_over_raw_{size}mb"] = (
+                sum(f.stat().st_size for f in files[size]) / values.nbytes
+            )
     record("layout", figures)
 
 

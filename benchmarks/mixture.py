@@ -1,4 +1,5 @@
-"""Synthetic activations that have something to learn: sparse mixtures of more directions than an SAE has latents."""
+"""Synthetic activations that have something to learn: sparse mixtures of more directions than an
+SAE has latents."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ N_ACTIVE = 24
 
 
 class Mixture:
-    """Positions ``[n, d_in]``: 24 of ``2 · n_latents`` directions, the common ones oftener, a little noise, a mean of 0.3."""
+    """Positions ``[n, d_in]``: 24 of ``2 · n_latents`` directions, the common ones oftener, a
+    little noise, a mean of 0.3."""
 
     hook = "synthetic"
 
-    def __init__(self, d_in: int, n_latents: int, batch_size: int, *, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self, d_in: int, n_latents: int, batch_size: int, *, seed: int = 0, device: str = "cpu"
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         directions = torch.randn(2 * n_latents, d_in, generator=generator)
         self.d_in, self.batch_size, self.seed, self.device = d_in, batch_size, seed, device
@@ -29,7 +33,9 @@ class Mixture:
         drawn = torch.rand(n, N_ACTIVE, generator=generator)
         chosen = torch.searchsorted(self._popularity, drawn).clamp_max(len(self._directions) - 1)
         weights = -torch.rand(n, N_ACTIVE, generator=generator).clamp_min(1e-9).log()
-        mixed = torch.nn.functional.embedding_bag(chosen, self._directions, per_sample_weights=weights, mode="sum")
+        mixed = torch.nn.functional.embedding_bag(
+            chosen, self._directions, per_sample_weights=weights, mode="sum"
+        )
         return (mixed + torch.randn(n, self.d_in, generator=generator) * 0.02 + 0.3).to(self.device)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:

@@ -1,4 +1,5 @@
-"""Reading activations: shuffled batches and whole tensors, against plain memory maps, pyarrow's decoder, and datasets.
+"""Reading activations: shuffled batches and whole tensors, against plain memory maps, pyarrow's
+decoder, and datasets.
 
 python benchmarks/read.py
 """
@@ -41,7 +42,8 @@ def checksum(batches: Iterable[torch.Tensor]) -> int:
 
 
 def main() -> None:
-    """Check that all give the same values, then time them on a warm cache; everything makes batches of its own memory."""
+    """Check that all give the same values, then time them on a warm cache; everything makes batches
+    of its own memory."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         store, values = make(root / "store")
@@ -54,11 +56,16 @@ def main() -> None:
         epochs = ActivationBatches(store, HOOK, BATCH, seed=1)
 
         def plain() -> Iterable[torch.Tensor]:
-            return (torch.from_numpy(np.array(plain_map[i : i + BATCH])) for i in range(0, len(values), BATCH))
+            return (
+                torch.from_numpy(np.array(plain_map[i : i + BATCH]))
+                for i in range(0, len(values), BATCH)
+            )
 
         def with_datasets() -> Iterable[torch.Tensor]:
             shuffled = torch_set.shuffle(seed=0)
-            return (batch["activation"].flatten(0, 1) for batch in shuffled.iter(BATCH // POSITIONS))
+            return (
+                batch["activation"].flatten(0, 1) for batch in shuffled.iter(BATCH // POSITIONS)
+            )
 
         def in_one_copy() -> Iterable[torch.Tensor]:
             np.copyto(whole.numpy(), plain_map)
@@ -76,7 +83,9 @@ def main() -> None:
         def decoded() -> Iterable[torch.Tensor]:
             for path in files:
                 column = pq.read_table(path, columns=["activation"])["activation"].combine_chunks()
-                yield torch.from_numpy(column.flatten().flatten().to_numpy(zero_copy_only=False).copy())
+                yield torch.from_numpy(
+                    column.flatten().flatten().to_numpy(zero_copy_only=False).copy()
+                )
 
         candidates: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
             "shuffled": lambda: epochs, "plain_batches": plain, "datasets_shuffled": with_datasets,
@@ -85,15 +94,21 @@ def main() -> None:
         expected = checksum([torch.from_numpy(values)])
         for name, call in candidates.items():
             assert checksum(call()) == expected, name
-        consume = {name: (lambda call=call: [None for _ in call()]) for name, call in candidates.items()}
+        consume = {
+            name: (lambda call=call: [None for _ in call()]) for name, call in candidates.items()
+        }
         seconds = interleaved(7, **consume)
-        figures: dict[str, Any] = {f"{name}_gb_per_s": values.nbytes / 1e9 / s for name, s in seconds.items()}
+        figures: dict[str, Any] = {
+            f"{name}_gb_per_s": values.nbytes / 1e9 / s for name, s in seconds.items()
+        }
         for ours, peers in {
             "shuffled": ("plain_batches", "datasets_shuffled", "plain_one_copy"),
             "mapped": ("plain_one_copy", "pyarrow_decode"),
         }.items():
             figures |= {f"{ours}_over_{peer}": seconds[peer] / seconds[ours] for peer in peers}
-        figures["file_bytes_over_tensor_bytes"] = sum(f.stat().st_size for f in files) / values.nbytes
+        figures["file_bytes_over_tensor_bytes"] = (
+            sum(f.stat().st_size for f in files) / values.nbytes
+        )
         record("read", figures)
 
 

@@ -32,8 +32,17 @@ def machine() -> dict[str, Any]:
 
 def record(benchmark: str, figures: dict[str, Any]) -> None:
     """Append a run to ``results/<benchmark>.jsonl`` and print it."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
-    row = {"date": datetime.date.today().isoformat(), "machine": machine(), "versions": versions, "figures": figures}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in PACKAGES
+        if importlib.util.find_spec(name)
+    }
+    row = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions,
+        "figures": figures,
+    }
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -42,7 +51,8 @@ def record(benchmark: str, figures: dict[str, Any]) -> None:
 
 
 def interleaved(runs: int, **candidates: Callable[[], object]) -> dict[str, float]:
-    """Return the median seconds of each candidate; they take turns, so that a slow moment of the machine hits all.
+    """Return the median seconds of each candidate; they take turns, so that a slow moment of the
+    machine hits all.
 
     What one leaves to the system to write is written before the next begins, outside its time.
     """

@@ -1,7 +1,8 @@
 """The contenders of ``score.py``, each run in a process of its own: NAME DIRECTORY OUT [MORE …].
 
-The directory holds ``store`` and ``latents.pkl``. A contender prints a line of JSON (seconds, peak megabytes) and writes what it
-found: ``selected`` (concept, step, feature), sorted, for the ``concepts`` it was asked for, and the ``score`` of one of them.
+The directory holds ``store`` and ``latents.pkl``. A contender prints a line of JSON (seconds, peak
+megabytes) and writes what it found: ``selected`` (concept, step, feature), sorted, for the
+``concepts`` it was asked for, and the ``score`` of one of them.
 """
 
 import importlib.util
@@ -30,8 +31,16 @@ def number(concept: str) -> int:
 
 def listed(selections: dict[int, list[np.ndarray]]) -> Found:
     """Return (concept, step, feature), sorted, from a concept's features at each step."""
-    rows = [(c, step, f) for c, steps in selections.items() for step, fs in enumerate(steps) for f in fs.tolist()]
-    return {"selected": np.array(sorted(rows)).reshape(-1, 3), "concepts": np.array(sorted(selections))}
+    rows = [
+        (c, step, f)
+        for c, steps in selections.items()
+        for step, fs in enumerate(steps)
+        for f in fs.tolist()
+    ]
+    return {
+        "selected": np.array(sorted(rows)).reshape(-1, 3),
+        "concepts": np.array(sorted(selections)),
+    }
 
 
 def make(directory: Path, scale: str) -> Found:
@@ -54,7 +63,10 @@ def keep(directory: Path) -> Found:
     store = Store.open(directory / "store")
     keep_sums(store, "s")
     n_bytes = sum(file.bytes for record in store.records("sums/s") for file in record.files)
-    return {"sums_rows": sum(record.rows for record in store.records("sums/s")), "sums_mb": n_bytes / 1e6}
+    return {
+        "sums_rows": sum(record.rows for record in store.records("sums/s")),
+        "sums_mb": n_bytes / 1e6,
+    }
 
 
 def verify(directory: Path) -> Found:
@@ -91,7 +103,8 @@ def ours_all(directory: Path) -> Found:
 
 
 def make_pickle(directory: Path) -> Found:
-    """Write the same numbers as SAeUron's script does: concept → float16 ``[sample, step, latent]``, means over positions."""
+    """Write the same numbers as SAeUron's script does: concept → float16
+    ``[sample, step, latent]``, means over positions."""
     import torch
 
     store = Store.open(directory / "store")
@@ -101,10 +114,15 @@ def make_pickle(directory: Path) -> Found:
     samples = store.arrow("samples", ["sample_id", "style"])
     names, ids = samples["style"].to_pylist(), samples["sample_id"].to_pylist()
     n = names.count(names[0])
-    dense = {name: torch.zeros(n, N_STEPS, N_LATENTS, dtype=torch.float16) for name in dict.fromkeys(names)}
+    dense = {
+        name: torch.zeros(n, N_STEPS, N_LATENTS, dtype=torch.float16)
+        for name in dict.fromkeys(names)
+    }
     place = {i: (name, number % n) for number, (i, name) in enumerate(zip(ids, names, strict=True))}
     for file in store.files("stats/s"):
-        table = pq.read_table(file, columns=["sample_id", "step", "feature", "sum"], partitioning=None)
+        table = pq.read_table(
+            file, columns=["sample_id", "step", "feature", "sum"], partitioning=None
+        )
         sample_id, step, feature, total = (column.to_numpy() for column in table.columns)
         for i in np.unique(sample_id).tolist():
             mine, (name, row) = sample_id == i, place[i]
@@ -115,7 +133,8 @@ def make_pickle(directory: Path) -> Found:
 
 
 def reference(directory: Path, n_concepts: str, checkout: str | None = None) -> Found:
-    """Do what SAeUron's hook does when it is made, for ``n_concepts`` concepts from ``CONCEPT`` on."""
+    """Do what SAeUron's hook does when it is made, for ``n_concepts`` concepts from ``CONCEPT``
+    on."""
     import torch
 
     importance, threshold = _saeuron(Path(checkout)) if checkout else (_importance, _threshold)
@@ -146,7 +165,9 @@ def reference(directory: Path, n_concepts: str, checkout: str | None = None) -> 
 
 
 def _saeuron(checkout: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    spec = importlib.util.spec_from_file_location("unlearning_utils", checkout / "SAE" / "unlearning_utils.py")
+    spec = importlib.util.spec_from_file_location(
+        "unlearning_utils", checkout / "SAE" / "unlearning_utils.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -154,11 +175,14 @@ def _saeuron(checkout: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _importance(latents: dict[str, Any], concept: str, step: int) -> Any:
-    """Score as SAeUron does: the others' activations are put together anew for every concept and step."""
+    """Score as SAeUron does: the others' activations are put together anew for every concept and
+    step."""
     import torch
 
     mine = latents[concept][:, step].float().mean(0)
-    rest = torch.cat([latents[name][:, step].float() for name in latents if name != concept]).mean(0)
+    rest = torch.cat([latents[name][:, step].float() for name in latents if name != concept]).mean(
+        0
+    )
     return mine / (mine.sum() + DELTA) - rest / (rest.sum() + DELTA)
 
 
@@ -179,7 +203,9 @@ def dense(directory: Path, n_concepts: str) -> Found:
     total, scores, found = sums.sum(0, dtype=np.float64), {}, {}
     for i in range(first, first + int(n_concepts)):
         scores[i] = _scores(sums[i].astype(np.float64), total, n, len(names))
-        found[number(names[i])] = [np.flatnonzero(s > np.quantile(s, PERCENTILE / 100)) for s in scores[i]]
+        found[number(names[i])] = [
+            np.flatnonzero(s > np.quantile(s, PERCENTILE / 100)) for s in scores[i]
+        ]
         if names[i] == CONCEPT:
             kept = scores[i]
     return {"seconds": time.perf_counter() - began, **listed(found), "score": kept}
@@ -188,11 +214,14 @@ def dense(directory: Path, n_concepts: str) -> Found:
 def _scores(mine: np.ndarray, total: np.ndarray, n: int, n_concepts: int) -> np.ndarray:
     """Return ``[step, latent]`` from means' sums over the samples."""
     mean, rest = mine / n, (total - mine) / (n * (n_concepts - 1))
-    return mean / (mean.sum(-1, keepdims=True) + DELTA) - rest / (rest.sum(-1, keepdims=True) + DELTA)
+    return mean / (mean.sum(-1, keepdims=True) + DELTA) - rest / (
+        rest.sum(-1, keepdims=True) + DELTA
+    )
 
 
 def polars_all(directory: Path) -> Found:
-    """Sums by Polars, a quarter of the steps at a time, as all at once takes more than the machine has; scores by NumPy."""
+    """Sums by Polars, a quarter of the steps at a time, as all at once takes more than the machine
+    has; scores by NumPy."""
     import polars as pl
 
     began = time.perf_counter()
@@ -203,7 +232,9 @@ def polars_all(directory: Path) -> Found:
     concepts = sorted(labels["style"].unique().to_list())
     n = len(labels) // len(concepts)
     labels = labels.with_columns(
-        c=pl.col("style").replace_strict({name: i for i, name in enumerate(concepts)}, return_dtype=pl.Int32)
+        c=pl.col("style").replace_strict(
+            {name: i for i, name in enumerate(concepts)}, return_dtype=pl.Int32
+        )
     )
     found: dict[int, list[np.ndarray]] = {number(name): [] for name in concepts}
     rows = pl.scan_parquet(store.files("stats/s")).select("sample_id", "step", "feature", "sum")
@@ -212,21 +243,28 @@ def polars_all(directory: Path) -> Found:
             labels.lazy().select("sample_id", "c"), on="sample_id"
         )
         grouped = (
-            part.group_by("c", "step", "feature").agg(pl.col("sum").cast(pl.Float64).sum()).collect(engine="streaming")
+            part.group_by("c", "step", "feature")
+            .agg(pl.col("sum").cast(pl.Float64).sum())
+            .collect(engine="streaming")
         )
         sums = np.zeros((len(concepts), 25, N_LATENTS))
-        sums[grouped["c"].to_numpy(), grouped["step"].to_numpy() - step, grouped["feature"].to_numpy()] = grouped[
-            "sum"
-        ].to_numpy()
+        sums[
+            grouped["c"].to_numpy(),
+            grouped["step"].to_numpy() - step,
+            grouped["feature"].to_numpy(),
+        ] = grouped["sum"].to_numpy()
         total = sums.sum(0)
         for i, name in enumerate(concepts):
             scores = _scores(sums[i] / N_POSITIONS, total / N_POSITIONS, n, len(concepts))
-            found[number(name)] += [np.flatnonzero(s > np.quantile(s, PERCENTILE / 100)) for s in scores]
+            found[number(name)] += [
+                np.flatnonzero(s > np.quantile(s, PERCENTILE / 100)) for s in scores
+            ]
     return {"seconds": time.perf_counter() - began, **listed(found)}
 
 
 def peak_mb() -> float:
-    """Return the most memory that this process has held (not what it inherited, as getrusage would)."""
+    """Return the most memory that this process has held (not what it inherited, as getrusage
+    would)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1e3
 
@@ -246,7 +284,9 @@ def main() -> None:
     arrays = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
     if arrays:
         np.savez(out, **arrays)
-    print(json.dumps({**figures, **{key: value for key, value in found.items() if key not in arrays}}))
+    print(
+        json.dumps({**figures, **{key: value for key, value in found.items() if key not in arrays}})
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Training a TopK SAE: ours and other libraries', each as its authors run it, on the same data in one run.
+"""Training a TopK SAE: ours and other libraries', each as its authors run it, on the same data in
+one run.
 
-python benchmarks/train.py                            d_in 320, 5120 latents, k 32, batch 1024
-python benchmarks/train.py --large                    d_in 1280, 20480 latents, k 32, batch 4096
-python benchmarks/train.py --saeuron DIR --peers DIR  with a checkout of SAeUron, and a directory of installed peers
+python benchmarks/train.py d_in 320, 5120 latents, k 32, batch 1024 python benchmarks/train.py
+--large d_in 1280, 20480 latents, k 32, batch 4096 python benchmarks/train.py --saeuron DIR --peers
+DIR with a checkout of SAeUron, and a directory of installed peers
 
-Every trainer has its own initial weights, optimiser, learning rate and bookkeeping (benchmarks/trainers.py) and the same
-batches, and takes its steps in turns with the others. Between them, outside their time, held-out FVU is measured: at the
-end for equal steps, and along the way for the seconds until it is sparsify's last. A peer that cannot be imported is left
-out, and named. On a CPU the peak memory of ours and of sparsify is measured too, each in a process of its own: weights,
-optimiser, and what a step needs.
+Every trainer has its own initial weights, optimiser, learning rate and bookkeeping
+(benchmarks/trainers.py) and the same batches, and takes its steps in turns with the others. Between
+them, outside their time, held-out FVU is measured: at the end for equal steps, and along the way
+for the seconds until it is sparsify's last. A peer that cannot be imported is left out, and named.
+On a CPU the peak memory of ours and of sparsify is measured too, each in a process of its own:
+weights, optimiser, and what a step needs.
 """
 
 import argparse
@@ -43,7 +45,8 @@ def begin_all(task: Task, ways: Sequence[str]) -> dict[str, Trainer]:
 
 
 def peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
-    """Return the most memory that three steps held beyond what there was before the SAE; None if the peer is not there."""
+    """Return the most memory that three steps held beyond what there was before the SAE; None if
+    the peer is not there."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_bytes, (name, d_in, n_latents, k, size))
 
@@ -76,7 +79,8 @@ def memory(*sizes: int) -> dict[str, Any]:
 
 
 def compare(task: Task, ways: Sequence[str], every: int) -> dict[str, Any]:
-    """Let all take their steps in turns; return speed, held-out FVU and dead latents, and seconds to sparsify's last FVU."""
+    """Let all take their steps in turns; return speed, held-out FVU and dead latents, and seconds
+    to sparsify's last FVU."""
     begun, test = begin_all(task, ways), task.data.held_out(TEST_POSITIONS)
     seconds: dict[str, list[float]] = {name: [] for name in begun}
     course: dict[str, list[tuple[float, float]]] = {name: [] for name in begun}
@@ -108,7 +112,9 @@ def compare(task: Task, ways: Sequence[str], every: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compare the trainers that there are, at one size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--peers", type=Path, action="append", default=[])
@@ -122,7 +128,9 @@ def main() -> None:
     steps = options.steps or (40 if options.large else 400)
     task = Task(Mixture(d_in, n_latents, size, device=options.device), *sizes, steps, 0)
     figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": size}
-    figures |= {"steps": steps, "device": options.device} | compare(task, options.ways, max(1, steps // 40))
+    figures |= {"steps": steps, "device": options.device} | compare(
+        task, options.ways, max(1, steps // 40)
+    )
     figures |= memory(*sizes) if options.device == "cpu" else {}
     record("train", figures)
 

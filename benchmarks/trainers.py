@@ -1,4 +1,5 @@
-"""Trainers of TopK SAEs beside each other: ours, as it was in 0.1, and other libraries', each as its authors run it."""
+"""Trainers of TopK SAEs beside each other: ours, as it was in 0.1, and other libraries', each as
+its authors run it."""
 
 import importlib
 import math
@@ -57,7 +58,9 @@ class Trainer(NamedTuple):
 
 def plan_of(task: Task) -> Plan:
     """Return what ``featurestore train`` does by default."""
-    settings = TrainSettings(k=task.k, n_latents=task.n_latents, batch_size=task.batch_size, seed=task.seed)
+    settings = TrainSettings(
+        k=task.k, n_latents=task.n_latents, batch_size=task.batch_size, seed=task.seed
+    )
     config = SAEConfig(task.d_in, task.n_latents, task.k, hook=task.data.hook)
     dead_after = default_dead_after(task.steps * task.batch_size)
     return Plan(settings, config, task.steps, default_lr(task.n_latents), dead_after, "")
@@ -70,8 +73,13 @@ def ours(task: Task) -> Trainer:
 
 def version_0_1(task: Task) -> Trainer:
     """Return the training of version 0.1 with its defaults."""
-    lr, dead_after = 4e-4 * math.sqrt(20480 / task.n_latents), min(10**7, task.steps * task.batch_size // 3)
-    return _ours(task, replace(plan_of(task), lr=lr, dead_after=dead_after, betas=(0.9, 0.999), warmup=0.05))
+    lr, dead_after = (
+        4e-4 * math.sqrt(20480 / task.n_latents),
+        min(10**7, task.steps * task.batch_size // 3),
+    )
+    return _ours(
+        task, replace(plan_of(task), lr=lr, dead_after=dead_after, betas=(0.9, 0.999), warmup=0.05)
+    )
 
 
 def smaller_encoder(task: Task) -> Trainer:
@@ -80,7 +88,8 @@ def smaller_encoder(task: Task) -> Trainer:
 
 
 def data_directions(task: Task) -> Trainer:
-    """Return ours, but for decoder rows that are directions of positions from ``b_dec``, and an encoder fitted to them."""
+    """Return ours, but for decoder rows that are directions of positions from ``b_dec``, and an
+    encoder fitted to them."""
     batches, rows = task.data.epoch(1), []
 
     def begin(sae: SAE) -> None:
@@ -96,7 +105,9 @@ def data_directions(task: Task) -> Trainer:
     return _ours(task, plan_of(task), begin=begin)
 
 
-def _ours(task: Task, plan: Plan, scale: float = 1.0, begin: Callable[[SAE], object] = lambda sae: None) -> Trainer:
+def _ours(
+    task: Task, plan: Plan, scale: float = 1.0, begin: Callable[[SAE], object] = lambda sae: None
+) -> Trainer:
     state, _ = start_training(plan, task.data, task.first.device)
     with torch.no_grad():
         begin(state.sae)
@@ -113,13 +124,16 @@ def _ours(task: Task, plan: Plan, scale: float = 1.0, begin: Callable[[SAE], obj
 
 
 def sparsify(task: Task) -> Trainer:
-    """Return EleutherAI's ``sparsify.Trainer.fit`` with the defaults of its configuration: signum, free of a schedule."""
+    """Return EleutherAI's ``sparsify.Trainer.fit`` with the defaults of its configuration: signum,
+    free of a schedule."""
     from schedulefree import ScheduleFreeWrapper
     from sparsify.sign_sgd import SignSGD
 
     coder = _sparsify_coder(task)
     lr = 5e-3 / math.sqrt(task.n_latents / 2**14)
-    optimizer = ScheduleFreeWrapper(SignSGD([{"params": list(coder.parameters()), "lr": lr}]), momentum=0.95)
+    optimizer = ScheduleFreeWrapper(
+        SignSGD([{"params": list(coder.parameters()), "lr": lr}]), momentum=0.95
+    )
     optimizer.train()
 
     def codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +146,8 @@ def sparsify(task: Task) -> Trainer:
 
 
 def sparsify_adam(task: Task) -> Trainer:
-    """Return sparsify's coder from its own initial weights, trained by Adam as version 0.1 of this project did."""
+    """Return sparsify's coder from its own initial weights, trained by Adam as version 0.1 of this
+    project did."""
     coder, plan = _sparsify_coder(task), replace(plan_of(task), warmup=0.05)
     optimizer = torch.optim.Adam(coder.parameters())
     step, n_done = _coder_step(coder, optimizer), 0
@@ -154,7 +169,9 @@ def _sparsify_coder(task: Task) -> Any:
     from sparsify import SparseCoder, SparseCoderConfig
 
     torch.manual_seed(task.seed)
-    coder = SparseCoder(task.d_in, SparseCoderConfig(num_latents=task.n_latents, k=task.k), task.first.device)
+    coder = SparseCoder(
+        task.d_in, SparseCoderConfig(num_latents=task.n_latents, k=task.k), task.first.device
+    )
     coder.b_dec.data = task.first.mean(0)
     return coder
 
@@ -180,11 +197,16 @@ def _coder_step(
 
 
 def saeuron(task: Task) -> Trainer:
-    """Return SAeUron's ``SAE.trainer``: Adam at 4e-4; its batches have the shape [pictures, positions, d_in]."""
+    """Return SAeUron's ``SAE.trainer``: Adam at 4e-4; its batches have the shape [pictures,
+    positions, d_in]."""
     module, config = importlib.import_module("SAE.sae"), importlib.import_module("SAE.config")
-    coder = module.Sae(task.d_in, config.SaeConfig(num_latents=task.n_latents, k=task.k), task.first.device)
+    coder = module.Sae(
+        task.d_in, config.SaeConfig(num_latents=task.n_latents, k=task.k), task.first.device
+    )
     coder.b_dec.data = task.first.mean(0)
-    step = _coder_step(coder, torch.optim.Adam(coder.parameters(), lr=4e-4), lambda x: x.view(4, -1, x.shape[1]))
+    step = _coder_step(
+        coder, torch.optim.Adam(coder.parameters(), lr=4e-4), lambda x: x.view(4, -1, x.shape[1])
+    )
 
     def codes(x: Tensor) -> tuple[Tensor, Tensor]:
         out = coder(x.view(4, -1, x.shape[1]))
@@ -200,9 +222,13 @@ def saelens(task: Task) -> Trainer:
     from sae_lens.training.sae_trainer import SAETrainer
 
     device = str(task.first.device)
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=task.d_in, d_sae=task.n_latents, k=task.k, device=device))
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=task.d_in, d_sae=task.n_latents, k=task.k, device=device)
+    )
     settings = SAETrainerConfig(
-        total_training_samples=task.steps * task.batch_size, train_batch_size_samples=task.batch_size, device=device
+        total_training_samples=task.steps * task.batch_size,
+        train_batch_size_samples=task.batch_size,
+        device=device,
     )
     trainer = SAETrainer(cfg=settings, sae=sae, data_provider=iter([]))
 
@@ -214,7 +240,8 @@ def saelens(task: Task) -> Trainer:
 
 
 def overcomplete(task: Task) -> Trainer:
-    """Return overcomplete's ``train_sae`` on one batch at a time, as its page shows it: Adam at 5e-4."""
+    """Return overcomplete's ``train_sae`` on one batch at a time, as its page shows it: Adam at
+    5e-4."""
     from overcomplete.sae import TopKSAE
     from overcomplete.sae.train import train_sae
 
@@ -222,7 +249,9 @@ def overcomplete(task: Task) -> Trainer:
     sae = TopKSAE(task.d_in, nb_concepts=task.n_latents, top_k=task.k, device=device)
     optimizer = torch.optim.Adam(sae.parameters(), lr=5e-4)
 
-    def criterion(x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:
+    def criterion(
+        x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor
+    ) -> Tensor:
         return (x - x_hat).square().mean()
 
     def step(x: Tensor) -> None:
@@ -237,7 +266,8 @@ def overcomplete(task: Task) -> Trainer:
 
 @torch.no_grad()
 def held_out(trainer: Trainer, x: Tensor, n_latents: int) -> tuple[float, int]:
-    """Return the FVU of positions that were not trained on, and how many latents fire at none of them."""
+    """Return the FVU of positions that were not trained on, and how many latents fire at none of
+    them."""
     error, fired = 0.0, torch.zeros(n_latents, dtype=torch.bool, device=x.device)
     for part in x.split(2048):
         made, indices = trainer.codes(part)

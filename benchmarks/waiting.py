@@ -1,12 +1,14 @@
-"""Collecting behind a denoiser that only waits, as a host does for its GPU, while real tensors of SD-1.5's shape arrive.
+"""Collecting behind a denoiser that only waits, as a host does for its GPU, while real tensors of
+SD-1.5's shape arrive.
 
 python benchmarks/waiting.py                    calls of 5, 20 and 100 ms, 12 shards
 python benchmarks/waiting.py --waits 20 --runs 3
 
-A call takes its time from start to end, whatever the hooks do in it, unless they take longer: so what is measured is
-whether the writing of one's tensors gets into the way of the next. Two hooks of 256 positions of 1280 channels, float16,
-two pictures at a time. Beside it the same collection with pyarrow's own writer in the place of ours: a shard is gathered
-in memory, and written while the next is generated. Every run's store is verified, and both writers' tensors are compared.
+A call takes its time from start to end, whatever the hooks do in it, unless they take longer: so
+what is measured is whether the writing of one's tensors gets into the way of the next. Two hooks of
+256 positions of 1280 channels, float16, two pictures at a time. Beside it the same collection with
+pyarrow's own writer in the place of ours: a shard is gathered in memory, and written while the next
+is generated. Every run's store is verified, and both writers' tensors are compared.
 """
 
 import argparse
@@ -55,7 +57,8 @@ class Given(nn.Module):
 
 
 def waiting_model(seconds: float) -> Model:
-    """Return the included pipeline with a denoiser whose calls take ``seconds`` and compute nothing."""
+    """Return the included pipeline with a denoiser whose calls take ``seconds`` and compute
+    nothing."""
     model = load_model("minicanvas", "cpu")
     unet = model.pipe.unet
     given = [Given(seed) for seed in range(len(HOOKS))]
@@ -75,7 +78,8 @@ def waiting_model(seconds: float) -> Model:
 
 
 class PyarrowFile:
-    """The file of a shard as pyarrow writes it, gathered in memory; what :class:`TensorFile` does for a collection."""
+    """The file of a shard as pyarrow writes it, gathered in memory; what :class:`TensorFile` does
+    for a collection."""
 
     def __init__(self, path: Path, others: pa.Table, schema: pa.Schema, scratch: Path) -> None:
         self._path, self._others, self.schema = path, others, schema
@@ -93,7 +97,9 @@ class PyarrowFile:
         columns = [*self._others.columns, tensor_array(self._values, self.schema)]
         table = pa.Table.from_arrays(columns, schema=self.schema)
         rows = parquet.rows_per_group(self.schema)
-        one_page = dict.fromkeys(("data_page_size", "max_rows_per_page", "write_batch_size"), 2**31 - 1)
+        one_page = dict.fromkeys(
+            ("data_page_size", "max_rows_per_page", "write_batch_size"), 2**31 - 1
+        )
 
         def write(file: Any) -> None:
             sink = pa.PythonFile(file, mode="w")
@@ -119,7 +125,10 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
     """Return the figures for calls of some length."""
     model, fresh = waiting_model(seconds), (directory / f"{i}" for i in itertools.count())
     prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(shards * SHARD)]
-    run, settings = RunSettings(STEPS, 3.0), CollectSettings(hooks=HOOKS, batch_size=BATCH, shard_samples=SHARD)
+    run, settings = (
+        RunSettings(STEPS, 3.0),
+        CollectSettings(hooks=HOOKS, batch_size=BATCH, shard_samples=SHARD),
+    )
     reports: dict[str, CollectReport] = {}
     totals: dict[str, list[float]] = collections.defaultdict(list)
 
@@ -132,22 +141,37 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
         if name in reports:
             shutil.rmtree(reports[name].store.root)
         reports[name] = collect(next(fresh), model, prompts, run, settings, progress=False)
-        totals[name].append(reports[name].timing.total)  # without the model's hash, taken once before
+        totals[name].append(
+            reports[name].timing.total
+        )  # without the model's hash, taken once before
 
     def pyarrow() -> None:
         with mock.patch("featurestore.store.TensorFile", PyarrowFile):
             collecting("pyarrow")
 
     torch.set_num_threads(1)  # As a host does that leaves computing to its GPU.
-    times = interleaved(runs, plain=plain, collecting=lambda: collecting("collecting"), pyarrow=pyarrow)
+    times = interleaved(
+        runs, plain=plain, collecting=lambda: collecting("collecting"), pyarrow=pyarrow
+    )
     check(reports["collecting"].store, reports["pyarrow"].store, shards)
-    figures: dict[str, Any] = {"call_ms": 1000 * seconds, "shards": shards, "plain_s": times["plain"]}
+    figures: dict[str, Any] = {
+        "call_ms": 1000 * seconds,
+        "shards": shards,
+        "plain_s": times["plain"],
+    }
     for name, report in reports.items():
         tail = report.timing.tail
         total = statistics.median(totals[name])
-        figures |= {f"{name}_s": total, f"{name}_over_plain": total / times["plain"], f"{name}_tail_s": tail}
+        figures |= {
+            f"{name}_s": total,
+            f"{name}_over_plain": total / times["plain"],
+            f"{name}_tail_s": tail,
+        }
         figures |= {f"{name}_but_the_tail_over_plain": (total - tail) / times["plain"]}
-        figures |= {f"{name}_waiting_s": report.timing.waiting, f"{name}_busy_s": report.timing.writing}
+        figures |= {
+            f"{name}_waiting_s": report.timing.waiting,
+            f"{name}_busy_s": report.timing.writing,
+        }
         shutil.rmtree(report.store.root)
     return figures | {"mb_per_s": reports["collecting"].n_bytes / 1e6 / times["plain"]}
 
@@ -166,7 +190,9 @@ def check(ours: Store, theirs: Store, shards: int) -> None:
 
 def main() -> None:
     """Measure every wait."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--waits", type=float, nargs="+", default=[5, 20, 100], help="milliseconds")
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--runs", type=int, default=3)

@@ -1,7 +1,7 @@
 """What a corpus will take before anything is loaded: bytes for each table, and GPU hours.
 
-Every constant was measured, and says where; what follows from them is arithmetic. For a run that can
-be started, ``collect --dry-run`` measures one batch instead.
+Every constant was measured, and says where; what follows from them is arithmetic. For a run that
+can be started, ``collect --dry-run`` measures one batch instead.
 """
 
 import math
@@ -61,11 +61,13 @@ KNOWN = {
     )
 }
 H100_TFLOPS = 228.0
-"""reached by SD-1.5's shape in float16, batch 8, guidance 2 ×, decoding included (benchmarks/results/collect.jsonl)"""
+"""reached by SD-1.5's shape in float16, batch 8, guidance 2 ×, decoding included
+(benchmarks/results/collect.jsonl)"""
 COLLECTING = 1.30
 """collecting two hooks ÷ generating alone on that card"""
 TRAINED_POSITIONS = 351_200 * 1280 * 20480
-"""positions × d_in × n_latents that training takes in a second there (benchmarks/results/train.jsonl); encoding is less work"""
+"""positions × d_in × n_latents that training takes in a second there
+(benchmarks/results/train.jsonl); encoding is less work"""
 SAMPLE_BYTES = 300
 """of a row of ``samples`` without its picture: prompt, labels, ids (the demo's store)"""
 ACTIVATION_OVERHEAD = 1.002
@@ -75,7 +77,8 @@ CODE_BYTES = 4.0
 STATS_BYTES = 6.0
 """of a row of ``stats``: 5.4 at the published size, 6.9 on the demo's store"""
 DISTINCT = 0.4
-"""latents that fire in a row ÷ those that would if every code were drawn at random (0.28 and 0.39 there)"""
+"""latents that fire in a row ÷ those that would if every code were drawn at random (0.28 and 0.39
+there)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,8 @@ def model_sizes(
     known = KNOWN.get(name, KNOWN["sd15"])
     if name not in KNOWN and None in (positions, d_in, tflop, n_steps):
         raise UsageError(
-            f"no sizes are kept of model {name!r}.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}. "
+            f"no sizes are kept of model {name!r}.{nearest(name, KNOWN)} Known: "
+            f"{', '.join(KNOWN)}. "
             f"Another model: give --positions and --d-in of its hook, --tflop and --steps."
         )
     return KnownModel(
@@ -145,7 +149,8 @@ def model_sizes(
 
 
 def budget(corpus: Corpus) -> Budget:
-    """Return the bytes and hours of a corpus (docs/scale.md has the constants and where they are from)."""
+    """Return the bytes and hours of a corpus (docs/scale.md has the constants and where they are
+    from)."""
     model = corpus.model
     codes = model.positions * corpus.k
     uniform = corpus.n_latents * (1 - math.exp(-codes / corpus.n_latents))

@@ -20,7 +20,16 @@ from featurestore.errors import HookError, UsageError
 from featurestore.format.in_place import TensorFile
 from featurestore.format.parquet import TENSOR
 from featurestore.format.schemas import activations_schema
-from sae.codes import CHUNK_ROWS, Encoded, RowCodes, Rows, codes_table, encode_row, stats_table, to_columns
+from sae.codes import (
+    CHUNK_ROWS,
+    Encoded,
+    RowCodes,
+    Rows,
+    codes_table,
+    encode_row,
+    stats_table,
+    to_columns,
+)
 from sae.diffusion.hooks import branch_parts
 from sae.encoding import codes_metadata, made_by_sae
 from sae.model import SAE
@@ -46,10 +55,11 @@ class _Shape(NamedTuple):
 
 
 class HookBuffer:
-    """What one hook sees of a work item: activations go to their file at once, codes are kept until the end.
+    """What one hook sees of a work item: activations go to their file at once, codes are kept until
+    the end.
 
-    :meth:`put` is called in the denoiser's thread and waits for no GPU; rows are checked and written by the writer's
-    threads. ``begin``: None where nothing is to be written, only measured.
+    :meth:`put` is called in the denoiser's thread and waits for no GPU; rows are checked and
+    written by the writer's threads. ``begin``: None where nothing is to be written, only measured.
     """
 
     def __init__(
@@ -71,7 +81,9 @@ class HookBuffer:
         self._jobs: deque[Future[None]] = deque()
         self._n_rows = 0
         self._ranges: list[tuple[float, Tensor]] = []
-        self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {name: {} for name in kept.saes}
+        self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {
+            name: {} for name in kept.saes
+        }
 
     def put(self, captured: Captured, start: int) -> None:
         """Keep what is wanted of one call; the batch begins at sample ``start`` of the work item.
@@ -94,7 +106,9 @@ class HookBuffer:
             stored = chosen.to(self.kept.torch_dtype)
             largest = None if stored.dtype == chosen.dtype else chosen.abs().amax().float()
             self._n_rows += len(stored)
-            rows = [self._row(shape, sample, place, at) for sample in range(start, start + len(stored))]
+            rows = [
+                self._row(shape, sample, place, at) for sample in range(start, start + len(stored))
+            ]
             if self._file is not None:
                 self._write_later(stored, rows, call.timestep, largest)
             else:
@@ -107,7 +121,9 @@ class HookBuffer:
         """Return the place of a row in its tables: by sample, step and branch."""
         return (sample * len(shape.steps) + place) * len(self.kept.branches) + branch
 
-    def _write_later(self, stored: Tensor, rows: list[int], timestep: float, largest: Tensor | None) -> None:
+    def _write_later(
+        self, stored: Tensor, rows: list[int], timestep: float, largest: Tensor | None
+    ) -> None:
         staged = self._staging.copy(stored)
 
         def write() -> None:
@@ -129,7 +145,9 @@ class HookBuffer:
         _, n_positions, d_in = captured.values.shape
         count = {"all": n_positions, "mean": 1, "random": kept.positions.count}[kept.positions.kind]
         if count > n_positions:
-            raise UsageError(f"--positions random:{count}: the map of {self.hook!r} has {n_positions} positions.")
+            raise UsageError(
+                f"--positions random:{count}: the map of {self.hook!r} has {n_positions} positions."
+            )
         steps = kept_steps(kept.settings.timesteps, len(schedule))
         shape = _Shape(
             steps={step: i for i, step in enumerate(steps)},
@@ -160,22 +178,29 @@ class HookBuffer:
         """Wait until every row is written, and refuse values that cannot be stored.
 
         Raises:
-            HookError: the module was not reached in every call, or a value does not fit the stored type.
+            HookError: the module was not reached in every call, or a value does not fit the stored
+                type.
             DiskError: the operating system refused a write.
         """
         if self._shape is None:
             raise HookError(
-                f"hook {self.hook!r} was never reached: its module is not part of the denoiser's forward pass."
+                f"hook {self.hook!r} was never reached: its module is not part of the denoiser's "
+                f"forward pass."
             )
         wanted = len(self.sample_ids) * len(self._shape.steps) * len(self.kept.branches)
         if self._n_rows != wanted:
             raise HookError(
-                f"hook {self.hook!r} saw {self._n_rows} of {wanted} (sample, step, branch): the pipeline left some out; "
+                f"hook {self.hook!r} saw {self._n_rows} of {wanted} (sample, step, branch): the "
+                f"pipeline left some out; "
                 f"nothing of this shard was written."
             )
         while self._jobs:
             self._jobs.popleft().result()
-        ranges = torch.stack([values for _, values in self._ranges]).cpu() if self._ranges else torch.empty(0, 2)
+        ranges = (
+            torch.stack([values for _, values in self._ranges]).cpu()
+            if self._ranges
+            else torch.empty(0, 2)
+        )
         for (timestep, _), (largest, fits) in zip(self._ranges, ranges.tolist(), strict=True):
             if not fits:
                 self._refuse(timestep, largest)
@@ -183,18 +208,24 @@ class HookBuffer:
     def _refuse(self, timestep: float, largest: float) -> NoReturn:
         where = f"hook {self.hook!r} at timestep {timestep:g}"
         if not math.isfinite(largest):
-            raise HookError(f"{where}: the model itself produced NaN or infinity; nothing of this shard was written.")
+            raise HookError(
+                f"{where}: the model itself produced NaN or infinity; nothing of this shard was "
+                f"written."
+            )
         raise HookError(
-            f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype float32. "
+            f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype "
+            f"float32. "
             f"Nothing of this shard was written."
         )
 
     def file(self) -> TensorFile | None:
-        """Return the file of the activations, once :meth:`check` has passed; None if they are not kept."""
+        """Return the file of the activations, once :meth:`check` has passed; None if they are not
+        kept."""
         return self._file
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Return rows of the table of activations, if they are kept, and about the bytes of its file."""
+        """Return rows of the table of activations, if they are kept, and about the bytes of its
+        file."""
         assert self._shape is not None, "checked"
         if not self.kept.activations:
             return {}
@@ -207,14 +238,17 @@ class HookBuffer:
         assert self._shape is not None, "checked"
         tables = {}
         for name, candidate in self.kept.saes.items():
-            metadata = codes_metadata(candidate.sae, made_by_sae(candidate.record), *self._shape.size)
+            metadata = codes_metadata(
+                candidate.sae, made_by_sae(candidate.record), *self._shape.size
+            )
             encoded, rows = self._columns(name, candidate.sae), self._rows(self._shape)
             tables[f"codes/{name}"] = codes_table(encoded, rows, metadata)
             tables[f"stats/{name}"] = stats_table(encoded, rows, self.sample_ids, metadata)
         return tables
 
     def close(self) -> None:
-        """Remove what was written of a shard that is not to be: once no job is left that writes to it."""
+        """Remove what was written of a shard that is not to be: once no job is left that writes to
+        it."""
         wait(self._jobs)
         if self._file is not None:
             self._file.close()
@@ -238,25 +272,43 @@ class HookBuffer:
         """Return the columns of the activations but the tensor, and the schema of all."""
         random = self.kept.positions.kind == "random"
         schema = activations_schema(shape.n_kept, shape.d_in, self.kept.settings.dtype, random)
-        columns = [pa.array(column, field.type) for column, field in zip(self._rows(shape), schema, strict=False)]
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(self._rows(shape), schema, strict=False)
+        ]
         if random:
             columns.append(self._position_column(shape, schema.field("position").type))
         (height, width), (map_height, map_width) = shape.size, shape.map_size
-        metadata = {"hook": self.hook, "io": self.kept.settings.io, "height": height, "width": width}
+        metadata = {
+            "hook": self.hook,
+            "io": self.kept.settings.io,
+            "height": height,
+            "width": width,
+        }
         if self.kept.positions.kind != "all":
-            metadata |= {"positions": self.kept.positions.kind, "map_height": map_height, "map_width": map_width}
-        schema = schema.with_metadata({f"featurestore.{key}": str(value) for key, value in metadata.items()})
+            metadata |= {
+                "positions": self.kept.positions.kind,
+                "map_height": map_height,
+                "map_width": map_width,
+            }
+        schema = schema.with_metadata(
+            {f"featurestore.{key}": str(value) for key, value in metadata.items()}
+        )
         others = pa.Table.from_arrays(columns, schema=schema.remove(schema.get_field_index(TENSOR)))
         return others, schema
 
     def _position_column(self, shape: _Shape, kind: pa.DataType) -> pa.Array:
-        a_step = [random_positions(self.sample_ids, step, shape.n_positions, shape.n_kept) for step in shape.steps]
+        a_step = [
+            random_positions(self.sample_ids, step, shape.n_positions, shape.n_kept)
+            for step in shape.steps
+        ]
         chosen = np.repeat(np.stack(a_step, axis=1), len(self.kept.branches), axis=1)
         return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1)), type=kind)
 
 
 def _range(stored: Tensor, largest: Tensor | None) -> Tensor:
-    """Return the largest magnitude, and whether all values can be stored; on the device, waiting for nothing."""
+    """Return the largest magnitude, and whether all values can be stored; on the device, waiting
+    for nothing."""
     most = stored.abs().amax().float() if largest is None else largest
     return torch.stack([most, stored.isfinite().all().float()])
 

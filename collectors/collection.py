@@ -56,11 +56,13 @@ def collect(
     share: Share | None = None,
     ignore_space: bool = False,
 ) -> CollectReport:
-    """Generate every prompt and append what is kept of it to the store at ``path``, a shard at a time.
+    """Generate every prompt and append what is kept of it to the store at ``path``, a shard at a
+    time.
 
-    Everything is checked before the store is made or changed. A shard is written while the next is generated. Whatever
-    is committed stays when this is interrupted; the same call goes on with what is missing and ends with the same
-    bytes. Several processes, each with its ``share``, may fill one store: each does whole work items, its own first.
+    Everything is checked before the store is made or changed. A shard is written while the next is
+    generated. Whatever is committed stays when this is interrupted; the same call goes on with what
+    is missing and ends with the same bytes. Several processes, each with its ``share``, may fill
+    one store: each does whole work items, its own first.
 
     Raises:
         HookError, ModelError, SAEError, UsageError: a setting does not fit the model.
@@ -73,7 +75,12 @@ def collect(
     n_new = sum(len(item.samples) for item in items)
     began = time.perf_counter()
     try:
-        with tqdm(total=n_new * run.n_steps, desc="collect", unit="step", disable=None if progress else True) as bar:
+        with tqdm(
+            total=n_new * run.n_steps,
+            desc="collect",
+            unit="step",
+            disable=None if progress else True,
+        ) as bar:
             _collect_items(job, (share or Share()).order(items), n_new, bar, ignore_space)
     finally:
         if job.store.exists:
@@ -84,14 +91,25 @@ def collect(
     if job.faults:
         warnings.warn(say_faults(job.faults, job.n_samples), stacklevel=2)
     return CollectReport(
-        job.store, job.n_samples, len(samples) - n_new, job.tables, job.timing, job.n_bytes, job.faults
+        job.store,
+        job.n_samples,
+        len(samples) - n_new,
+        job.tables,
+        job.timing,
+        job.n_bytes,
+        job.faults,
     )
 
 
 def dry_run(
-    path: str | Path, model: Model, prompts: Sequence[Prompt], run: RunSettings, settings: CollectSettings
+    path: str | Path,
+    model: Model,
+    prompts: Sequence[Prompt],
+    run: RunSettings,
+    settings: CollectSettings,
 ) -> Estimate:
-    """Check everything that ``collect`` checks, generate one batch, and say what the run would take; nothing is written.
+    """Check everything that ``collect`` checks, generate one batch, and say what the run would
+    take; nothing is written.
 
     Raises:
         As ``collect``.
@@ -106,10 +124,14 @@ def dry_run(
         measured = measure(job, one, writer, bar)
         seconds = time.perf_counter() - began
         measured.check()
-    return estimate(measured.sizes(measured.tables(job)), len(one.samples), items, seconds, job.store.root)
+    return estimate(
+        measured.sizes(measured.tables(job)), len(one.samples), items, seconds, job.store.root
+    )
 
 
-def _collect_items(job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ignore_space: bool) -> None:
+def _collect_items(
+    job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ignore_space: bool
+) -> None:
     writer, n_begun = BackgroundWriter(job.timing), 0
     try:
         for item in items:

@@ -32,9 +32,14 @@ class Estimate:
 
 
 def estimate(
-    sizes: Mapping[str, tuple[int, int]], n_measured: int, items: Sequence[WorkItem], seconds: float, root: Path
+    sizes: Mapping[str, tuple[int, int]],
+    n_measured: int,
+    items: Sequence[WorkItem],
+    seconds: float,
+    root: Path,
 ) -> Estimate:
-    """Return what ``items`` will take, from rows and bytes of ``n_measured`` samples that took ``seconds``."""
+    """Return what ``items`` will take, from rows and bytes of ``n_measured`` samples that took
+    ``seconds``."""
     n_samples = sum(len(item.samples) for item in items)
     totals = {}
     for name, (rows, size) in sizes.items():
@@ -52,19 +57,24 @@ def table_bytes(rows: pa.Table) -> int:
 
 def free_bytes(root: Path) -> int:
     """Return the free space of the file system on which a directory lies, or will lie."""
-    return shutil.disk_usage(next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())).free
+    return shutil.disk_usage(
+        next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    ).free
 
 
 def check_space(sizes: Mapping[str, int], n_measured: int, n_samples: int, root: Path) -> None:
     """Refuse a run that the disk will not hold.
 
     Raises:
-        DiskError: ``n_samples`` like the ``n_measured`` whose tables have these bytes need more than is free.
+        DiskError: ``n_samples`` like the ``n_measured`` whose tables have these bytes need more
+            than is free.
     """
     needed = sum(sizes.values()) * n_samples // n_measured
     free = free_bytes(root)
     if needed > free:
         raise DiskError(
-            f"the run needs about {needed / 1e9:,.1f} GB, {root} has {free / 1e9:,.1f} GB free; nothing was written: "
-            f"keep less (--timesteps, --positions, --sae with --no-activations), make room, or say --ignore-space."
+            f"the run needs about {needed / 1e9:,.1f} GB, {root} has {free / 1e9:,.1f} GB free; "
+            f"nothing was written: "
+            f"keep less (--timesteps, --positions, --sae with --no-activations), make room, or "
+            f"say --ignore-space."
         )

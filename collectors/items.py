@@ -47,13 +47,17 @@ class Gathered:
 
     def tables(self, job: Job) -> dict[str, pa.Table]:
         """Return the rows of each table that lacks them, but activations; ``samples`` last."""
-        found = {name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()}
+        found = {
+            name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()
+        }
         found["samples"] = samples_table(job.store, self.item.samples, job.families, self.images)
         return {name: rows for name, rows in found.items() if name in self.item.tables}
 
     def sizes(self, tables: Mapping[str, pa.Table]) -> dict[str, tuple[int, int]]:
         """Return rows and bytes of every table, ``tables`` being what :meth:`tables` returned."""
-        sizes = {name: size for buffer in self.buffers.values() for name, size in buffer.sizes().items()}
+        sizes = {
+            name: size for buffer in self.buffers.values() for name, size in buffer.sizes().items()
+        }
         return sizes | {name: (rows.num_rows, table_bytes(rows)) for name, rows in tables.items()}
 
     def close(self) -> None:
@@ -62,7 +66,9 @@ class Gathered:
             buffer.close()
 
 
-def gather(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, *, n_new: int = 0) -> Gathered:
+def gather(
+    job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, *, n_new: int = 0
+) -> Gathered:
     """Generate a work item's pictures, its activations going to their files meanwhile.
 
     ``n_new``: samples still to come, if the space for their activations is to be checked first.
@@ -88,7 +94,9 @@ def _beginning(job: Job, item: WorkItem, n_new: int) -> Begin:
     return begin
 
 
-def _gather(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, begin: Begin | None) -> Gathered:
+def _gather(
+    job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, begin: Begin | None
+) -> Gathered:
     ids, settings = [sample.id for sample in item.samples], job.settings
     kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
     buffers = {
@@ -111,7 +119,9 @@ def _gather(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, begin:
     return Gathered(item, buffers, images if settings.images else None)
 
 
-def _run_batch(job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str, HookBuffer], bar: Any) -> list[Any]:
+def _run_batch(
+    job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str, HookBuffer], bar: Any
+) -> list[Any]:
     model, run = job.model, with_guidance(job.run, batch[0].guidance)
     n_begun = 0
 
@@ -130,7 +140,8 @@ def _run_batch(job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str,
 
 
 def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
-    """Commit an item; ``n_new`` samples are still to come if the space for them is to be checked first."""
+    """Commit an item; ``n_new`` samples are still to come if the space for them is to be checked
+    first."""
     try:
         gathered.check()
         tables, item = gathered.tables(job), gathered.item
@@ -140,13 +151,19 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
             check_space(sizes, len(ids), n_new, job.store.root)
         for candidate in job.saes:
             add_sae(job.store, candidate)
-        files = {buffer.table: file for buffer in gathered.buffers.values() if (file := buffer.file()) is not None}
+        files = {
+            buffer.table: file
+            for buffer in gathered.buffers.values()
+            if (file := buffer.file()) is not None
+        }
 
         faults = gathered.faults() if "samples" in tables else {}
         job.faults |= faults
 
         def append(name: str) -> int:
-            made_by = job.made_by(name) | ({"faults": faults} if faults and name == "samples" else {})
+            made_by = job.made_by(name) | (
+                {"faults": faults} if faults and name == "samples" else {}
+            )
             if name in files:
                 record = job.store.append_shard(name, item.shard, files[name], ids, made_by)
             else:

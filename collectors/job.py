@@ -1,4 +1,5 @@
-"""What does not change while a collection runs, checked against the model and the store before it begins."""
+"""What does not change while a collection runs, checked against the model and the store before it
+begins."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,11 @@ class Job:
     def lacking(self, hook: str, tables: Collection[str]) -> Kept | None:
         """Return what is kept of a hook and not yet in its tables; None if nothing is."""
         kept = self.kept[hook]
-        saes = {name: sae for name, sae in kept.saes.items() if {f"codes/{name}", f"stats/{name}"} & set(tables)}
+        saes = {
+            name: sae
+            for name, sae in kept.saes.items()
+            if {f"codes/{name}", f"stats/{name}"} & set(tables)
+        }
         activations = kept.activations and f"activations/{hook}" in tables
         return replace(kept, activations=activations, saes=saes) if activations or saes else None
 
@@ -57,29 +62,49 @@ class Job:
         choices = self.settings.choices()
         for candidate in self.saes:
             if table in (f"codes/{candidate.name}", f"stats/{candidate.name}"):
-                # With activations beside them, they are what `encode` would have made, record and all.
-                return made_by_sae(candidate.record) | ({} if self.settings.activations else choices)
-        versions = {"featurestore": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+                # With activations beside them, they are what `encode` would have made, record and
+                # all.
+                return made_by_sae(candidate.record) | (
+                    {} if self.settings.activations else choices
+                )
+        versions = {
+            "featurestore": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        }
         return {**versions, **choices}
 
     @property
     def tables(self) -> list[str]:
         """The tables that every sample is to be in."""
-        activations = [f"activations/{hook}" for hook, kept in self.kept.items() if kept.activations]
-        return ["samples", *activations, *(f"{kind}/{sae.name}" for sae in self.saes for kind in ("codes", "stats"))]
+        activations = [
+            f"activations/{hook}" for hook, kept in self.kept.items() if kept.activations
+        ]
+        return [
+            "samples",
+            *activations,
+            *(f"{kind}/{sae.name}" for sae in self.saes for kind in ("codes", "stats")),
+        ]
 
 
 def prepare(
-    path: str | Path, model: Model, prompts: Sequence[Prompt], run: RunSettings, settings: CollectSettings
+    path: str | Path,
+    model: Model,
+    prompts: Sequence[Prompt],
+    run: RunSettings,
+    settings: CollectSettings,
 ) -> tuple[Job, list[Sample]]:
-    """Check everything against the model and the store at ``path``; return the job, and the samples that are wanted.
+    """Check everything against the model and the store at ``path``; return the job, and the samples
+    that are wanted.
 
     Raises:
         As :func:`collectors.collection.collect`; nothing is made or changed.
     """
     _check(model, run, settings)
     _check_guidance(model, prompts, run, settings.branch)
-    settings = replace(settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else [])
+    settings = replace(
+        settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else []
+    )
     described = describe_run(model, run)
     store = Store.prepare(path, described)
     device = next(denoiser(model.pipe).parameters()).device
@@ -111,7 +136,10 @@ def prepare(
 
 def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
     if not settings.hooks and not settings.saes:
-        raise UsageError("no --hook: name at least one module, such as unet.up_blocks.1.attentions.1, or an --sae.")
+        raise UsageError(
+            "no --hook: name at least one module, such as unet.up_blocks.1.attentions.1, or an "
+            "--sae."
+        )
     if not settings.activations and (settings.hooks or not settings.saes):
         raise UsageError("--no-activations keeps codes only: name SAEs with --sae, and no --hook.")
     if len(set(settings.hooks)) < len(settings.hooks):
@@ -119,27 +147,41 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
     if settings.batch_size < 1 or settings.shard_samples < 1:
         raise UsageError("--batch-size and --shard-samples must be at least 1.")
     if settings.exact and next(denoiser(model.pipe).parameters()).device.type != "cpu":
-        raise UsageError("--exact is for the CPU: the arithmetic of a GPU is not the same on another one.")
+        raise UsageError(
+            "--exact is for the CPU: the arithmetic of a GPU is not the same on another one."
+        )
     check_branch(model, run, settings.branch)
     kept_steps(settings.timesteps, run.n_steps)
 
 
 def _check_guidance(model: Model, prompts: Sequence[Prompt], run: RunSettings, branch: str) -> None:
     """Refuse a branch that prompts with a guidance scale of their own do not have."""
-    for scale, line in {p.guidance: p.line for p in reversed(prompts) if p.guidance is not None}.items():
+    for scale, line in {
+        p.guidance: p.line for p in reversed(prompts) if p.guidance is not None
+    }.items():
         try:
             check_branch(model, replace(run, guidance=scale), branch)
         except UsageError as error:
-            raise UsageError(f"prompt of line {line}, whose own guidance scale is {scale:g}: {error}") from error
+            raise UsageError(
+                f"prompt of line {line}, whose own guidance scale is {scale:g}: {error}"
+            ) from error
 
 
-def _check_sae(candidate: Candidate, settings: CollectSettings, model_hash: str, store: Store) -> None:
+def _check_sae(
+    candidate: Candidate, settings: CollectSettings, model_hash: str, store: Store
+) -> None:
     config = candidate.sae.config
     check_model(candidate.sae, candidate.name, model_hash, str(store.root))
     if not config.hook:
-        raise SAEError(f"SAE {candidate.name!r} does not say which hook it belongs to: its config.json has no 'hook'.")
+        raise SAEError(
+            f"SAE {candidate.name!r} does not say which hook it belongs to: its config.json has "
+            f"no 'hook'."
+        )
     if config.io != settings.io:
-        raise SAEError(f"SAE {candidate.name!r} was trained on the {config.io} of its hook: use --io {config.io}.")
+        raise SAEError(
+            f"SAE {candidate.name!r} was trained on the {config.io} of its hook: use --io "
+            f"{config.io}."
+        )
 
 
 def _kept(settings: CollectSettings, saes: Sequence[Candidate]) -> dict[str, Kept]:
@@ -148,12 +190,18 @@ def _kept(settings: CollectSettings, saes: Sequence[Candidate]) -> dict[str, Kep
         raise UsageError("an --sae is named twice.")
     hooks = dict.fromkeys([*settings.hooks, *(candidate.sae.config.hook for candidate in saes)])
     return {
-        hook: Kept(settings, settings.activations, {one.name: one for one in saes if one.sae.config.hook == hook})
+        hook: Kept(
+            settings,
+            settings.activations,
+            {one.name: one for one in saes if one.sae.config.hook == hook},
+        )
         for hook in hooks
     }
 
 
-def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]) -> None:
+def _check_tables(
+    store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]
+) -> None:
     """Refuse what the store's tables cannot take before anything is generated."""
     store.check_schema("samples", samples_schema(label_columns(store, prompts), settings.images))
     for hook, one in kept.items():
@@ -163,6 +211,7 @@ def _check_tables(store: Store, prompts: Sequence[Prompt], settings: CollectSett
                     found = record.made_by.get(key, wanted)
                     if found != wanted:
                         raise RunError(
-                            f"{table} of {store.root} was collected with --{key} {found}, now it is {wanted}: "
+                            f"{table} of {store.root} was collected with --{key} {found}, now it "
+                            f"is {wanted}: "
                             f"use the same, or another --store. Nothing was changed."
                         )

@@ -1,4 +1,5 @@
-"""What a collection keeps: which hooks, steps and positions, and how (docs/format.md, section 1.2)."""
+"""What a collection keeps: which hooks, steps and positions, and how (docs/format.md, section
+1.2)."""
 
 import functools
 import re
@@ -19,7 +20,8 @@ _RANDOM = re.compile(r"random:([1-9]\d*)")
 
 
 def kept_steps(text: str, n_steps: int) -> list[int]:
-    """Return the step indices that a ``--timesteps`` names: ``all``, ``every:5``, or indices and ranges like ``0,10-19``.
+    """Return the step indices that a ``--timesteps`` names: ``all``, ``every:5``, or indices and
+    ranges like ``0,10-19``.
 
     Raises:
         UsageError: it is none of these, or names a step that the run does not have.
@@ -31,7 +33,10 @@ def kept_steps(text: str, n_steps: int) -> list[int]:
     for part in text.split(","):
         match = _STEP.fullmatch(part.strip())
         if match is None:
-            raise UsageError(f"--timesteps {text}: expected all, every:N, or step indices and ranges such as 0,10-19.")
+            raise UsageError(
+                f"--timesteps {text}: expected all, every:N, or step indices and ranges such as "
+                f"0,10-19."
+            )
         steps |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     if not steps or max(steps) >= n_steps:
         raise UsageError(f"--timesteps {text}: the run has steps 0 to {n_steps - 1}.")
@@ -72,11 +77,15 @@ def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def random_positions(sample_ids: Sequence[int], step: int, n_positions: int, count: int) -> npt.NDArray[np.int32]:
-    """Return the positions kept of each sample's map at a step, int32 ``[samples, count]``, ascending.
+def random_positions(
+    sample_ids: Sequence[int], step: int, n_positions: int, count: int
+) -> npt.NDArray[np.int32]:
+    """Return the positions kept of each sample's map at a step, int32 ``[samples, count]``,
+    ascending.
 
-    The ``count`` positions p with the smallest splitmix64(splitmix64(splitmix64(sample id) xor step) xor p): a function
-    of these alone, the same for every hook, branch, machine and version of any library.
+    The ``count`` positions p with the smallest splitmix64(splitmix64(splitmix64(sample id) xor
+    step) xor p): a function of these alone, the same for every hook, branch, machine and version of
+    any library.
     """
     ids = np.array(sample_ids, np.uint64)
     maps = _splitmix(_splitmix(ids) ^ np.uint64(step))
@@ -93,7 +102,8 @@ class CollectSettings:
     """
 
     hooks: Sequence[str] = ()
-    """whose activations are kept: module paths or patterns such as ``unet.up_blocks.*.attentions.*``"""
+    """whose activations are kept: module paths or patterns such as
+    ``unet.up_blocks.*.attentions.*``"""
     io: str = "output"
     """``output``, ``input`` or ``difference`` (output − input) of the module"""
     branch: str = "cond"
@@ -115,15 +125,20 @@ class CollectSettings:
     shard_samples: int = 16
     """pictures a shard"""
     exact: bool = False
-    """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads and the processes"""
+    """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads
+    and the processes"""
 
     def __post_init__(self) -> None:
         for name, known in (("io", IO), ("branch", BRANCH_CHOICES), ("dtype", ACTIVATION_DTYPES)):
             if getattr(self, name) not in known:
-                raise UsageError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}.")
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}."
+                )
         for name in ("hooks", "saes"):
             if isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} is the text {getattr(self, name)!r}: expected a list, also of one.")
+                raise UsageError(
+                    f"{name} is the text {getattr(self, name)!r}: expected a list, also of one."
+                )
 
     def choices(self) -> dict[str, str]:
         """Return those that decide what an activation row is."""

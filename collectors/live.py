@@ -26,10 +26,11 @@ from sae.training.train import Progress, train_many
 
 
 class Stream:
-    """Prompts, generated chunk by chunk into a directory that goes away; every hook of a chunk is captured in one pass.
+    """Prompts, generated chunk by chunk into a directory that goes away; every hook of a chunk is
+    captured in one pass.
 
-    The same model, prompts and settings give the same batches, so a training that was interrupted generates again the first
-    chunk, for its starting point, and the one at which it stopped.
+    The same model, prompts and settings give the same batches, so a training that was interrupted
+    generates again the first chunk, for its starting point, and the one at which it stopped.
     """
 
     def __init__(
@@ -43,7 +44,13 @@ class Stream:
         chunk_samples: int,
         scratch: Path,
     ) -> None:
-        self.model, self.run, self.what, self.settings, self.chunk_samples = model, run, what, settings, chunk_samples
+        self.model, self.run, self.what, self.settings, self.chunk_samples = (
+            model,
+            run,
+            what,
+            settings,
+            chunk_samples,
+        )
         self._scratch = scratch
         samples = identify(run_id(describe_run(model, run)), float(run.guidance), prompts)
         out = held_out([sample.id for sample in samples], settings.holdout)
@@ -72,7 +79,9 @@ class Stream:
         return self._train[number * self.chunk_samples : (number + 1) * self.chunk_samples]
 
     def _collect(self, name: str, prompts: Sequence[Prompt]) -> Store:
-        return collect(self._scratch / name, self.model, prompts, self.run, self.what, progress=False).store
+        return collect(
+            self._scratch / name, self.model, prompts, self.run, self.what, progress=False
+        ).store
 
 
 class LiveBatches:
@@ -85,23 +94,29 @@ class LiveBatches:
         n_test = len(np.unique(self.rows.sample_id))
         per_sample = len(self.rows) // n_test * self.rows.n_positions
         numbers = range(stream.n_chunks)
-        self._n_batches = [stream.samples_of(i) * per_sample // stream.settings.batch_size for i in numbers]
+        self._n_batches = [
+            stream.samples_of(i) * per_sample // stream.settings.batch_size for i in numbers
+        ]
         self.n_batches = sum(self._n_batches)
         self.n_positions = sum(stream.samples_of(i) for i in numbers) * per_sample
         self.default_steps = self.n_batches
         if not self.n_batches:
             raise UsageError(
-                f"a batch of {stream.settings.batch_size} positions is more than a chunk of {stream.chunk_samples} samples "
+                f"a batch of {stream.settings.batch_size} positions is more than a chunk of "
+                f"{stream.chunk_samples} samples "
                 f"has: use a smaller --batch-size, a larger --chunk, or more prompts."
             )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on; chunks come in the order of the prompts."""
+        """Yield the batches of an epoch, from batch ``start`` on; chunks come in the order of the
+        prompts."""
         settings = self._stream.settings
         for chunk, n_batches in enumerate(self._n_batches):
             if start < n_batches:
                 store, branch = self._stream.chunk(chunk), self._stream.what.branch
-                batches = PositionBatches(store, self.hook, branch, settings.batch_size, settings.seed, holdout=0)
+                batches = PositionBatches(
+                    store, self.hook, branch, settings.batch_size, settings.seed, holdout=0
+                )
                 yield from batches.epoch(number, start)
             start = max(0, start - n_batches)
 
@@ -127,25 +142,39 @@ def train_live(
 ) -> list[Record]:
     """Train SAEs while pictures are generated, keeping no activations.
 
-    One pass generates for all hooks. The SAEs are committed to the store at ``path``, which is made if it is missing.
+    One pass generates for all hooks. The SAEs are committed to the store at ``path``, which is made
+    if it is missing.
 
-    ``hooks``: the name of each SAE and its hook.
-    ``what``: how activations are collected; its own hooks, SAEs and images do not matter.
-    ``chunk_samples``: pictures whose positions can meet in a batch; their activations are on the disk for as long.
-    ``scratch``: where a chunk's activations lie; by default the system's directory for temporary files.
+    ``hooks``: the name of each SAE and its hook. ``what``: how activations are collected; its own
+    hooks, SAEs and images do not matter. ``chunk_samples``: pictures whose positions can meet in a
+    batch; their activations are on the disk for as long. ``scratch``: where a chunk's activations
+    lie; by default the system's directory for temporary files.
 
     Raises:
         As :func:`collectors.collection.collect` and :func:`sae.training.train.train`.
         UsageError: several processes were started: each would generate everything.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training on live activations runs in one process: start it without torchrun or accelerate.")
-    what = replace(what, hooks=list(dict.fromkeys(hooks.values())), saes=(), activations=True, images=False)
+        raise UsageError(
+            "training on live activations runs in one process: start it without torchrun or "
+            "accelerate."
+        )
+    what = replace(
+        what, hooks=list(dict.fromkeys(hooks.values())), saes=(), activations=True, images=False
+    )
     with tempfile.TemporaryDirectory(prefix="featurestore-live-", dir=scratch) as directory:
         store = Store.prepare(path, describe_run(model, run))
         stream = Stream(
-            model, prompts, run, what=what, settings=settings, chunk_samples=chunk_samples, scratch=Path(directory)
+            model,
+            prompts,
+            run,
+            what=what,
+            settings=settings,
+            chunk_samples=chunk_samples,
+            scratch=Path(directory),
         )
         sources = {name: LiveBatches(stream, hook) for name, hook in hooks.items()}
         store.begin()
-        return train_many(store, dict(sources), settings, progress=progress, device=device, on_report=on_report)
+        return train_many(
+            store, dict(sources), settings, progress=progress, device=device, on_report=on_report
+        )

@@ -1,4 +1,5 @@
-"""What is to be collected: samples, cut into work items that do not depend on what was interrupted."""
+"""What is to be collected: samples, cut into work items that do not depend on what was
+interrupted."""
 
 import io
 from collections.abc import Sequence
@@ -35,13 +36,17 @@ def identify(run_id: str, guidance: float, prompts: Sequence[Prompt]) -> list[Sa
     Raises:
         PromptsError: two have the same (one chance in 10^6 at three million samples).
     """
-    samples = [Sample(sample_id(run_id, p.prompt, p.seed, own_guidance(p, guidance)), p) for p in prompts]
+    samples = [
+        Sample(sample_id(run_id, p.prompt, p.seed, own_guidance(p, guidance)), p) for p in prompts
+    ]
     first: dict[int, Sample] = {}
     for sample in samples:
         other = first.setdefault(sample.id, sample)
         if other is not sample:
             lines = f"{other.prompt.line} and {sample.prompt.line}"
-            raise PromptsError(f"the samples of lines {lines} have the same id: change the seed of one.")
+            raise PromptsError(
+                f"the samples of lines {lines} have the same id: change the seed of one."
+            )
     return samples
 
 
@@ -50,11 +55,13 @@ def own_guidance(prompt: Prompt, guidance: float) -> float | None:
     return None if prompt.guidance == guidance else prompt.guidance
 
 
-def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_samples: int) -> list[WorkItem]:
+def plan(
+    store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_samples: int
+) -> list[WorkItem]:
     """Cut the samples that some table lacks into work items of ``shard_samples``, in their order.
 
-    Samples that lack the same tables are cut together. What is committed was cut the same way, so an interrupted plan, made
-    again, yields exactly the items that are missing.
+    Samples that lack the same tables are cut together. What is committed was cut the same way, so
+    an interrupted plan, made again, yields exactly the items that are missing.
     """
     done = {table: store.committed_samples(table) for table in tables}
     missing: dict[frozenset[str], list[tuple[int, Sample]]] = {}
@@ -74,7 +81,8 @@ def plan(store: Store, samples: Sequence[Sample], tables: Sequence[str], shard_s
 def samples_table(
     store: Store, samples: Sequence[Sample], families: Sequence[str], images: Sequence[Any] | None
 ) -> pa.Table:
-    """Return a row per sample, with its picture as PNG if there are ``images``; ``families`` are its label columns."""
+    """Return a row per sample, with its picture as PNG if there are ``images``; ``families`` are
+    its label columns."""
     run = store.run or {}
     schema = samples_schema(families, images is not None)
     columns: dict[str, list[Any]] = {
@@ -83,14 +91,17 @@ def samples_table(
         "seed": [s.prompt.seed for s in samples],
         **{family: [s.prompt.labels.get(family) for s in samples] for family in families},
     }
-    shared = {key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")}
+    shared = {
+        key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")
+    }
     shared["scheduler"] = run["scheduler"]["class"]
     columns |= {key: [value] * len(samples) for key, value in shared.items()}
     own = [s.prompt.guidance for s in samples]
     columns["guidance"] = [run["guidance"] if scale is None else scale for scale in own]
     if images is not None:
         columns["image"] = [
-            {"bytes": _png(image), "path": f"{s.id}.png"} for image, s in zip(images, samples, strict=True)
+            {"bytes": _png(image), "path": f"{s.id}.png"}
+            for image, s in zip(images, samples, strict=True)
         ]
     return pa.Table.from_pydict(columns, schema=schema)
 

@@ -20,7 +20,8 @@ class Share:
     world_size: int = 1
 
     def order(self, items: Sequence[WorkItem]) -> list[WorkItem]:
-        """Return all items: this process's own first, then those of the next ranks, in case they died."""
+        """Return all items: this process's own first, then those of the next ranks, in case they
+        died."""
         return [
             item
             for turn in range(self.world_size)
@@ -28,8 +29,11 @@ class Share:
         ]
 
 
-def find_share(rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ) -> Share:
-    """Return the share that the options name, or else torchrun, accelerate or Slurm; a single process otherwise.
+def find_share(
+    rank: int | None, world_size: int | None, environment: Mapping[str, str] = os.environ
+) -> Share:
+    """Return the share that the options name, or else torchrun, accelerate or Slurm; a single
+    process otherwise.
 
     Raises:
         UsageError: only one of the two is given, or they do not fit.
@@ -44,7 +48,9 @@ def find_share(rank: int | None, world_size: int | None, environment: Mapping[st
         else:
             return Share()
     if not 0 <= rank < world_size:
-        raise UsageError(f"--rank {rank} --world-size {world_size}: ranks go from 0 to {world_size - 1}.")
+        raise UsageError(
+            f"--rank {rank} --world-size {world_size}: ranks go from 0 to {world_size - 1}."
+        )
     return Share(rank, world_size)
 
 
@@ -60,6 +66,7 @@ def claim_item(root: Path, shard: str) -> Claim | None:
 
 
 def tidy(root: Path) -> None:
-    """Remove what claims and unfinished shards left in a directory: all of it, where no store came to be."""
+    """Remove what claims and unfinished shards left in a directory: all of it, where no store came
+    to be."""
     remove_empty(root / ".work" / "filling")
     remove_empty(root / ".work" / "claims", root / ".work", root)

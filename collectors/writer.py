@@ -1,4 +1,5 @@
-"""What is written beside the denoiser: its tensors on their way to the disk, and the shards that they end in."""
+"""What is written beside the denoiser: its tensors on their way to the disk, and the shards that
+they end in."""
 
 import threading
 import time
@@ -47,7 +48,8 @@ class Timing:
         waited, tail = self.waiting / self.total, self.tail / self.total
         wrote, speed = self.writing / self.total, n_bytes / self.writing / 1e6
         return (
-            f"generating {1 - waited - tail:.0%} of the time, waiting for the writer {waited:.0%}, after the last "
+            f"generating {1 - waited - tail:.0%} of the time, waiting for the writer "
+            f"{waited:.0%}, after the last "
             f"picture {self.tail:.1f} s; the writer busy {wrote:.0%} of a core, {speed:,.0f} MB/s."
         )
 
@@ -66,9 +68,11 @@ class Staged:
 
 
 class Staging:
-    """Host memory that captured tensors are copied into, used again and again; never more than a limit.
+    """Host memory that captured tensors are copied into, used again and again; never more than a
+    limit.
 
-    For CUDA it is page-locked, and filled on a stream of its own, beside the denoiser's work: copying waits for nothing.
+    For CUDA it is page-locked, and filled on a stream of its own, beside the denoiser's work:
+    copying waits for nothing.
 
     Attributes:
         held: Bytes of the copies that were not given back.
@@ -85,7 +89,9 @@ class Staging:
     def copy(self, source: Tensor) -> Staged:
         """Begin to copy a tensor; where the limit is reached, wait until others were given back."""
         if source.is_cuda or torch.empty_like(source, device="meta").stride() != source.stride():
-            source = source.contiguous()  # A copy of the same strides is one piece: fast, and for CUDA asynchronous.
+            source = (
+                source.contiguous()
+            )  # A copy of the same strides is one piece: fast, and for CUDA asynchronous.
         block = self._take(source.numel() * source.element_size())
         host = block.view(source.dtype).as_strided(source.shape, source.stride())
         if self._stream is None:
@@ -122,7 +128,8 @@ class Staging:
 
 
 class BackgroundWriter:
-    """Threads that write rows as they come, and one that finishes a shard while the next is generated."""
+    """Threads that write rows as they come, and one that finishes a shard while the next is
+    generated."""
 
     def __init__(self, timing: Timing) -> None:
         self._rows = ThreadPoolExecutor(_THREADS, "rows")

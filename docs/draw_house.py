@@ -1,6 +1,8 @@
-"""Draw the house: rooms and what they import, from the code, into docs/images/house.svg and docs/architecture.md.
+"""Draw the house: rooms and what they import, from the code, into docs/images/house.svg and
+docs/architecture.md.
 
-Run by ``make docs``; a test compares both files with the code. Needs grimp, which import-linter brings.
+Run by ``make docs``; a test compares both files with the code. Needs grimp, which import-linter
+brings.
 """
 
 import ast
@@ -26,20 +28,28 @@ def rooms() -> dict[str, str]:
     for package in PACKAGES:
         folders = [p.parent for p in sorted((ROOT / package).glob("*/__init__.py"))]
         for folder in [ROOT / package, *(folders if package in {"featurestore", "sae"} else [])]:
-            text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+            text = ast.get_docstring(
+                ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+            )
             if not text:
-                sys.exit(f"{folder}/__init__.py says nothing: its docstring is the room's line in the page.")
+                sys.exit(
+                    f"{folder}/__init__.py says nothing: its docstring is the room's line in the "
+                    f"page."
+                )
             name = ".".join(folder.relative_to(ROOT).parts)
             found[name] = " ".join(text.partition("\n\n")[0].split())
     return found
 
 
 def imports(names: dict[str, str]) -> dict[str, set[str]]:
-    """Return what each room imports, without what follows from the rest (the transitive reduction)."""
+    """Return what each room imports, without what follows from the rest (the transitive
+    reduction)."""
     graph = grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
 
     def room(module: str) -> str:
-        return next(n for n in sorted(names, key=len, reverse=True) if f"{module}.".startswith(f"{n}."))
+        return next(
+            n for n in sorted(names, key=len, reverse=True) if f"{module}.".startswith(f"{n}.")
+        )
 
     uses: dict[str, set[str]] = {name: set() for name in names}
     for module in graph.modules - {"featurestore.__main__", *PACKAGES}:
@@ -50,11 +60,15 @@ def imports(names: dict[str, str]) -> dict[str, set[str]]:
     def below(name: str) -> set[str]:
         return {b for a in uses[name] for b in {a} | below(a)}
 
-    return {n: {u for u in used if not any(u in below(o) for o in used - {u})} for n, used in uses.items()}
+    return {
+        n: {u for u in used if not any(u in below(o) for o in used - {u})}
+        for n, used in uses.items()
+    }
 
 
 def floors(uses: dict[str, set[str]]) -> list[list[str]]:
-    """Return the rooms by floor, the ground floor first: a room stands above all that it imports."""
+    """Return the rooms by floor, the ground floor first: a room stands above all that it
+    imports."""
     height: dict[str, int] = {}
 
     def floor(name: str) -> int:
@@ -99,10 +113,17 @@ def picture(names: dict[str, str], uses: dict[str, set[str]]) -> str:
             curve = f"C{start:.0f} {middle:.0f} {end:.0f} {middle:.0f} {end:.0f} {v}"
             lines.append(f'<path class="use" d="M{start:.0f} {y + HEIGHT} {curve}"/>')
     for name, (x, y) in place.items():
-        lines.append(f'<rect class="room" x="{x:.0f}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="6"/>')
-        lines.append(f'<text class="name" x="{x + 10:.0f}" y="{y + 20}">{escape(name.replace(".", "/"))}</text>')
+        lines.append(
+            f'<rect class="room" x="{x:.0f}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="6"/>'
+        )
+        lines.append(
+            f'<text class="name" x="{x + 10:.0f}" '
+            f'y="{y + 20}">{escape(name.replace(".", "/"))}</text>'
+        )
         for i, part in enumerate(wrap(names[name], 32, max_lines=3, placeholder=" …")):
-            lines.append(f'<text class="word" x="{x + 10:.0f}" y="{y + 34 + 11 * i}">{escape(part)}</text>')
+            lines.append(
+                f'<text class="word" x="{x + 10:.0f}" y="{y + 34 + 11 * i}">{escape(part)}</text>'
+            )
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

@@ -43,7 +43,10 @@ def main() -> None:
             from samples left join stats on samples.sample_id = stats.sample_id and feature in ({features})
             group by prompt order by activation desc, prompt""",
     )
-    print(f"{selection.family}={selection.concept} by {len(selection.features())} features of {selection.sae}")
+    print(
+        f"{selection.family}={selection.concept} by {len(selection.features())} features of "
+        f"{selection.sae}"
+    )
     print(tabulate(found.to_pylist(), headers="keys"))
 
 

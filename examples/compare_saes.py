@@ -27,18 +27,34 @@ def main() -> None:
     one, other = store_sae(store, args.sae), store_sae(store, args.other)
     if one.config.d_in != other.config.d_in:
         parser.error(f"{args.sae} has d_in {one.config.d_in}, {args.other} has {other.config.d_in}")
-    unit = [torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1) for sae in (one, other)]
-    cosine, nearest = (unit[0] @ unit[1].T).max(dim=1)  # each latent of the first, its nearest in the second
+    unit = [
+        torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1) for sae in (one, other)
+    ]
+    cosine, nearest = (unit[0] @ unit[1].T).max(
+        dim=1
+    )  # each latent of the first, its nearest in the second
     quarters = torch.quantile(cosine, torch.tensor([0.25, 0.5, 0.75])).tolist()
     print("cosine to the nearest latent, quartiles: " + ", ".join(f"{q:.2f}" for q in quarters))
 
-    selections = [select(store, name, family, concept, top=args.top) for name in (args.sae, args.other)]
+    selections = [
+        select(store, name, family, concept, top=args.top) for name in (args.sae, args.other)
+    ]
     theirs = set(selections[1].features())
     rows = [
-        [feature, int(nearest[feature]), float(cosine[feature]), "yes" if int(nearest[feature]) in theirs else "no"]
+        [
+            feature,
+            int(nearest[feature]),
+            float(cosine[feature]),
+            "yes" if int(nearest[feature]) in theirs else "no",
+        ]
         for feature in selections[0].features()
     ]
-    header = [f"feature of {args.sae}", f"nearest in {args.other}", "cosine", f"selected for {concept} there"]
+    header = [
+        f"feature of {args.sae}",
+        f"nearest in {args.other}",
+        "cosine",
+        f"selected for {concept} there",
+    ]
     print(tabulate(rows, headers=header, floatfmt=".2f"))
 
 

@@ -35,13 +35,17 @@ def main() -> None:
     rows = []
     for hook in store.names("activations"):
         name = hook.replace(".", "-")
-        settings = TrainSettings(k=16, expansion=8, steps=args.train_steps, batch_size=args.batch_size)
+        settings = TrainSettings(
+            k=16, expansion=8, steps=args.train_steps, batch_size=args.batch_size
+        )
         train(store, hook, name, settings)
         metrics = load_metrics(store, name)
         encode(store, name)
         selection = select(store, name, family, concept, top=1)
         scores = selection.rows["score"].to_pylist()
-        rows.append([hook, metrics["fvu"], max(scores, default=0), sum(scores) / max(len(scores), 1)])
+        rows.append(
+            [hook, metrics["fvu"], max(scores, default=0), sum(scores) / max(len(scores), 1)]
+        )
     rows.sort(key=lambda row: -row[2])
     header = ["hook", "FVU", f"best score of {concept}", "mean of the best per step"]
     print(tabulate(rows, headers=header, floatfmt=".3f"))

@@ -3,7 +3,8 @@
 Every checkpoint draws the same prompts from the same noise; one SAE, trained on the first, encodes
 them all.
 
-python examples/track_feature.py demo/store styles 634 demo/prompts.jsonl track CHECKPOINT [CHECKPOINT ...]
+python examples/track_feature.py demo/store styles 634 demo/prompts.jsonl track CHECKPOINT
+[CHECKPOINT ...]
 """
 
 import argparse
@@ -43,8 +44,12 @@ def main() -> None:
                 from samples join stats using (sample_id) group by {args.by}""",
         )
         for row in found.to_pylist():
-            rows.setdefault(row["concept"], [0.0] * len(args.checkpoints))[number] = row["activation"]
-    table = sorted(([concept, *values] for concept, values in rows.items()), key=lambda row: -row[1])
+            rows.setdefault(row["concept"], [0.0] * len(args.checkpoints))[number] = row[
+                "activation"
+            ]
+    table = sorted(
+        ([concept, *values] for concept, values in rows.items()), key=lambda row: -row[1]
+    )
     print(f"activation of feature {args.feature} per picture")
     print(tabulate(table, headers=[args.by, *args.checkpoints], floatfmt=".1f"))
 

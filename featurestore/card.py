@@ -13,9 +13,11 @@ from featurestore.store import Store
 
 _WHAT = {
     "samples": "one row a generated sample",
-    "labels": "labels that were corrected later, one row per (sample, family); of a sample's versions the largest counts",
+    "labels": "labels that were corrected later, one row per (sample, family); of a sample's "
+    "versions the largest counts",
     "activations": "one row a (sample, step, branch): activations of a hook",
-    "codes": "one row a (sample, step, branch): active features and their values, position by position",
+    "codes": "one row a (sample, step, branch): active features and their values, position by "
+    "position",
     "stats": "one row a (sample, step, branch, feature) that fired",
     "sums": "sums over the samples of a concept, one row a (family, concept, branch, step, feature)",
     "totals": "sums over all samples of a concept family, one row a (family, branch, step, feature)",
@@ -25,7 +27,8 @@ _WHAT = {
 
 
 def write_card(store: Store) -> None:
-    """Write ``README.md``, and the ledger, anew until they say what the records say; other processes may do so, too.
+    """Write ``README.md``, and the ledger, anew until they say what the records say; other
+    processes may do so, too.
 
     Whatever stands there is derived: a file that is damaged, or a link, is replaced.
     """
@@ -45,19 +48,45 @@ def _there(path: Path, size: int) -> bytes | None:
 def make_card(store: Store) -> str:
     """Return the card's text: a function of the committed shards and of nothing else."""
     tables = store.tables()
-    lines = ["---", "pretty_name: Diffusion activations", "tags:", "- sparse-autoencoder", "- diffusion", "configs:"]
+    lines = [
+        "---",
+        "pretty_name: Diffusion activations",
+        "tags:",
+        "- sparse-autoencoder",
+        "- diffusion",
+        "configs:",
+    ]
     for table in tables:
         lines += [f"- config_name: {schemas.config_name(table)}"]
         lines += ["  data_files:", "  - split: train", f"    path: {table}/*.parquet"]
     lines += ["---", "", "# Activations and SAE features of a diffusion model", ""]
-    lines += ["Written by featurestore (layout: its `docs/format.md`). This page is made from the commit records.", ""]
-    lines += ["## Run", "", "```json", json.dumps(store.run, indent=2, sort_keys=True, ensure_ascii=False), "```", ""]
-    lines += ["## Tables", "", "| configuration | rows | files | MB | |", "|---|---:|---:|---:|---|"]
+    lines += [
+        "Written by featurestore (layout: its `docs/format.md`). This page is made from the "
+        "commit records.",
+        "",
+    ]
+    lines += [
+        "## Run",
+        "",
+        "```json",
+        json.dumps(store.run, indent=2, sort_keys=True, ensure_ascii=False),
+        "```",
+        "",
+    ]
+    lines += [
+        "## Tables",
+        "",
+        "| configuration | rows | files | MB | |",
+        "|---|---:|---:|---:|---|",
+    ]
     for table in tables:
         records = store.records(table)
         rows, size = sum(r.rows for r in records), sum(e.bytes for r in records for e in r.files)
         what = _WHAT[table.split("/")[0]]
-        lines.append(f"| `{schemas.config_name(table)}` | {rows} | {len(records)} | {size / 1e6:.1f} | {what} |")
+        lines.append(
+            f"| `{schemas.config_name(table)}` | {rows} | {len(records)} | {size / 1e6:.1f} | "
+            f"{what} |"
+        )
     lines += ["", *_columns(store, tables), *_usage(tables), ""]
     return "\n".join(lines)
 
@@ -73,8 +102,15 @@ def _columns(store: Store, tables: list[str]) -> list[str]:
         except DamageError:  # `verify` says so, and what else is
             continue
         columns = ", ".join(f"`{field.name}` {_type(field.type)}" for field in schema)
-        made_by = ", ".join(f"{key} {value}" for key, value in sorted(first.made_by.items()) if isinstance(value, str))
-        lines += [f"- `{schemas.config_name(table)}`: {columns}" + (f" (made by {made_by})" if made_by else "")]
+        made_by = ", ".join(
+            f"{key} {value}"
+            for key, value in sorted(first.made_by.items())
+            if isinstance(value, str)
+        )
+        lines += [
+            f"- `{schemas.config_name(table)}`: {columns}"
+            + (f" (made by {made_by})" if made_by else "")
+        ]
     return [*lines, ""] if lines else []
 
 
@@ -102,10 +138,12 @@ def _usage(tables: list[str]) -> list[str]:
         "```python",
         "from datasets import load_dataset",
         "",
-        f'rows = load_dataset("path/of/this/directory", "{schemas.config_name(last)}", split="train")',
+        f'rows = load_dataset("path/of/this/directory", "{schemas.config_name(last)}", '
+        f'split="train")',
         "```",
         "",
         "```sql",
-        f"select * from read_parquet('{last}/*.parquet') limit 10;  -- DuckDB, with nothing of ours installed",
+        f"select * from read_parquet('{last}/*.parquet') limit 10;  -- DuckDB, with nothing of "
+        f"ours installed",
         "```",
     ]

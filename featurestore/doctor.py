@@ -1,4 +1,5 @@
-"""Look at an installation: versions, disk, what is missing, and the line that mends it. Devices are the caller's."""
+"""Look at an installation: versions, disk, what is missing, and the line that mends it. Devices are
+the caller's."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +19,8 @@ from featurestore.format import durable
 
 PACKAGE = "featurestore"
 OURS = ("featurestore", "sae", "collectors", "queries", "minicanvas")
-"""top-level names that this distribution installs; two of them are also names of unrelated distributions on PyPI"""
+"""top-level names that this distribution installs; two of them are also names of unrelated
+distributions on PyPI"""
 LEAST_FREE = 5 * 10**9
 """bytes: less is soon full (docs/collecting.md)"""
 
@@ -35,17 +37,26 @@ class Finding(NamedTuple):
 
 
 def packages() -> Iterator[Finding]:
-    """Yield Python, this package and everything that it requires, with the versions that are installed."""
+    """Yield Python, this package and everything that it requires, with the versions that are
+    installed."""
     version = platform.python_version()
     fits = sys.version_info >= (3, 11)
-    yield Finding("Python", version, "ok" if fits else "missing", "" if fits else "install Python 3.11 or later")
+    yield Finding(
+        "Python",
+        version,
+        "ok" if fits else "missing",
+        "" if fits else "install Python 3.11 or later",
+    )
     yield Finding(PACKAGE, importlib.metadata.version(PACKAGE))
     for requirement in _requirements(None):
-        yield _package(requirement, "missing", f"pip install '{requirement.name}{requirement.specifier}'")
+        yield _package(
+            requirement, "missing", f"pip install '{requirement.name}{requirement.specifier}'"
+        )
 
 
 def extras() -> Iterator[Finding]:
-    """Yield what only some commands need: the extras of this package that are for users, and programs."""
+    """Yield what only some commands need: the extras of this package that are for users, and
+    programs."""
     found = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
     for extra in found:
         if extra not in ("dev", "peers"):
@@ -59,12 +70,16 @@ def extras() -> Iterator[Finding]:
 
 
 def names() -> Iterator[Finding]:
-    """Yield the top-level names that another distribution has, too: pip lets the later one overwrite the files."""
+    """Yield the top-level names that another distribution has, too: pip lets the later one
+    overwrite the files."""
     owners = importlib.metadata.packages_distributions()
     for name in OURS:
         others = sorted({owner for owner in owners.get(name, []) if owner != PACKAGE})
         if others:
-            mend = f"pip uninstall {' '.join(others)}; pip install --force-reinstall --no-deps {PACKAGE}"
+            mend = (
+                f"pip uninstall {' '.join(others)}; pip install --force-reinstall --no-deps "
+                f"{PACKAGE}"
+            )
             yield Finding(f"the name {name}", f"is also of {', '.join(others)}", "missing", mend)
         elif importlib.util.find_spec(name) is None:
             mend = f"pip install --force-reinstall --no-deps {PACKAGE}"
@@ -72,9 +87,14 @@ def names() -> Iterator[Finding]:
 
 
 def disk(where: Path) -> Iterator[Finding]:
-    """Yield free space where stores, spilled queries and downloaded models go, and whether a store can lie at ``where``."""
+    """Yield free space where stores, spilled queries and downloaded models go, and whether a store
+    can lie at ``where``."""
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    for what, path in (("stores", where), ("temporary files", Path(tempfile.gettempdir())), ("models", cache)):
+    for what, path in (
+        ("stores", where),
+        ("temporary files", Path(tempfile.gettempdir())),
+        ("models", cache),
+    ):
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
         enough = free >= LEAST_FREE
@@ -82,13 +102,21 @@ def disk(where: Path) -> Iterator[Finding]:
             what, "another --store"
         )
         mend = "" if enough else f"free some, or use {option}"
-        yield Finding(f"disk for {what}", f"{free / 1e9:.1f} GB free at {path}", "ok" if enough else "optional", mend)
+        yield Finding(
+            f"disk for {what}",
+            f"{free / 1e9:.1f} GB free at {path}",
+            "ok" if enough else "optional",
+            mend,
+        )
     yield _file_system(where)
 
 
 def _file_system(where: Path) -> Finding:
     """Return whether the file system at ``where`` has what commits need: hard links and locks."""
-    what, there = "hard links and locks", next(p for p in (where, *where.absolute().parents) if p.exists())
+    what, there = (
+        "hard links and locks",
+        next(p for p in (where, *where.absolute().parents) if p.exists()),
+    )
     try:
         with tempfile.TemporaryDirectory(prefix=".featurestore-doctor-", dir=there) as directory:
             durable.create_once(Path(directory, "record"), b"")
@@ -97,7 +125,10 @@ def _file_system(where: Path) -> Finding:
                 claim.release()
     except (DiskError, OSError) as error:
         return Finding(
-            what, f"not at {there} ({error})", "missing", "use a directory on another file system for --store"
+            what,
+            f"not at {there} ({error})",
+            "missing",
+            "use a directory on another file system for --store",
         )
     return Finding(what, f"work at {there}")
 
@@ -108,14 +139,25 @@ def _requirements(extra: str | None) -> list[Requirement]:
     needed = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
     if extra is None:
         return needed
-    return [r for r in found if r not in needed and r.marker is not None and r.marker.evaluate({"extra": extra})]
+    return [
+        r
+        for r in found
+        if r not in needed and r.marker is not None and r.marker.evaluate({"extra": extra})
+    ]
 
 
 def _package(requirement: Requirement, lacking: str, mend: str) -> Finding:
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(requirement.name, f"not installed, expected {requirement.specifier or 'any'}", lacking, mend)
+        return Finding(
+            requirement.name,
+            f"not installed, expected {requirement.specifier or 'any'}",
+            lacking,
+            mend,
+        )
     if not requirement.specifier.contains(version, prereleases=True):
-        return Finding(requirement.name, f"{version}, expected {requirement.specifier}", lacking, mend)
+        return Finding(
+            requirement.name, f"{version}, expected {requirement.specifier}", lacking, mend
+        )
     return Finding(requirement.name, version)

@@ -94,10 +94,14 @@ class QueryError(FeatureStoreError):
 
 
 def nearest(found: str, known: Iterable[str], n: int = 3) -> str:
-    """Return `` Did you mean …?`` or, when nothing is near, `` Known: …`` (at most 8 names); empty if nothing is known."""
+    """Return `` Did you mean …?`` or, when nothing is near, `` Known: …`` (at most 8 names); empty
+    if nothing is known."""
     known = list(known)
     folded = {name.casefold(): name for name in reversed(known)}  # NEON is near to neon
-    near = [folded[name] for name in difflib.get_close_matches(found.casefold(), folded, n=n, cutoff=0.6)]
+    near = [
+        folded[name]
+        for name in difflib.get_close_matches(found.casefold(), folded, n=n, cutoff=0.6)
+    ]
     if near:
         return f" Did you mean {' or '.join(repr(name) for name in near)}?"
     if not known:

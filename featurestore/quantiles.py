@@ -4,15 +4,19 @@ import math
 
 
 def student_t(level: float, degrees: int) -> float:
-    """Return the t that a variable of so many degrees of freedom lies within, ±, with probability ``level``.
+    """Return the t that a variable of so many degrees of freedom lies within, ±, with probability
+    ``level``.
 
-    By bisection of the angle whose tangent is ``t / √degrees`` (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
+    By bisection of the angle whose tangent is ``t / √degrees`` (Abramowitz & Stegun 1964, 26.7.3
+    and 26.7.4).
 
     Raises:
         ValueError: there are no degrees of freedom, or the level is not between 0 and 1.
     """
     if degrees < 1 or not 0 <= level <= 1:
-        raise ValueError(f"level {level}, {degrees} degrees of freedom: expected 0 to 1, and at least 1.")
+        raise ValueError(
+            f"level {level}, {degrees} degrees of freedom: expected 0 to 1, and at least 1."
+        )
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

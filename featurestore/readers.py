@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def arrow(files: Sequence[Path], columns: Iterable[str] | None, labels: pa.Table | None = None) -> pa.Table:
+def arrow(
+    files: Sequence[Path], columns: Iterable[str] | None, labels: pa.Table | None = None
+) -> pa.Table:
     """Return the rows of files in memory, with the schema metadata of the first.
 
     ``labels``, here and below: the labels that stand for some samples, as
@@ -25,7 +27,9 @@ def arrow(files: Sequence[Path], columns: Iterable[str] | None, labels: pa.Table
     wanted = _known(files[0], columns, labels)
     own = _own(files[0], wanted, labels)
     parts = [read_table(file, own) for file in files]
-    rows = pa.concat_tables([part.replace_schema_metadata(parts[0].schema.metadata) for part in parts])
+    rows = pa.concat_tables(
+        [part.replace_schema_metadata(parts[0].schema.metadata) for part in parts]
+    )
     if labels is None:
         return rows
     rows = apply_labels(rows, labels)
@@ -40,17 +44,29 @@ def scan(files: Sequence[Path], labels: pa.Table | None = None) -> "pl.LazyFrame
     if labels is None:
         return frame
     there, families = names(files[0]), labels.column_names[1:]
-    stands = pl.DataFrame(labels).rename({name: f"{name}:stands" for name in families}).with_columns(stands=True)
+    stands = (
+        pl.DataFrame(labels)
+        .rename({name: f"{name}:stands" for name in families})
+        .with_columns(stands=True)
+    )
     joined = frame.join(stands.lazy(), on="sample_id", how="left", maintain_order="left")
     columns = [
-        pl.when("stands").then(f"{name}:stands").otherwise(name if name in there else None).alias(name)
+        pl.when("stands")
+        .then(f"{name}:stands")
+        .otherwise(name if name in there else None)
+        .alias(name)
         for name in families
     ]
-    return joined.with_columns(columns).select(*there, *(name for name in families if name not in there))
+    return joined.with_columns(columns).select(
+        *there, *(name for name in families if name not in there)
+    )
 
 
 def dataset(
-    files: Sequence[Path], columns: Iterable[str] | None, streaming: bool, labels: pa.Table | None = None
+    files: Sequence[Path],
+    columns: Iterable[str] | None,
+    streaming: bool,
+    labels: pa.Table | None = None,
 ) -> "datasets.Dataset | datasets.IterableDataset":
     """Return files as one data set of the library datasets."""
     from datasets import Value, load_dataset
@@ -58,7 +74,9 @@ def dataset(
     wanted = _known(files[0], columns, labels)
     own = _own(files[0], wanted, labels)
     chosen: dict[str, Any] = {} if own is None else {"columns": own}
-    data = load_dataset("parquet", data_files=[str(f) for f in files], split="train", streaming=streaming, **chosen)
+    data = load_dataset(
+        "parquet", data_files=[str(f) for f in files], split="train", streaming=streaming, **chosen
+    )
     if labels is None:
         return data
     families = [name for name in labels.column_names[1:] if wanted is None or name in wanted]
@@ -66,7 +84,11 @@ def dataset(
 
     def stand(*values: list[Any]) -> dict[str, Any]:
         batch = pa.table([pa.array(column) for column in values], names=inputs)
-        return apply_labels(batch, labels.select(["sample_id", *families])).select(families).to_pydict()
+        return (
+            apply_labels(batch, labels.select(["sample_id", *families]))
+            .select(families)
+            .to_pydict()
+        )
 
     features = data.features.copy()
     features.update({name: Value("string") for name in families})

@@ -39,10 +39,12 @@ class Relabelled:
 
 
 def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -> Relabelled:
-    """Give the samples of ``prompts`` the labels that those have; a family that they lack becomes null.
+    """Give the samples of ``prompts`` the labels that those have; a family that they lack becomes
+    null.
 
-    The samples, and what was collected of them, stay as they are. The new labels are one shard of ``labels``, committed
-    at once or not at all; earlier ones stay in it (docs/format.md, section 1.1). ``dry_run`` writes nothing.
+    The samples, and what was collected of them, stay as they are. The new labels are one shard of
+    ``labels``, committed at once or not at all; earlier ones stay in it (docs/format.md, section
+    1.1). ``dry_run`` writes nothing.
 
     Raises:
         PromptsError: no prompt is a sample of the store.
@@ -53,7 +55,8 @@ def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -
     known = {i: labels for i, labels in asked.items() if i in former}
     if not known:
         raise PromptsError(
-            f"none of the {len(prompts):,} prompts is a sample of {store.root}: prompt, seed and guidance scale must be those "
+            f"none of the {len(prompts):,} prompts is a sample of {store.root}: prompt, seed and "
+            f"guidance scale must be those "
             f"it was collected with."
         )
     families = sorted({*store.families(), *(prompts[0].labels if prompts else ())})
@@ -83,7 +86,9 @@ def asked_labels(store: Store, prompts: Sequence[Prompt]) -> dict[int, Labels]:
     """Return sample id → the labels that prompts have."""
     guidance = (store.run or {}).get("guidance")
     return {
-        sample_id(store.run_id, p.prompt, p.seed, None if p.guidance == guidance else p.guidance): p.labels
+        sample_id(
+            store.run_id, p.prompt, p.seed, None if p.guidance == guidance else p.guidance
+        ): p.labels
         for p in prompts
     }
 
@@ -101,10 +106,13 @@ def _commit(store: Store, changed: Mapping[int, Labels], families: Sequence[str]
         "families": list(families),
         "contents": contents_hash(changed),
     }
-    record = store.append("labels", f"{version:08d}", labels_table(changed, version), sorted(changed), made_by)
+    record = store.append(
+        "labels", f"{version:08d}", labels_table(changed, version), sorted(changed), made_by
+    )
     if record.made_by.get("contents") != made_by["contents"]:
         raise RunError(
-            f"{store.root}: another process relabelled it at the same time: look, and run the command again."
+            f"{store.root}: another process relabelled it at the same time: look, and run the "
+            f"command again."
         )
     write_card(store)
     return version

@@ -1,8 +1,9 @@
 """Bring a store whose files were lost or changed back to a sound state; nothing is ever deleted.
 
-What follows from something else is made anew: the card, the ledger, a record whose file is whole (its bytes must have the
-SHA-256 that the ledger has of it), the store's mark (its run must give the ids of the samples). What cannot be is set
-aside in ``.set-aside/``, so that its command makes it again; what killed processes left half-written is removed.
+What follows from something else is made anew: the card, the ledger, a record whose file is whole
+(its bytes must have the SHA-256 that the ledger has of it), the store's mark (its run must give the
+ids of the samples). What cannot be is set aside in ``.set-aside/``, so that its command makes it
+again; what killed processes left half-written is removed.
 """
 
 import hashlib
@@ -65,7 +66,8 @@ class Step:
 
 
 def repair(path: Path, deep: bool = False, dry_run: bool = False) -> list[Step]:
-    """Mend a store; return what was done, or with ``dry_run`` would be. ``deep`` also looks at every value.
+    """Mend a store; return what was done, or with ``dry_run`` would be. ``deep`` also looks at
+    every value.
 
     Raises:
         NotAStoreError: there is no store at ``path``.
@@ -95,15 +97,20 @@ def _opens(path: Path) -> bool:
 
 
 def _mark_step(root: Path) -> Step:
-    """Return what makes the mark anew from the run that the card tells, which must give the ids of the samples."""
+    """Return what makes the mark anew from the run that the card tells, which must give the ids of
+    the samples."""
     lost = f"{root / MARK} is lost or damaged, and"
     try:
         card = read_regular(root / "README.md", _MAX_CARD_BYTES).decode()
         run = parse_json(card.partition("\n```json\n")[2].partition("\n```\n")[0])
     except (OSError, MalformedError, UnicodeDecodeError) as error:
-        raise DamageError(f"{lost} README.md does not tell the run ({error}): put either back from a copy.") from error
+        raise DamageError(
+            f"{lost} README.md does not tell the run ({error}): put either back from a copy."
+        ) from error
     if not isinstance(run, dict) or not _gives_ids(root, run):
-        raise DamageError(f"{lost} the run in README.md is not that of the samples: put either back from a copy.")
+        raise DamageError(
+            f"{lost} the run in README.md is not that of the samples: put either back from a copy."
+        )
     mark = sealed({"format": FORMAT, "format_version": FORMAT_VERSION, "run": run})
     found = "was lost or changed; the run in README.md gives the ids of the samples"
     aside = (str(MARK),) if (root / MARK).is_symlink() or (root / MARK).exists() else ()
@@ -118,8 +125,13 @@ def _gives_ids(root: Path, run: dict) -> bool:
         except DamageError:
             continue
         if check_shard(root, record, record.files[0]) is None:
-            rows = footers.read_table(root / record.files[0].path, ["sample_id", "prompt", "seed"]).to_pylist()
-            return all(sample_id(run_id(run), row["prompt"], row["seed"]) == row["sample_id"] for row in rows)
+            rows = footers.read_table(
+                root / record.files[0].path, ["sample_id", "prompt", "seed"]
+            ).to_pylist()
+            return all(
+                sample_id(run_id(run), row["prompt"], row["seed"]) == row["sample_id"]
+                for row in rows
+            )
     return False
 
 
@@ -141,7 +153,8 @@ def _plan(store: Store, problems: list[Problem]) -> list[Step]:
 
 
 def shard_of(path: str) -> tuple[str, str] | None:
-    """Return table and shard of a record's or a data file's path, relative to the store; None for other files."""
+    """Return table and shard of a record's or a data file's path, relative to the store; None for
+    other files."""
     folder, _, name = path.removeprefix("manifest/").rpartition("/")
     if path.startswith("manifest/"):
         shard = name.removesuffix(".json")
@@ -150,10 +163,16 @@ def shard_of(path: str) -> tuple[str, str] | None:
     else:
         shard = name.removesuffix(".parquet")
     known = is_table(folder) and is_name(shard) and not name.startswith(".")
-    return (folder, shard) if known and (path.endswith(".json") or path in shard_files(folder, shard)) else None
+    return (
+        (folder, shard)
+        if known and (path.endswith(".json") or path in shard_files(folder, shard))
+        else None
+    )
 
 
-def _step(store: Store, problem: Problem, shard: tuple[str, str] | None, committed: dict[str, str]) -> Step:
+def _step(
+    store: Store, problem: Problem, shard: tuple[str, str] | None, committed: dict[str, str]
+) -> Step:
     path, found = problem.path, problem.what
     where = store.root / path
     if path == LEDGER:
@@ -163,11 +182,15 @@ def _step(store: Store, problem: Problem, shard: tuple[str, str] | None, committ
     if where.is_symlink() or (shard is None and path.startswith("manifest/")):
         return Step(path, found, "set aside", aside=(path,))
     if shard is None:
-        return Step(path, found, "left", "give yourself the right to read it, or put it back from a copy")
+        return Step(
+            path, found, "left", "give yourself the right to read it, or put it back from a copy"
+        )
     return _shard_step(store, problem, *shard, committed)
 
 
-def _shard_step(store: Store, problem: Problem, table: str, shard: str, committed: dict[str, str]) -> Step:
+def _shard_step(
+    store: Store, problem: Problem, table: str, shard: str, committed: dict[str, str]
+) -> Step:
     """Return what mends a shard: its record anew if its file is whole, else all of it set aside."""
     location = f"manifest/{table}/{shard}.json"
     files = [path for path in shard_files(table, shard) if _there(store.root / path)]
@@ -180,7 +203,14 @@ def _shard_step(store: Store, problem: Problem, table: str, shard: str, committe
     if not problem.damage:
         advice = "no record names it; " + advice
     aside = (*record_there, *files)
-    return Step(problem.path, problem.what, "set aside" if aside else "given up", advice, aside, forget=location)
+    return Step(
+        problem.path,
+        problem.what,
+        "set aside" if aside else "given up",
+        advice,
+        aside,
+        forget=location,
+    )
 
 
 def _there(path: Path) -> bool:
@@ -188,7 +218,8 @@ def _there(path: Path) -> bool:
 
 
 def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None:
-    """Return the record of a whole file if it can be told, byte for byte: the ledger has its SHA-256."""
+    """Return the record of a whole file if it can be told, byte for byte: the ledger has its
+    SHA-256."""
     if table == "saes" or not digest:
         return None
     (name,) = shard_files(table, shard)
@@ -197,7 +228,11 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
         return None
     entry, schema, rows, ids = found
     others = list(_relatives(store, table, shard))
-    choices = [tuple(dict.fromkeys(ids)), (), *(other.sample_ids for other in others if other.shard == shard)]
+    choices = [
+        tuple(dict.fromkeys(ids)),
+        (),
+        *(other.sample_ids for other in others if other.shard == shard),
+    ]
     makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
     for sample_ids in dict.fromkeys(choices):
         for made_by in makers:
@@ -208,11 +243,14 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
 
 
 def _read(root: Path, name: str) -> tuple[FileEntry, str, int, list[int]] | None:
-    """Return what a record says of a Parquet file, from the file: its entry, schema, rows and samples."""
+    """Return what a record says of a Parquet file, from the file: its entry, schema, rows and
+    samples."""
     try:
         path = inside(root, name)
         with path.open("rb") as stream:
-            entry = FileEntry(name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+            entry = FileEntry(
+                name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+            )
         schema = footers.read_schema(path)
         with footers.reading(path), pq.ParquetFile(path) as file:
             columns = ["sample_id"] if "sample_id" in schema.names else []
@@ -223,7 +261,8 @@ def _read(root: Path, name: str) -> tuple[FileEntry, str, int, list[int]] | None
 
 
 def _relatives(store: Store, table: str, shard: str) -> Iterator[Record]:
-    """Yield the readable records that may tell what a lost one said: of the same table, and of the same shard elsewhere."""
+    """Yield the readable records that may tell what a lost one said: of the same table, and of the
+    same shard elsewhere."""
     for other in [table, *(t for t in store.tables() if t != table)]:
         names: Iterable[str] = list_shards(store.root, other)
         for name in names if other == table else [n for n in names if n == shard]:

@@ -90,12 +90,15 @@ def load_config(store: Store, name: str) -> dict[str, Any]:
     """Return an SAE's ``config.json``: a closed set of fields, each of its type and range.
 
     Raises:
-        SAEError: there is no such SAE, the file is not what its record says, or a field is not what it must be.
+        SAEError: there is no such SAE, the file is not what its record says, or a field is not what
+            it must be.
     """
     entry = _entry(sae_record(store, name), "config.json")
     wrong = check_file(store.root, entry)
     if wrong:
-        raise SAEError(f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'.")
+        raise SAEError(
+            f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'."
+        )
     path = inside(store.root, entry.path)
     try:
         config = parse_json(read_regular(path, _MAX_CONFIG_BYTES))
@@ -105,17 +108,22 @@ def load_config(store: Store, name: str) -> dict[str, Any]:
 
 
 def load_metrics(store: Store, name: str) -> dict[str, Any] | None:
-    """Return an SAE's ``metrics.json``, FVU, L0 and dead latents on held-out samples; None: it was never measured.
+    """Return an SAE's ``metrics.json``, FVU, L0 and dead latents on held-out samples; None: it was
+    never measured.
 
     Raises:
         SAEError: there is no such SAE, or the file is not what its record says.
     """
-    entry = next((e for e in sae_record(store, name).files if e.path.endswith("/metrics.json")), None)
+    entry = next(
+        (e for e in sae_record(store, name).files if e.path.endswith("/metrics.json")), None
+    )
     if entry is None:
         return None
     wrong = check_file(store.root, entry)
     if wrong:
-        raise SAEError(f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'.")
+        raise SAEError(
+            f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'."
+        )
     path = inside(store.root, entry.path)
     try:
         metrics = parse_json(read_regular(path, _MAX_METRICS_BYTES))
@@ -135,8 +143,11 @@ def weights_path(store: Store, name: str) -> Path:
 
 
 def sae_hash(record: Record) -> str:
-    """Return an SAE's identity: SHA-256 over the SHA-256 of its configuration and that of its weights."""
-    return sha256_text(_entry(record, "config.json").sha256 + _entry(record, "sae.safetensors").sha256)
+    """Return an SAE's identity: SHA-256 over the SHA-256 of its configuration and that of its
+    weights."""
+    return sha256_text(
+        _entry(record, "config.json").sha256 + _entry(record, "sae.safetensors").sha256
+    )
 
 
 def sae_files_hash(directory: Path) -> str:
@@ -154,8 +165,11 @@ def sae_files_hash(directory: Path) -> str:
     return sha256_text("".join(digests))
 
 
-def commit_sae(store: Store, name: str, files: Mapping[str, bytes], made_by: Mapping[str, Any]) -> Record:
-    """Write an SAE's files, given by their names, and commit them; the same SAE again changes nothing.
+def commit_sae(
+    store: Store, name: str, files: Mapping[str, bytes], made_by: Mapping[str, Any]
+) -> Record:
+    """Write an SAE's files, given by their names, and commit them; the same SAE again changes
+    nothing.
 
     Raises:
         TakenError: another process has committed another SAE of that name.
@@ -163,16 +177,21 @@ def commit_sae(store: Store, name: str, files: Mapping[str, bytes], made_by: Map
     with store.claim("saes", name):
         there = store.record("saes", name)
         if there is not None:
-            if sae_hash(there) == _hash({file: hashlib.sha256(data).hexdigest() for file, data in files.items()}):
+            if sae_hash(there) == _hash(
+                {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+            ):
                 return there
             raise TakenError(
-                f"{store.root}: another process has committed an SAE {name!r} in the meantime. It stays; nothing of "
+                f"{store.root}: another process has committed an SAE {name!r} in the meantime. It "
+                f"stays; nothing of "
                 f"this one was written: use another name."
             )
         entries = []
         for file, data in files.items():
             path = f"saes/{name}/{file}"
-            entries.append(FileEntry(path, *durable.place_file(inside(store.root, path), _writer(data))))
+            entries.append(
+                FileEntry(path, *durable.place_file(inside(store.root, path), _writer(data)))
+            )
         return store.commit(Record("saes", name, "", 0, (), tuple(entries), made_by))
 
 
@@ -186,7 +205,8 @@ def training_of(store: Store, name: str) -> Iterator[None]:
     claim = durable.Claim.take(store.root / ".work" / "claims" / f"train-{name}")
     if claim is None:
         raise TakenError(
-            f"{store.root}: another process is training an SAE {name!r} just now: wait for it, or use another --name."
+            f"{store.root}: another process is training an SAE {name!r} just now: wait for it, or "
+            f"use another --name."
         )
     with claim:
         yield

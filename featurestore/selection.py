@@ -1,4 +1,5 @@
-"""Selections: the features of a concept, timestep by timestep, with all that an ablation needs (docs/selection.md)."""
+"""Selections: the features of a concept, timestep by timestep, with all that an ablation needs
+(docs/selection.md)."""
 
 import os
 from collections import Counter
@@ -14,12 +15,32 @@ import pyarrow.compute as pc
 
 from featurestore import selection_files
 from featurestore.errors import SelectionError
-from featurestore.format.gate import OBJECT, Field, MalformedError, closed, one_of, real, text, whole
+from featurestore.format.gate import (
+    OBJECT,
+    Field,
+    MalformedError,
+    closed,
+    one_of,
+    real,
+    text,
+    whole,
+)
 from featurestore.vocabulary import BRANCHES, IO
 
 FORMAT = "featurestore-selection"
 FORMAT_VERSION = 1
-_TEXTS = ("family", "concept", "branch", "model", "model_hash", "hook", "io", "sae", "sae_hash", "store")
+_TEXTS = (
+    "family",
+    "concept",
+    "branch",
+    "model",
+    "model_hash",
+    "hook",
+    "io",
+    "sae",
+    "sae_hash",
+    "store",
+)
 _KEYS = {"format", "format_version", "rule", "d_in", "n_latents", "k", "run", "timesteps", *_TEXTS}
 
 
@@ -38,8 +59,13 @@ class FeaturesAt(NamedTuple):
 
 
 def _is_rule(rule: Any) -> bool:
-    """Say whether a value is ``{"top": n}`` or ``{"percentile": p}``, possibly with more that makes it reproducible."""
-    return isinstance(rule, dict) and bool(rule) and all(type(value) in (int, float, str) for value in rule.values())
+    """Say whether a value is ``{"top": n}`` or ``{"percentile": p}``, possibly with more that makes
+    it reproducible."""
+    return (
+        isinstance(rule, dict)
+        and bool(rule)
+        and all(type(value) in (int, float, str) for value in rule.values())
+    )
 
 
 _COUNT = whole(1, 2**31 - 1)
@@ -52,10 +78,14 @@ _FIELDS = {
     "rule": Field(_is_rule, 'an object such as {"top": 2}'),
     "d_in": _COUNT,
     "n_latents": _COUNT,
-    "k": Field(lambda k: k is None or (type(k) is int and 0 <= k < 2**31), "a whole number or null"),
+    "k": Field(
+        lambda k: k is None or (type(k) is int and 0 <= k < 2**31), "a whole number or null"
+    ),
     "run": OBJECT,
     "timesteps": Field(
-        lambda times: isinstance(times, list) and bool(times) and all(real(1e38).fits(t) for t in times),
+        lambda times: (
+            isinstance(times, list) and bool(times) and all(real(1e38).fits(t) for t in times)
+        ),
         "a list of numbers",
     ),
     "n_rows": whole(0, optional=True),
@@ -64,7 +94,8 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Selection:
-    """The features that carry a concept, and everything that identifies model, hook, SAE and store."""
+    """The features that carry a concept, and everything that identifies model, hook, SAE and
+    store."""
 
     family: str
     concept: str
@@ -85,7 +116,8 @@ class Selection:
     store: str
     """absolute path of the store that holds the SAE; in a file, relative to the file's directory"""
     timesteps: tuple[float, ...]
-    """every recorded timestep, by step from 0, also those at which nothing is selected; some schedulers repeat one"""
+    """every recorded timestep, by step from 0, also those at which nothing is selected; some
+    schedulers repeat one"""
     rows: pa.Table
     """columns as ``ROWS``, ordered by step, then falling score, then feature"""
 
@@ -113,7 +145,8 @@ class Selection:
     def at(self, timestep: float, occurrence: int = 0) -> FeaturesAt:
         """Return the features at the nearest recorded timestep, of two the noisier.
 
-        Of a timestep that the schedule repeats (PNDM, Heun), ``occurrence`` says which step: 0 the first, and so on.
+        Of a timestep that the schedule repeats (PNDM, Heun), ``occurrence`` says which step: 0 the
+        first, and so on.
         """
         recorded = min(self.timesteps, key=lambda t: (abs(t - timestep), -t))
         steps = [step for step, t in enumerate(self.timesteps) if t == recorded]
@@ -128,9 +161,14 @@ class Selection:
         return sorted(set(self.rows["feature"].to_pylist()))
 
     def header(self, directory: Path | None = None) -> dict[str, Any]:
-        """Return everything but the rows, as a file in ``directory`` has it (None: with the absolute path of the store)."""
+        """Return everything but the rows, as a file in ``directory`` has it (None: with the
+        absolute path of the store)."""
         fields = {name: getattr(self, name) for name in (*_TEXTS, "d_in", "n_latents", "k")}
-        fields |= {"rule": dict(self.rule), "run": dict(self.run), "timesteps": list(self.timesteps)}
+        fields |= {
+            "rule": dict(self.rule),
+            "run": dict(self.run),
+            "timesteps": list(self.timesteps),
+        }
         if directory is not None:
             fields["store"] = Path(os.path.relpath(self.store, directory)).as_posix()
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **fields}
@@ -156,7 +194,8 @@ def _check_header(header: Any, path: Path) -> None:
     if header.get("format_version") != FORMAT_VERSION:
         found = header.get("format_version")
         raise SelectionError(
-            f"{path} is a selection of format version {found!r}, this program reads version {FORMAT_VERSION}."
+            f"{path} is a selection of format version {found!r}, this program reads version "
+            f"{FORMAT_VERSION}."
         )
     missing = sorted(_KEYS - set(header))
     if missing:
@@ -164,21 +203,25 @@ def _check_header(header: Any, path: Path) -> None:
     try:
         closed(header, _FIELDS)
     except MalformedError as error:
-        raise SelectionError(f"{path}: a value of the selection's header has the wrong type: {error}.") from error
+        raise SelectionError(
+            f"{path}: a value of the selection's header has the wrong type: {error}."
+        ) from error
 
 
 def _check_rows(selection: Selection, path: Path) -> None:
     features = selection.rows["feature"].to_numpy()
     if len(features) and not (features.min() >= 0 and features.max() < selection.n_latents):
         raise SelectionError(
-            f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE {selection.sae!r}."
+            f"{path}: a feature lies outside 0…{selection.n_latents - 1}, the latents of SAE "
+            f"{selection.sae!r}."
         )
     listed = dict(enumerate(selection.timesteps))
     steps, timesteps = (selection.rows[name].to_pylist() for name in ("step", "timestep"))
     for step, timestep in zip(steps, timesteps, strict=True):
         if listed.get(step) != timestep:
             raise SelectionError(
-                f"{path}: a row has step {step} at timestep {timestep:g}, which the header does not list."
+                f"{path}: a row has step {step} at timestep {timestep:g}, which the header does "
+                f"not list."
             )
     if steps != sorted(steps):
         raise SelectionError(f"{path}: the rows are not in the order of their steps.")
@@ -190,5 +233,6 @@ def _check_rows(selection: Selection, path: Path) -> None:
         values = selection.rows[name].to_numpy()
         if not (np.abs(values) <= selection_files.LIMIT).all():  # nor NaN
             raise SelectionError(
-                f"{path}: a value of {name} is not finite, or exceeds {selection_files.LIMIT:g} in magnitude."
+                f"{path}: a value of {name} is not finite, or exceeds {selection_files.LIMIT:g} "
+                f"in magnitude."
             )

@@ -1,4 +1,5 @@
-"""The five file formats of a selection (docs/selection.md). All load back to the identical selection."""
+"""The five file formats of a selection (docs/selection.md). All load back to the identical
+selection."""
 
 import csv
 import io
@@ -14,7 +15,15 @@ import zstandard
 from featurestore.errors import SelectionError
 from featurestore.format import durable, footers
 from featurestore.format.canonical import canonical_json
-from featurestore.format.gate import Field, MalformedError, closed, parse_json, read_regular, real, whole
+from featurestore.format.gate import (
+    Field,
+    MalformedError,
+    closed,
+    parse_json,
+    read_regular,
+    real,
+    whole,
+)
 
 METADATA_KEY = b"featurestore.selection"
 ROWS = pa.schema(
@@ -33,7 +42,8 @@ ROWS = pa.schema(
 )
 _MALFORMED = (*footers.MALFORMED, zstandard.ZstdError)
 MAX_BYTES = 256 * 2**20
-"""of a selection's text; that of a compressed one is also at most ``_MAX_RATIO`` times its file, and 1 MiB"""
+"""of a selection's text; that of a compressed one is also at most ``_MAX_RATIO`` times its file,
+and 1 MiB"""
 _MAX_RATIO = 100
 _MAX_ROWS = 2**24
 LIMIT = 1e38
@@ -101,10 +111,14 @@ def _to_json(header: dict[str, Any], rows: pa.Table) -> bytes:
     for row in rows.to_pylist():
         by_step.setdefault(row["step"], []).append({name: row[name] for name in _VALUES})
     timesteps = [
-        {"step": step, "timestep": t, "features": by_step.get(step, [])} for step, t in enumerate(header["timesteps"])
+        {"step": step, "timestep": t, "features": by_step.get(step, [])}
+        for step, t in enumerate(header["timesteps"])
     ]
     return (
-        json.dumps({**header, "timesteps": timesteps}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps(
+            {**header, "timesteps": timesteps}, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
     ).encode()
 
 
@@ -114,12 +128,18 @@ def _from_json(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise ValueError("timesteps is not a list of objects")
     if [s.get("step") for s in steps] != list(range(len(steps))):
-        raise SelectionError(f"{path} is no selection: the steps of its timesteps must be 0, 1, 2, … in this order.")
+        raise SelectionError(
+            f"{path} is no selection: the steps of its timesteps must be 0, 1, 2, … in this order."
+        )
     for step in steps:
         closed(step, _STEP)
         for row in step["features"]:
             closed(row, {name: _ROW[name] for name in _VALUES})
-    rows = [{"step": s["step"], "timestep": s["timestep"], **row} for s in steps for row in s["features"]]
+    rows = [
+        {"step": s["step"], "timestep": s["timestep"], **row}
+        for s in steps
+        for row in s["features"]
+    ]
     return {**header, "timesteps": [s["timestep"] for s in steps]}, _table(rows)
 
 
@@ -138,12 +158,15 @@ def _from_csv(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     header = parse_header(first.removeprefix("#"), path)
     reader = csv.DictReader(io.StringIO(body, newline=""))
     if reader.fieldnames != ROWS.names:
-        raise SelectionError(f"{path}: expected the columns {', '.join(ROWS.names)}, found {reader.fieldnames}.")
+        raise SelectionError(
+            f"{path}: expected the columns {', '.join(ROWS.names)}, found {reader.fieldnames}."
+        )
     whole = ("step", "feature")
     rows = [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in reader]
     if len(rows) != header["n_rows"] or not body.endswith("\n"):
         raise SelectionError(
-            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are there; "
+            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are "
+            f"there; "
             f"it was cut short, or edited without its n_rows."
         )
     return header, _table(rows)
@@ -158,7 +181,9 @@ def _to_parquet(header: dict[str, Any], rows: pa.Table) -> bytes:
 
 def _from_parquet(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        n_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        n_bytes = sum(
+            file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)
+        )
         if file.metadata.num_rows > _MAX_ROWS or n_bytes > MAX_BYTES:
             raise ValueError(f"its footer counts {file.metadata.num_rows} rows of {n_bytes} bytes")
         table = file.read()
@@ -188,7 +213,8 @@ def _decompressed(data: bytes, path: Path) -> bytes:
             size += len(part)
             if size > limit:
                 raise SelectionError(
-                    f"{path} is no selection: its {len(data):,} bytes hold more than {limit:,} when unpacked."
+                    f"{path} is no selection: its {len(data):,} bytes hold more than {limit:,} "
+                    f"when unpacked."
                 )
     if zstandard.frame_content_size(data) not in (-1, size):
         raise SelectionError(f"{path} is no selection: it was cut short.")
@@ -198,8 +224,17 @@ def _decompressed(data: bytes, path: Path) -> bytes:
 def _to_markdown(header: dict[str, Any], rows: pa.Table) -> bytes:
     counted = canonical_json({**header, "n_rows": rows.num_rows})
     title = f"# {header['family']} = {canonical_json(header['concept'])}\n"
-    lines = [title, "```json", counted, "```\n", f"| {' | '.join(ROWS.names)} |", "|" + " ---: |" * len(ROWS.names)]
-    lines += [f"| {' | '.join(repr(value) for value in row.values())} |" for row in rows.to_pylist()]
+    lines = [
+        title,
+        "```json",
+        counted,
+        "```\n",
+        f"| {' | '.join(ROWS.names)} |",
+        "|" + " ---: |" * len(ROWS.names),
+    ]
+    lines += [
+        f"| {' | '.join(repr(value) for value in row.values())} |" for row in rows.to_pylist()
+    ]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -209,13 +244,16 @@ def _from_markdown(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     header = parse_header(first, path)
     names, _, *lines = [line for line in body.split("\n") if line.startswith("|")]
     if [cell.strip() for cell in names.strip("|").split("|")] != ROWS.names:
-        raise SelectionError(f"{path}: expected the columns {', '.join(ROWS.names)}, found {names}.")
+        raise SelectionError(
+            f"{path}: expected the columns {', '.join(ROWS.names)}, found {names}."
+        )
     whole = ("step", "feature")
     cells = [zip(ROWS.names, line.strip().strip("|").split("|"), strict=True) for line in lines]
     rows = [{k: int(v) if k in whole else float(v) for k, v in row} for row in cells]
     if len(rows) != header["n_rows"] or not body.endswith("\n"):
         raise SelectionError(
-            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are there; "
+            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are "
+            f"there; "
             f"it was cut short, or edited without its n_rows."
         )
     return header, _table(rows)
@@ -224,7 +262,9 @@ def _from_markdown(data: bytes, path: Path) -> tuple[Any, pa.Table]:
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     for row in rows:
         closed(row, _ROW)
-    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS)
+    return pa.Table.from_pydict(
+        {name: [row[name] for row in rows] for name in ROWS.names}, schema=ROWS
+    )
 
 
 _Encode = Callable[[dict[str, Any], pa.Table], bytes]
@@ -242,4 +282,6 @@ def _format(path: Path) -> tuple[_Encode, _Decode]:
     for suffix, functions in FORMATS.items():
         if path.name.endswith(suffix):
             return functions
-    raise SelectionError(f"{path}: a selection is one of {', '.join(FORMATS)}; the suffix says which.")
+    raise SelectionError(
+        f"{path}: a selection is one of {', '.join(FORMATS)}; the suffix says which."
+    )

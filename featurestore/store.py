@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """A directory of tables. Opening reads one small file; every list is read afresh from the records.
+    """A directory of tables. Opening reads one small file; every list is read afresh from the
+    records.
 
     Attributes:
         root: The directory.
@@ -77,14 +78,16 @@ class Store:
 
     @classmethod
     def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
-        """Return the store at ``path`` for a run; one that does not exist yet is made when the first shard is written.
+        """Return the store at ``path`` for a run; one that does not exist yet is made when the
+        first shard is written.
 
         Raises:
             RunError: the store holds another run.
             NotAStoreError: the directory exists and holds something else.
         """
         root = Path(path)
-        # In this order: another process may be making the store just now, and its mark comes before all other files.
+        # In this order: another process may be making the store just now, and its mark comes before
+        # all other files.
         in_use = root.exists() and (not root.is_dir() or _holds_files(root))
         if (root / MARK).exists():
             store = cls.open(root)
@@ -116,11 +119,18 @@ class Store:
         mine = self.run or {}
         for key in sorted(set(mine) | set(run)):
             found, wanted = mine.get(key), run.get(key)
-            if found != wanted and not (key == "model_hash" and same_model(str(found), str(wanted))):
+            if found != wanted and not (
+                key == "model_hash" and same_model(str(found), str(wanted))
+            ):
                 alike = same_signs(str(mine.get("model_hash")), str(run.get("model_hash")))
-                rounded = " (the same model in another precision)" if alike and key in ("dtype", "model_hash") else ""
+                rounded = (
+                    " (the same model in another precision)"
+                    if alike and key in ("dtype", "model_hash")
+                    else ""
+                )
                 raise RunError(
-                    f"{self.root} holds a run with {key} = {found!r}, this one has {wanted!r}{rounded}: "
+                    f"{self.root} holds a run with {key} = {found!r}, this one has "
+                    f"{wanted!r}{rounded}: "
                     f"use the same settings or another --store. Nothing was changed."
                 )
 
@@ -130,15 +140,18 @@ class Store:
         return run_id(self.run or {})
 
     def tables(self) -> list[str]:
-        """Return the names of the tables that hold at least one committed shard, ``saes`` left out."""
+        """Return the names of the tables that hold at least one committed shard, ``saes`` left
+        out."""
         return sorted(table for table in list_tables(self.root) if table != "saes")
 
     def names(self, kind: str) -> list[str]:
-        """Return the names under a kind of table: hooks for ``activations``, SAEs for ``codes``, ``stats``, …"""
+        """Return the names under a kind of table: hooks for ``activations``, SAEs for ``codes``,
+        ``stats``, …"""
         return [table.split("/", 1)[1] for table in self.tables() if table.startswith(f"{kind}/")]
 
     def records(self, table: str) -> list[Record]:
-        """Return the commit records of a table in the order of their shards' names; empty if there is no such table."""
+        """Return the commit records of a table in the order of their shards' names; empty if there
+        is no such table."""
         return read_records(self.root, table)
 
     def record(self, table: str, shard: str) -> Record | None:
@@ -176,25 +189,40 @@ class Store:
         return {i for record in self.records(table) for i in record.sample_ids}
 
     def append(
-        self, table: str, shard: str, rows: pa.Table, sample_ids: Sequence[int], made_by: Mapping[str, Any]
+        self,
+        table: str,
+        shard: str,
+        rows: pa.Table,
+        sample_ids: Sequence[int],
+        made_by: Mapping[str, Any],
     ) -> Record:
-        """Write and commit a shard. A shard that exists already is left as it is and its record returned.
+        """Write and commit a shard. A shard that exists already is left as it is and its record
+        returned.
 
-        ``rows`` carry the schema metadata that the file is to have. Durable and atomic when this returns.
+        ``rows`` carry the schema metadata that the file is to have. Durable and atomic when this
+        returns.
 
         Raises:
             TableError: ``rows`` have other columns than the table's other shards.
             DiskError: the operating system refused; nothing was committed.
         """
         return self._append(
-            table, shard, rows.schema, lambda file: parquet.write_table(file, rows), sample_ids, made_by
+            table,
+            shard,
+            rows.schema,
+            lambda file: parquet.write_table(file, rows),
+            sample_ids,
+            made_by,
         )
 
-    def begin_shard(self, table: str, shard: str, others: pa.Table, schema: pa.Schema) -> TensorFile:
-        """Begin a shard of activations whose rows come in any order; :meth:`append_shard` commits it.
+    def begin_shard(
+        self, table: str, shard: str, others: pa.Table, schema: pa.Schema
+    ) -> TensorFile:
+        """Begin a shard of activations whose rows come in any order; :meth:`append_shard` commits
+        it.
 
-        ``schema`` is that of the table, with its metadata, and ``others`` are its columns but the tensor. Nothing that
-        others see of the store is made or changed yet.
+        ``schema`` is that of the table, with its metadata, and ``others`` are its columns but the
+        tensor. Nothing that others see of the store is made or changed yet.
 
         Raises:
             TableError: the table's other shards have other columns.
@@ -205,9 +233,15 @@ class Store:
         return TensorFile(inside(self.root, path), others, schema, self.root / ".work" / "filling")
 
     def append_shard(
-        self, table: str, shard: str, file: TensorFile, sample_ids: Sequence[int], made_by: Mapping[str, Any]
+        self,
+        table: str,
+        shard: str,
+        file: TensorFile,
+        sample_ids: Sequence[int],
+        made_by: Mapping[str, Any],
     ) -> Record:
-        """Commit a shard that :meth:`begin_shard` began, once all of its rows were put; otherwise as :meth:`append`.
+        """Commit a shard that :meth:`begin_shard` began, once all of its rows were put; otherwise
+        as :meth:`append`.
 
         The file is closed, whatever becomes of it.
         """
@@ -226,13 +260,23 @@ class Store:
                 file.place()
                 entry = FileEntry(path, written.bytes, written.sha256)
                 schema, ids = schemas.schema_id(file.schema), tuple(sample_ids)
-                return self.commit(Record(table, shard, schema, file.n_rows, ids, (entry,), made_by))
+                return self.commit(
+                    Record(table, shard, schema, file.n_rows, ids, (entry,), made_by)
+                )
 
     def append_parts(
-        self, table: str, shard: str, schema: pa.Schema, parts: Iterable[pa.Table], made_by: Mapping[str, Any]
+        self,
+        table: str,
+        shard: str,
+        schema: pa.Schema,
+        parts: Iterable[pa.Table],
+        made_by: Mapping[str, Any],
     ) -> Record:
-        """Write and commit a shard of a derived table part by part, as :meth:`append` does one that fits memory."""
-        return self._append(table, shard, schema, lambda file: parquet.write_parts(file, schema, parts), (), made_by)
+        """Write and commit a shard of a derived table part by part, as :meth:`append` does one that
+        fits memory."""
+        return self._append(
+            table, shard, schema, lambda file: parquet.write_parts(file, schema, parts), (), made_by
+        )
 
     def _append(
         self,
@@ -263,10 +307,13 @@ class Store:
             written = durable.place_file(inside(self.root, path), counted)
             entry = FileEntry(path, written.bytes, written.sha256)
             ids = tuple(sample_ids)
-            return self.commit(Record(table, shard, schemas.schema_id(schema), n_rows, ids, (entry,), made_by))
+            return self.commit(
+                Record(table, shard, schemas.schema_id(schema), n_rows, ids, (entry,), made_by)
+            )
 
     def claim(self, table: str, shard: str) -> durable.Claim:
-        """Wait until no other process is committing a shard, and keep others from it while the block runs.
+        """Wait until no other process is committing a shard, and keep others from it while the
+        block runs.
 
         Raises:
             DiskError: the operating system refused, or the file system has no locks.
@@ -278,7 +325,8 @@ class Store:
 
     def _taken(self, record: Record) -> str:
         return (
-            f"{self.root}: another process has just committed shard {record.shard!r} of {record.table!r} with "
+            f"{self.root}: another process has just committed shard {record.shard!r} of "
+            f"{record.table!r} with "
             f"other contents. What it committed stays; nothing of this one was written."
         )
 
@@ -314,13 +362,19 @@ class Store:
         there = {f.name: f.type for f in footers.read_schema(path)}
         new = {f.name: f.type for f in schema}
         changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
-        detail = "; ".join(f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed)
-        raise TableError(f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed.")
+        detail = "; ".join(
+            f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed
+        )
+        raise TableError(
+            f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed."
+        )
 
     def corrected_labels(self) -> pa.Table | None:
-        """Return the labels of the samples that were relabelled, or have families that ``samples`` has no column for.
+        """Return the labels of the samples that were relabelled, or have families that ``samples``
+        has no column for.
 
-        ``sample_id`` and a column per family of the store, a row per such sample; None if there is none.
+        ``sample_id`` and a column per family of the store, a row per such sample; None if there is
+        none.
         """
         records = self.records("labels")
         self.check(records)
@@ -329,10 +383,12 @@ class Store:
             return corrected(parts, self.families()) if records else None
 
     def check(self, records: Iterable[Record]) -> None:
-        """Compare the files of some shards with their records, each once in a process: what every reader does first.
+        """Compare the files of some shards with their records, each once in a process: what every
+        reader does first.
 
-        Bytes by their SHA-256, Parquet footers by rows and columns. :func:`featurestore.verify.verify` is the
-        inspection of a whole store, which reports everything instead of stopping.
+        Bytes by their SHA-256, Parquet footers by rows and columns.
+        :func:`featurestore.verify.verify` is the inspection of a whole store, which reports
+        everything instead of stopping.
 
         Raises:
             DamageError: a file is not what its record says; the first five such files are named.
@@ -340,7 +396,8 @@ class Store:
         check_shards(self.root, records)
 
     def remove(self, record: Record) -> None:
-        """Remove a shard: its record, then its files. Only derived tables may lose a shard (docs/format.md, section 1.5)."""
+        """Remove a shard: its record, then its files. Only derived tables may lose a shard
+        (docs/format.md, section 1.5)."""
         location = record.location.as_posix()
         paths = self.paths(record)
         durable.remove(inside(self.root, location))
@@ -362,7 +419,8 @@ class Store:
         return schemas.family_names(readers.names(self.paths(records[0])[0]))
 
     def activations(self, hook: str) -> Iterator["activations.ActivationShard"]:
-        """Yield a hook's shards: columns in memory, tensors mapped from the files (decoded where that is impossible).
+        """Yield a hook's shards: columns in memory, tensors mapped from the files (decoded where
+        that is impossible).
 
         Raises:
             TableError: nothing was collected at ``hook``.
@@ -375,8 +433,9 @@ class Store:
     def arrow(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
         """Read a table's committed rows into memory: all columns, or those named.
 
-        The rows have the order of the shards; the schema metadata is that of the first. ``samples`` have the labels that
-        stand, here and in :meth:`scan` and :meth:`dataset`: those of :meth:`corrected_labels` where they were corrected.
+        The rows have the order of the shards; the schema metadata is that of the first. ``samples``
+        have the labels that stand, here and in :meth:`scan` and :meth:`dataset`: those of
+        :meth:`corrected_labels` where they were corrected.
 
         Raises:
             TableError: there is no such table, or no such column.
@@ -400,8 +459,9 @@ class Store:
     ) -> "datasets.Dataset | datasets.IterableDataset":
         """Return a table's committed rows as a data set of the library ``datasets``.
 
-        Every file is compared with its record first. Without ``streaming``, ``datasets`` writes a copy of the chosen
-        columns into its cache, which takes about as much disk as they do here; with it, nothing is copied.
+        Every file is compared with its record first. Without ``streaming``, ``datasets`` writes a
+        copy of the chosen columns into its cache, which takes about as much disk as they do here;
+        with it, nothing is copied.
 
         Raises:
             TableError: there is no such table, or no such column.
@@ -419,6 +479,7 @@ class Store:
 
 
 def _holds_files(root: Path) -> bool:
-    """Say whether a directory holds more than what an interrupted first commit leaves: empty folders and hidden files."""
+    """Say whether a directory holds more than what an interrupted first commit leaves: empty
+    folders and hidden files."""
     found = (path.relative_to(root).parts for path in root.rglob("*") if path.is_file())
     return any(not any(part.startswith(".") for part in parts) for parts in found)

@@ -39,11 +39,14 @@ class Problem(NamedTuple):
     """False for leftovers, which readers ignore"""
 
 
-def verify(store: Store, deep: bool = False, progress: Callable[[str], object] = lambda path: None) -> list[Problem]:
+def verify(
+    store: Store, deep: bool = False, progress: Callable[[str], object] = lambda path: None
+) -> list[Problem]:
     """Check every record and every file of a store; ``deep`` also reads every value.
 
-    ``progress`` is called with the path of each record before it is checked. Reports all problems and never raises for
-    one, whatever lies in the store: a file that cannot be read is a problem like any other.
+    ``progress`` is called with the path of each record before it is checked. Reports all problems
+    and never raises for one, whatever lies in the store: a file that cannot be read is a problem
+    like any other.
     """
     problems, records = _read_records(store.root, progress)
     for record in records:
@@ -51,10 +54,14 @@ def verify(store: Store, deep: bool = False, progress: Callable[[str], object] =
     problems += _check_ledger(store.root, records, {problem.path for problem in problems})
     expected = {entry.path for record in records for entry in record.files}
     damaged = {problem.path for problem in problems}
-    return problems + [problem for problem in _walk(store.root, expected) if problem.path not in damaged]
+    return problems + [
+        problem for problem in _walk(store.root, expected) if problem.path not in damaged
+    ]
 
 
-def _read_records(root: Path, progress: Callable[[str], object]) -> tuple[list[Problem], list[Record]]:
+def _read_records(
+    root: Path, progress: Callable[[str], object]
+) -> tuple[list[Problem], list[Record]]:
     """Return what is wrong with the mark and the records, and the records that hold."""
     problems: list[Problem] = []
     records: list[Record] = []
@@ -62,7 +69,9 @@ def _read_records(root: Path, progress: Callable[[str], object]) -> tuple[list[P
         progress(relative)
         strange = stranger(relative)
         if strange is not None:
-            problem = Problem(strange, "belongs to no table and shard that this version knows", True)
+            problem = Problem(
+                strange, "belongs to no table and shard that this version knows", True
+            )
             problems += [problem] if problem not in problems else []
             continue
         table, _, name = relative.removeprefix("manifest/").rpartition("/")
@@ -72,32 +81,44 @@ def _read_records(root: Path, progress: Callable[[str], object]) -> tuple[list[P
             else:
                 records.append(read_record(root, table, name.removesuffix(".json")))
         except (DamageError, VersionError) as error:
-            problems.append(Problem(relative, str(error).removeprefix(f"{root / relative}").lstrip(": "), True))
+            problems.append(
+                Problem(relative, str(error).removeprefix(f"{root / relative}").lstrip(": "), True)
+            )
     return problems, records
 
 
 def _sealed_files(root: Path) -> list[str]:
-    """Return the files under ``manifest/`` that should be sealed JSON, relative to the root, in order."""
+    """Return the files under ``manifest/`` that should be sealed JSON, relative to the root, in
+    order."""
     found = []
     for directory, folders, names in os.walk(root / "manifest"):
         folders.sort()
-        found += [Path(directory, name).relative_to(root).as_posix() for name in names if name.endswith(".json")]
+        found += [
+            Path(directory, name).relative_to(root).as_posix()
+            for name in names
+            if name.endswith(".json")
+        ]
     return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
 
 
 def _check_ledger(root: Path, records: list[Record], damaged: set[str]) -> Iterator[Problem]:
-    """Compare the records that are there with those that were committed (docs/format.md, section 2)."""
+    """Compare the records that are there with those that were committed (docs/format.md, section
+    2)."""
     try:
         committed = read_ledger(root)
     except DamageError as error:
-        yield Problem(LEDGER, f"{error}: it is derived; 'featurestore repair' writes it anew", False)
+        yield Problem(
+            LEDGER, f"{error}: it is derived; 'featurestore repair' writes it anew", False
+        )
         return
     there = {record.location.as_posix(): record for record in records}
     for path, digest in committed.items():
         if path in damaged:
             continue
         if path not in there:
-            yield Problem(path, "is missing: this record was committed, and nothing has removed it", True)
+            yield Problem(
+                path, "is missing: this record was committed, and nothing has removed it", True
+            )
         elif hashlib.sha256(there[path].to_bytes()).hexdigest() != digest:
             yield Problem(path, "is not the record that was committed", True)
 
@@ -150,14 +171,19 @@ def _check_activations(store: Store, record: Record) -> Iterator[str]:
 
 def _check_features(table: pa.Table, kind: str) -> Iterator[str]:
     n_latents = int((table.schema.metadata or {}).get(b"featurestore.n_latents", b"0"))
-    column = table["features"].combine_chunks().flatten().flatten() if kind == "codes" else table["feature"]
+    column = (
+        table["features"].combine_chunks().flatten().flatten()
+        if kind == "codes"
+        else table["feature"]
+    )
     features = column.to_numpy()
     if len(features) and not (features.min() >= 0 and features.max() < n_latents):
         yield f"holds features outside 0…{n_latents - 1}"
 
 
 def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
-    """Compare how often each (sample, step, branch) fired with its codes, which hold the same events."""
+    """Compare how often each (sample, step, branch) fired with its codes, which hold the same
+    events."""
     codes_record = store.record(record.table.replace("stats/", "codes/", 1), record.shard)
     if codes_record is None:
         return
@@ -170,7 +196,9 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
     keys = zip(*(codes[name].to_pylist() for name in ("sample_id", "step", "branch")), strict=True)
     expected = {key: int(n) for key, n in zip(keys, np.diff(offsets), strict=True) if n}
     grouped = stats.group_by(["sample_id", "step", "branch"]).aggregate([("n_positions", "sum")])
-    found_keys = zip(*(grouped[name].to_pylist() for name in ("sample_id", "step", "branch")), strict=True)
+    found_keys = zip(
+        *(grouped[name].to_pylist() for name in ("sample_id", "step", "branch")), strict=True
+    )
     found = dict(zip(found_keys, grouped["n_positions_sum"].to_pylist(), strict=True))
     if found != expected:
         n = len({key for key in set(found) | set(expected) if found.get(key) != expected.get(key)})
@@ -178,7 +206,8 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
 
 
 def _walk(root: Path, expected: set[str]) -> Iterator[Problem]:
-    """Yield what lies in a store without belonging to it: links, leftovers, directories that cannot be read."""
+    """Yield what lies in a store without belonging to it: links, leftovers, directories that cannot
+    be read."""
     refused: list[OSError] = []
     for directory, folders, names in os.walk(root, onerror=refused.append):
         folders[:] = sorted(f for f in folders if f not in APART)
@@ -188,10 +217,16 @@ def _walk(root: Path, expected: set[str]) -> Iterator[Problem]:
             if path.is_symlink():
                 yield Problem(relative, "is a symbolic link: no link in a store is followed", True)
             elif durable.TEMPORARY.fullmatch(name):
-                yield Problem(relative, "is a temporary file of an interrupted write: it can be deleted", False)
+                yield Problem(
+                    relative,
+                    "is a temporary file of an interrupted write: it can be deleted",
+                    False,
+                )
             elif name.endswith(".parquet") and relative not in expected:
                 yield Problem(
-                    relative, "has no commit record: readers ignore it; running its command again replaces it", False
+                    relative,
+                    "has no commit record: readers ignore it; running its command again replaces it",
+                    False,
                 )
     for error in refused:
         where = Path(os.fsdecode(error.filename)).relative_to(root).as_posix()

@@ -19,7 +19,11 @@ PLAIN_TABLES = ("samples", "labels")
 
 BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
 """the halves of classifier-free guidance"""
-BRANCH_CHOICES: dict[str, tuple[Branch, ...]] = {"cond": ("cond",), "uncond": ("uncond",), "both": BRANCHES}
+BRANCH_CHOICES: dict[str, tuple[Branch, ...]] = {
+    "cond": ("cond",),
+    "uncond": ("uncond",),
+    "both": BRANCHES,
+}
 """what a user may ask for → the branches that it means"""
 IO = ("output", "input", "difference")
 """which tensor of a module; ``difference`` is output − input"""
@@ -44,7 +48,8 @@ INTERVENTIONS = {
     "zero": "f ← 0",
     "clamp": "f ← c where f > 0",
     "add": "x + α · W_dec[i] at every position",
-    "replace": "positions where a feature has f > μ(i,t,D) become the nearest position where none has",
+    "replace": "positions where a feature has f > μ(i,t,D) become the nearest position where none "
+    "has",
 }
 """kind → its rule; the intervention's strength is γ, c or α (docs/ablation.md)"""
 DEFAULT_STRENGTH = -5.0

@@ -1,13 +1,23 @@
-"""The embedded benchmark: a small text-to-image model, ten styles × ten objects, shipped with its weights.
+"""The embedded benchmark: a small text-to-image model, ten styles × ten objects, shipped with its
+weights.
 
-Importing this package loads neither torch nor diffusers; `minicanvas.pipeline`, `minicanvas.classifier`,
-`minicanvas.measure` and `minicanvas.train` do.
+Importing this package loads neither torch nor diffusers; `minicanvas.pipeline`,
+`minicanvas.classifier`, `minicanvas.measure` and `minicanvas.train` do.
 """
 
 from pathlib import Path
 from typing import Final
 
-from minicanvas.prompts import OBJECTS, PLAIN, STYLE_LABELS, STYLES, LabelledPrompt, all_prompts, parse_prompt, prompt
+from minicanvas.prompts import (
+    OBJECTS,
+    PLAIN,
+    STYLE_LABELS,
+    STYLES,
+    LabelledPrompt,
+    all_prompts,
+    parse_prompt,
+    prompt,
+)
 
 WEIGHTS_DIR: Final = Path(__file__).resolve().parent / "weights"
 MODEL_DIR: Final = WEIGHTS_DIR / "pipeline"

@@ -1,7 +1,7 @@
 """The shipped classifiers: which style and which object a picture shows.
 
-Two are trained apart, from different seeds, pictures and widths: `selection` to choose settings by, `judge` to report
-results with, so that nothing is judged by what it was tuned on.
+Two are trained apart, from different seeds, pictures and widths: `selection` to choose settings by,
+`judge` to report results with, so that nothing is judged by what it was tuned on.
 """
 
 import json
@@ -42,7 +42,8 @@ class Network(nn.Module):
         self.object = nn.Linear(n_features, len(OBJECTS))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the penultimate features [batch, n_features] of pictures [batch, 3, 64, 64] in [-1, 1]."""
+        """Return the penultimate features [batch, n_features] of pictures [batch, 3, 64, 64] in
+        [-1, 1]."""
         return F.relu(self.penultimate(self.trunk(images).flatten(1)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,21 +77,31 @@ class Classifier:
         return [STYLE_LABELS[i] for i in styles.argmax(1)], [OBJECTS[i] for i in objects.argmax(1)]
 
     def probabilities(self, images: Pictures) -> tuple[np.ndarray, np.ndarray]:
-        """Return the probabilities of the style labels, float32 [n, 11], and of the objects, [n, 10].
+        """Return the probabilities of the style labels, float32 [n, 11], and of the objects, [n,
+        10].
 
         Raises:
             ValueError: the pictures are not 64 × 64 RGB bytes.
         """
         results = self._run(self.network, images)
-        styles = [np.empty((0, len(STYLE_LABELS)), np.float32), *(s.softmax(1).cpu().numpy() for s, _ in results)]
-        objects = [np.empty((0, len(OBJECTS)), np.float32), *(o.softmax(1).cpu().numpy() for _, o in results)]
+        styles = [
+            np.empty((0, len(STYLE_LABELS)), np.float32),
+            *(s.softmax(1).cpu().numpy() for s, _ in results),
+        ]
+        objects = [
+            np.empty((0, len(OBJECTS)), np.float32),
+            *(o.softmax(1).cpu().numpy() for _, o in results),
+        ]
         return np.concatenate(styles), np.concatenate(objects)
 
     def features(self, images: Pictures) -> np.ndarray:
-        """Return the penultimate features, float32 [n, n_features], for distances between sets of pictures."""
+        """Return the penultimate features, float32 [n, n_features], for distances between sets of
+        pictures."""
         chunks = self._run(self.network.features, images)
         n_features = self.network.penultimate.out_features
-        return np.concatenate([np.empty((0, n_features), np.float32), *(chunk.cpu().numpy() for chunk in chunks)])
+        return np.concatenate(
+            [np.empty((0, n_features), np.float32), *(chunk.cpu().numpy() for chunk in chunks)]
+        )
 
 
 def as_tensor(images: Pictures) -> Tensor:
@@ -102,13 +113,19 @@ def as_tensor(images: Pictures) -> Tensor:
     if isinstance(images, np.ndarray):
         pixels = images
     else:
-        pixels = np.array([np.asarray(image.convert("RGB")) for image in images], dtype=np.uint8).reshape(-1, 64, 64, 3)
+        pixels = np.array(
+            [np.asarray(image.convert("RGB")) for image in images], dtype=np.uint8
+        ).reshape(-1, 64, 64, 3)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (64, 64, 3):
-        raise ValueError(f"expected pictures uint8 [n, 64, 64, 3], found {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(
+            f"expected pictures uint8 [n, 64, 64, 3], found {pixels.dtype} {list(pixels.shape)}"
+        )
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def load_classifier(name: Name, *, directory: Path = CLASSIFIER_DIR, device: str = "cpu") -> Classifier:
+def load_classifier(
+    name: Name, *, directory: Path = CLASSIFIER_DIR, device: str = "cpu"
+) -> Classifier:
     """Load a shipped classifier; its seed, sizes and held-out accuracy are in `config`.
 
     Raises:
@@ -116,10 +133,14 @@ def load_classifier(name: Name, *, directory: Path = CLASSIFIER_DIR, device: str
     """
     path = directory / f"{name}.json"
     if not path.exists():
-        raise ValueError(f"no classifier {name!r} in {directory}; the package ships 'selection' and 'judge'")
+        raise ValueError(
+            f"no classifier {name!r} in {directory}; the package ships 'selection' and 'judge'"
+        )
     config = json.loads(path.read_text())
     if config["styles"] != list(STYLE_LABELS) or config["objects"] != list(OBJECTS):
         raise ValueError(f"{path}: made for other labels: {config['styles']} × {config['objects']}")
     network = Network(config["widths"], config["n_features"])
-    network.load_state_dict({key: value.float() for key, value in load_file(path.with_suffix(".safetensors")).items()})
+    network.load_state_dict(
+        {key: value.float() for key, value in load_file(path.with_suffix(".safetensors")).items()}
+    )
     return Classifier(network.to(device), config)

@@ -21,7 +21,8 @@ from minicanvas.pipeline import load_pipeline
 
 
 class Result(NamedTuple):
-    """Pictures uint8 [n, 64, 64, 3] with the labels asked for and whether each was found, bool [n]."""
+    """Pictures uint8 [n, 64, 64, 3] with the labels asked for and whether each was found, bool
+    [n]."""
 
     images: np.ndarray
     styles: list[str]
@@ -39,8 +40,14 @@ def generate(
     guidance: float = GUIDANCE,
     batch: int = 20,
 ) -> np.ndarray:
-    """Return a picture a prompt, uint8 [n, 64, 64, 3]; each starts from the noise of its own seed."""
-    shape = (1, pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size)
+    """Return a picture a prompt, uint8 [n, 64, 64, 3]; each starts from the noise of its own
+    seed."""
+    shape = (
+        1,
+        pipeline.unet.config.in_channels,
+        pipeline.unet.config.sample_size,
+        pipeline.unet.config.sample_size,
+    )
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     chunks = [np.empty((0, 64, 64, 3))]
     for start in tqdm(range(0, len(prompts), batch), desc="pictures", leave=False):
@@ -83,7 +90,8 @@ def measure(
 
 
 def table(result: Result) -> str:
-    """Return accuracies a style, an object and in all as lines of text; the totals leave the plain pictures out."""
+    """Return accuracies a style, an object and in all as lines of text; the totals leave the plain
+    pictures out."""
     styles, objects = np.array(result.styles), np.array(result.objects)
     lines = [f"{'':12}{'style':>8}{'object':>8}{'n':>6}"]
     for names, labels in (((*STYLES, PLAIN), styles), (OBJECTS, objects)):
@@ -101,24 +109,38 @@ def _line(name: str, result: Result, rows: np.ndarray) -> str:
 
 
 def grid(images: np.ndarray, n_columns: int) -> Image.Image:
-    """Return pictures [n, h, w, 3] side by side, row after row; `n` is a multiple of `n_columns`."""
+    """Return pictures [n, h, w, 3] side by side, row after row; `n` is a multiple of
+    `n_columns`."""
     n, height, width, channels = images.shape
     rows = images.reshape(n // n_columns, n_columns, height, width, channels)
-    return Image.fromarray(rows.swapaxes(1, 2).reshape(n // n_columns * height, n_columns * width, channels))
+    return Image.fromarray(
+        rows.swapaxes(1, 2).reshape(n // n_columns * height, n_columns * width, channels)
+    )
 
 
 @click.command()
 @click.option("--seeds", default=5, show_default=True, help="Pictures of each prompt.")
-@click.option("--first-seed", default=0, show_default=True, help="Seeds are counted up from this one.")
-@click.option("--steps", default=STEPS, show_default=True, help="DDIM steps.")
-@click.option("--guidance", default=GUIDANCE, show_default=True, help="Classifier-free guidance scale.")
-@click.option("--classifier", type=click.Choice(["judge", "selection"]), default="judge", show_default=True)
 @click.option(
-    "--model", type=click.Path(path_type=Path, exists=True), help="Pipeline directory [default: the shipped]."
+    "--first-seed", default=0, show_default=True, help="Seeds are counted up from this one."
+)
+@click.option("--steps", default=STEPS, show_default=True, help="DDIM steps.")
+@click.option(
+    "--guidance", default=GUIDANCE, show_default=True, help="Classifier-free guidance scale."
+)
+@click.option(
+    "--classifier", type=click.Choice(["judge", "selection"]), default="judge", show_default=True
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path, exists=True),
+    help="Pipeline directory [default: the shipped].",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--grid", "grid_path", type=click.Path(path_type=Path), help="Write the first seed's pictures here (PNG)."
+    "--grid",
+    "grid_path",
+    type=click.Path(path_type=Path),
+    help="Write the first seed's pictures here (PNG).",
 )
 def main(
     seeds: int,
@@ -134,7 +156,11 @@ def main(
 
     Example: python -m minicanvas.measure --seeds 5 --steps 20 --grid out.png
     """
-    pipeline = load_pipeline(device=device) if model is None else load_pipeline(device=device, directory=model)
+    pipeline = (
+        load_pipeline(device=device)
+        if model is None
+        else load_pipeline(device=device, directory=model)
+    )
     judge = load_classifier(cast(Name, classifier), device=device)
     prompts = all_prompts(include_plain=True)
     start = time.perf_counter()
@@ -142,7 +168,10 @@ def main(
     result = measure(pipeline, judge, prompts, wanted, steps=steps, guidance=guidance)
     seconds = (time.perf_counter() - start) / len(result.images)
     click.echo(table(result))
-    click.echo(f"\n{seconds:.3f} s a picture, {steps} steps, guidance {guidance:g}, judged by {classifier!r}")
+    click.echo(
+        f"\n{seconds:.3f} s a picture, {steps} steps, guidance {guidance:g}, judged by "
+        f"{classifier!r}"
+    )
     if grid_path is not None:
         grid(result.images[: len(prompts)], len(OBJECTS)).save(grid_path, optimize=True)
 

@@ -13,8 +13,8 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """Load a plain `StableDiffusionPipeline` of 64 × 64 pictures, with its progress bar off.
 
-    Generate with `num_inference_steps=minicanvas.STEPS, guidance_scale=minicanvas.GUIDANCE`. Use float16
-    on accelerators only: most CPUs are slower in it.
+    Generate with `num_inference_steps=minicanvas.STEPS, guidance_scale=minicanvas.GUIDANCE`. Use
+    float16 on accelerators only: most CPUs are slower in it.
     """
     pipeline = StableDiffusionPipeline.from_pretrained(directory, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -65,15 +65,20 @@ def parse_prompt(text: str) -> LabelledPrompt:
     """
     match = _PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"not a benchmark prompt: {text!r}; expected 'An image of <object> in <style> style.'")
+        raise ValueError(
+            f"not a benchmark prompt: {text!r}; expected 'An image of <object> in <style> style.'"
+        )
     style, object_ = match["style"], match["object"]
     if text != prompt(object_, style):
-        raise ValueError(f"not a benchmark prompt: {text!r}; {PLAIN!r} is asked for by naming no style")
+        raise ValueError(
+            f"not a benchmark prompt: {text!r}; {PLAIN!r} is asked for by naming no style"
+        )
     return LabelledPrompt(prompt=text, style=style, object=object_)
 
 
 def all_prompts(*, include_plain: bool = False) -> list[LabelledPrompt]:
-    """Return every styled prompt with its labels, styles outermost; `include_plain` appends the unstyled ones."""
+    """Return every styled prompt with its labels, styles outermost; `include_plain` appends the
+    unstyled ones."""
     styles: list[str | None] = [*STYLES, None] if include_plain else [*STYLES]
     return [
         LabelledPrompt(prompt=prompt(object_, style), style=style, object=object_)

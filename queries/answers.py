@@ -1,4 +1,5 @@
-"""Ask a question of the library over a store: name its relations, bind its parameters, return its answer."""
+"""Ask a question of the library over a store: name its relations, bind its parameters, return its
+answer."""
 
 import math
 import os
@@ -23,8 +24,9 @@ Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
 LEVEL = 0.95
 ENOUGH_SAMPLES = 20
-"""of a concept, below which intervals of scores are warned of: from there on simulated ones cover 94 to 95 of 100 if activations
-vary by no more than their mean, with fewer 88 to 99, and more of them too few"""
+"""of a concept, below which intervals of scores are warned of: from there on simulated ones cover
+94 to 95 of 100 if activations vary by no more than their mean, with fewer 88 to 99, and more of
+them too few"""
 
 
 def ask(
@@ -33,9 +35,10 @@ def ask(
 ) -> pa.Table:  # fmt: skip
     """Return the answer to the question ``name``, its columns as ``questions.toml`` has them.
 
-    ``other`` is the second store of ``compare_stores``. ``memory_limit``, such as ``"2GB"``: above it DuckDB spills to disk.
-    ``engine``: :class:`queries.spark.Spark` instead of DuckDB. Questions about scores read the tables ``sums`` and ``totals``,
-    which the first of them makes and keeps in the store.
+    ``other`` is the second store of ``compare_stores``. ``memory_limit``, such as ``"2GB"``: above
+    it DuckDB spills to disk. ``engine``: :class:`queries.spark.Spark` instead of DuckDB. Questions
+    about scores read the tables ``sums`` and ``totals``, which the first of them makes and keeps in
+    the store.
 
     Raises:
         UsageError: a parameter is unknown, missing or of the wrong type.
@@ -44,23 +47,32 @@ def ask(
     """
     asked = find_question(name)
     values = complete(store, asked, asked.bind(parameters or {}), other)
-    with opened(store, [name], values, other=other, engine=engine or DuckDB(memory_limit)) as answer:
+    with opened(
+        store, [name], values, other=other, engine=engine or DuckDB(memory_limit)
+    ) as answer:
         return answer(name, values)
 
 
 def ask_each(
-    store: Store, name: str, parameters: Sequence[Mapping[str, Value]], *, engine: Engine | None = None
+    store: Store,
+    name: str,
+    parameters: Sequence[Mapping[str, Value]],
+    *,
+    engine: Engine | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield the answer to the question ``name`` for each of many values of its parameters, over one connection.
+    """Yield the answer to the question ``name`` for each of many values of its parameters, over one
+    connection.
 
-    Only parameters that decide no relation may differ: ``feature``, ``sample``, ``step``, ``top`` and the like. Raises as
-    :func:`ask`.
+    Only parameters that decide no relation may differ: ``feature``, ``sample``, ``step``, ``top``
+    and the like. Raises as :func:`ask`.
     """
     asked = find_question(name)
     every = [complete(store, asked, asked.bind(one), None) for one in parameters]
     fixed = ("sae", "other_sae", "branch", "family", "concept", "other_concept")
     if len({tuple(values.get(key) for key in fixed) for values in every}) > 1:
-        raise UsageError(f"question {name!r}, asked many times at once: {', '.join(fixed)} must be the same.")
+        raise UsageError(
+            f"question {name!r}, asked many times at once: {', '.join(fixed)} must be the same."
+        )
     if every:
         with opened(store, [name], every[0], engine=engine or DuckDB(None)) as answer:
             yield from (answer(name, values) for values in every)
@@ -73,11 +85,13 @@ def opened(
 ) -> Iterator[Answer]:  # fmt: skip
     """Have what answers some questions, by name and complete values, for the time of the block.
 
-    ``scores``: the shard of a family's kept scores, in place of computing them. Raises as :func:`ask`.
+    ``scores``: the shard of a family's kept scores, in place of computing them. Raises as
+    :func:`ask`.
     """
     for name in set(names) & set(engine.cannot):
         raise QueryError(
-            f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without --engine spark."
+            f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without "
+            f"--engine spark."
         )
     wanted = {relation for name in names for relation in find_question(name).relations}
     if scores is None and "importance" in wanted:
@@ -90,7 +104,9 @@ def opened(
     made: dict[str, tuple[str, Mapping[str, Value]]] = {}
     if family is not None:
         make = engine.keeps and os.access(store.root, os.W_OK)
-        scope, kept = find_sums(store, sae, str(family), branch, make=make and "sums" in wanted, progress=progress)
+        scope, kept = find_sums(
+            store, sae, str(family), branch, make=make and "sums" in wanted, progress=progress
+        )
         for key in ("concept", "other_concept"):
             if values.get(key) is not None:
                 scope.check_concept(str(values[key]))
@@ -109,8 +125,14 @@ def opened(
 
         def answer(name: str, given: Mapping[str, Value]) -> pa.Table:
             asked = find_question(name)
-            first = {"importance": find_question("importance").sql} if "importance" in asked.relations else {}
-            rows = run(asked.sql, given, {key: text for key, text in first.items() if key not in derived})
+            first = (
+                {"importance": find_question("importance").sql}
+                if "importance" in asked.relations
+                else {}
+            )
+            rows = run(
+                asked.sql, given, {key: text for key, text in first.items() if key not in derived}
+            )
             return rows.select(list(asked.columns)).cast(schema(asked))
 
         yield answer
@@ -118,59 +140,82 @@ def opened(
 
 def schema(asked: Question) -> pa.Schema:
     """Return the Arrow schema of a question's answer."""
-    return pa.schema([pa.field(name, pa.type_for_alias(kind)) for name, kind in asked.columns.items()])
+    return pa.schema(
+        [pa.field(name, pa.type_for_alias(kind)) for name, kind in asked.columns.items()]
+    )
 
 
 def check_percentile(percentile: float) -> float:
-    """Return a percentile of the latents' scores; raises UsageError where it leaves none, or all."""
+    """Return a percentile of the latents' scores; raises UsageError where it leaves none, or
+    all."""
     if not 0 < percentile < 100:
         raise UsageError(
-            f"--percentile {percentile:g}: expected a number above 0 and below 100; nothing is above the 100th."
+            f"--percentile {percentile:g}: expected a number above 0 and below 100; nothing is "
+            f"above the 100th."
         )
     return float(percentile)
 
 
-def complete(store: Store, asked: Question, values: dict[str, Value], other: Store | None) -> dict[str, Value]:
-    """Return the values with those that the store and the SAE decide; refuse what does not exist."""
+def complete(
+    store: Store, asked: Question, values: dict[str, Value], other: Store | None
+) -> dict[str, Value]:
+    """Return the values with those that the store and the SAE decide; refuse what does not
+    exist."""
     if ("other_stats" in asked.relations) != (other is not None):
         what = "needs another store: --other STORE" if other is None else "takes no other store"
         raise UsageError(f"question {asked.name!r} {what}.")
     known = store.names("codes")
     values["sae"] = values["sae"] or _only(store, known, "sae", "SAE that it was encoded with")
     if "family" in values:
-        values["family"] = values["family"] or _only(store, store.families(), "family", "concept family")
+        values["family"] = values["family"] or _only(
+            store, store.families(), "family", "concept family"
+        )
     config = load_config(store, str(values["sae"]))
     n_latents, feature = config["n_latents"], values.get("feature")
     if isinstance(feature, int) and feature >= n_latents:
-        raise QueryError(f"SAE {values['sae']!r} has the features 0 to {n_latents - 1}, not {feature}.")
+        raise QueryError(
+            f"SAE {values['sae']!r} has the features 0 to {n_latents - 1}, not {feature}."
+        )
     if (percentile := values.get("percentile")) is not None:
         check_percentile(float(percentile))
         values["top"] = None
-    sizes = {"map_positions": config["height"] * config["width"], "map_width": config["width"], "n_latents": n_latents}
+    sizes = {
+        "map_positions": config["height"] * config["width"],
+        "map_width": config["width"],
+        "n_latents": n_latents,
+    }
     fixed = {"delta": DELTA, "unit": UNIT, "only_positive": values.get("percentile") is None}
     return {**values, **sizes, **fixed, **ALL_STEPS}
 
 
-def _tables(store: Store, sae: str, branch: str, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:
+def _tables(
+    store: Store, sae: str, branch: str, wanted: set[str], values: Mapping[str, Value]
+) -> dict[str, pa.Table]:
     """Return the relations that Python computes."""
     tables = {}
     if wanted & {"labelled", "resamples"}:
         tables["labelled"], _ = labelled(store, sae, str(values["family"]), branch)
     if "resamples" in wanted:
-        pairs = list(zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True))
+        pairs = list(
+            zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True)
+        )
         tables["resamples"] = resamples(pairs, _int(values, "replicates"), values)
     if "shuffled" in wanted:
         tables["shuffled"] = shuffled(_int(values, "n_latents"), _int(values, "random_seed"))
     return tables
 
 
-def resamples(labelled: list[tuple[int, str]], replicates: int, values: Mapping[str, Value]) -> pa.Table:
-    """Return ``replicate, sample_id, weight, widening``: samples drawn with replacement within their concept.
+def resamples(
+    labelled: list[tuple[int, str]], replicates: int, values: Mapping[str, Value]
+) -> pa.Table:
+    """Return ``replicate, sample_id, weight, widening``: samples drawn with replacement within
+    their concept.
 
-    Zero weights are left out. ``widening`` is by how much replicates' standard deviation of the concept's samples has to be
-    multiplied for half an interval: Student's t of n − 1 degrees of freedom, and √(n / (n − 1)), as n samples drawn from n
-    vary less than n new ones (Hesterberg 2015, section 3.2); null for a single sample, of which nothing is known.
-    ``labelled`` are the samples and their concepts, ordered. The same for the same samples and ``random_seed``.
+    Zero weights are left out. ``widening`` is by how much replicates' standard deviation of the
+    concept's samples has to be multiplied for half an interval: Student's t of n − 1 degrees of
+    freedom, and √(n / (n − 1)), as n samples drawn from n vary less than n new ones (Hesterberg
+    2015, section 3.2); null for a single sample, of which nothing is known. ``labelled`` are the
+    samples and their concepts, ordered. The same for the same samples and ``random_seed``.
 
     Warns where the concept asked about has fewer than :data:`ENOUGH_SAMPLES`.
     """
@@ -182,15 +227,23 @@ def resamples(labelled: list[tuple[int, str]], replicates: int, values: Mapping[
         n = len(ids)
         if concept == asked and n < ENOUGH_SAMPLES:
             warnings.warn(
-                f"{n} samples of {concept!r} are few for an interval: with fewer than {ENOUGH_SAMPLES} the true score is "
-                f"outside of a 95 % interval in up to one of six cases. Collect more seeds or prompts of it.",
+                f"{n} samples of {concept!r} are few for an interval: with fewer than "
+                f"{ENOUGH_SAMPLES} the true score is "
+                f"outside of a 95 % interval in up to one of six cases. Collect more seeds or "
+                f"prompts of it.",
                 stacklevel=2,
             )
         weights = random.multinomial(n, np.full(n, 1 / n), size=replicates)
         replicate, sample = np.nonzero(weights)
         widening = student_t(level, n - 1) * math.sqrt(n / (n - 1)) if n > 1 else None
-        columns = {"replicate": replicate, "sample_id": ids[sample], "weight": weights[replicate, sample]}
-        parts.append(pa.table({**columns, "widening": pa.array([widening] * len(sample), pa.float64())}))
+        columns = {
+            "replicate": replicate,
+            "sample_id": ids[sample],
+            "weight": weights[replicate, sample],
+        }
+        parts.append(
+            pa.table({**columns, "widening": pa.array([widening] * len(sample), pa.float64())})
+        )
     return pa.concat_tables(parts)
 
 

@@ -16,7 +16,8 @@ from queries.questions import Value
 from queries.session import add_other, connect, files_of, one_line, quote_text
 
 Run = Callable[[str, Mapping[str, Value], Mapping[str, str]], pa.Table]
-"""runs a statement with its parameters' values; the third are statements whose answers it has as relations, by name"""
+"""runs a statement with its parameters' values; the third are statements whose answers it has as
+relations, by name"""
 _LAST_ORDER = re.compile(r"\n    order by [^\n]*(?=\n\)\n\nselect \* from final\s*$)")
 
 
@@ -30,9 +31,11 @@ class Relations:
     """whose ``codes`` and ``stats`` are meant"""
     branch: str
     derived: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    """shards of ``sums`` and ``totals`` of ``saes[0]``, or of ``importance`` (scores that are kept)"""
+    """shards of ``sums`` and ``totals`` of ``saes[0]``, or of ``importance`` (scores that are
+    kept)"""
     made: Mapping[str, tuple[str, Mapping[str, Value]]] = field(default_factory=dict)
-    """relation → statement over those before it and its values: what is made for this question alone"""
+    """relation → statement over those before it and its values: what is made for this question
+    alone"""
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     """what is computed by Python"""
     other: Store | None = None
@@ -51,12 +54,14 @@ class Engine(Protocol):
         """Say of each question that does not run why."""
 
     def open(self, relations: Relations) -> AbstractContextManager[Run]:
-        """Have the relations for the time of the block; every file that is read is verified first."""
+        """Have the relations for the time of the block; every file that is read is verified
+        first."""
 
 
 @dataclass(frozen=True)
 class DuckDB:
-    """DuckDB in this process; above ``memory_limit``, such as ``"2GB"``, it spills to the temporary directory."""
+    """DuckDB in this process; above ``memory_limit``, such as ``"2GB"``, it spills to the temporary
+    directory."""
 
     memory_limit: str | None = None
     keeps = True
@@ -71,20 +76,30 @@ class DuckDB:
             DamageError: a file is not what its record says.
         """
         store, names = relations.store, relations.names
-        tables = [f"{kind}/{sae}" for kind in ("codes", "stats") if kind in names for sae in relations.saes]
+        tables = [
+            f"{kind}/{sae}"
+            for kind in ("codes", "stats")
+            if kind in names
+            for sae in relations.saes
+        ]
         tables += ["samples"] if names & {"samples", "labels"} else []
         for records in relations.derived.values():
             store.check(records)
         with connect(store, tables=tables, memory_limit=self.memory_limit) as connection:
             for name, records in relations.derived.items():
-                kept = f"select {quote_text(relations.saes[0])} as sae, * from {files_of(store, records)}"
+                kept = (
+                    f"select {quote_text(relations.saes[0])} as sae, * from "
+                    f"{files_of(store, records)}"
+                )
                 connection.execute(f"create temp view {name} as {kept}")
             for name, table in relations.tables.items():
                 connection.register(name, table)
             if relations.other is not None:
                 add_other(connection, relations.other, relations.saes[0])
 
-            def run(statement: str, values: Mapping[str, Value], first: Mapping[str, str]) -> pa.Table:
+            def run(
+                statement: str, values: Mapping[str, Value], first: Mapping[str, str]
+            ) -> pa.Table:
                 whole = _joined(statement, first)
                 try:
                     return connection.sql(whole, params=used(whole, values)).to_arrow_table()
@@ -98,12 +113,19 @@ class DuckDB:
 
 
 def _joined(statement: str, first: Mapping[str, str]) -> str:
-    """Return a statement that begins with others as its first subqueries: DuckDB reads of these only what it needs.
+    """Return a statement that begins with others as its first subqueries: DuckDB reads of these
+    only what it needs.
 
     They lose the order of their rows, which means nothing there and would be sorted for.
     """
-    heads = [f"{name} as (\n{_LAST_ORDER.sub('', code(text))}\n),\n\n" for name, text in first.items()]
-    return f"with\n{''.join(heads)}{code(statement).strip().removeprefix('with')}" if heads else statement
+    heads = [
+        f"{name} as (\n{_LAST_ORDER.sub('', code(text))}\n),\n\n" for name, text in first.items()
+    ]
+    return (
+        f"with\n{''.join(heads)}{code(statement).strip().removeprefix('with')}"
+        if heads
+        else statement
+    )
 
 
 def used(statement: str, values: Mapping[str, Value]) -> dict[str, Value]:

@@ -1,4 +1,5 @@
-"""The library of questions: ``sql/*.sql``, their parameters and the columns of their answers (``sql/questions.toml``)."""
+"""The library of questions: ``sql/*.sql``, their parameters and the columns of their answers
+(``sql/questions.toml``)."""
 
 import functools
 import math
@@ -46,7 +47,9 @@ class Parameter:
             raise wrong from None
         if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
             limits = (
-                f"at least {self.minimum:g}" if self.maximum == math.inf else f"{self.minimum:g} to {self.maximum:g}"
+                f"at least {self.minimum:g}"
+                if self.maximum == math.inf
+                else f"{self.minimum:g} to {self.maximum:g}"
             )
             raise UsageError(f"parameter {self.name} = {given!r}: expected {limits}.")
         return value
@@ -85,14 +88,24 @@ class Question:
         """
         for name in given:
             if name not in self.parameters:
-                raise UsageError(f"question {self.name!r} has no parameter {name!r}.{nearest(name, self.parameters)}")
+                raise UsageError(
+                    f"question {self.name!r} has no parameter "
+                    f"{name!r}.{nearest(name, self.parameters)}"
+                )
         missing = [p.name for p in self.parameters.values() if p.required and p.name not in given]
         if missing:
             wanted = " ".join(f"-p {name}=…" for name in missing)
-            raise UsageError(f"question {self.name!r} needs {wanted}; 'featurestore query --list' explains them.")
-        values = {name: p.parse(given[name]) if name in given else p.default for name, p in self.parameters.items()}
+            raise UsageError(
+                f"question {self.name!r} needs {wanted}; 'featurestore query --list' explains them."
+            )
+        values = {
+            name: p.parse(given[name]) if name in given else p.default
+            for name, p in self.parameters.items()
+        }
         if values.get("branch", BRANCHES[0]) not in BRANCHES:
-            raise UsageError(f"parameter branch = {values['branch']!r}: it is one of {', '.join(BRANCHES)}.")
+            raise UsageError(
+                f"parameter branch = {values['branch']!r}: it is one of {', '.join(BRANCHES)}."
+            )
         return values
 
 
@@ -111,11 +124,16 @@ def find_question(name: str) -> Question:
         QueryError: there is none of that name; near ones are offered.
     """
     if name not in questions():
-        raise QueryError(f"no question {name!r}.{nearest(name, questions())} 'featurestore query --list' shows all.")
+        raise QueryError(
+            f"no question {name!r}.{nearest(name, questions())} 'featurestore query --list' shows "
+            f"all."
+        )
     return questions()[name]
 
 
-def _question(name: str, entry: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> Question:
+def _question(
+    name: str, entry: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]
+) -> Question:
     sql = sql_text(name)
     comment = [line.removeprefix("--").strip() for line in _leading_comment(sql)]
     return Question(

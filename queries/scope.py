@@ -1,4 +1,5 @@
-"""What a score is about: the concepts of a family, their encoded samples, the steps; read without ``codes``."""
+"""What a score is about: the concepts of a family, their encoded samples, the steps; read without
+``codes``."""
 
 import difflib
 import json
@@ -45,11 +46,15 @@ class Scope:
             raise QueryError(f"{where}.{near} Known: {', '.join(self.concepts)}.")
 
 
-def find_scope(store: Store, sae: str, family: str, branch: str, known: tuple[list[str], Steps] | None = None) -> Scope:
-    """Return what is to be scored; ``known`` are its concepts and steps where a derived table has kept them.
+def find_scope(
+    store: Store, sae: str, family: str, branch: str, known: tuple[list[str], Steps] | None = None
+) -> Scope:
+    """Return what is to be scored; ``known`` are its concepts and steps where a derived table has
+    kept them.
 
     Raises:
-        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        QueryError: the family, the branch or the codes are not there, or the family has one concept
+            only.
         SAEError: there is no such SAE.
         DamageError: a file is not what its record says.
     """
@@ -61,15 +66,19 @@ def find_scope(store: Store, sae: str, family: str, branch: str, known: tuple[li
     if len(concepts) < 2:
         what = f"only {concepts[0]!r}" if concepts else "none"
         raise QueryError(
-            f"family {family!r} of {store.root} needs at least two concepts among the encoded samples, found {what}."
+            f"family {family!r} of {store.root} needs at least two concepts among the encoded "
+            f"samples, found {what}."
         )
     config = load_config(store, sae)
     n_positions = config["height"] * config["width"]
-    return Scope(store, sae, family, branch, tuple(concepts), steps, config["n_latents"], n_positions)
+    return Scope(
+        store, sae, family, branch, tuple(concepts), steps, config["n_latents"], n_positions
+    )
 
 
 def labelled(store: Store, sae: str, family: str, branch: str) -> tuple[pa.Table, Steps]:
-    """Return ``sample_id, concept`` of the encoded samples that carry a label of the family, by id, and the steps.
+    """Return ``sample_id, concept`` of the encoded samples that carry a label of the family, by id,
+    and the steps.
 
     Raises as :func:`encoded`.
     """
@@ -82,8 +91,8 @@ def labelled(store: Store, sae: str, family: str, branch: str) -> tuple[pa.Table
 def encoded(store: Store, sae: str, branch: str) -> tuple[set[int], Steps]:
     """Return the samples that are encoded for a branch, and its steps.
 
-    Every ``stats`` shard says in its metadata which steps its samples have; where one does not, ``codes`` are read.
-    The files of ``stats`` are not verified here: whoever reads their rows does.
+    Every ``stats`` shard says in its metadata which steps its samples have; where one does not,
+    ``codes`` are read. The files of ``stats`` are not verified here: whoever reads their rows does.
 
     Raises:
         QueryError: the branch is not encoded.
@@ -100,7 +109,9 @@ def encoded(store: Store, sae: str, branch: str) -> tuple[set[int], Steps]:
                 samples.setdefault(name, set()).update(record.sample_ids)
                 steps.setdefault(name, {}).update(pairs)
     if branch not in samples:
-        raise QueryError(f"SAE {sae!r} was encoded for branch {', '.join(sorted(samples))}, not {branch}.")
+        raise QueryError(
+            f"SAE {sae!r} was encoded for branch {', '.join(sorted(samples))}, not {branch}."
+        )
     return samples[branch], dict(sorted(steps[branch].items()))
 
 
@@ -109,10 +120,14 @@ def _told_steps(store: Store, record: Record) -> dict[str, Steps] | None:
     try:
         metadata = pq.read_schema(path).metadata or {}
         told = json.loads(metadata.get(b"featurestore.steps", b"null"))
-        return told and {branch: {int(step): float(timestep) for step, timestep in told[branch]} for branch in told}
+        return told and {
+            branch: {int(step): float(timestep) for step, timestep in told[branch]}
+            for branch in told
+        }
     except (OSError, pa.ArrowException, ValueError) as error:
         raise DamageError(
-            f"{path} cannot be opened ({str(error).splitlines()[0]}). Run 'featurestore verify {store.root}'."
+            f"{path} cannot be opened ({str(error).splitlines()[0]}). Run 'featurestore verify "
+            f"{store.root}'."
         ) from error
 
 
@@ -145,13 +160,17 @@ def check_scored(store: Store, sae: str, family: str | None, branch: str) -> Non
 
 
 def check_encoded(store: Store, sae: str) -> None:
-    """Refuse an SAE without codes, and codes whose statistics are missing: their samples would count as silent."""
-    codes, stats = ({record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats"))
+    """Refuse an SAE without codes, and codes whose statistics are missing: their samples would
+    count as silent."""
+    codes, stats = (
+        {record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats")
+    )
     run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
     if not codes:
         raise QueryError(f"{store.root} has no codes of SAE {sae!r}: {run}.")
     if codes != stats:
         n = len(codes ^ stats)
         raise QueryError(
-            f"encoding {store.root} with SAE {sae!r} was interrupted ({n} of its shards half done): {run}."
+            f"encoding {store.root} with SAE {sae!r} was interrupted ({n} of its shards half "
+            f"done): {run}."
         )

@@ -21,15 +21,18 @@ def score(
     store: Store, sae: str, family: str, branch: str = "cond", *, top: int = 5, engine: Engine | None = None,
     progress: bool = False,
 ) -> tuple[Record, pa.Table]:  # fmt: skip
-    """Compute the scores of a family (``importance.sql``) and keep them in the table ``scores/<sae>``.
+    """Compute the scores of a family (``importance.sql``) and keep them in the table
+    ``scores/<sae>``.
 
-    What was computed from other samples, labels or statistics is removed first; the same again changes nothing. ``engine``:
-    :class:`queries.spark.Spark` instead of DuckDB.
+    What was computed from other samples, labels or statistics is removed first; the same again
+    changes nothing. ``engine``: :class:`queries.spark.Spark` instead of DuckDB.
 
-    Returns the record of the shard, and the ``top`` features of each concept by mean score (``best_features.sql``).
+    Returns the record of the shard, and the ``top`` features of each concept by mean score
+    (``best_features.sql``).
 
     Raises:
-        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        QueryError: the family, the branch or the codes are not there, or the family has one concept
+            only.
         SAEError: there is no such SAE.
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.

@@ -1,4 +1,5 @@
-"""Selections: the features of concepts, step by step, as ``selection.sql`` chooses them; kept in the store, named as files."""
+"""Selections: the features of concepts, step by step, as ``selection.sql`` chooses them; kept in
+the store, named as files."""
 
 import math
 import re
@@ -23,14 +24,16 @@ from queries.scope import Scope
 from queries.sums import MEMORY, find_sums, windows
 
 _ROWS_AT_ONCE = 2**22
-"""entries of the lists of largest scores that one statement makes, at most, unless it is about a single step"""
+"""entries of the lists of largest scores that one statement makes, at most, unless it is about a
+single step"""
 
 
 def select(
     store: Store, sae: str, family: str, concept: str, *, top: int | None = None, percentile: float | None = None,
     branch: str = "cond", engine: Engine | None = None,
 ) -> Selection:  # fmt: skip
-    """Select a concept's features at every step: the ``top`` n by score, or those above a percentile.
+    """Select a concept's features at every step: the ``top`` n by score, or those above a
+    percentile.
 
     Without either rule: the top 2. ``engine``: :class:`queries.spark.Spark` instead of DuckDB.
 
@@ -39,37 +42,55 @@ def select(
         QueryError: no encoded sample carries the concept; those that exist are named.
     """
     one = [concept]
-    return select_all(store, sae, family, one, top=top, percentile=percentile, branch=branch, engine=engine)[0]
+    return select_all(
+        store, sae, family, one, top=top, percentile=percentile, branch=branch, engine=engine
+    )[0]
 
 
 def select_all(
     store: Store, sae: str, family: str, concepts: Sequence[str] | None = None, *, top: int | None = None,
     percentile: float | None = None, branch: str = "cond", engine: Engine | None = None, progress: bool = False,
 ) -> list[Selection]:  # fmt: skip
-    """Return the selections of several concepts (None: of all of the family, by name), scored once; see :func:`select`."""
+    """Return the selections of several concepts (None: of all of the family, by name), scored once;
+    see :func:`select`."""
     rule = _rule(top, percentile)
     scope, _ = find_sums(store, sae, family, branch, make=False)
     if list(scope.steps) != list(range(len(scope.steps))):
         raise QueryError(
-            f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to {max(scope.steps)}."
+            f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to "
+            f"{max(scope.steps)}."
         )
     wanted = list(scope.concepts if concepts is None else dict.fromkeys(concepts))
     for concept in wanted:
         scope.check_concept(concept)
     asked = find_question("selection")
-    bound = asked.bind({"sae": sae, "family": family, "branch": branch, "concept": wanted[0], **rule})
+    bound = asked.bind(
+        {"sae": sae, "family": family, "branch": branch, "concept": wanted[0], **rule}
+    )
     values = complete(store, asked, bound, None)
-    with opened(store, ["selection"], values, engine=engine or DuckDB(MEMORY), progress=progress) as answer:
-        rows = [_chosen(answer, scope, values, concept) for concept in (wanted if concepts is not None else [None])]
+    with opened(
+        store, ["selection"], values, engine=engine or DuckDB(MEMORY), progress=progress
+    ) as answer:
+        rows = [
+            _chosen(answer, scope, values, concept)
+            for concept in (wanted if concepts is not None else [None])
+        ]
     every = pa.concat_tables(rows)
-    return [_selection(scope, concept, rule, every.filter(pc.equal(every["concept"], concept))) for concept in wanted]
+    return [
+        _selection(scope, concept, rule, every.filter(pc.equal(every["concept"], concept)))
+        for concept in wanted
+    ]
 
 
-def _chosen(answer: Answer, scope: Scope, values: dict[str, Value], concept: str | None) -> pa.Table:
-    """Return the rows of ``selection.sql`` for a concept (None: for all), a window of steps at a time.
+def _chosen(
+    answer: Answer, scope: Scope, values: dict[str, Value], concept: str | None
+) -> pa.Table:
+    """Return the rows of ``selection.sql`` for a concept (None: for all), a window of steps at a
+    time.
 
-    Scores that are not positive decide nothing if the percentile is positive. Where it may not be, as fewer features were
-    chosen at some step than it leaves above itself, the concept is asked about again with all its scores.
+    Scores that are not positive decide nothing if the percentile is positive. Where it may not be,
+    as fewer features were chosen at some step than it leaves above itself, the concept is asked
+    about again with all its scores.
     """
     top, rank = values["top"], float(values["percentile"] or 0) / 100 * (scope.n_latents - 1)
     n_best = scope.n_latents - math.floor(rank) if top is None else int(top)
@@ -78,29 +99,49 @@ def _chosen(answer: Answer, scope: Scope, values: dict[str, Value], concept: str
     for window in windows(scope, len(concepts) * n_best, _ROWS_AT_ONCE):
         given = {**values, **window, "concept": concept}
         rows = answer("selection", {**given, "only_positive": True})
-        again = _fewer(rows, scope, window, concepts, scope.n_latents - math.ceil(rank)) if top is None else []
+        again = (
+            _fewer(rows, scope, window, concepts, scope.n_latents - math.ceil(rank))
+            if top is None
+            else []
+        )
         if again:
-            whole = [answer("selection", {**given, "concept": name, "only_positive": False}) for name in again]
-            rows = pa.concat_tables([rows.filter(pc.invert(pc.is_in(rows["concept"], pa.array(again)))), *whole])
+            whole = [
+                answer("selection", {**given, "concept": name, "only_positive": False})
+                for name in again
+            ]
+            rows = pa.concat_tables(
+                [rows.filter(pc.invert(pc.is_in(rows["concept"], pa.array(again)))), *whole]
+            )
         parts.append(rows)
     return pa.concat_tables(parts).sort_by(
-        [("concept", "ascending"), ("step", "ascending"), ("score", "descending"), ("feature", "ascending")]
+        [
+            ("concept", "ascending"),
+            ("step", "ascending"),
+            ("score", "descending"),
+            ("feature", "ascending"),
+        ]
     )
 
 
-def _fewer(rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], n: int) -> list[str]:
+def _fewer(
+    rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], n: int
+) -> list[str]:
     """Return the concepts that have fewer than ``n`` rows at some step of a window."""
     counts = rows.group_by(["concept", "step"]).aggregate([("feature", "count")]).to_pylist()
     found = {(row["concept"], row["step"]): row["feature_count"] for row in counts}
     steps = [step for step in scope.steps if window["first_step"] <= step <= window["last_step"]]
-    return [concept for concept in concepts if any(found.get((concept, step), 0) < n for step in steps)]
+    return [
+        concept for concept in concepts if any(found.get((concept, step), 0) < n for step in steps)
+    ]
 
 
 def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Table) -> Selection:
     store, sae = scope.store, scope.sae
     config, run = load_config(store, sae), store.run or {}
     if not {"model", "model_hash"} <= run.keys():
-        raise DamageError(f"{store.root}: its run does not name the model and its weights (model, model_hash).")
+        raise DamageError(
+            f"{store.root}: its run does not name the model and its weights (model, model_hash)."
+        )
     return Selection(
         family=scope.family,
         concept=concept,
@@ -118,12 +159,15 @@ def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Tabl
         run=run,
         store=str(store.root.resolve()),
         timesteps=tuple(scope.steps.values()),
-        rows=pa.Table.from_arrays([rows[name].combine_chunks() for name in ROWS.names], schema=ROWS),
+        rows=pa.Table.from_arrays(
+            [rows[name].combine_chunks() for name in ROWS.names], schema=ROWS
+        ),
     )
 
 
 def save_selection(store: Store, selection: Selection) -> Record:
-    """Keep a selection in the table ``selections/<sae>`` of its store; the same selection again changes nothing."""
+    """Keep a selection in the table ``selections/<sae>`` of its store; the same selection again
+    changes nothing."""
     rows = selection.rows
     same = {"family": selection.family, "concept": selection.concept, "branch": selection.branch}
     columns = {name: pa.array([value] * rows.num_rows, pa.string()) for name, value in same.items()}
@@ -133,13 +177,16 @@ def save_selection(store: Store, selection: Selection) -> Record:
     shard = f"{_slug(selection)}-{sha256_text(contents)[:16]}"
     table = pa.Table.from_pydict(columns).select(SCORES.names).cast(SCORES)
     table = table.replace_schema_metadata({METADATA_KEY: header.encode()})
-    kept = store.append(f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash})
+    kept = store.append(
+        f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash}
+    )
     write_card(store)
     return kept
 
 
 def file_name(selection: Selection) -> str:
-    """Return a name for a selection's file, without suffix: readable, and of its own for every concept."""
+    """Return a name for a selection's file, without suffix: readable, and of its own for every
+    concept."""
     return f"{_slug(selection)}-{sha256_text(selection.concept)[:8]}"
 
 

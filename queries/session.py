@@ -41,17 +41,26 @@ _EMPTY = {
     "scores": SCORES,
     "selections": SCORES,
 }
-_TYPES = {"int64": "bigint", "int32": "integer", "float": "float", "double": "double", "string": "varchar"}
+_TYPES = {
+    "int64": "bigint",
+    "int32": "integer",
+    "float": "float",
+    "double": "double",
+    "string": "varchar",
+}
 _NESTED = {"features": "integer[][]", "values": "float[][]", "activation": "float[][]"}
 
 SPILL_PREFIX = f"featurestore-spill-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
 """of the directories that queries spill into, before the number of their process"""
-_opened: ContextVar[Callable[[duckdb.DuckDBPyConnection], None] | None] = ContextVar("opened", default=None)
+_opened: ContextVar[Callable[[duckdb.DuckDBPyConnection], None] | None] = ContextVar(
+    "opened", default=None
+)
 
 
 @contextmanager
 def watched(tell: Callable[[duckdb.DuckDBPyConnection], None]) -> Iterator[None]:
-    """Call ``tell`` with every connection that this thread opens in the block, so that another thread can interrupt it."""
+    """Call ``tell`` with every connection that this thread opens in the block, so that another
+    thread can interrupt it."""
     before = _opened.set(tell)
     try:
         yield
@@ -82,15 +91,18 @@ def connect(
     memory_limit: str | None = None,
     database: str | Path = ":memory:",
 ) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection, in memory or to a new ``database``, with views over the store; the caller closes it.
+    """Return a DuckDB connection, in memory or to a new ``database``, with views over the store;
+    the caller closes it.
 
-    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``sums``, ``totals``, ``scores`` and ``selections``
-    with a column ``sae``; ``saes``; ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
-    ``labelled_stats``, each with one column more a concept family. Only committed files are seen, of ``tables`` (such as
-    ``stats/neon``) if that is given; a view without files is empty. ``verify`` compares each file's SHA-256 with its record,
-    once in a process: DuckDB reads a damaged file without noticing. Above ``memory_limit``, such as ``"2GB"``, a query spills
-    to the system's temporary directory. A result is an Arrow table by ``.to_arrow_table()``, Polars by ``.pl()``, pandas by
-    ``.df()``.
+    ``samples``; ``activations`` with a column ``hook``; ``codes``, ``stats``, ``sums``, ``totals``,
+    ``scores`` and ``selections`` with a column ``sae``; ``saes``;
+    ``labels(sample_id, family, concept)``; and ``labelled_activations``, ``labelled_codes`` and
+    ``labelled_stats``, each with one column more a concept family. Only committed files are seen,
+    of ``tables`` (such as ``stats/neon``) if that is given; a view without files is empty.
+    ``verify`` compares each file's SHA-256 with its record, once in a process: DuckDB reads a
+    damaged file without noticing. Above ``memory_limit``, such as ``"2GB"``, a query spills to the
+    system's temporary directory. A result is an Arrow table by ``.to_arrow_table()``, Polars by
+    ``.pl()``, pandas by ``.df()``.
 
     Raises:
         UsageError: the memory limit is none.
@@ -103,7 +115,9 @@ def connect(
     try:
         connection.execute("set python_enable_replacements = false")
         for kind in ("samples", *TABLE_KINDS):
-            _create_view(connection, store, kind, [table for table in seen if table.split("/")[0] == kind])
+            _create_view(
+                connection, store, kind, [table for table in seen if table.split("/")[0] == kind]
+            )
         if "samples" in seen:
             _apply_corrections(connection, store)
         _create_saes(connection, store)
@@ -118,19 +132,23 @@ def connect(
 
 
 def add_other(connection: duckdb.DuckDBPyConnection, other: Store, sae: str) -> None:
-    """Add the views ``other_codes`` and ``other_stats`` of another store to a connection; raises as :func:`connect`."""
+    """Add the views ``other_codes`` and ``other_stats`` of another store to a connection; raises as
+    :func:`connect`."""
     tables = [f"codes/{sae}", f"stats/{sae}"]
     for table in tables:
         other.require(table)
     verify_files(other, tables)
     for table in tables:
         kind = table.partition("/")[0]
-        selected = f"select {quote_text(sae)} as sae, * from {files_of(other, other.records(table))}"
+        selected = (
+            f"select {quote_text(sae)} as sae, * from {files_of(other, other.records(table))}"
+        )
         connection.execute(f"create view other_{kind} as {selected}")
 
 
 def open_database(database: str | Path, memory_limit: str | None) -> duckdb.DuckDBPyConnection:
-    """Return a connection without views that spills above ``memory_limit``; raises UsageError if that is none."""
+    """Return a connection without views that spills above ``memory_limit``; raises UsageError if
+    that is none."""
     spill = Path(tempfile.gettempdir(), f"{SPILL_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
     config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
     if memory_limit is not None:
@@ -138,17 +156,23 @@ def open_database(database: str | Path, memory_limit: str | None) -> duckdb.Duck
     try:
         connection = duckdb.connect(str(database), config=config)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
-        raise UsageError(f"memory limit {memory_limit!r}: expected a size such as 2GB ({one_line(error)}).") from error
+        raise UsageError(
+            f"memory limit {memory_limit!r}: expected a size such as 2GB ({one_line(error)})."
+        ) from error
     if (tell := _opened.get()) is not None:
         tell(connection)
     return connection
 
 
-def sql(store: Store, statement: str, *, memory_limit: str | None = None, rows: int | None = None) -> pa.Table:
-    """Return the answer to one SELECT of a user over a store's views; it can read nothing else and change nothing.
+def sql(
+    store: Store, statement: str, *, memory_limit: str | None = None, rows: int | None = None
+) -> pa.Table:
+    """Return the answer to one SELECT of a user over a store's views; it can read nothing else and
+    change nothing.
 
-    Only the tables that the statement names are verified, and only their files can be read. Columns of one name are
-    told apart by a number. ``rows``: return the first ones only, and compute no more than they need.
+    Only the tables that the statement names are verified, and only their files can be read. Columns
+    of one name are told apart by a number. ``rows``: return the first ones only, and compute no
+    more than they need.
 
     Raises:
         QueryError: it is not one SELECT, or DuckDB refuses it.
@@ -161,7 +185,11 @@ def sql(store: Store, statement: str, *, memory_limit: str | None = None, rows: 
         try:
             _close_doors(connection, store, named)
             relation = connection.sql(_checked(connection, statement))
-            answer = relation.to_arrow_table() if rows is None else _first(relation.to_arrow_reader(rows), rows)
+            answer = (
+                relation.to_arrow_table()
+                if rows is None
+                else _first(relation.to_arrow_reader(rows), rows)
+            )
         except duckdb.Error as error:
             raise QueryError(explain(connection, statement, error)) from error
     return answer.rename_columns(_distinct(answer.column_names))
@@ -179,14 +207,16 @@ def _first(reader: pa.RecordBatchReader, rows: int) -> pa.Table:
 def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.Statement:
     """Return the one SELECT in ``statement``.
 
-    To DuckDB's parser ``with x as (copy … to …) select …`` is a SELECT, and a path that may be read may be written.
-    Its binder refuses whatever changes anything in the definition of a view: as that the statement must pass first.
+    To DuckDB's parser ``with x as (copy … to …) select …`` is a SELECT, and a path that may be read
+    may be written. Its binder refuses whatever changes anything in the definition of a view: as
+    that the statement must pass first.
     """
     parsed = connection.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
         kinds = ", ".join(s.type.name for s in parsed) or "nothing"
         raise QueryError(
-            f"expected one SELECT, found {kinds}: a store is only read. Use 'featurestore export' to write files."
+            f"expected one SELECT, found {kinds}: a store is only read. Use 'featurestore export' "
+            f"to write files."
         )
     connection.execute(f"create temp view checked as\n{parsed[0].query}")
     connection.execute("drop view temp.checked")
@@ -202,7 +232,9 @@ def verify_files(store: Store, tables: Iterable[str]) -> None:
     store.check(record for table in tables for record in store.records(table))
 
 
-def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str, tables: list[str]) -> None:
+def _create_view(
+    connection: duckdb.DuckDBPyConnection, store: Store, kind: str, tables: list[str]
+) -> None:
     column = {"samples": "", "activations": "hook"}.get(kind, "sae")
     parts = []
     for table in tables:
@@ -217,12 +249,14 @@ def _create_view(connection: duckdb.DuckDBPyConnection, store: Store, kind: str,
         raise
     except duckdb.Error as error:
         raise DamageError(
-            f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore verify {store.root}'."
+            f"{store.root}: table {kind} cannot be opened ({one_line(error)}). Run 'featurestore "
+            f"verify {store.root}'."
         ) from error
 
 
 def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
-    """Give the view ``samples`` the labels that stand where ``labels`` has others (docs/format.md, section 1.1)."""
+    """Give the view ``samples`` the labels that stand where ``labels`` has others (docs/format.md,
+    section 1.1)."""
     corrected = store.corrected_labels()
     if corrected is None:
         return
@@ -231,11 +265,14 @@ def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> N
     connection.unregister("corrected")
     there = set(store.label_columns())
     families = [(quote_identifier(name), name in there) for name in corrected.column_names[1:]]
-    stand = [f"if(c.sample_id is null, s.{name}, c.{name}) as {name}" for name, own in families if own]
+    stand = [
+        f"if(c.sample_id is null, s.{name}, c.{name}) as {name}" for name, own in families if own
+    ]
     columns = ["s.*" + (f" replace ({', '.join(stand)})" if stand else "")]
     columns += [f"c.{name}" for name, own in families if not own]
     connection.execute(
-        f"create or replace view samples as select {', '.join(columns)} from {files_of(store, store.records('samples'))} s "
+        f"create or replace view samples as select {', '.join(columns)} from "
+        f"{files_of(store, store.records('samples'))} s "
         f"left join corrected_labels c on s.sample_id = c.sample_id"
     )
 
@@ -243,21 +280,30 @@ def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> N
 def files_of(store: Store, records: Iterable[Record]) -> str:
     """Return the files of some shards as SQL has them behind ``from``."""
     paths = ((store.root / entry.path).resolve() for record in records for entry in record.files)
-    return f"read_parquet([{', '.join(quote_text(str(path)) for path in paths)}], hive_partitioning = false)"
+    return (
+        f"read_parquet([{', '.join(quote_text(str(path)) for path in paths)}], "
+        f"hive_partitioning = false)"
+    )
 
 
 def _create_empty(connection: duckdb.DuckDBPyConnection, kind: str, columns: list[str]) -> None:
-    connection.execute(f"create table {kind} ({', '.join([*columns, *column_types(_EMPTY[kind])])})")
+    connection.execute(
+        f"create table {kind} ({', '.join([*columns, *column_types(_EMPTY[kind])])})"
+    )
 
 
 def column_types(schema: pa.Schema) -> list[str]:
     """Return a table's columns as ``create table`` takes them."""
-    return [f"{quote_identifier(field.name)} {_NESTED.get(field.name) or _TYPES[str(field.type)]}" for field in schema]
+    return [
+        f"{quote_identifier(field.name)} {_NESTED.get(field.name) or _TYPES[str(field.type)]}"
+        for field in schema
+    ]
 
 
 def _create_saes(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
     connection.execute(
-        "create table saes (sae varchar, hook varchar, io varchar, d_in integer, n_latents integer, k integer, "
+        "create table saes (sae varchar, hook varchar, io varchar, d_in integer, n_latents "
+        "integer, k integer, "
         "map_positions integer, sae_hash varchar)"
     )
     for record in store.records("saes"):
@@ -272,7 +318,8 @@ def _create_labels(connection: duckdb.DuckDBPyConnection) -> None:
     families = family_names(row[0] for row in connection.execute("describe samples").fetchall())
     names = [quote_identifier(family) for family in families]
     parts = [
-        f"select sample_id, {quote_text(family)} as family, {name} as concept from samples where {name} is not null"
+        f"select sample_id, {quote_text(family)} as family, {name} as concept from samples where "
+        f"{name} is not null"
         for family, name in zip(families, names, strict=True)
     ]
     none = "select sample_id, '' as family, '' as concept from samples where false"
@@ -280,11 +327,14 @@ def _create_labels(connection: duckdb.DuckDBPyConnection) -> None:
     for kind in ("activations", "codes", "stats"):
         columns = ", ".join(["sample_id", *names])
         connection.execute(
-            f"create view labelled_{kind} as select * from {kind} left join (select {columns} from samples) using (sample_id)"
+            f"create view labelled_{kind} as select * from {kind} left join (select {columns} "
+            f"from samples) using (sample_id)"
         )
 
 
-def _close_doors(connection: duckdb.DuckDBPyConnection, store: Store, tables: Iterable[str]) -> None:
+def _close_doors(
+    connection: duckdb.DuckDBPyConnection, store: Store, tables: Iterable[str]
+) -> None:
     files = [str(path.resolve()) for table in tables for path in store.files(table)]
     connection.execute(f"set allowed_paths = [{', '.join(map(quote_text, files))}]")
     connection.execute("set autoinstall_known_extensions = false")

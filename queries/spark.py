@@ -27,7 +27,8 @@ from queries.session import quote_text
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",
     "stats": (
-        "sample_id long, step int, timestep float, branch string, feature int, `sum` float, `max` float, n_positions int"
+        "sample_id long, step int, timestep float, branch string, feature int, `sum` float, `max` "
+        "float, n_positions int"
     ),
 }
 _GLOB = re.compile(r"[\[\]{}*?\\]")
@@ -40,13 +41,14 @@ CANNOT = dict.fromkeys(("top_positions", "feature_map", "position_features"), _H
 class Spark:
     """A Spark session as an engine of :func:`queries.ask`, ``score``, ``select`` and ``plot``.
 
-    Sums that are not kept in the store are made by Spark, for the question alone. Records, samples and labels are read here;
-    only answers come back.
+    Sums that are not kept in the store are made by Spark, for the question alone. Records, samples
+    and labels are read here; only answers come back.
     """
 
     session: SparkSession
     location: str | None = None
-    """the address of the store for Spark's executors, such as ``s3a://bucket/store`` (default: its path)"""
+    """the address of the store for Spark's executors, such as ``s3a://bucket/store`` (default: its
+    path)"""
     verify: bool = True
     """whether every file that is asked about is read here once, to compare its SHA-256"""
     keeps = False
@@ -62,7 +64,12 @@ class Spark:
         session = self.session.newSession()
         store, names = relations.store, relations.names
         for kind in names & set(_COLUMNS):
-            self._view(session, kind, store, [(sae, store.require(f"{kind}/{sae}")) for sae in relations.saes])
+            self._view(
+                session,
+                kind,
+                store,
+                [(sae, store.require(f"{kind}/{sae}")) for sae in relations.saes],
+            )
         for name, records in relations.derived.items():
             self._view(session, name, store, [(relations.saes[0], records)])
         if relations.other is not None:
@@ -71,7 +78,9 @@ class Spark:
             elsewhere = Spark(self.session, None, self.verify)
             for kind in _COLUMNS:
                 records = relations.other.require(f"{kind}/{relations.saes[0]}")
-                elsewhere._view(session, kind, relations.other, [(relations.saes[0], records)], "other_")
+                elsewhere._view(
+                    session, kind, relations.other, [(relations.saes[0], records)], "other_"
+                )
         _small_relations(session, store, relations.saes, names)
         for name, table in relations.tables.items():
             session.createDataFrame(table).createOrReplaceTempView(name)
@@ -87,7 +96,11 @@ class Spark:
         kept: list[DataFrame] = []
         try:
             for name, (statement, values) in relations.made.items():
-                rows = frame(statement, values).selectExpr(f"{quote_text(relations.saes[0])} as sae", "*").cache()
+                rows = (
+                    frame(statement, values)
+                    .selectExpr(f"{quote_text(relations.saes[0])} as sae", "*")
+                    .cache()
+                )
                 rows.createOrReplaceTempView(name)
                 kept.append(rows)
             yield run
@@ -117,14 +130,20 @@ class Spark:
         whole.createOrReplaceTempView(f"{prefix}{kind}")
 
     def _paths(self, store: Store, records: Sequence[Record]) -> list[str]:
-        """Return the addresses of shards' files, with what Hadoop would take for a pattern escaped."""
+        """Return the addresses of shards' files, with what Hadoop would take for a pattern
+        escaped."""
         root = (self.location or str(store.root.resolve())).rstrip("/")
-        return [_GLOB.sub(r"\\\g<0>", f"{root}/{entry.path}") for record in records for entry in record.files]
+        return [
+            _GLOB.sub(r"\\\g<0>", f"{root}/{entry.path}")
+            for record in records
+            for entry in record.files
+        ]
 
 
 @contextmanager
 def spark_session() -> Iterator[SparkSession]:
-    """Yield a session with the settings of the environment (``spark-defaults.conf``, ``spark-submit``; else this machine).
+    """Yield a session with the settings of the environment (``spark-defaults.conf``,
+    ``spark-submit``; else this machine).
 
     Raises:
         UsageError: Spark cannot start, as without Java.
@@ -133,7 +152,8 @@ def spark_session() -> Iterator[SparkSession]:
         session = SparkSession.builder.appName("featurestore").getOrCreate()
     except PySparkException as error:
         raise UsageError(
-            f"Spark does not start ({error}): it needs Java 17 (JAVA_HOME) and a valid configuration."
+            f"Spark does not start ({error}): it needs Java 17 (JAVA_HOME) and a valid "
+            f"configuration."
         ) from error
     try:
         yield session
@@ -158,8 +178,11 @@ def translate(sql: str) -> str:
     return _Generator(dialect="spark").generate(tree)
 
 
-def _small_relations(session: SparkSession, store: Store, saes: Sequence[str], names: frozenset[str]) -> None:
-    """Create the views that fit on one machine: the samples without pictures, their labels, the SAEs."""
+def _small_relations(
+    session: SparkSession, store: Store, saes: Sequence[str], names: frozenset[str]
+) -> None:
+    """Create the views that fit on one machine: the samples without pictures, their labels, the
+    SAEs."""
     families = store.families() if names & {"samples", "labels"} else []
     if names & {"samples", "labels"}:
         samples = store.arrow("samples", ["sample_id", "prompt", "seed", *families])
@@ -167,11 +190,19 @@ def _small_relations(session: SparkSession, store: Store, saes: Sequence[str], n
         labels = [
             {"sample_id": i, "family": family, "concept": concept}
             for family in families
-            for i, concept in zip(samples["sample_id"].to_pylist(), samples[family].to_pylist(), strict=True)
+            for i, concept in zip(
+                samples["sample_id"].to_pylist(), samples[family].to_pylist(), strict=True
+            )
             if concept is not None
         ]
-        kinds = pa.schema([("sample_id", pa.int64()), ("family", pa.string()), ("concept", pa.string())])
-        session.createDataFrame(pa.Table.from_pylist(labels, kinds)).createOrReplaceTempView("labels")
+        kinds = pa.schema(
+            [("sample_id", pa.int64()), ("family", pa.string()), ("concept", pa.string())]
+        )
+        session.createDataFrame(pa.Table.from_pylist(labels, kinds)).createOrReplaceTempView(
+            "labels"
+        )
     sizes = [(sae, load_config(store, sae)) for sae in saes]
-    rows = [{"sae": sae, "map_positions": config["height"] * config["width"]} for sae, config in sizes]
+    rows = [
+        {"sae": sae, "map_positions": config["height"] * config["width"]} for sae, config in sizes
+    ]
     session.createDataFrame(pa.Table.from_pylist(rows)).createOrReplaceTempView("saes")

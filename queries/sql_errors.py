@@ -11,21 +11,28 @@ _PICTURE = re.compile(r"\n\nLINE (\d+): (.*)\n( *)(\^+)")
 
 
 def one_line(error: duckdb.Error) -> str:
-    """Return DuckDB's message with its hint, without the picture of the statement that follows them."""
+    """Return DuckDB's message with its hint, without the picture of the statement that follows
+    them."""
     return " ".join(str(error).partition("\n\n")[0].split())
 
 
 def explain(connection: duckdb.DuckDBPyConnection, statement: str, error: duckdb.Error) -> str:
-    """Return the message, the near columns where one is unknown, and the place in ``statement`` if DuckDB names one."""
-    text = _with_near_columns(connection, statement, error) if isinstance(error, duckdb.BinderException) else None
+    """Return the message, the near columns where one is unknown, and the place in ``statement`` if
+    DuckDB names one."""
+    text = (
+        _with_near_columns(connection, statement, error)
+        if isinstance(error, duckdb.BinderException)
+        else None
+    )
     return f"{text or one_line(error)}{_place(statement, str(error))}"
 
 
 def _place(statement: str, message: str) -> str:
     """Return `` (line 2, column 8: stile)``.
 
-    DuckDB pictures the line and underlines the place. The line may have been cut to what is around it (``...``), and DuckDB may
-    have dropped comments and empty lines above it, so it is looked up in the statement.
+    DuckDB pictures the line and underlines the place. The line may have been cut to what is around
+    it (``...``), and DuckDB may have dropped comments and empty lines above it, so it is looked up
+    in the statement.
     """
     picture = _PICTURE.search(message)
     if picture is None:
@@ -42,8 +49,11 @@ def _place(statement: str, message: str) -> str:
     return f" (at {place})"
 
 
-def _with_near_columns(connection: duckdb.DuckDBPyConnection, statement: str, error: duckdb.Error) -> str | None:
-    """Return DuckDB's message with the columns that are near to the name it complains of, or None."""
+def _with_near_columns(
+    connection: duckdb.DuckDBPyConnection, statement: str, error: duckdb.Error
+) -> str | None:
+    """Return DuckDB's message with the columns that are near to the name it complains of, or
+    None."""
     catalog = "select table_name, column_name from duckdb_columns() where not internal"
     tables, columns = map(set, zip(*connection.execute(catalog).fetchall(), strict=True))
     first = str(error).partition("\n")[0]

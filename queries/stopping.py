@@ -19,17 +19,21 @@ from queries.session import SPILL_PREFIX, watched
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _PATIENCE = 0.8
-"""seconds in which DuckDB, which looks for an interruption between two chunks of rows, usually stops"""
+"""seconds in which DuckDB, which looks for an interruption between two chunks of rows, usually
+stops"""
 
 
 @contextmanager
-def stoppable(timeout: float | None = None, give_up: Callable[[int], object] | None = None) -> Iterator[None]:
+def stoppable(
+    timeout: float | None = None, give_up: Callable[[int], object] | None = None
+) -> Iterator[None]:
     """Have a signal, or ``timeout`` seconds, stop what the connections opened in the block compute.
 
-    Python runs its signal handlers between two of its own instructions, and a query is one instruction: another thread
-    is told of the signal at once and interrupts DuckDB, after which the handler runs as ever (KeyboardInterrupt).
-    ``give_up`` is called with the signal's number, in that thread, if DuckDB has not stopped after a moment: it is in a
-    single call of a function that takes long.
+    Python runs its signal handlers between two of its own instructions, and a query is one
+    instruction: another thread is told of the signal at once and interrupts DuckDB, after which the
+    handler runs as ever (KeyboardInterrupt). ``give_up`` is called with the signal's number, in
+    that thread, if DuckDB has not stopped after a moment: it is in a single call of a function that
+    takes long.
 
     Raises:
         QueryError: the time is up.
@@ -39,10 +43,16 @@ def stoppable(timeout: float | None = None, give_up: Callable[[int], object] | N
     try:
         with watched(watch.connections.append):
             yield
-    except (QueryError, duckdb.Error, RuntimeError) as error:  # DuckDB makes a RuntimeError of a KeyboardInterrupt
+    except (
+        QueryError,
+        duckdb.Error,
+        RuntimeError,
+    ) as error:  # DuckDB makes a RuntimeError of a KeyboardInterrupt
         watch.close()
         if watch.timed_out:
-            raise QueryError(f"the query was stopped: it took longer than --timeout {timeout:g} seconds.") from error
+            raise QueryError(
+                f"the query was stopped: it took longer than --timeout {timeout:g} seconds."
+            ) from error
         if watch.signalled:
             raise KeyboardInterrupt from error
         raise
@@ -96,7 +106,8 @@ class _Watch:
         return bool(came)
 
     def _stop(self) -> None:
-        """Interrupt again and again: a query that has not begun, or follows, is not stopped by one interruption."""
+        """Interrupt again and again: a query that has not begun, or follows, is not stopped by one
+        interruption."""
         began = time.monotonic()
         while not self._ended.wait(0.02):
             for connection in self.connections:
@@ -109,10 +120,15 @@ class _Watch:
 
 
 def sweep(of: int | None = None) -> None:
-    """Remove what queries spilled to disk and could not remove: those of the process ``of``, or of all that have ended."""
+    """Remove what queries spilled to disk and could not remove: those of the process ``of``, or of
+    all that have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{SPILL_PREFIX}*"):
         pid = path.name.removeprefix(SPILL_PREFIX).partition("-")[0]
-        if pid.isdigit() and (int(pid) == of or (of is None and not _alive(int(pid)))) and not path.is_symlink():
+        if (
+            pid.isdigit()
+            and (int(pid) == of or (of is None and not _alive(int(pid))))
+            and not path.is_symlink()
+        ):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,5 @@
-"""The derived tables ``sums`` and ``totals``: all that a score needs, made by ``sums.sql`` and ``totals.sql`` and kept."""
+"""The derived tables ``sums`` and ``totals``: all that a score needs, made by ``sums.sql`` and
+``totals.sql`` and kept."""
 
 import json
 from collections.abc import Iterator
@@ -22,29 +23,34 @@ from queries.scope import Scope, Steps, check_scored, find_scope, labelled
 from queries.session import connect, one_line, quote_text, sql_text
 
 UNIT = 2.0**72
-"""sums are taken of whole multiples of 1/UNIT: exact for float32 down to 2^-48, and no order of samples changes a bit"""
+"""sums are taken of whole multiples of 1/UNIT: exact for float32 down to 2^-48, and no order of
+samples changes a bit"""
 DELTA = 1e-8
 ALL_STEPS = {"first_step": 0, "last_step": 2**31 - 1}
 MEMORY = "1GB"
-"""of DuckDB, for sums, scores and selections; with what is on its way into the files a process stays below 2 GB"""
+"""of DuckDB, for sums, scores and selections; with what is on its way into the files a process
+stays below 2 GB"""
 _GROUPS_AT_ONCE = 2**23
 """(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
 _ROWS_PER_GROUP = 2**16
 """a row group of ``sums`` holds whole concepts, and as many as make this many rows"""
 _SHOWN_ROWS = 50_000_000
 _COUNTS, _STEPS = b"featurestore.counts", b"featurestore.steps"
-"""schema metadata of totals: ``[concept, encoded samples]`` and ``[step, timestep]``, each a JSON list in order"""
+"""schema metadata of totals: ``[concept, encoded samples]`` and ``[step, timestep]``, each a JSON
+list in order"""
 
 
 def find_sums(
     store: Store, sae: str, family: str, branch: str, *, make: bool = True, progress: bool = False
 ) -> tuple[Scope, dict[str, list[Record]]]:
-    """Return what is to be scored, and the shards of its ``sums`` and ``totals``: those of the present samples, or new ones.
+    """Return what is to be scored, and the shards of its ``sums`` and ``totals``: those of the
+    present samples, or new ones.
 
     ``make``: whether they are made where there are none; without, both lists are then empty.
 
     Raises:
-        QueryError: the family, the branch or the codes are not there, or the family has one concept only.
+        QueryError: the family, the branch or the codes are not there, or the family has one concept
+            only.
         SAEError: there is no such SAE.
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
@@ -56,7 +62,9 @@ def find_sums(
     sums = _shards(store, sae, name)
     if not sums or (record is not None and record.schema != schema_id(TOTALS)):
         record = None
-    scope = find_scope(store, sae, family, branch, None if record is None else _known(store, record))
+    scope = find_scope(
+        store, sae, family, branch, None if record is None else _known(store, record)
+    )
     if record is None and make:
         record, sums = _make(scope, made_by, name, progress), _shards(store, sae, name)
     if record is None:
@@ -65,10 +73,11 @@ def find_sums(
 
 
 def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
-    """Make the sums and totals of every family and branch; those that are there and up to date stay.
+    """Make the sums and totals of every family and branch; those that are there and up to date
+    stay.
 
-    What cannot be scored has none: samples without labels, a branch that is not encoded, a family with fewer than two concepts
-    among the encoded samples.
+    What cannot be scored has none: samples without labels, a branch that is not encoded, a family
+    with fewer than two concepts among the encoded samples.
 
     Raises:
         DamageError: a file is not what its record says.
@@ -86,9 +95,16 @@ def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
 def source(store: Store, sae: str) -> dict[str, Any]:
     """Return the hashes of all that sums and scores are computed from."""
     tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
-    hashes = {key: [record.files[0].sha256 for record in store.records(table)] for key, table in tables.items()}
+    hashes = {
+        key: [record.files[0].sha256 for record in store.records(table)]
+        for key, table in tables.items()
+    }
     relabelled = [record.files[0].sha256 for record in store.records("labels")]
-    return {"sae_hash": sae_hash(sae_record(store, sae)), **hashes, **({"labels": relabelled} if relabelled else {})}
+    return {
+        "sae_hash": sae_hash(sae_record(store, sae)),
+        **hashes,
+        **({"labels": relabelled} if relabelled else {}),
+    }
 
 
 def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
@@ -97,7 +113,8 @@ def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
 
 
 def remove_older(store: Store, table: str, name: str, schema: pa.Schema) -> None:
-    """Remove the shards of a derived table that hold the same family and branch of another :func:`source`, or other columns."""
+    """Remove the shards of a derived table that hold the same family and branch of another
+    :func:`source`, or other columns."""
     same = name.rpartition("-")[0] + "-"
     for record in store.records(table):
         older = record.shard.startswith(same) and not record.shard.startswith(name)
@@ -106,7 +123,8 @@ def remove_older(store: Store, table: str, name: str, schema: pa.Schema) -> None
 
 
 def windows(scope: Scope, rows_per_step: int, rows: int) -> Iterator[dict[str, int]]:
-    """Yield ``first_step`` and ``last_step`` of consecutive steps that have at most so many rows together."""
+    """Yield ``first_step`` and ``last_step`` of consecutive steps that have at most so many rows
+    together."""
     steps = list(scope.steps)
     size = max(1, rows // max(1, rows_per_step))
     for first in range(0, len(steps), size):
@@ -124,22 +142,32 @@ def _known(store: Store, record: Record) -> tuple[list[str], Steps]:
     with reading(path):
         metadata = read_schema(path).metadata
         counts, steps = json.loads(metadata[_COUNTS]), json.loads(metadata[_STEPS])
-        return [concept for concept, _ in counts], {int(step): float(timestep) for step, timestep in steps}
+        return [concept for concept, _ in counts], {
+            int(step): float(timestep) for step, timestep in steps
+        }
 
 
 def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> Record:
-    """Commit the sums, a window of steps a shard, and last the totals: they are there only when all sums are."""
+    """Commit the sums, a window of steps a shard, and last the totals: they are there only when all
+    sums are."""
     store, sae = scope.store, scope.sae
     remove_older(store, f"totals/{sae}", name, TOTALS)
     remove_older(store, f"sums/{sae}", name, SUMS)
     members, _ = labelled(store, sae, scope.family, scope.branch)
-    values = {"sae": sae, "branch": scope.branch, "family": scope.family, "map_positions": scope.n_positions}
+    values = {
+        "sae": sae,
+        "branch": scope.branch,
+        "family": scope.family,
+        "map_positions": scope.n_positions,
+    }
     totals, rows_per_step = [], len(scope.concepts) * scope.n_latents
     n_rows = sum(record.rows for record in store.records(f"stats/{sae}"))
     quiet = None if progress and n_rows >= _SHOWN_ROWS else True
     with (
         connect(store, tables=[f"stats/{sae}"], memory_limit=MEMORY) as connection,
-        tqdm(total=len(scope.steps), desc=f"sums of {scope.family}", unit=" steps", disable=quiet) as bar,
+        tqdm(
+            total=len(scope.steps), desc=f"sums of {scope.family}", unit=" steps", disable=quiet
+        ) as bar,
     ):
         connection.register("labelled", members)
         for window in windows(scope, rows_per_step, _GROUPS_AT_ONCE):
@@ -148,8 +176,12 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
             totals.append(part)
             shard = f"{name}-{window['first_step']:05d}"
             store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by)
-            bar.update(sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps))
-    counts = sorted(members["concept"].value_counts().to_pylist(), key=lambda row: row["values"].encode())
+            bar.update(
+                sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps)
+            )
+    counts = sorted(
+        members["concept"].value_counts().to_pylist(), key=lambda row: row["values"].encode()
+    )
     told = {_COUNTS: canonical_json([[row["values"], row["counts"]] for row in counts])}
     told[_STEPS] = canonical_json(list(scope.steps.items()))
     record = store.append_parts(f"totals/{sae}", name, TOTALS.with_metadata(told), totals, made_by)
@@ -157,7 +189,9 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
     return record
 
 
-def _window(connection: duckdb.DuckDBPyConnection, values: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
+def _window(
+    connection: duckdb.DuckDBPyConnection, values: dict[str, Any]
+) -> tuple[pa.Table, pa.Table]:
     """Return the rows of ``sums`` and of ``totals`` of a window of steps."""
 
     def rows(name: str, schema: pa.Schema) -> pa.Table:
@@ -169,7 +203,9 @@ def _window(connection: duckdb.DuckDBPyConnection, values: dict[str, Any]) -> tu
         sums = rows("sums", SUMS)
         connection.register("window", sums)
         sae = quote_text(values["sae"])
-        connection.execute(f'create or replace temp view sums as select {sae} as sae, * from "window"')
+        connection.execute(
+            f'create or replace temp view sums as select {sae} as sae, * from "window"'
+        )
         return sums, rows("totals", TOTALS)
     except duckdb.Error as error:
         raise QueryError(one_line(error)) from error
@@ -190,4 +226,7 @@ def _check_features(scope: Scope, totals: pa.Table) -> None:
     feature = totals["feature"].to_numpy()
     if len(feature) and not 0 <= feature.min() <= feature.max() < scope.n_latents:
         where = f"{scope.store.root}/stats/{scope.sae}/"
-        raise DamageError(f"{where} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify --deep'.")
+        raise DamageError(
+            f"{where} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify "
+            f"--deep'."
+        )

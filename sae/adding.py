@@ -45,14 +45,24 @@ def find_candidate(store: Store, source: str, device: torch.device) -> Candidate
     name = check_name(directory.resolve().name, "the directory of an SAE")
     sae = load_sae(directory, device)
     files = {
-        file: (directory / file).read_bytes() for file in (CONFIG, METRICS, WEIGHTS) if (directory / file).is_file()
+        file: (directory / file).read_bytes()
+        for file in (CONFIG, METRICS, WEIGHTS)
+        if (directory / file).is_file()
     }
     otherwise = f"give the directory {directory} another name"
-    return make_candidate(store, name, sae, files=files, made_by={"attached": True}, otherwise=otherwise)
+    return make_candidate(
+        store, name, sae, files=files, made_by={"attached": True}, otherwise=otherwise
+    )
 
 
 def make_candidate(
-    store: Store, name: str, sae: SAE, *, files: dict[str, bytes], made_by: dict[str, Any], otherwise: str
+    store: Store,
+    name: str,
+    sae: SAE,
+    *,
+    files: dict[str, bytes],
+    made_by: dict[str, Any],
+    otherwise: str,
 ) -> Candidate:
     """Return an SAE that is to be in a store under a name: the store's own, if it is the same to
     the last bit.
@@ -61,7 +71,8 @@ def make_candidate(
         SAEError: the store has another of that name; ``otherwise`` says what to do.
     """
     entries = tuple(
-        FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest()) for file, data in files.items()
+        FileEntry(f"saes/{name}/{file}", len(data), hashlib.sha256(data).hexdigest())
+        for file, data in files.items()
     )
     made_by = {"featurestore": featurestore.__version__, **made_by}
     record, there = Record("saes", name, "", 0, (), entries, made_by), store.record("saes", name)

@@ -24,7 +24,12 @@ from sae.variants import VARIANTS
 CONFIG = "config.json"
 METRICS = "metrics.json"
 WEIGHTS = "sae.safetensors"
-OPTIONAL = {"group_sizes": (), "normalize_activations": "none", "apply_b_dec_to_input": True, "initialisation": ""}
+OPTIONAL = {
+    "group_sizes": (),
+    "normalize_activations": "none",
+    "apply_b_dec_to_input": True,
+    "initialisation": "",
+}
 """fields of ``config.json`` that an SAE need not have, and what their absence means"""
 
 
@@ -40,29 +45,40 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
 def config_bytes(config: SAEConfig) -> bytes:
-    """Return ``config.json``: canonical JSON and a newline; optional fields are left out where they say nothing."""
+    """Return ``config.json``: canonical JSON and a newline; optional fields are left out where they
+    say nothing."""
     fields = dataclasses.asdict(config)
-    said = {key: value for key, value in fields.items() if key not in OPTIONAL or value != OPTIONAL[key]}
+    said = {
+        key: value for key, value in fields.items() if key not in OPTIONAL or value != OPTIONAL[key]
+    }
     return (canonical_json(said) + "\n").encode()
 
 
 def weights_bytes(sae: SAE) -> bytes:
-    """Return ``sae.safetensors``: the parameters under their names, in the precision that they have."""
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()})
+    """Return ``sae.safetensors``: the parameters under their names, in the precision that they
+    have."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()}
+    )
 
 
 def save_sae(sae: SAE, directory: Path) -> tuple[durable.Written, durable.Written]:
-    """Write an SAE's two files into a directory; return what was written of ``config.json`` and ``sae.safetensors``."""
+    """Write an SAE's two files into a directory; return what was written of ``config.json`` and
+    ``sae.safetensors``."""
     config = durable.write_bytes(directory / CONFIG, config_bytes(sae.config))
     return config, durable.write_bytes(directory / WEIGHTS, weights_bytes(sae))
 
 
-def load_sae(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+def load_sae(
+    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> SAE:
     """Load the SAE whose ``config.json`` and ``sae.safetensors`` lie in a directory.
 
     Its weights need no gradient until asked to.
@@ -76,7 +92,9 @@ def load_sae(directory: str | Path, device: str | torch.device = "cpu", dtype: t
     return sae
 
 
-def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> SAE:
+def store_sae(
+    store: Store, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> SAE:
     """Load an SAE of a store by its name, checked against its commit record.
 
     Its weights need no gradient until asked to.
@@ -94,11 +112,14 @@ def store_sae(store: Store, name: str, device: str | torch.device = "cpu", dtype
 
 
 def sae_identity(sae: SAE) -> str:
-    """Return the hash of the files that an SAE was loaded from; if it was not, or was changed since, of those it would have."""
+    """Return the hash of the files that an SAE was loaded from; if it was not, or was changed
+    since, of those it would have."""
     origin = _origins.get(sae)
     if origin is not None and origin[1] == _versions(sae):
         return origin[0]
-    digests = (hashlib.sha256(data).hexdigest() for data in (config_bytes(sae.config), weights_bytes(sae)))
+    digests = (
+        hashlib.sha256(data).hexdigest() for data in (config_bytes(sae.config), weights_bytes(sae))
+    )
     return sha256_text("".join(digests))
 
 
@@ -110,13 +131,22 @@ def _versions(sae: SAE) -> list[int]:
 _origins: "weakref.WeakKeyDictionary[SAE, tuple[str, list[int]]]" = weakref.WeakKeyDictionary()
 
 
-def _made(fields: dict[str, Any], path: Path, data: bytes, *, device: str | torch.device, dtype: torch.dtype) -> SAE:
+def _made(
+    fields: dict[str, Any],
+    path: Path,
+    data: bytes,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> SAE:
     tensors = _tensors(path, data)
     config = parse_config(fields, path.parent / CONFIG)
     check_tensors(path, config, tensors)
     with torch.device("meta"):
         sae = SAE(config)
-    sae.load_state_dict({key: tensor.to(device, dtype, copy=True) for key, tensor in tensors.items()}, assign=True)
+    sae.load_state_dict(
+        {key: tensor.to(device, dtype, copy=True) for key, tensor in tensors.items()}, assign=True
+    )
     return sae.requires_grad_(False)
 
 
@@ -130,13 +160,16 @@ def load_selection_sae(selection: Selection, device: str | torch.device = "cpu")
         store = Store.open(selection.store)
     except NotAStoreError as error:
         raise SelectionError(
-            f"the selection {selection.family}={selection.concept} needs SAE {selection.sae!r} of the store "
-            f"{selection.store}, where there is no store: put it there, or give the SAE's directory."
+            f"the selection {selection.family}={selection.concept} needs SAE {selection.sae!r} of "
+            f"the store "
+            f"{selection.store}, where there is no store: put it there, or give the SAE's "
+            f"directory."
         ) from error
     found = sae_hash(sae_record(store, selection.sae))
     if found != selection.sae_hash:
         raise SelectionError(
-            f"the selection {selection.family}={selection.concept} was made with SAE {selection.sae!r} "
+            f"the selection {selection.family}={selection.concept} was made with SAE "
+            f"{selection.sae!r} "
             f"({selection.sae_hash[:12]}…), that of {store.root} is another ({found[:12]}…)."
         )
     return store_sae(store, selection.sae, device)
@@ -148,14 +181,19 @@ def parse_config(fields: dict[str, Any], path: Path) -> SAEConfig:
     Raises:
         SAEError: a field is missing, unknown or of another type.
     """
-    kinds = {field.name: field.type for field in dataclasses.fields(SAEConfig)} | {"group_sizes": list}
+    kinds = {field.name: field.type for field in dataclasses.fields(SAEConfig)} | {
+        "group_sizes": list
+    }
     unknown = sorted(set(fields) - set(kinds))
     missing = sorted({"d_in", "n_latents", "k"} - set(fields))
     if unknown or missing:
         raise SAEError(f"{path}: fields missing: {missing}; fields unknown: {unknown}.")
     for name, value in fields.items():
         if type(value) is not kinds[name]:
-            raise SAEError(f"{path}: {name} is {value!r}, expected {getattr(kinds[name], '__name__', kinds[name])}.")
+            raise SAEError(
+                f"{path}: {name} is {value!r}, expected "
+                f"{getattr(kinds[name], '__name__', kinds[name])}."
+            )
     groups = tuple(fields.get("group_sizes", ()))
     if any(type(size) is not int for size in groups):
         raise SAEError(f"{path}: group_sizes is {list(groups)!r}, expected a list of int.")
@@ -199,7 +237,8 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
 
 
 def check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that are not those of an SAE of that configuration; ``path`` is where they come from.
+    """Refuse tensors that are not those of an SAE of that configuration; ``path`` is where they
+    come from.
 
     Raises:
         SAEError: a tensor is missing, unknown, of another shape or kind, or not finite.
@@ -214,11 +253,14 @@ def check_tensors(path: Path, config: SAEConfig, tensors: dict[str, Tensor]) -> 
         tensor = tensors[name]
         if list(tensor.shape) != shape or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise SAEError(f"{path}: {name} is {kind} {list(tensor.shape)}, expected floating point {shape}.")
+            raise SAEError(
+                f"{path}: {name} is {kind} {list(tensor.shape)}, expected floating point {shape}."
+            )
         if not all_finite(tensor):
             raise SAEError(f"{path}: {name} holds values that are not finite.")
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Say whether a tensor with at least one element has neither NaN nor infinity; nothing of its size is made."""
+    """Say whether a tensor with at least one element has neither NaN nor infinity; nothing of its
+    size is made."""
     return bool(torch.stack(tensor.aminmax()).isfinite().all())

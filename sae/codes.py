@@ -1,4 +1,5 @@
-"""Codes and statistics of activation rows, as the columns of the store (docs/format.md, sections 1.3 and 1.4)."""
+"""Codes and statistics of activation rows, as the columns of the store (docs/format.md, sections
+1.3 and 1.4)."""
 
 import contextlib
 import functools
@@ -33,7 +34,8 @@ class Encoded(NamedTuple):
     features: pa.Array
     """a row: list<list<int32>>, per position, ascending"""
     values: pa.Array
-    """a row: list<list<float16>>, in the same order; a positive activation below 2⁻²⁵ is stored as 0"""
+    """a row: list<list<float16>>, in the same order; a positive activation below 2⁻²⁵ is stored as
+    0"""
     row: npt.NDArray[np.int64]
     """of each statistic: the row it belongs to; ascending, then ``feature``"""
     feature: npt.NDArray[np.int32]
@@ -59,9 +61,9 @@ CHUNK_ROWS = 64
 def encode_row(sae: SAE, row: npt.NDArray | Tensor) -> RowCodes:
     """Return the codes of one row ``[n_positions, d_in]``; of a TopK SAE without waiting for a GPU.
 
-    Each row goes through the encoder alone and, on a CPU, on one thread, since the rounding of a matrix product may depend
-    on its shape and on how many threads share it: so a row's result does not depend on the rows beside it nor on the
-    threads there are, to the last bit on one machine.
+    Each row goes through the encoder alone and, on a CPU, on one thread, since the rounding of a
+    matrix product may depend on its shape and on how many threads share it: so a row's result does
+    not depend on the rows beside it nor on the threads there are, to the last bit on one machine.
     """
     with one_thread():
         codes = sae.encode(_on(sae.W_enc.device, row))
@@ -92,7 +94,9 @@ def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
     """
     width = max(row.values.shape[-1] for row in rows)
     values, indices = (
-        torch.stack([F.pad(part, (0, width - part.shape[-1]), value=empty) for part in parts]).cpu().numpy()
+        torch.stack([F.pad(part, (0, width - part.shape[-1]), value=empty) for part in parts])
+        .cpu()
+        .numpy()
         for parts, empty in zip(zip(*rows, strict=True), (0, n_latents), strict=True)
     )
     return _columns(values, indices.astype(np.int64), n_latents)
@@ -101,14 +105,17 @@ def to_columns(rows: Sequence[RowCodes], n_latents: int) -> Encoded:
 def encode_rows(
     sae: SAE, activations: npt.NDArray | Tensor, map_rows: Callable[..., Iterable[RowCodes]] = map
 ) -> Encoded:
-    """Return the codes and statistics of activations ``[rows, n_positions, d_in]``, at least one row.
+    """Return the codes and statistics of activations ``[rows, n_positions, d_in]``, at least one
+    row.
 
     ``map_rows`` is ``map``, or that of a pool of threads.
 
     Raises:
         SAEError: an activation of a latent is not finite, or does not fit float16.
     """
-    return to_columns(list(map_rows(functools.partial(encode_row, sae), activations)), sae.config.n_latents)
+    return to_columns(
+        list(map_rows(functools.partial(encode_row, sae), activations)), sae.config.n_latents
+    )
 
 
 def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
@@ -116,7 +123,9 @@ def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
     return tensor.to(device, torch.float32)
 
 
-def _columns(values: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], n_latents: int) -> Encoded:
+def _columns(
+    values: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], n_latents: int
+) -> Encoded:
     n_rows = len(values)
     active = indices < n_latents
     feature, value = indices[active], values[active]
@@ -129,10 +138,13 @@ def _columns(values: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], n_
 
 
 def _nested(flat: pa.Array, per_position: npt.NDArray[np.integer]) -> pa.Array:
-    """Return the list<list<…>> of ``per_position`` ``[rows, n_positions]`` lengths over flat values."""
+    """Return the list<list<…>> of ``per_position`` ``[rows, n_positions]`` lengths over flat
+    values."""
     n_rows, n_positions = per_position.shape
     ends = np.concatenate([[0], np.cumsum(per_position)]).astype(np.int32)
-    outer = pa.list_(pa.field("item", pa.list_(pa.field("item", flat.type, nullable=False)), nullable=False))
+    outer = pa.list_(
+        pa.field("item", pa.list_(pa.field("item", flat.type, nullable=False)), nullable=False)
+    )
     inner = pa.ListArray.from_arrays(pa.array(ends), flat, type=outer.value_type)
     starts = pa.array(np.arange(n_rows + 1, dtype=np.int32) * n_positions)
     return pa.ListArray.from_arrays(starts, inner, type=outer)
@@ -143,7 +155,8 @@ def _check_values(feature: npt.NDArray[np.int64], value: npt.NDArray[np.float32]
     wrong = np.flatnonzero(~(value <= largest))
     if len(wrong):
         raise SAEError(
-            f"latent {feature[wrong[0]]} has an activation of {value[wrong[0]]}, codes hold at most {largest:g} "
+            f"latent {feature[wrong[0]]} has an activation of {value[wrong[0]]}, codes hold at "
+            f"most {largest:g} "
             f"(float16): the SAE does not fit these activations."
         )
 
@@ -176,16 +189,23 @@ def _statistics(
 
 def codes_table(encoded: list[Encoded], rows: Rows, metadata: Mapping[str, str]) -> pa.Table:
     """Return the rows of a ``codes`` shard, in the order of ``rows``."""
-    features = pa.chunked_array([part.features for part in encoded], schemas.CODES.field("features").type)
+    features = pa.chunked_array(
+        [part.features for part in encoded], schemas.CODES.field("features").type
+    )
     values = pa.chunked_array([part.values for part in encoded], schemas.CODES.field("values").type)
-    return pa.Table.from_arrays([*_arrays(rows), features, values], schema=_with(schemas.CODES, metadata))
+    return pa.Table.from_arrays(
+        [*_arrays(rows), features, values], schema=_with(schemas.CODES, metadata)
+    )
 
 
-def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], metadata: Mapping[str, str]) -> pa.Table:
+def stats_table(
+    encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], metadata: Mapping[str, str]
+) -> pa.Table:
     """Return the rows of a ``stats`` shard, by step, branch, sample and feature.
 
-    ``cond`` comes first, samples in the order of ``sample_ids``. The schema's metadata say which steps were encoded, if they
-    are the same for all samples: whoever counts the samples need not read ``codes``.
+    ``cond`` comes first, samples in the order of ``sample_ids``. The schema's metadata say which
+    steps were encoded, if they are the same for all samples: whoever counts the samples need not
+    read ``codes``.
     """
     firsts = np.cumsum([0, *(len(part.features) for part in encoded)])
     row = np.concatenate([part.row + first for part, first in zip(encoded, firsts, strict=False)])
@@ -201,16 +221,23 @@ def stats_table(encoded: list[Encoded], rows: Rows, sample_ids: Sequence[int], m
         for name in ("feature", "sum", "max", "n_positions")
     ]
     arrays = [*head, *map(pa.array, columns)]
-    return pa.Table.from_arrays(arrays, schema=_with(schemas.STATS, {**metadata, **_steps(rows, len(sample_ids))}))
+    return pa.Table.from_arrays(
+        arrays, schema=_with(schemas.STATS, {**metadata, **_steps(rows, len(sample_ids))})
+    )
 
 
 def _arrays(rows: Rows) -> list[pa.Array]:
-    return [pa.array(column, field.type) for column, field in zip(rows, schemas.CODES, strict=False)]
+    return [
+        pa.array(column, field.type) for column, field in zip(rows, schemas.CODES, strict=False)
+    ]
 
 
 def _steps(rows: Rows, n_samples: int) -> dict[str, str]:
-    """Return the steps of each branch with their timesteps as JSON, if every sample has all of them."""
-    kinds = sorted(set(zip(rows.branch.tolist(), rows.step.tolist(), rows.timestep.tolist(), strict=True)))
+    """Return the steps of each branch with their timesteps as JSON, if every sample has all of
+    them."""
+    kinds = sorted(
+        set(zip(rows.branch.tolist(), rows.step.tolist(), rows.timestep.tolist(), strict=True))
+    )
     if len(kinds) * n_samples != len(rows.step):
         return {}
     steps: dict[str, list[list[float]]] = {}

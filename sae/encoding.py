@@ -28,27 +28,38 @@ _PRE_BYTES = 4 * 2**30
 def encode(store: Store, name: str, device: str = "auto", progress: bool = True) -> int:
     """Encode all activation shards of an SAE's hook, all branches; return how many shards were new.
 
-    Each shard of ``activations/<hook>`` becomes the shards of the same name of ``codes/<name>`` and ``stats/<name>``;
-    those that exist are skipped, so an interrupted call is resumed by another. The dataset card is brought up to
-    date.
+    Each shard of ``activations/<hook>`` becomes the shards of the same name of ``codes/<name>`` and
+    ``stats/<name>``; those that exist are skipped, so an interrupted call is resumed by another.
+    The dataset card is brought up to date.
 
     Raises:
-        SAEError: the SAE is unknown, or belongs to other activations or another model, or a code does not fit.
+        SAEError: the SAE is unknown, or belongs to other activations or another model, or a code
+            does not fit.
     """
     sae = store_sae(store, name, pick_device(device))
     record = store.record("saes", name)
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
-    records = [record for record in hook_records(store, sae.config.hook) if _is_new(store, name, record, made_by)]
+    records = [
+        record
+        for record in hook_records(store, sae.config.hook)
+        if _is_new(store, name, record, made_by)
+    ]
     if records:
         store.check(records[:1])
         n_positions = read_shard(store.root, records[0]).n_positions
         # Two shards at a time: while one is written, rows of the other are encoded.
         with _threads(2) as shards, _row_threads(sae, n_positions) as rows:
-            done = shards.map(lambda record: _encode_shard(store, sae, name, record, made_by, rows), records)
+            done = shards.map(
+                lambda record: _encode_shard(store, sae, name, record, made_by, rows), records
+            )
             bar = tqdm(
-                done, desc=f"encode {name}", unit=" shards", total=len(records), disable=None if progress else True
+                done,
+                desc=f"encode {name}",
+                unit=" shards",
+                total=len(records),
+                disable=None if progress else True,
             )
             for _ in bar:
                 pass
@@ -58,7 +69,8 @@ def encode(store: Store, name: str, device: str = "auto", progress: bool = True)
 
 @contextlib.contextmanager
 def _threads(n: int, start: Callable[[], object] | None = None) -> Iterator[Executor]:
-    """Yield a pool of threads that each call ``start`` first; what they have not begun when the block fails is dropped."""
+    """Yield a pool of threads that each call ``start`` first; what they have not begun when the
+    block fails is dropped."""
     pool = ThreadPoolExecutor(n, initializer=start)
     try:
         yield pool
@@ -68,7 +80,8 @@ def _threads(n: int, start: Callable[[], object] | None = None) -> Iterator[Exec
 
 @contextlib.contextmanager
 def _row_threads(sae: SAE, n_positions: int) -> Iterator[Executor]:
-    """Yield the threads that rows are encoded on: as many as torch's, but no more than ``_PRE_BYTES`` of pre-activations.
+    """Yield the threads that rows are encoded on: as many as torch's, but no more than
+    ``_PRE_BYTES`` of pre-activations.
 
     Each computes by itself, so none waits for another, as threads do that share a product.
     """
@@ -97,7 +110,8 @@ def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
     mine = sae.config.model_hash
     if mine and model_hash and not same_model(mine, model_hash):
         raise SAEError(
-            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of {model_hash[:20]}…"
+            f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of "
+            f"{model_hash[:20]}…"
             f"{in_common(mine, model_hash)}."
         )
 
@@ -128,7 +142,10 @@ def _encode_shard(
     rows = Rows(shard.sample_id, shard.step, shard.timestep, shard.branch)
     starts = range(0, shard.n_rows, CHUNK_ROWS)
     encoded = [encode_rows(sae, shard.rows(slice(i, i + CHUNK_ROWS)), threads.map) for i in starts]
-    codes, stats = codes_table(encoded, rows, metadata), stats_table(encoded, rows, record.sample_ids, metadata)
+    codes, stats = (
+        codes_table(encoded, rows, metadata),
+        stats_table(encoded, rows, record.sample_ids, metadata),
+    )
     for kind, data in zip(_KINDS, (codes, stats), strict=True):
         store.append(f"{kind}/{name}", record.shard, data, record.sample_ids, made_by)
 
@@ -137,13 +154,17 @@ def _check_fits(store: Store, sae: SAE, name: str, shard: ActivationShard) -> No
     io = shard.metadata.get("io", "output")
     if io != sae.config.io or shard.d_in != sae.config.d_in:
         raise SAEError(
-            f"SAE {name!r} was trained on the {sae.config.io} of {sae.config.hook!r} with {sae.config.d_in} channels, "
+            f"SAE {name!r} was trained on the {sae.config.io} of {sae.config.hook!r} with "
+            f"{sae.config.d_in} channels, "
             f"{store.root} holds its {io} with {shard.d_in}."
         )
 
 
-def codes_metadata(sae: SAE, made_by: Mapping[str, Any], height: object, width: object) -> dict[str, str]:
-    """Return the schema metadata of ``codes`` and ``stats`` shards; ``made_by`` is what :func:`made_by_sae` returns."""
+def codes_metadata(
+    sae: SAE, made_by: Mapping[str, Any], height: object, width: object
+) -> dict[str, str]:
+    """Return the schema metadata of ``codes`` and ``stats`` shards; ``made_by`` is what
+    :func:`made_by_sae` returns."""
     about = {"sae": made_by["sae"], "sae_hash": made_by["sae_hash"], "hook": sae.config.hook}
     about |= {"height": height, "width": width, "n_latents": sae.config.n_latents}
     return {key: str(value) for key, value in about.items()}

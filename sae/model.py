@@ -1,4 +1,5 @@
-"""A sparse autoencoder: ``z = act(W_enc (x − b_dec) + b_enc)``, ``x̂ = z W_dec + b_dec``; ``act`` is that of its variant.
+"""A sparse autoencoder: ``z = act(W_enc (x − b_dec) + b_enc)``, ``x̂ = z W_dec + b_dec``; ``act``
+is that of its variant.
 
 Gao et al., "Scaling and evaluating sparse autoencoders" (2024), sections 2.3 and A; docs/saes.md.
 """
@@ -27,13 +28,15 @@ class SAEConfig:
     n_latents: int
     """rows of the encoder and of the decoder"""
     k: int
-    """latents that may be active at a position; with a threshold, on average; 0: unknown, with a threshold only"""
+    """latents that may be active at a position; with a threshold, on average; 0: unknown, with a
+    threshold only"""
     architecture: str = "topk"
     """a name in :data:`sae.variants.VARIANTS`"""
     group_sizes: tuple[int, ...] = ()
     """of a Matryoshka SAE: latents of each group, first to last; () for others"""
     normalize_activations: str = "none"
-    """what is done to each position before it is encoded, and undone after it is decoded; see :meth:`SAE.decode`"""
+    """what is done to each position before it is encoded, and undone after it is decoded; see
+    :meth:`SAE.decode`"""
     apply_b_dec_to_input: bool = True
     """whether ``b_dec`` is subtracted before encoding; it is always added in decoding"""
     hook: str = ""
@@ -58,28 +61,40 @@ class SAEConfig:
             known = ", ".join(map(repr, VARIANTS))
             raise SAEError(f"SAE architecture {self.architecture!r} is not known. Known: {known}.")
         if self.d_in < 1 or self.n_latents < 1:
-            raise SAEError(f"an SAE needs d_in and n_latents of at least 1, found {self.d_in} and {self.n_latents}.")
+            raise SAEError(
+                f"an SAE needs d_in and n_latents of at least 1, found {self.d_in} and "
+                f"{self.n_latents}."
+            )
         least = 0 if VARIANTS[self.architecture].has_threshold else 1
         if not least <= self.k <= self.n_latents:
             found = f"k = {self.k} does not fit n_latents = {self.n_latents}"
             raise SAEError(f"{found}: it must be in {least}…{self.n_latents}.")
         if self.normalize_activations not in NORMALIZATIONS:
             known = ", ".join(NORMALIZATIONS)
-            raise SAEError(f"normalize_activations {self.normalize_activations!r} is not known. Known: {known}.")
+            raise SAEError(
+                f"normalize_activations {self.normalize_activations!r} is not known. Known: "
+                f"{known}."
+            )
         grouped = self.architecture == "matryoshka_batchtopk"
         if grouped and (sum(self.group_sizes) != self.n_latents or min(self.group_sizes) < 1):
             raise SAEError(
-                f"group_sizes {list(self.group_sizes)} do not fit n_latents = {self.n_latents}: they must be positive "
+                f"group_sizes {list(self.group_sizes)} do not fit n_latents = {self.n_latents}: "
+                f"they must be positive "
                 f"and add up to it."
             )
         if self.group_sizes and not grouped:
-            raise SAEError(f"group_sizes are for 'matryoshka_batchtopk', the architecture is {self.architecture!r}.")
+            raise SAEError(
+                f"group_sizes are for 'matryoshka_batchtopk', the architecture is "
+                f"{self.architecture!r}."
+            )
 
 
 class Codes(NamedTuple):
-    """The active latents of each position, in ``width`` places; a place of value 0 is empty, whatever its index.
+    """The active latents of each position, in ``width`` places; a place of value 0 is empty,
+    whatever its index.
 
-    ``width`` is k for TopK; with a threshold, as many as the fullest of the positions has, at least 1.
+    ``width`` is k for TopK; with a threshold, as many as the fullest of the positions has, at least
+    1.
     """
 
     values: Tensor
@@ -95,11 +110,13 @@ class Codes(NamedTuple):
 class SAE(nn.Module):
     """An SAE with its weights.
 
-    Parameters: ``W_enc [n_latents, d_in]``, ``b_enc [n_latents]``, ``W_dec [n_latents, d_in]``, ``b_dec [d_in]``, and
-        ``threshold [n_latents]`` if its variant has one. A new one has ``W_dec = W_enc`` with random unit rows (drawn
-        from ``generator``, or from torch's), zero biases and thresholds.
+    Parameters: ``W_enc [n_latents, d_in]``, ``b_enc [n_latents]``, ``W_dec [n_latents, d_in]``,
+        ``b_dec [d_in]``, and ``threshold [n_latents]`` if its variant has one. A new one has
+        ``W_dec = W_enc`` with random unit rows (drawn from ``generator``, or from torch's), zero
+        biases and thresholds.
 
-    Inputs have shape ``[..., d_in]``, are raw activations, and are cast to the precision of the weights.
+    Inputs have shape ``[..., d_in]``, are raw activations, and are cast to the precision of the
+    weights.
     """
 
     def __init__(self, config: SAEConfig, generator: torch.Generator | None = None) -> None:
@@ -112,11 +129,18 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(rows.clone())
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         if self.variant.has_threshold:
-            self.threshold = nn.Parameter(torch.zeros(config.n_latents), requires_grad=self.variant.learns_threshold)
+            self.threshold = nn.Parameter(
+                torch.zeros(config.n_latents), requires_grad=self.variant.learns_threshold
+            )
 
     def pre_acts(self, x: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return ``W_enc (x − b_dec) + b_enc``, ``[..., n_latents]``, or only those of some latents, ``[..., n]``."""
-        W_enc, b_enc = (self.W_enc, self.b_enc) if features is None else (self.W_enc[features], self.b_enc[features])
+        """Return ``W_enc (x − b_dec) + b_enc``, ``[..., n_latents]``, or only those of some
+        latents, ``[..., n]``."""
+        W_enc, b_enc = (
+            (self.W_enc, self.b_enc)
+            if features is None
+            else (self.W_enc[features], self.b_enc[features])
+        )
         return F.linear(self.centred(x)[0], W_enc, b_enc)
 
     def encode(self, x: Tensor) -> Codes:
@@ -135,8 +159,8 @@ class SAE(nn.Module):
     def encode_some(self, x: Tensor, features: Tensor, pre_acts: Tensor | None = None) -> Tensor:
         """Return the activations of some latents ``[n]``, ``[..., n]``: 0 where one is not active.
 
-        With a threshold no other latent is computed; TopK needs all of them. ``pre_acts`` are those of the latents, if they
-        are there already.
+        With a threshold no other latent is computed; TopK needs all of them. ``pre_acts`` are those
+        of the latents, if they are there already.
         """
         flat = self.centred(x)[0].reshape(-1, self.config.d_in)
         pre = self.pre_acts(x, features) if pre_acts is None else pre_acts
@@ -146,13 +170,17 @@ class SAE(nn.Module):
     def decode(self, codes: Codes) -> Tensor:
         """Return ``z W_dec + b_dec``, ``[..., d_in]``, reading only the rows that the codes name.
 
-        With ``normalize_activations`` the SAE works on ``(x − shift) / s`` and this returns ``scale · (…) + shift``:
-        ``layer_norm`` has ``shift`` the mean over channels, ``scale`` their standard deviation (that of a sample), ``s
-        = scale + 1e-5``; ``constant_norm_rescale`` has ``shift = 0``, ``s = scale = ‖x‖ / √d_in``.
+        With ``normalize_activations`` the SAE works on ``(x − shift) / s`` and this returns
+        ``scale · (…) + shift``: ``layer_norm`` has ``shift`` the mean over channels, ``scale``
+        their standard deviation (that of a sample), ``s = scale + 1e-5``; ``constant_norm_rescale``
+        has ``shift = 0``, ``s = scale = ‖x‖ / √d_in``.
         """
         shape = codes.indices.shape
         values, indices = codes.values.reshape(-1, shape[-1]), codes.indices.reshape(-1, shape[-1])
-        inner = weighted_rows(values, indices, self.W_dec).view(*shape[:-1], self.config.d_in) + self.b_dec
+        inner = (
+            weighted_rows(values, indices, self.W_dec).view(*shape[:-1], self.config.d_in)
+            + self.b_dec
+        )
         if codes.scale is not None:
             inner = inner * codes.scale
         return inner if codes.shift is None else inner + codes.shift
@@ -174,9 +202,12 @@ class SAE(nn.Module):
         return self.decode(self.encode(x))
 
     def centred(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return what the encoder's matrix takes of ``x``, and the ``shift`` and ``scale`` of :class:`Codes`."""
+        """Return what the encoder's matrix takes of ``x``, and the ``shift`` and ``scale`` of
+        :class:`Codes`."""
         if x.shape[-1] != self.config.d_in:
-            raise SAEError(f"activations have {x.shape[-1]} channels, the SAE expects {self.config.d_in}.")
+            raise SAEError(
+                f"activations have {x.shape[-1]} channels, the SAE expects {self.config.d_in}."
+            )
         inner, shift, scale = x.to(self.W_enc.dtype), None, None
         if self.config.normalize_activations == "layer_norm":
             shift = inner.mean(dim=-1, keepdim=True)
@@ -189,10 +220,11 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:
-        """Turn an SAE of inputs divided by ``factor`` into one of the inputs themselves; activations grow as they do.
+        """Turn an SAE of inputs divided by ``factor`` into one of the inputs themselves;
+        activations grow as they do.
 
-        The weights stay, so decoder rows keep their norm: ``act(a · factor) = factor · act(a)`` for every variant once its
-        threshold is scaled too.
+        The weights stay, so decoder rows keep their norm: ``act(a · factor) = factor · act(a)`` for
+        every variant once its threshold is scaled too.
         """
         for name, parameter in self.named_parameters():
             if name in ("b_enc", "b_dec", "threshold"):
@@ -206,7 +238,8 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def remove_parallel_gradient_(self) -> None:
-        """Remove from the gradient of each unit row of ``W_dec`` the part along it: it would only change the norm."""
+        """Remove from the gradient of each unit row of ``W_dec`` the part along it: it would only
+        change the norm."""
         assert self.W_dec.grad is not None, "no gradient yet"
         along = (self.W_dec.grad * self.W_dec).sum(dim=-1, keepdim=True)
         self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)

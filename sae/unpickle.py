@@ -1,8 +1,10 @@
-"""Run by :mod:`sae.formats.pickles` as a program of its own: a torch pickle in, safetensors on standard output.
+"""Run by :mod:`sae.formats.pickles` as a program of its own: a torch pickle in, safetensors on
+standard output.
 
-``python -I unpickle.py CPU_SECONDS PICKLE``. Once torch is loaded, nothing can be opened for writing, and no socket, process
-or foreign library: an audit hook ends the program, and audit hooks cannot be taken off. Tensors are named by their keys,
-joined by ``/``; the metadata ``others`` is a JSON object of the numbers, texts and None beside them.
+``python -I unpickle.py CPU_SECONDS PICKLE``. Once torch is loaded, nothing can be opened for
+writing, and no socket, process or foreign library: an audit hook ends the program, and audit hooks
+cannot be taken off. Tensors are named by their keys, joined by ``/``; the metadata ``others`` is a
+JSON object of the numbers, texts and None beside them.
 """
 
 import json
@@ -30,7 +32,11 @@ _SCALARS = (bool, int, float, str, type(None))
 
 
 def _limit(cpu_seconds: int) -> None:
-    for kind, value in ((resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+    for kind, value in (
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
         resource.setrlimit(kind, (value, value))
 
 
@@ -39,7 +45,9 @@ def _watch() -> None:
         wrong = event.startswith(_FORBIDDEN) and event not in _HARMLESS
         if event == "open":
             mode, flags = args[1] or "", args[2] or 0
-            wrong = any(letter in mode for letter in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            wrong = any(letter in mode for letter in "wax+") or bool(
+                flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            )
         if wrong:
             os._exit(77)
 

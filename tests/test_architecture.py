@@ -1,4 +1,5 @@
-"""What is imported where, beside the layers that import-linter holds (`make check`); the public names."""
+"""What is imported where, beside the layers that import-linter holds (`make check`); the public
+names."""
 
 import ast
 from pathlib import Path
@@ -23,7 +24,11 @@ def imports(path, top_level_only=False):
 
 def sources(package):
     """The package's files, without the rooms that stand on top of the others."""
-    return [p for p in (ROOT / package).rglob("*.py") if not {"cli", "explorer"} & set(p.relative_to(ROOT).parts)]
+    return [
+        p
+        for p in (ROOT / package).rglob("*.py")
+        if not {"cli", "explorer"} & set(p.relative_to(ROOT).parts)
+    ]
 
 
 @pytest.mark.parametrize("package", ["featurestore", "queries"])
@@ -45,4 +50,6 @@ def test_no_test_module_imports_another():
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-            assert not module.rpartition(".")[2].startswith("test_"), f"{path}:{node.lineno} imports {module}"
+            assert not module.rpartition(".")[2].startswith("test_"), (
+                f"{path}:{node.lineno} imports {module}"
+            )

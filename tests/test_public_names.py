@@ -36,7 +36,11 @@ def test_public_names(package):
 
 
 def test_every_error_is_public():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ]
     assert {kind.__name__ for kind in kinds} <= PUBLIC["featurestore"]
 
 
@@ -49,5 +53,7 @@ def test_no_module_bears_the_name_of_a_public_function(package):
 @pytest.mark.parametrize("package", PUBLIC)
 def test_importing_a_package_loads_no_library(package):
     code = f"import sys, {package}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "numpy", "pyarrow", "diffusers", "duckdb", "datasets"} & set(loaded)

@@ -1,4 +1,5 @@
-"""Only `featurestore/format/durable.py` writes into a store: seen from outside, while the command line works."""
+"""Only `featurestore/format/durable.py` writes into a store: seen from outside, while the command
+line works."""
 
 import json
 
@@ -13,8 +14,16 @@ OWNER = "featurestore.format.durable"
 
 def snapshot(root):
     """Every file of a store, with what changes when it is written in whatever way."""
-    paths = (p for p in root.rglob("*") if p.is_file() and ".work" not in p.parts) if root.is_dir() else ()
-    return {p.relative_to(root).as_posix(): (s.st_ino, s.st_size, s.st_mtime_ns) for p in paths if (s := p.stat())}
+    paths = (
+        (p for p in root.rglob("*") if p.is_file() and ".work" not in p.parts)
+        if root.is_dir()
+        else ()
+    )
+    return {
+        p.relative_to(root).as_posix(): (s.st_ino, s.st_size, s.st_mtime_ns)
+        for p in paths
+        if (s := p.stat())
+    }
 
 
 @pytest.fixture
@@ -52,16 +61,23 @@ def test_one_module_owns_every_write_into_a_store(capsys, tmp_path, model_dir, p
         with Writes(tmp_path) as writes:
             status, out, err = run(capsys, *command)
         assert status == 0, (command, out, err)
-        inside = {(path, who) for path, who in writes.seen if path.startswith(("store/", "back/", ".back."))}
+        inside = {
+            (path, who)
+            for path, who in writes.seen
+            if path.startswith(("store/", "back/", ".back."))
+        }
         strangers = {(path, who) for path, who in inside if who != OWNER}
         assert not strangers, f"{command[0]} writes into a store from {sorted(strangers)[:5]}"
-        # A library that writes below Python is seen by what it leaves: a file that no event of ours placed.
+        # A library that writes below Python is seen by what it leaves: a file that no event of ours
+        # placed.
         changed = {name for name, state in snapshot(store).items() if before.get(name) != state}
         unseen = changed - {path.removeprefix("store/") for path, _ in inside}
         assert not unseen, f"{command[0]} left {sorted(unseen)[:5]} without a write of {OWNER}"
 
 
-@pytest.mark.parametrize("way", ["open", "os.open", "Path.open", "os.replace", "shutil", "rmtree", "symlink"])
+@pytest.mark.parametrize(
+    "way", ["open", "os.open", "Path.open", "os.replace", "shutil", "rmtree", "symlink"]
+)
 def test_a_write_from_elsewhere_is_seen(tmp_path, way):
     """The watch itself: whatever Python offers to write with."""
     import os

@@ -12,7 +12,10 @@ from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case
 from sae.evaluation.judge import Judge
 
-SKIPPED = {"released arithmetic": "it counts calls: no timestep can be attacked", "random features": "a control"}
+SKIPPED = {
+    "released arithmetic": "it counts calls: no timestep can be attacked",
+    "random features": "a control",
+}
 N_TOKENS = {"style": 3, "object": 5}
 Attacks = dict[str, dict[str, AttackReport]]
 """attack → method → its pictures, of all attacked concepts"""
@@ -31,17 +34,22 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
                 if method not in SKIPPED and run.amounts.attacked:
                     folder = Path("attacks") / concept / method.replace(" ", "-").replace(",", "")
                     cases = spread(_styled(run.prompts), family, concept, run.amounts.attacked)
-                    report = _attacked(run, defence, attack, cases=cases, judge=run.judge, folder=folder)
+                    report = _attacked(
+                        run, defence, attack, cases=cases, judge=run.judge, folder=folder
+                    )
                     reports.setdefault(method, []).append(report)
         found[attack] = {method: together(of_concepts) for method, of_concepts in reports.items()}
     return found
 
 
 def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
-    """Return which share of attacked pictures of the search, by its judge, shows the concept; with another attack seed."""
+    """Return which share of attacked pictures of the search, by its judge, shows the concept; with
+    another attack seed."""
     cases = spread(_styled(run.search_prompts), family, concept, run.amounts.search_attacked)
     folder = Path("attacks") / "search" / concept
-    report = _attacked(run, defence, "tokens", cases=cases, judge=run.chooser, folder=folder, seed=1)
+    report = _attacked(
+        run, defence, "tokens", cases=cases, judge=run.chooser, folder=folder, seed=1
+    )
     return report.under_attack.value
 
 
@@ -50,7 +58,14 @@ def _styled(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _attacked(
-    run: Run, defence: Defence, attack: str, *, cases: Sequence[Case], judge: Judge, folder: Path, seed: int = 0
+    run: Run,
+    defence: Defence,
+    attack: str,
+    *,
+    cases: Sequence[Case],
+    judge: Judge,
+    folder: Path,
+    seed: int = 0,
 ) -> AttackReport:
     defence.prepare()
     defended = Defended(

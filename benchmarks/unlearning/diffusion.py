@@ -1,4 +1,5 @@
-"""What the methods share: embeddings, predicted noise whatever the model predicts, and weights put in for a while."""
+"""What the methods share: embeddings, predicted noise whatever the model predicts, and weights put
+in for a while."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,17 @@ def embed(pipe: Any, texts: Sequence[str]) -> Tensor:
 def tokens(pipe: Any, texts: Sequence[str]) -> Tensor:
     """Return token ids padded to the encoder's length, ``[texts, tokens]``."""
     length = pipe.tokenizer.model_max_length
-    batch = pipe.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    batch = pipe.tokenizer(
+        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
     return batch.input_ids.to(pipe.device)
 
 
 def noise(pipe: Any, unet: nn.Module, x: Tensor, timesteps: Tensor, embedding: Tensor) -> Tensor:
     """Return the noise that a UNet predicts in ``x [batch, C, H, W]`` at ``timesteps [batch]``.
 
-    A velocity ``v = √ᾱ ε − √(1−ᾱ) x₀`` is turned into ``ε = √ᾱ v + √(1−ᾱ) x_t`` (Salimans & Ho 2022, arXiv 2202.00512).
+    A velocity ``v = √ᾱ ε − √(1−ᾱ) x₀`` is turned into ``ε = √ᾱ v + √(1−ᾱ) x_t`` (Salimans & Ho
+    2022, arXiv 2202.00512).
     """
     same = bool((timesteps == timesteps[0]).all())
     prediction = unet(x, timesteps[0] if same else timesteps, embedding, return_dict=False)[0]
@@ -59,7 +63,8 @@ def sampled_until(
     stop: int,
     start: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return what ``stop`` of ``n_steps`` steps of guided sampling make of the noise ``start``, and the timestep they reach."""
+    """Return what ``stop`` of ``n_steps`` steps of guided sampling make of the noise ``start``, and
+    the timestep they reach."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(n_steps, device=start.device)
     x = start * scheduler.init_noise_sigma

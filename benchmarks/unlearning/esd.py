@@ -1,4 +1,5 @@
-"""ESD-x: erase a concept by fine-tuning the cross-attention (Gandikota et al. 2023, arXiv 2303.07345, section 4)."""
+"""ESD-x: erase a concept by fine-tuning the cross-attention (Gandikota et al. 2023, arXiv
+2303.07345, section 4)."""
 
 import copy
 from collections.abc import Sequence
@@ -39,10 +40,11 @@ def trained_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
 def train_esd(
     pipe: Any, concept_prompts: Sequence[str], settings: ESDSettings = ESDSettings()
 ) -> dict[int, dict[str, Tensor]]:
-    """Return iterations → the cross-attention's weights after erasing what the prompts ask for; the pipeline stays as it is.
+    """Return iterations → the cross-attention's weights after erasing what the prompts ask for; the
+    pipeline stays as it is.
 
-    ``L = ‖ε_θ(x_t, c) − target‖²`` with batch 1; x_t is sampled from the model being trained, guided, to a random step. Of
-    several prompts each iteration takes one.
+    ``L = ‖ε_θ(x_t, c) − target‖²`` with batch 1; x_t is sampled from the model being trained,
+    guided, to a random step. Of several prompts each iteration takes one.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     student = copy.deepcopy(pipe.unet).requires_grad_(False)
@@ -58,17 +60,23 @@ def train_esd(
         c = embeddings[chosen : chosen + 1]
         stop = int(torch.randint(settings.n_steps, (1,), generator=generator))
         start = torch.randn((1, *latent_shape(pipe)), generator=generator).to(c)
-        x, t = sampled_until(pipe, student, c, empty, settings.guidance, settings.n_steps, stop, start)
+        x, t = sampled_until(
+            pipe, student, c, empty, settings.guidance, settings.n_steps, stop, start
+        )
         loss = esd_loss(pipe, student, x, t, c, empty, settings.eta)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if iteration in settings.iterations:
-            kept[iteration] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            kept[iteration] = {
+                name: parameter.detach().clone() for name, parameter in parameters.items()
+            }
     return kept
 
 
-def esd_loss(pipe: Any, student: nn.Module, x: Tensor, t: Tensor, c: Tensor, empty: Tensor, eta: float) -> Tensor:
+def esd_loss(
+    pipe: Any, student: nn.Module, x: Tensor, t: Tensor, c: Tensor, empty: Tensor, eta: float
+) -> Tensor:
     """Return the mean square of ``ε_θ(x_t, c) − target``, the target from the untouched model."""
     with torch.no_grad():
         original = noise(pipe, pipe.unet, torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))

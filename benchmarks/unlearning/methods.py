@@ -1,4 +1,5 @@
-"""Every method with the settings among which one is searched: a defence is what is attached to the model."""
+"""Every method with the settings among which one is searched: a defence is what is attached to the
+model."""
 
 import contextlib
 import itertools
@@ -66,7 +67,8 @@ class Grid:
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
         ("prompts", ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20)),
     )
-    """what is erased, the concept's name alone or all prompts with it, and how; the next only if none before is perfect"""
+    """what is erased, the concept's name alone or all prompts with it, and how; the next only if
+    none before is perfect"""
     salun: Sequence[SalUnSettings] = (
         SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
         SalUnSettings(iterations=(240,), learning_rate=1e-4),
@@ -101,7 +103,9 @@ def removal(bench: Bench, defence: Defence) -> Removal:
         for start in range(0, len(prompts), bench.batch_size):
             batch = prompts[start : start + bench.batch_size]
             with defence.attached():
-                pictures = generate_batch(bench.model, defence.run, [p.prompt for p in batch], [p.seed for p in batch])
+                pictures = generate_batch(
+                    bench.model, defence.run, [p.prompt for p in batch], [p.seed for p in batch]
+                )
             yield from pictures
 
     return Removal(defence.targets, defence.setting, images, defence.stored_bytes)
@@ -123,7 +127,9 @@ def ours(
     return [features(bench, [Intervention(one, strength=m, threshold=t)]) for one, m, t in settings]
 
 
-def features(bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours") -> Defence:
+def features(
+    bench: Bench, interventions: Sequence[Intervention], mode: str = "paper", method: str = "ours"
+) -> Defence:
     """Return the defence of some interventions with the bench's SAEs."""
     targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
     as_removal = ablation_removal(
@@ -151,7 +157,9 @@ def random_control(bench: Bench, chosen: Intervention) -> Defence:
 
 CONTROLS: dict[str, Callable[[Bench, Intervention], Defence]] = {
     "ours, no error": lambda bench, chosen: features(bench, [chosen], "no-error", "ours, no error"),
-    "released arithmetic": lambda bench, chosen: features(bench, [chosen], "saeuron", "released arithmetic"),
+    "released arithmetic": lambda bench, chosen: features(
+        bench, [chosen], "saeuron", "released arithmetic"
+    ),
     "random features": random_control,
 }
 """method → our chosen setting with one thing made otherwise"""
@@ -182,7 +190,12 @@ def mean_direction(bench: Bench, family: str, concept: str) -> list[list[Defence
 def _steered(
     bench: Bench, family: str, concept: str, directions: Directions, strength: float, project: bool
 ) -> Defence:
-    setting = {"method": "mean direction", "hook": directions.hook, "strength": strength, "project": project}
+    setting = {
+        "method": "mean direction",
+        "hook": directions.hook,
+        "strength": strength,
+        "project": project,
+    }
     return Defence(
         {family: [concept]},
         setting,
@@ -202,14 +215,20 @@ def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
 
     return [
         _trained(
-            bench, family, concept, {"method": "ESD-x", "erased": erased}, settings, partial(train, erased, settings)
+            bench,
+            family,
+            concept,
+            {"method": "ESD-x", "erased": erased},
+            settings,
+            partial(train, erased, settings),
         )
         for erased, settings in bench.grid.esd
     ]
 
 
 def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
-    """Return SalUn over lengths of training, a group for each training; the pictures are the untouched model's own."""
+    """Return SalUn over lengths of training, a group for each training; the pictures are the
+    untouched model's own."""
 
     def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
         forget, pseudo, retain = _examples(bench, family, concept)
@@ -227,7 +246,8 @@ COMPETITORS: dict[str, Callable[[Bench, str, str], list[list[Defence]]]] = {
     "ESD-x": esd,
     "SalUn": salun,
 }
-"""method → its settings for a concept, in groups: the next only if the best of those before is not perfect"""
+"""method → its settings for a concept, in groups: the next only if the best of those before is not
+perfect"""
 
 
 def _prompts_of(family: str, concept: str) -> list[str]:
@@ -261,7 +281,9 @@ def _trained(
             seconds = json.dumps({"training_seconds": time.perf_counter() - began})
             durable.write_bytes(path(max(trained)).with_suffix(".json"), seconds.encode())
             for n, weights in trained.items():
-                data = safetensors.torch.save({name: w.half().contiguous() for name, w in weights.items()})
+                data = safetensors.torch.save(
+                    {name: w.half().contiguous() for name, w in weights.items()}
+                )
                 durable.write_bytes(path(n), data)
 
         @contextlib.contextmanager
@@ -283,7 +305,8 @@ def training_seconds(bench: Bench, method: str) -> list[float]:
 
 
 def _examples(bench: Bench, family: str, concept: str) -> tuple[Examples, list[str], Examples]:
-    """Return pictures to forget, the prompts to tie them to, and pictures to retain, drawn by the untouched model."""
+    """Return pictures to forget, the prompts to tie them to, and pictures to retain, drawn by the
+    untouched model."""
     n = bench.grid.examples_per_prompt
     concepts = [c for c in (STYLES if family == "style" else OBJECTS) if c != concept]
     asked = [p for p in _prompts_of(family, concept) for _ in range(n)]

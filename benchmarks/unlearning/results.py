@@ -1,4 +1,5 @@
-"""The whole table: every method, searched on one classifier and judged by another; ``docs/results.md``.
+"""The whole table: every method, searched on one classifier and judged by another;
+``docs/results.md``.
 
 python -m benchmarks.unlearning.results
 """
@@ -28,7 +29,8 @@ from sae.intervention.settings import Intervention
 HELD = "ours, held"
 """our rule, with an attack in the search"""
 SAE_MARGIN = 0.1
-"""how much worse than the best an SAE may be when all are screened, for it to be searched further"""
+"""how much worse than the best an SAE may be when all are screened, for it to be searched
+further"""
 
 
 def perfect(outcome: Outcome) -> bool:
@@ -37,7 +39,8 @@ def perfect(outcome: Outcome) -> bool:
 
 
 def searched(run: Run, groups: Sequence[Sequence[Defence]]) -> Defence:
-    """Return the best setting of the first group; with those of the next group beside it as long as it is not perfect."""
+    """Return the best setting of the first group; with those of the next group beside it as long as
+    it is not perfect."""
     tried: list[Defence] = []
     for group in groups:
         tried += group
@@ -54,12 +57,21 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
     if HELD in methods:
         chosen[HELD] = held(run, family, concept)
     (intervention,) = mine.interventions
-    chosen |= {name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods}
-    return chosen | {m: searched(run, COMPETITORS[m](run.bench, family, concept)) for m in COMPETITORS if m in methods}
+    chosen |= {
+        name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods
+    }
+    return chosen | {
+        m: searched(run, COMPETITORS[m](run.bench, family, concept))
+        for m in COMPETITORS
+        if m in methods
+    }
 
 
-def _ours(run: Run, family: str, concept: str, thresholds: Sequence[float] = (1.0,)) -> list[Defence]:
-    """Return the settings of the SAEs that are, at the first look and one setting, not far behind the best."""
+def _ours(
+    run: Run, family: str, concept: str, thresholds: Sequence[float] = (1.0,)
+) -> list[Defence]:
+    """Return the settings of the SAEs that are, at the first look and one setting, not far behind
+    the best."""
     bench, grid = run.bench, run.bench.grid
     top, multiplier = grid.screened
     found = {}
@@ -72,7 +84,8 @@ def _ours(run: Run, family: str, concept: str, thresholds: Sequence[float] = (1.
 
 
 def held(run: Run, family: str, concept: str) -> Defence:
-    """Return our best setting that withstands an attack on the search's pictures, or the one that withstands it best."""
+    """Return our best setting that withstands an attack on the search's pictures, or the one that
+    withstands it best."""
     candidates = _ours(run, family, concept, run.bench.grid.thresholds)
     order = in_order(candidates, run.amounts.looks, partial(cell, run))
     tried = order[: run.amounts.search_tries]
@@ -86,9 +99,13 @@ COMPARED = ("ours", "ESD-x", "SalUn")
 
 
 def results(
-    run: Run, methods: Sequence[str] = METHODS, attacks: bool = True, share: tuple[int, int] = (0, 1)
+    run: Run,
+    methods: Sequence[str] = METHODS,
+    attacks: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
-    """Run every cell that is not there yet; return outcomes and attacks, per family and method, and the chosen defences.
+    """Run every cell that is not there yet; return outcomes and attacks, per family and method, and
+    the chosen defences.
 
     ``share``: of so many processes this one does every n-th concept.
     """
@@ -107,14 +124,21 @@ def results(
             for method, defence in defences[concept].items():
                 tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
         chosen_victims = [c for c in victims(concepts, run) if attacks and c in defences]
-        attacked[family] = attack_all(run, family, {c: defences[c] for c in chosen_victims}) if chosen_victims else {}
+        attacked[family] = (
+            attack_all(run, family, {c: defences[c] for c in chosen_victims})
+            if chosen_victims
+            else {}
+        )
     return {"tables": tables, "attacks": attacked, "defences": chosen}
 
 
 def several(
-    run: Run, defences: Mapping[str, Mapping[str, Mapping[str, Defence]]], share: tuple[int, int] = (0, 1)
+    run: Run,
+    defences: Mapping[str, Mapping[str, Mapping[str, Defence]]],
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, list[Outcome]]:
-    """Remove concepts in a row, all styles but one, and a style with an object, beginning with each concept's own setting.
+    """Remove concepts in a row, all styles but one, and a style with an object, beginning with each
+    concept's own setting.
 
     ``share``: of so many processes this one does every n-th of the three.
     """
@@ -137,30 +161,46 @@ def several(
         return cell(run, features(run.bench, interventions), look)
 
     return {
-        name: [cell(run, features(run.bench, edits)) for edits in together(wanted[name], mine, looked)]
+        name: [
+            cell(run, features(run.bench, edits)) for edits in together(wanted[name], mine, looked)
+        ]
         for name in [*wanted][first::n]
     }
 
 
 def _in_processes(n: int, arguments: Sequence[str]) -> None:
-    """Run the shares of n processes, of one thread each: batches of one picture gain nothing from more."""
+    """Run the shares of n processes, of one thread each: batches of one picture gain nothing from
+    more."""
     command = [sys.executable, "-m", "benchmarks.unlearning.results", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)]
+    processes = [
+        subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)
+    ]
     statuses = [process.wait() for process in processes]
     if any(statuses):
         raise click.ClickException("a process failed; the same command goes on where they stopped.")
 
 
 def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
-    """Return whether a processor multiplies in bfloat16; one that does not is more than twice as slow with it."""
+    """Return whether a processor multiplies in bfloat16; one that does not is more than twice as
+    slow with it."""
     return bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
 
 
 @click.command()
-@click.option("--root", type=click.Path(path_type=Path), default=Path("build/results"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True)
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Beside ours.  [default: all]")
+@click.option(
+    "--root", type=click.Path(path_type=Path), default=Path("build/results"), show_default=True
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    help="Beside ours.  [default: all]",
+)
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
 @click.option("--attacks/--no-attacks", default=True, show_default=True)
 @click.option(
@@ -170,7 +210,12 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
-@click.option("--several", "of_several", is_flag=True, help="With --share: of the removals of several concepts.")
+@click.option(
+    "--several",
+    "of_several",
+    is_flag=True,
+    help="With --share: of the removals of several concepts.",
+)
 def main(
     root: Path,
     out: Path,
@@ -186,7 +231,9 @@ def main(
     from benchmarks.unlearning.tables import write_page
 
     amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
-    model = replace(load_model("minicanvas", dtype="float32"), autocast=torch.bfloat16 if autocast else None)
+    model = replace(
+        load_model("minicanvas", dtype="float32"), autocast=torch.bfloat16 if autocast else None
+    )
     run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
     wanted = methods or METHODS
     if share:
@@ -199,7 +246,10 @@ def main(
         return
     if processes > 1:
         named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
-        switches = ["--attacks" if attacks else "--no-attacks", "--autocast" if autocast else "--no-autocast"]
+        switches = [
+            "--attacks" if attacks else "--no-attacks",
+            "--autocast" if autocast else "--no-autocast",
+        ]
         _in_processes(processes, [f"--root={root}", *named, *switches])
         _in_processes(processes, [f"--root={root}", *named, *switches, "--several"])
     found = results(run, wanted, attacks)

@@ -1,4 +1,5 @@
-"""What all cells of the table share: a store, SAEs and pictures to begin from, and how a cell is made."""
+"""What all cells of the table share: a store, SAEs and pictures to begin from, and how a cell is
+made."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ class Amounts:
     sequence: int = 6
     """requests in a row"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
-    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise, the simplest baselines"""
+    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise,
+    the simplest baselines"""
     attacks: Sequence[str] = tuple(ATTACKS)
     attacked: int = 4
     """pictures of a concept that are attacked, at once"""
@@ -86,20 +88,37 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
     _write_prompts(path, amounts.n_prompts)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
     hooks = list(dict.fromkeys(hook for hook, _ in SAES))
-    store = collect(root / "store", model, styled, run, CollectSettings(hooks=hooks, batch_size=20)).store
+    store = collect(
+        root / "store", model, styled, run, CollectSettings(hooks=hooks, batch_size=20)
+    ).store
     saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
     for name, (hook, k) in saes.items():
         if store.record("saes", name) is None:
             settings = TrainSettings(
-                k=k, expansion=amounts.expansion, steps=amounts.train_steps, batch_size=amounts.train_batch
+                k=k,
+                expansion=amounts.expansion,
+                steps=amounts.train_steps,
+                batch_size=amounts.train_batch,
             )
             train(store, hook, name, settings)
         encode(store, name)
     bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
-    judge, chooser = (load_judge([f"minicanvas:{name}"], str(model.pipe.device)) for name in ("judge", "selection"))
+    judge, chooser = (
+        load_judge([f"minicanvas:{name}"], str(model.pipe.device))
+        for name in ("judge", "selection")
+    )
     prompts = read_prompts(path, amounts.report_seeds)
     before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
-    return Run(bench, amounts, prompts, read_prompts(path, amounts.looks[-1].seeds), judge, chooser, reference, before)
+    return Run(
+        bench,
+        amounts,
+        prompts,
+        read_prompts(path, amounts.looks[-1].seeds),
+        judge,
+        chooser,
+        reference,
+        before,
+    )
 
 
 def _write_prompts(path: Path, n: int) -> None:
@@ -113,11 +132,19 @@ def _write_prompts(path: Path, n: int) -> None:
 def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
     """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
     if look:
-        prompts, judge, reference = look.taken(run.search_prompts, defence.targets), run.chooser, None
+        prompts, judge, reference = (
+            look.taken(run.search_prompts, defence.targets),
+            run.chooser,
+            None,
+        )
     else:
         several = sum(map(len, defence.targets.values())) > 1
         n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
-        prompts, judge, reference = in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
+        prompts, judge, reference = (
+            in_turn(run.prompts, defence.targets, n_seeds),
+            run.judge,
+            run.reference,
+        )
     identity = {"run": describe_run(run.bench.model, run.bench.run)}
     defence.prepare()
     folder = run.bench.root / "cells" / ("search" if look else "")
@@ -125,7 +152,8 @@ def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
 
 
 def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:
-    """Return every prompt that asks for a target, with every seed, and each other one with ``n_seeds`` of them, in turn.
+    """Return every prompt that asks for a target, with every seed, and each other one with
+    ``n_seeds`` of them, in turn.
 
     Neighbouring prompts get other seeds, so that all seeds count alike.
     """

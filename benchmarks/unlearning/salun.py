@@ -1,4 +1,5 @@
-"""SalUn: fine-tune only the weights that matter most for the concept (Fan et al. 2023, arXiv 2310.12508, sections 4 and B.2)."""
+"""SalUn: fine-tune only the weights that matter most for the concept (Fan et al. 2023, arXiv
+2310.12508, sections 4 and B.2)."""
 
 import copy
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ class SalUnSettings:
 
 
 def saliency_mask(pipe: Any, forget: Examples, settings: SalUnSettings) -> dict[str, Tensor]:
-    """Return the weights that may change: the top half of ``|Σ ∇(−‖ε − [(1+w) ε(c) − w ε(∅)]‖²)|`` over all weights.
+    """Return the weights that may change: the top half of ``|Σ ∇(−‖ε − [(1+w) ε(c) − w ε(∅)]‖²)|``
+    over all weights.
 
     The gradients are of the untouched model, summed over batches of the pictures to be forgotten.
     """
@@ -50,7 +52,9 @@ def saliency_mask(pipe: Any, forget: Examples, settings: SalUnSettings) -> dict[
     for _ in range(settings.mask_batches):
         rows, x, t, epsilon = _batch(pipe, forget, settings.batch_size, generator)
         c = embeddings[rows]
-        predicted = noise(pipe, unet, torch.cat([x, x]), torch.cat([t, t]), torch.cat([c, empty.expand_as(c)]))
+        predicted = noise(
+            pipe, unet, torch.cat([x, x]), torch.cat([t, t]), torch.cat([c, empty.expand_as(c)])
+        )
         wanted, without = predicted.chunk(2)
         (-(epsilon - ((1 + w) * wanted - w * without)).square().mean()).backward()
     sums = {name: p.grad.abs() for name, p in unet.named_parameters() if p.grad is not None}
@@ -67,9 +71,11 @@ def train_salun(
     retain: Examples,
     settings: SalUnSettings = SalUnSettings(),
 ) -> dict[int, dict[str, Tensor]]:
-    """Return iterations → the UNet's weights after the concept's pictures were tied to ``pseudo_prompts``, one for each.
+    """Return iterations → the UNet's weights after the concept's pictures were tied to
+    ``pseudo_prompts``, one for each.
 
-    ``L = ‖ε_θ(x_f, c_f) − sg ε_θ(x_f, c_pseudo)‖² + α ‖ε − ε_θ(x_r, c_r)‖²``; gradients outside of the mask are dropped.
+    ``L = ‖ε_θ(x_f, c_f) − sg ε_θ(x_f, c_pseudo)‖² + α ‖ε − ε_θ(x_r, c_r)‖²``; gradients outside of
+    the mask are dropped.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     mask = saliency_mask(pipe, forget, settings)
@@ -84,17 +90,25 @@ def train_salun(
         rows, x, t, _ = _batch(pipe, forget, settings.batch_size, generator)
         loss = forget_loss(pipe, student, x, t, c_forget[rows], c_pseudo[rows])
         rows, x, t, epsilon = _batch(pipe, retain, settings.batch_size, generator)
-        loss = loss + settings.alpha * (epsilon - noise(pipe, student, x, t, c_retain[rows])).square().mean()
+        loss = (
+            loss
+            + settings.alpha
+            * (epsilon - noise(pipe, student, x, t, c_retain[rows])).square().mean()
+        )
         optimiser.zero_grad()
         loss.backward()
         apply_mask(student, mask)
         optimiser.step()
         if iteration in settings.iterations:
-            kept[iteration] = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+            kept[iteration] = {
+                name: parameter.detach().clone() for name, parameter in student.named_parameters()
+            }
     return kept
 
 
-def forget_loss(pipe: Any, unet: nn.Module, x: Tensor, t: Tensor, c_forget: Tensor, c_pseudo: Tensor) -> Tensor:
+def forget_loss(
+    pipe: Any, unet: nn.Module, x: Tensor, t: Tensor, c_forget: Tensor, c_pseudo: Tensor
+) -> Tensor:
     """Return ``‖ε_θ(x, c_f) − sg ε_θ(x, c_pseudo)‖²``, averaged."""
     with torch.no_grad():
         target = noise(pipe, unet, x, t, c_pseudo)
@@ -114,6 +128,8 @@ def _batch(
     """Return drawn rows, their noised latents, the timesteps and the noise."""
     rows = torch.randint(len(examples.latents), (size,), generator=generator)
     x0 = examples.latents[rows]
-    t = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=generator).to(x0.device)
+    t = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=generator).to(
+        x0.device
+    )
     epsilon = torch.randn(x0.shape, generator=generator).to(x0)
     return rows, noised(pipe, x0, epsilon, t), t, epsilon

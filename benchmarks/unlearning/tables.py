@@ -20,21 +20,38 @@ from sae.evaluation.outcomes import Outcome, per_target, summary
 FINDINGS = Path(__file__).with_name("findings.md")
 """the page's beginning, written by hand"""
 FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
-SEVERAL = {"ua": "UA", "ua_none": "UA (none)", **{key: FIGURES[key] for key in ("ira", "cra", "cra_plain")}}
+SEVERAL = {
+    "ua": "UA",
+    "ua_none": "UA (none)",
+    **{key: FIGURES[key] for key in ("ira", "cra", "cra_plain")},
+}
 """where several concepts are removed (docs/evaluation.md)"""
 PUBLISHED = {
-    "style": {"SAeUron": (95.80, 99.10, 99.40), "ESD": (98.58, 80.97, 93.96), "SalUn": (86.26, 90.39, 95.08)},
-    "object": {"SAeUron": (78.82, 95.47, 95.58), "ESD": (92.15, 55.78, 44.23), "SalUn": (86.91, 96.35, 99.59)},
+    "style": {
+        "SAeUron": (95.80, 99.10, 99.40),
+        "ESD": (98.58, 80.97, 93.96),
+        "SalUn": (86.26, 90.39, 95.08),
+    },
+    "object": {
+        "SAeUron": (78.82, 95.47, 95.58),
+        "ESD": (92.15, 55.78, 44.23),
+        "SalUn": (86.91, 96.35, 99.59),
+    },
 }
-"""UnlearnCanvas on SD-1.5, from the papers; SAeUron's later re-run of objects: 87.16, 85.57, 74.14"""
+"""UnlearnCanvas on SD-1.5, from the papers; SAeUron's later re-run of objects: 87.16, 85.57,
+74.14"""
 
 
-def write_page(path: Path, run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> None:
+def write_page(
+    path: Path, run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]
+) -> None:
     """Write the page, and the pictures that it shows: of the first concept of each family."""
     for family, of_concepts in found["defences"].items():
         concept = next(iter(of_concepts))
         grid = draw(run, family, concept, of_concepts[concept])
-        durable.write_file(path.parent / _picture(family), partial(grid.save, format="JPEG", quality=92))
+        durable.write_file(
+            path.parent / _picture(family), partial(grid.save, format="JPEG", quality=92)
+        )
     durable.write_bytes(path, page(run, found, several).encode())
 
 
@@ -46,15 +63,24 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
     """Return the page as Markdown."""
     seeds = run.amounts.report_seeds
     plain = {family: accuracy(run.before.answers, family) for family in ("style", "object")}
-    precision = f", {run.bench.model.autocast} products".replace("torch.", "") if run.bench.model.autocast else ""
+    precision = (
+        f", {run.bench.model.autocast} products".replace("torch.", "")
+        if run.bench.model.autocast
+        else ""
+    )
     parts = [
         FINDINGS.read_text(encoding="utf-8"),
         "## How the figures were made\n",
-        f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, judged by its `judge` "
-        f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and CRA on the `selection` "
-        f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those about a picture worse than the "
-        f"best, or less, the one with the smallest probability of what is removed. In brackets: 95 % intervals "
-        f"(evaluation.md). Untouched pictures: style {plain['style']:.1%}, object {plain['object']:.1%} recognised. "
+        f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, "
+        f"judged by its `judge` "
+        f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and "
+        f"CRA on the `selection` "
+        f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those "
+        f"about a picture worse than the "
+        f"best, or less, the one with the smallest probability of what is removed. In brackets: "
+        f"95 % intervals "
+        f"(evaluation.md). Untouched pictures: style {plain['style']:.1%}, object "
+        f"{plain['object']:.1%} recognised. "
         f"{_seeds_of_others(run)} "
         f"Machine: {machine()['cpu']}, {machine()['cores']} cores{precision}.\n",
     ]
@@ -87,7 +113,8 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
 def _seeds_of_others(run: Run) -> str:
     one, several = run.amounts.other_seeds, run.amounts.seeds_beside_several
     return (
-        f"Prompts that do not ask for what is removed are drawn with {one} of these seeds each, in turn, or {several} where "
+        f"Prompts that do not ask for what is removed are drawn with {one} of these seeds each, "
+        f"in turn, or {several} where "
         "several concepts are removed; whatever is asked for counts alike."
     )
 
@@ -109,13 +136,19 @@ def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
         figures = summary(outcomes)
         trained = training_seconds(run.bench, name)
         known = [figures[key]["value"] for key in ("ua", "ira", "cra") if figures[key]]
-        cells = [name, *(_figure(figures[key]) for key in FIGURES), f"{100 * statistics.mean(known):.2f}"]
+        cells = [
+            name,
+            *(_figure(figures[key]) for key in FIGURES),
+            f"{100 * statistics.mean(known):.2f}",
+        ]
         cells += [
             "" if figures["frechet"] is None else f"{figures['frechet']:.2f}",
             f"{figures['seconds_per_picture']:.2f}",
         ]
         cells += [f"{statistics.mean(trained):.0f}" if trained else ""]
-        rows.append([*cells, f"{figures['stored_bytes'] / 1e6:.1f}", f"{figures['peak_bytes'] / 1e6:.0f}"])
+        rows.append(
+            [*cells, f"{figures['stored_bytes'] / 1e6:.1f}", f"{figures['peak_bytes'] / 1e6:.0f}"]
+        )
     return _table(header, rows)
 
 
@@ -132,7 +165,10 @@ def _concepts(outcomes: Sequence[Outcome], defences: Mapping[str, Mapping[str, D
             f"{edit.strength:g}",
         ]
         rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
-    return _table(["removed", *FIGURES.values(), "hook", "k of the SAE", "features a step", "multiplier"], rows)
+    return _table(
+        ["removed", *FIGURES.values(), "hook", "k of the SAE", "features a step", "multiplier"],
+        rows,
+    )
 
 
 def _removals(outcomes: Sequence[Outcome]) -> str:
@@ -141,19 +177,33 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
         figures = summary([outcome])
         removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
         edits = zip(per_target(outcome).items(), outcome.setting["edits"], strict=True)
-        each = ", ".join(f"{edit['concept']} {100 * ua:.1f} ({edit['strength']:g})" for (_, ua), edit in edits)
+        each = ", ".join(
+            f"{edit['concept']} {100 * ua:.1f} ({edit['strength']:g})" for (_, ua), edit in edits
+        )
         rows.append([removed, *(_figure(figures[key]) for key in SEVERAL), each])
     return _table(["removed", *SEVERAL.values(), "UA of each (its multiplier)"], rows)
 
 
 def _attacks(attacks: Attacks) -> str:
     rows = [
-        [method, attack, _rate(report.before), _rate(report.under_attack), str(len(report.pictures))]
+        [
+            method,
+            attack,
+            _rate(report.before),
+            _rate(report.under_attack),
+            str(len(report.pictures)),
+        ]
         for attack, methods in attacks.items()
         for method, report in methods.items()
     ]
     left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
-    header = ["method", "attack", "shown without attack, %", "shown under attack (ASR), %", "pictures"]
+    header = [
+        "method",
+        "attack",
+        "shown without attack, %",
+        "shown under attack (ASR), %",
+        "pictures",
+    ]
     return f"{_table(header, rows)}\nGradients go through each defence. Not attacked: {left_out}.\n"
 
 
@@ -163,9 +213,13 @@ def _rate(rate: Rate) -> str:
 
 def _published(family: str) -> str:
     figures = "; ".join(
-        f"{name} {ua:.2f} / {ira:.2f} / {cra:.2f}" for name, (ua, ira, cra) in PUBLISHED[family].items()
+        f"{name} {ua:.2f} / {ira:.2f} / {cra:.2f}"
+        for name, (ua, ira, cra) in PUBLISHED[family].items()
     )
-    what = f"published for {family}s on UnlearnCanvas and SD-1.5, another model and another benchmark (UA / IRA / CRA)"
+    what = (
+        f"published for {family}s on UnlearnCanvas and SD-1.5, another model and another "
+        f"benchmark (UA / IRA / CRA)"
+    )
     return f"For comparison, {what}: {figures}.\n"
 
 

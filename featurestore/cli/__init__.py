@@ -44,7 +44,8 @@ COMMANDS = {
     "doctor": "featurestore.cli.doctor",
     "demo": "featurestore.cli.demo",
 }
-"""command → the module that defines a function of that name, "-" being "_"; the order of the help text: that of the work"""
+"""command → the module that defines a function of that name, "-" being "_"; the order of the help
+text: that of the work"""
 
 
 class LazyGroup(click.Group):
@@ -72,19 +73,23 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__)
 @click.option(
     "--verify",
     type=click.Choice(VERIFICATION),
-    help="Compare files with their records: once for as long as they do not change, once in every process, or not at "
+    help="Compare files with their records: once for as long as they do not change, once in every "
+    "process, or not at "
     "all.  [default: cached]",
 )
 def cli(verify: str | None) -> None:
     """Which SAE features of a diffusion model carry a concept, when, and what happens without them.
 
-    A store is a directory of Parquet files. The usual way: collect activations, train an SAE, encode, score, export a
-    selection of features, generate without them.
+    A store is a directory of Parquet files. The usual way: collect activations, train an SAE,
+    encode, score, export a selection of features, generate without them.
 
     \b
     featurestore demo                      all of it in a few minutes, on a small model that is included
@@ -97,14 +102,19 @@ def cli(verify: str | None) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line: errors are one line on stderr and exit status 1, usage errors exit with 2.
+    """Run the command line: errors are one line on stderr and exit status 1, usage errors exit with
+    2.
 
     SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
     """
     with pipes_may_close(), terminable() as terminated, _plain_warnings():
         try:
-            color = False if os.environ.get("NO_COLOR") else None  # None: as the output is a terminal or not
-            status = cli.main(args=args, prog_name="featurestore", standalone_mode=False, color=color)
+            color = (
+                False if os.environ.get("NO_COLOR") else None
+            )  # None: as the output is a terminal or not
+            status = cli.main(
+                args=args, prog_name="featurestore", standalone_mode=False, color=color
+            )
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
@@ -123,7 +133,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def _plain_warnings() -> Iterator[None]:
     """Show a warning as one line, without the place in the code that gave it."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *args, **kwargs: f"Warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *args, **kwargs: (
+        f"Warning: {' '.join(str(message).split())}\n"
+    )
     try:
         yield
     finally:

@@ -66,7 +66,8 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=["tokens"],
             show_default=True,
             type=click.Choice(list(ATTACKS)),
-            help="What is searched: tokens before the prompt (UnlearnDiffAtk), embeddings before it (concept inversion), or "
+            help="What is searched: tokens before the prompt (UnlearnDiffAtk), embeddings before "
+            "it (concept inversion), or "
             "starting latents with an empty prompt; several times for several.",
         ),
         click.option(
@@ -77,16 +78,34 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Attacked of each concept, spread over its prompts and seeds.",
         ),
         click.option(
-            "--n-tokens", type=click.IntRange(1), default=5, show_default=True, help="Before the prompt; 3 for styles."
+            "--n-tokens",
+            type=click.IntRange(1),
+            default=5,
+            show_default=True,
+            help="Before the prompt; 3 for styles.",
         ),
         click.option(
-            "--rounds", type=click.IntRange(1), help="Pictures are judged after each.  [default: 50; latents 10]"
+            "--rounds",
+            type=click.IntRange(1),
+            help="Pictures are judged after each.  [default: 50; latents 10]",
         ),
         click.option(
-            "--iterations", type=click.IntRange(1), help="Gradient steps per round.  [default: 40; latents 20]"
+            "--iterations",
+            type=click.IntRange(1),
+            help="Gradient steps per round.  [default: 40; latents 20]",
         ),
-        click.option("--learning-rate", type=float, help="[default: tokens 0.01, embedding 0.1, latents 0.05]"),
-        click.option("--attack-seed", type=int, default=0, show_default=True, help="Of the attack's random numbers."),
+        click.option(
+            "--learning-rate",
+            type=float,
+            help="[default: tokens 0.01, embedding 0.1, latents 0.05]",
+        ),
+        click.option(
+            "--attack-seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Of the attack's random numbers.",
+        ),
     ]
     return gathered(command, "how", AttackOptions, options)
 
@@ -102,11 +121,15 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "saes",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its SAE's name.",
+    help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its "
+    "SAE's name.",
 )
 @attack_options
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Directory for outcomes; a second run goes on in it."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory for outcomes; a second run goes on in it.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @run_options
@@ -124,9 +147,10 @@ def attack(
 ) -> None:
     """Search for what brings removed concepts back, and say how often it is found.
 
-    Attacked are prompts that ask for a concept of the selections, --batch-size at once, with gradients through the defence;
-    after every round the judge looks whether the concept is shown. OUT/METHOD/report.html shows each picture without a
-    defence, defended and attacked. Needs float32 weights (--model-dtype).
+    Attacked are prompts that ask for a concept of the selections, --batch-size at once, with
+    gradients through the defence; after every round the judge looks whether the concept is shown.
+    OUT/METHOD/report.html shows each picture without a defence, defended and attacked. Needs
+    float32 weights (--model-dtype).
 
     \b
     Example:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @prompt_options()
 @click.option("--hook", "hooks", multiple=True, help="Module path or pattern, see above.")
 @click.option(
-    "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store; made if missing."
+    "--store",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the store; made if missing.",
 )
 @io_option
 @branch_option
@@ -38,24 +41,55 @@ if TYPE_CHECKING:
     help="Of the stored activations.",
 )
 @click.option(
-    "--timesteps", default="all", show_default=True, help="Steps to keep: all, every:5, or indices like 0,10-19."
+    "--timesteps",
+    default="all",
+    show_default=True,
+    help="Steps to keep: all, every:5, or indices like 0,10-19.",
 )
 @click.option(
-    "--positions", default="all", show_default=True, help="Of each map: all, random:64, or mean (one row of means)."
+    "--positions",
+    default="all",
+    show_default=True,
+    help="Of each map: all, random:64, or mean (one row of means).",
 )
 @click.option(
-    "--sae", "saes", multiple=True, help="Encode while collecting: an SAE of the store, or the directory of one."
+    "--sae",
+    "saes",
+    multiple=True,
+    help="Encode while collecting: an SAE of the store, or the directory of one.",
 )
 @click.option(
-    "--no-activations", "activations", flag_value=False, default=True, help="With --sae: keep codes and stats only."
+    "--no-activations",
+    "activations",
+    flag_value=False,
+    default=True,
+    help="With --sae: keep codes and stats only.",
 )
 @click.option("--images", is_flag=True, help="Also keep the pictures, in the table samples.")
-@click.option("--shard-samples", type=click.IntRange(1), default=16, show_default=True, help="Pictures per shard.")
+@click.option(
+    "--shard-samples",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Pictures per shard.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-@click.option("--dry-run", is_flag=True, help="Generate one batch and say what the run would take; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Generate one batch and say what the run would take; write nothing.",
+)
 @click.option("--ignore-space", is_flag=True, help="Begin even if the disk will not hold the run.")
-@click.option("--exact", is_flag=True, help="CPU: the same bytes for any --batch-size, threads and processes; slower.")
-@click.option("--rank", type=int, help="Which of --world-size processes this is.  [default: as torchrun or Slurm say]")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="CPU: the same bytes for any --batch-size, threads and processes; slower.",
+)
+@click.option(
+    "--rank",
+    type=int,
+    help="Which of --world-size processes this is.  [default: as torchrun or Slurm say]",
+)
 @click.option("--world-size", type=int, help="Processes that fill the store together.")
 @run_options
 def collect(
@@ -72,17 +106,19 @@ def collect(
 ) -> None:
     """Run a model over prompts and keep the activations of its modules at every denoising step.
 
-    A line of a JSONL file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and an optional "seed" and
-    "guidance") every key is a family of concepts and its value the sample's concept. Other files and columns of other
-    names: 'featurestore prompts FILE' shows what is understood. The same command goes on where it was interrupted; more
-    prompts, seeds and hooks can be added to a store later.
+    A line of a JSONL file is {"prompt": "…", "style": "…", "object": "…"}: beside the prompt (and
+    an optional "seed" and "guidance") every key is a family of concepts and its value the sample's
+    concept. Other files and columns of other names: 'featurestore prompts FILE' shows what is
+    understood. The same command goes on where it was interrupted; more prompts, seeds and hooks can
+    be added to a store later.
 
-    A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one part of it; several
-    --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their hidden_states, and with "-encoder" at its
-    end their encoder_hidden_states. See docs/pipelines.md.
+    A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one
+    part of it; several --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their
+    hidden_states, and with "-encoder" at its end their encoder_hidden_states. See
+    docs/pipelines.md.
 
-    Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and --world-size; each does
-    whole shards, and what one leaves undone another takes up.
+    Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and
+    --world-size; each does whole shards, and what one leaves undone another takes up.
 
     \b
     Example:
@@ -118,7 +154,8 @@ def collect(
         records = report.store.records(table)
         size = human_bytes(sum(entry.bytes for record in records for entry in record.files))
         click.echo(
-            f"  {table}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} shards in {store}"
+            f"  {table}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} "
+            f"shards in {store}"
         )
     if report.timing.writing:
         click.echo(f"  {report.timing.summary(report.n_bytes)}")
@@ -135,10 +172,14 @@ def _print_estimate(estimate: "Estimate") -> None:
     free = free_bytes(estimate.root)
     fits = "" if estimate.bytes <= free else "  It does not fit."
     click.echo(
-        f"{estimate.n_samples:,} samples, {estimate.n_shards:,} shards, {human_bytes(estimate.bytes)} "
+        f"{estimate.n_samples:,} samples, {estimate.n_shards:,} shards, "
+        f"{human_bytes(estimate.bytes)} "
         f"of {human_bytes(free)} free.{fits}"
     )
-    click.echo(f"About {human_seconds(estimate.seconds)} in one process, from one batch (the first is slower).")
+    click.echo(
+        f"About {human_seconds(estimate.seconds)} in one process, from one batch (the first is "
+        f"slower)."
+    )
     click.echo("Nothing was written.")
 
 

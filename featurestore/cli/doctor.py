@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--store", type=click.Path(path_type=Path), default=".", help="Where stores are to lie.  [default: this directory]"
+    "--store",
+    type=click.Path(path_type=Path),
+    default=".",
+    help="Where stores are to lie.  [default: this directory]",
 )
 def doctor(store: Path) -> None:
-    """Look at this installation: versions, devices, disk, what is missing and the line that mends it.
+    """Look at this installation: versions, devices, disk, what is missing and the line that mends
+    it.
 
-    Exits with 1 if something is missing without which nothing works. What only some commands need is listed as optional.
+    Exits with 1 if something is missing without which nothing works. What only some commands need
+    is listed as optional.
 
     \b
     Example:
@@ -57,18 +62,31 @@ def devices() -> "Iterator[Finding]":
 
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
-        "CPU", f"{n_cpus} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB of memory"
+        "CPU",
+        f"{n_cpus} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB "
+        f"of memory",
     )
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("torch", f"cannot be imported ({error})", "missing", "pip install --force-reinstall torch")
+        yield Finding(
+            "torch",
+            f"cannot be imported ({error})",
+            "missing",
+            "pip install --force-reinstall torch",
+        )
         return
     if not torch.cuda.is_available():
         lost = shutil.which("nvidia-smi") is not None
-        mend = "install a torch that is built for this driver's CUDA: https://pytorch.org/get-started" if lost else ""
+        mend = (
+            "install a torch that is built for this driver's CUDA: https://pytorch.org/get-started"
+            if lost
+            else ""
+        )
         found = (
-            "nvidia-smi is here, but torch cannot use the GPU" if lost else "none: everything runs on the CPU, slowly"
+            "nvidia-smi is here, but torch cannot use the GPU"
+            if lost
+            else "none: everything runs on the CPU, slowly"
         )
         yield Finding("GPU", found, "optional" if lost else "ok", mend)
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

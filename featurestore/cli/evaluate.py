@@ -35,7 +35,9 @@ class Numbers(click.ParamType):
     def __init__(self, kind: type[int] | type[float]) -> None:
         self.kind = kind
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[float]:
         """Return the numbers in the order given."""
         if isinstance(value, list):
             return value
@@ -65,14 +67,18 @@ class TargetOptions:
         from queries.selections import select_all, split_concept
 
         if bool(self.selections) == (self.store is not None):
-            raise UsageError("give either --ablate FILE, or --store with --sae and --concept or --by.")
+            raise UsageError(
+                "give either --ablate FILE, or --store with --sae and --concept or --by."
+            )
         if self.store is None:
             groups: dict[tuple[str, str], list[Selection]] = {}
             for one in map(Selection.load, self.selections):
                 groups.setdefault((one.family, one.concept), []).append(one)
             return list(groups.values())
         if not self.saes or bool(self.concepts) == bool(self.family):
-            raise UsageError("--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY.")
+            raise UsageError(
+                "--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY."
+            )
         wanted: dict[str, list[str]] = {}
         for name, concept in map(split_concept, self.concepts):
             wanted.setdefault(name, []).append(concept)
@@ -106,7 +112,10 @@ class SearchOptions:
             raise UsageError("a search needs both --search-judge and --search-seeds.")
         if not self.search_seeds:
             if self.search_attack:
-                raise UsageError("--search-attack is part of a search: give --search-judge and --search-seeds, too.")
+                raise UsageError(
+                    "--search-attack is part of a search: give --search-judge and --search-seeds, "
+                    "too."
+                )
             return None
         judge = load_judge(self.search_judges, device)
         return Search(judge, prompts.file(self.search_seeds).prompts, self.search_others)
@@ -122,9 +131,21 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="A selection file; may be repeated.",
         ),
-        click.option("--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."),
-        click.option("--sae", "saes", multiple=True, help="With --store: an SAE's name; several are searched."),
-        click.option("--concept", "concepts", multiple=True, help="With --store: FAMILY=CONCEPT; may be repeated."),
+        click.option(
+            "--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."
+        ),
+        click.option(
+            "--sae",
+            "saes",
+            multiple=True,
+            help="With --store: an SAE's name; several are searched.",
+        ),
+        click.option(
+            "--concept",
+            "concepts",
+            multiple=True,
+            help="With --store: FAMILY=CONCEPT; may be repeated.",
+        ),
         click.option("--by", "family", help="With --store, instead: every concept of this family."),
         click.option(
             "--top",
@@ -144,9 +165,14 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--search-judge",
             "search_judges",
             multiple=True,
-            help="What settings are chosen by, and balanced by where several concepts are removed together.",
+            help="What settings are chosen by, and balanced by where several concepts are removed "
+            "together.",
         ),
-        click.option("--search-seeds", type=Seeds(), help="Seeds of the search; none of those that are reported."),
+        click.option(
+            "--search-seeds",
+            type=Seeds(),
+            help="Seeds of the search; none of those that are reported.",
+        ),
         click.option(
             "--search-others",
             type=click.IntRange(1),
@@ -157,7 +183,8 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--search-attack",
             type=click.IntRange(1),
-            help="Attack so many pictures of a concept with tokens, and take the best setting of which none comes back.",
+            help="Attack so many pictures of a concept with tokens, and take the best setting of "
+            "which none comes back.",
         ),
         click.option(
             "--search-attack-rounds",
@@ -189,7 +216,8 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=Numbers(float),
     default="1",
     show_default=True,
-    help="Activations above this many times their feature's mean are edited, 0: all; several are searched.",
+    help="Activations above this many times their feature's mean are edited, 0: all; several are "
+    "searched.",
 )
 @click.option(
     "--intervention",
@@ -233,11 +261,14 @@ def evaluate(
     out: Path,
     run: RunOptions,
 ) -> None:
-    """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every seed, judge.
+    """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every
+    seed, judge.
 
-    UA: pictures asked for a removed concept that do not show it. IRA: other concepts of its family kept. CRA: other families
-    kept, on the same pictures, and, as SAeUron's released scorer has it, on prompts that name no concept of the family. In
-    brackets: 95 % intervals over seeds and pictures. Everything is kept in evaluation.json.
+    UA: pictures asked for a removed concept that do not show it. IRA: other concepts of its family
+    kept. CRA: other families
+    kept, on the same pictures, and, as SAeUron's released scorer has it, on prompts that name no
+    concept of the family. In brackets: 95 % intervals over seeds and pictures. Everything is kept
+    in evaluation.json.
 
     \b
     Example:
@@ -255,7 +286,9 @@ def evaluate(
 
     judge_device = "cpu" if model.device == "auto" else model.device
     searched = search.load(prompts, judge_device)
-    wanted = requests(targets.read(), kind=intervention, strengths=multipliers, thresholds=thresholds)
+    wanted = requests(
+        targets.read(), kind=intervention, strengths=multipliers, thresholds=thresholds
+    )
     judging = load_judge(judges, judge_device)
     asked = prompts.read(run.seeds)
     check_labels(judging, [*(p.labels for p in asked), *({r.family: r.concept} for r in wanted)])
@@ -269,7 +302,9 @@ def evaluate(
         run=run.settings(loaded),
         protocol=protocol,
         search=searched,
-        search_attack=AttackSettings(rounds=search.search_attack_rounds) if search.search_attack else None,
+        search_attack=AttackSettings(rounds=search.search_attack_rounds)
+        if search.search_attack
+        else None,
         search_pictures=search.search_attack or 0,
         reference=reference,
         mode=mode,

@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
     "--model",
-    help="Draws pictures in the basket: a hub id, a pipeline's directory, or 'minicanvas'.  [default: the store's]",
+    help="Draws pictures in the basket: a hub id, a pipeline's directory, or 'minicanvas'.  "
+    "[default: the store's]",
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: 8765, or any that is free]")
-@click.option("--no-browser", "browser", flag_value=False, default=True, help="Only print the address.")
 @click.option(
-    "--export", "out", type=click.Path(path_type=Path), help="Instead: write the page as a folder for any static host."
+    "--no-browser", "browser", flag_value=False, default=True, help="Only print the address."
+)
+@click.option(
+    "--export",
+    "out",
+    type=click.Path(path_type=Path),
+    help="Instead: write the page as a folder for any static host.",
 )
 @click.option(
     "--features",
@@ -28,7 +34,11 @@ if TYPE_CHECKING:
     help="With --export: best features of each concept.",
 )
 @click.option(
-    "--samples", type=click.IntRange(0), default=200, show_default=True, help="With --export: samples with their codes."
+    "--samples",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="With --export: samples with their codes.",
 )
 @click.option("--yes", is_flag=True, help="With --export: do not ask whether the size is right.")
 def explore(
@@ -41,10 +51,12 @@ def explore(
     samples: int,
     yes: bool,
 ) -> None:
-    """Open STORE in a browser: its concepts, features and samples, SQL, and pictures without chosen features.
+    """Open STORE in a browser: its concepts, features and samples, SQL, and pictures without chosen
+    features.
 
-    Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere. In the
-    store nothing is changed, but the sums that scores are made of are kept there when they are first needed.
+    Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere. In the store
+    nothing is changed, but the sums that scores are made of are kept there when they are first
+    needed.
 
     \b
     Example:
@@ -74,7 +86,12 @@ def export_page(store: "Store", out: Path, features: int, samples: int, yes: boo
         return yes or click.confirm("Write them?", default=True)
 
     written = export(
-        store, out, features=features, samples=samples, agree=agree, tell=lambda text: click.echo(f"— {text}", err=True)
+        store,
+        out,
+        features=features,
+        samples=samples,
+        agree=agree,
+        tell=lambda text: click.echo(f"— {text}", err=True),
     )
     click.echo(
         "Nothing was written."

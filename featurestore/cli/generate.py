@@ -46,11 +46,19 @@ class InterventionOptions:
             "strength": self._for_each("--multiplier", self.multipliers, DEFAULT_STRENGTH),
             "threshold": self._for_each("--threshold", self.thresholds, 1.0),
             "branch": self._for_each("--branch", self.branches, ""),
-            "window": [Window.parse(w) if w else ALWAYS for w in self._for_each("--window", self.windows, "")],
-            "mask": [None if m is None else _read_mask(m) for m in self._for_each("--mask", self.masks, None)],
+            "window": [
+                Window.parse(w) if w else ALWAYS
+                for w in self._for_each("--window", self.windows, "")
+            ],
+            "mask": [
+                None if m is None else _read_mask(m)
+                for m in self._for_each("--mask", self.masks, None)
+            ],
         }
         return [
-            Intervention(Selection.load(path), **{name: values[i] for name, values in options.items()})
+            Intervention(
+                Selection.load(path), **{name: values[i] for name, values in options.items()}
+            )
             for i, path in enumerate(self.selections)
         ]
 
@@ -62,7 +70,9 @@ class InterventionOptions:
         if values and not n:
             raise UsageError(f"{option} is about selections: give --ablate too.")
         if len(values) not in (0, 1, n):
-            raise UsageError(f"{option} is given {len(values)} times for {n} selections: once, or once for each.")
+            raise UsageError(
+                f"{option} is given {len(values)} times for {n} selections: once, or once for each."
+            )
         return list(values) if len(values) == n else [*values, default][:1] * n
 
 
@@ -81,7 +91,8 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "multipliers",
             type=float,
             multiple=True,
-            help="Strength: γ (selected features are scaled by γ · their mean), c of clamp, α of add.  "
+            help="Strength: γ (selected features are scaled by γ · their mean), c of clamp, α of "
+            "add.  "
             f"[default: {DEFAULT_STRENGTH:g}]",
         ),
         click.option(
@@ -116,7 +127,8 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "thresholds",
             type=float,
             multiple=True,
-            help="Activations above this many times their feature's mean are edited; 0: all.  [default: 1, as published]",
+            help="Activations above this many times their feature's mean are edited; 0: all.  "
+            "[default: 1, as published]",
         ),
     ]
     return gathered(command, "edits", InterventionOptions, options)
@@ -133,10 +145,14 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "saes",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its SAE's name.",
+    help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its "
+    "SAE's name.",
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Directory for PNG files and generated.jsonl."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory for PNG files and generated.jsonl.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @run_options
@@ -153,9 +169,9 @@ def generate(
 ) -> None:
     """Generate pictures, with the features of selections ablated if there are any.
 
-    Writes one PNG per (prompt, seed), and generated.jsonl, which says what each file is and how it was made. --multiplier,
-    --intervention, --branch, --window, --mask and --threshold are given once for all selections, or once for each, in their
-    order.
+    Writes one PNG per (prompt, seed), and generated.jsonl, which says what each file is and how it
+    was made. --multiplier, --intervention, --branch, --window, --mask and --threshold are given
+    once for all selections, or once for each, in their order.
 
     \b
     Example:
@@ -190,7 +206,8 @@ def generate(
 
 
 def _read_mask(path: Path) -> Any:
-    """Return a picture's mask, bool ``[height, width]``: true where it is lighter than middle grey."""
+    """Return a picture's mask, bool ``[height, width]``: true where it is lighter than middle
+    grey."""
     import numpy as np
     import torch
     from PIL import Image

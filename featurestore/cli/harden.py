@@ -30,9 +30,19 @@ if TYPE_CHECKING:
 @intervention_options
 @attack_options
 @click.option(
-    "--top", type=click.IntRange(1), default=8, show_default=True, help="Features per step of what came back."
+    "--top",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Features per step of what came back.",
 )
-@click.option("--hardenings", type=click.IntRange(1), default=4, show_default=True, help="Attack and learn so often.")
+@click.option(
+    "--hardenings",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Attack and learn so often.",
+)
 @click.option(
     "--budget",
     type=click.FloatRange(0, 1),
@@ -70,12 +80,14 @@ def harden(
     quiet: bool,
     run: RunOptions,
 ) -> None:
-    """Make selections withstand attack: learn the features that attacks use, and take them too. Nothing is trained.
+    """Make selections withstand attack: learn the features that attacks use, and take them too.
+    Nothing is trained.
 
-    Attacks with tokens (--method is tokens); collects what comes back, under the defence, into STORE as samples with a
-    label of their own ("neon (attacked)"), encodes and scores them; takes their features beside the others; and again,
-    until attacks fail or IRA and CRA have lost --budget. Use search prompts, seeds and judge, and report on others with
-    evaluate and attack. Prints the options that ablate the result.
+    Attacks with tokens (--method is tokens); collects what comes back, under the defence, into
+    STORE as samples with a label of their own ("neon (attacked)"), encodes and scores them; takes
+    their features beside the others; and again, until attacks fail or IRA and CRA have lost
+    --budget. Use search prompts, seeds and judge, and report on others with evaluate and attack.
+    Prints the options that ablate the result.
 
     \b
     Example:
@@ -93,7 +105,11 @@ def harden(
     if len(how.settings) != 1:
         raise UsageError("hardening attacks with tokens only: give no other --method.")
     settings = HardenSettings(
-        attack=how.settings[0], rounds=hardenings, budget=budget, pictures=how.pictures, n_others=others
+        attack=how.settings[0],
+        rounds=hardenings,
+        budget=budget,
+        pictures=how.pictures,
+        n_others=others,
     )
     given = edits.interventions()
     judging = load_judge(judges, "cpu" if model.device == "auto" else model.device)
@@ -119,14 +135,18 @@ def harden(
         one.selection.save(path)
         files.append(path)
     pairs = zip(files, result.interventions, strict=True)
-    options = [f"--ablate {path} --multiplier {one.strength:g} --threshold {one.threshold:g}" for path, one in pairs]
+    options = [
+        f"--ablate {path} --multiplier {one.strength:g} --threshold {one.threshold:g}"
+        for path, one in pairs
+    ]
     durable.write_bytes(out / "options.json", (json.dumps(options, indent=1) + "\n").encode())
     click.echo(f"{result.reason}, after {len(result.rounds)} rounds. Ablate with:")
     click.echo(" \\\n".join(f"    {option}" for option in options))
 
 
 def learner(store: Any, model: Any, run: Any, top: int, batch_size: int, quiet: bool) -> "Learn":
-    """Return what learns from prompts that bring a concept back: collect, encode, score by SQL, select."""
+    """Return what learns from prompts that bring a concept back: collect, encode, score by SQL,
+    select."""
     from collections.abc import Sequence
 
     from collectors import CollectSettings, collect
@@ -138,16 +158,29 @@ def learner(store: Any, model: Any, run: Any, top: int, batch_size: int, quiet: 
     from sae.intervention.ablate import ablate
     from sae.intervention.settings import Intervention
 
-    def learn(family: str, concept: str, prompts: Sequence[Prompt], edits: Sequence[Intervention]) -> Selection:
-        own = next(e for e in edits if (e.selection.family, e.selection.concept) == (family, concept)).selection
+    def learn(
+        family: str, concept: str, prompts: Sequence[Prompt], edits: Sequence[Intervention]
+    ) -> Selection:
+        own = next(
+            e for e in edits if (e.selection.family, e.selection.concept) == (family, concept)
+        ).selection
         label = f"{concept} (attacked)"
         labels: dict[str, str | None] = dict.fromkeys(store.families())
-        samples = [Prompt(p.prompt, p.seed, {**labels, family: label}, i) for i, p in enumerate(prompts, 1)]
+        samples = [
+            Prompt(p.prompt, p.seed, {**labels, family: label}, i) for i, p in enumerate(prompts, 1)
+        ]
         kept: dict[str, Any] = {"hooks": [own.hook], "io": own.io, "branch": own.branch}
         if f"activations/{own.hook}" not in store.tables():
             kept = {"saes": [own.sae], "activations": False, "io": own.io, "branch": own.branch}
         with ablate(model.pipe, list(edits)):
-            collect(store.root, model, samples, run, CollectSettings(**kept, batch_size=batch_size), progress=not quiet)
+            collect(
+                store.root,
+                model,
+                samples,
+                run,
+                CollectSettings(**kept, batch_size=batch_size),
+                progress=not quiet,
+            )
         opened = Store.open(store.root)
         if "hooks" in kept:
             encode(opened, own.sae, progress=not quiet)

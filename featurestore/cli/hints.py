@@ -22,14 +22,16 @@ def warn_unencoded(store: "Store", sae: str) -> None:
             else f"featurestore collect --store {store.root} --sae {sae} …"
         )
         click.echo(
-            f"Warning: {share.n_encoded:,} of {share.n_samples:,} samples are encoded with SAE {sae!r}, and the answer is of "
+            f"Warning: {share.n_encoded:,} of {share.n_samples:,} samples are encoded with SAE "
+            f"{sae!r}, and the answer is of "
             f"these alone: '{way}' encodes the others.",
             err=True,
         )
 
 
 def say_next(*words: object) -> None:
-    """Say at a terminal which command usually comes next; what the user has to choose is in capitals.
+    """Say at a terminal which command usually comes next; what the user has to choose is in
+    capitals.
 
     A script, which reads the output, and a log are told nothing.
     """

@@ -13,14 +13,26 @@ from featurestore.cli.scores import scores_table
 @click.argument("pictures", type=click.Path(path_type=Path))
 @judge_option
 @click.option(
-    "--target", "targets", multiple=True, required=True, help="FAMILY=CONCEPT that was removed; may be repeated."
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    help="FAMILY=CONCEPT that was removed; may be repeated.",
 )
 @click.option(
-    "--names", multiple=True, help="What the files' names hold, such as {style}_{object}_seed{seed}; may be repeated."
+    "--names",
+    multiple=True,
+    help="What the files' names hold, such as {style}_{object}_seed{seed}; may be repeated.",
 )
-@click.option("--reference", type=click.Path(path_type=Path), help="A folder of pictures to measure the distance from.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="A folder of pictures to measure the distance from.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where the judge runs.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Also write the figures as JSON."
+)
 def judge(
     pictures: Path, judges: tuple[str, ...], targets: tuple[str, ...], names: tuple[str, ...], reference: Path | None,
     device: str, output: Path | None,
@@ -44,7 +56,9 @@ def judge(
 
     network = load_judge(judges, device)
     removed = grouped(map(split_concept, targets))
-    outcome = score_folder(pictures, judge=network, targets=removed, names=names, reference=reference)
+    outcome = score_folder(
+        pictures, judge=network, targets=removed, names=names, reference=reference
+    )
     figures = summary([outcome])
     click.echo(scores_table([(", ".join(targets), figures)], network.name))
     if output is not None:

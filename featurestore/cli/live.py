@@ -21,14 +21,47 @@ from featurestore.cli.train import named, summary, train_options, train_settings
 @click.command("train-live")
 @model_options
 @prompt_options()
-@click.option("--hook", "hooks", required=True, multiple=True, help="Module path; several --hook for several SAEs.")
-@click.option("--name", "names", required=True, multiple=True, help="Of the SAE in the store; one for each --hook.")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Where the SAEs go; made if missing.")
+@click.option(
+    "--hook",
+    "hooks",
+    required=True,
+    multiple=True,
+    help="Module path; several --hook for several SAEs.",
+)
+@click.option(
+    "--name",
+    "names",
+    required=True,
+    multiple=True,
+    help="Of the SAE in the store; one for each --hook.",
+)
+@click.option(
+    "--store",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the SAEs go; made if missing.",
+)
 @io_option
-@click.option("--positions-a-step", type=click.IntRange(2), default=4096, show_default=True, help="Training batch.")
-@click.option("--chunk", type=click.IntRange(1), default=64, show_default=True, help="Pictures that are mixed.")
+@click.option(
+    "--positions-a-step",
+    type=click.IntRange(2),
+    default=4096,
+    show_default=True,
+    help="Training batch.",
+)
+@click.option(
+    "--chunk",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Pictures that are mixed.",
+)
 @click.option("--training-steps", type=click.IntRange(1), help="[default: every position once]")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where a chunk's activations lie.  [default: TMPDIR]")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    help="Where a chunk's activations lie.  [default: TMPDIR]",
+)
 @train_options
 @run_options
 def train_live(
@@ -49,8 +82,9 @@ def train_live(
 ) -> None:
     """Train SAEs while pictures are generated, keeping no activations.
 
-    All hooks are captured in one pass. A tenth of the samples is kept from training and measured on. The same command goes on
-    where it was interrupted: it generates the first chunk again and the one at which it stopped.
+    All hooks are captured in one pass. A tenth of the samples is kept from training and measured
+    on. The same command goes on where it was interrupted: it generates the first chunk again and
+    the one at which it stopped.
 
     \b
     Example:
@@ -65,7 +99,9 @@ def train_live(
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
     wanted, loaded = prompts.read(run.seeds), model.load()
-    collecting = CollectSettings(hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size)
+    collecting = CollectSettings(
+        hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size
+    )
     with open_log(log, store / ".work" / "logs") as report:
         records = train_live(
             store,
@@ -83,4 +119,14 @@ def train_live(
         )
     for record in records:
         click.echo(summary(Store.open(store), record, time.monotonic() - began))
-    say_next("collect", "--store", store, "--sae", records[0].shard, "--no-activations", "--model", model.model, "…")
+    say_next(
+        "collect",
+        "--store",
+        store,
+        "--sae",
+        records[0].shard,
+        "--no-activations",
+        "--model",
+        model.model,
+        "…",
+    )

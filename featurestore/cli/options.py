@@ -23,7 +23,9 @@ class Seeds(click.ParamType):
 
     name = "seeds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
         """Return the seeds in the order given."""
         if isinstance(value, list):
             return value
@@ -31,7 +33,11 @@ class Seeds(click.ParamType):
         for part in str(value).split(","):
             match = _SEEDS.fullmatch(part.strip())
             if not match:
-                self.fail(f"{value!r} is no list of seeds: expected something like 0, 0,1,5 or 0-4.", param, ctx)
+                self.fail(
+                    f"{value!r} is no list of seeds: expected something like 0, 0,1,5 or 0-4.",
+                    param,
+                    ctx,
+                )
             first, last = int(match[1]), int(match[2] or match[1])
             seeds += range(first, last + 1)
         if len(set(seeds)) < len(seeds) or not seeds or max(seeds) >= 2**63:
@@ -70,7 +76,9 @@ class PromptOptions:
         from featurestore.prompts import PromptColumns, read_prompt_file
 
         if self.no_labels and (self.labels or self.split_labels):
-            raise UsageError("--no-labels takes no column as a label: leave out --label and --split-label.")
+            raise UsageError(
+                "--no-labels takes no column as a label: leave out --label and --split-label."
+            )
         columns = PromptColumns(
             prompt=self.prompt_column,
             seed=self.seed_column,
@@ -80,7 +88,9 @@ class PromptOptions:
             separator=self.separator,
         )
         assert self.source is not None, "a command without --prompts reads none"
-        return read_prompt_file(self.source, seeds, columns, split=self.split, skip_repeats=self.skip_repeats)
+        return read_prompt_file(
+            self.source, seeds, columns, split=self.split, skip_repeats=self.skip_repeats
+        )
 
 
 def _families(texts: Sequence[str]) -> dict[str, str]:
@@ -157,13 +167,15 @@ class RunOptions:
 
 
 def prompt_options(required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return what adds ``--prompts`` and the options about its columns; they arrive as ``prompts``."""
+    """Return what adds ``--prompts`` and the options about its columns; they arrive as
+    ``prompts``."""
     option = click.option(
         "--prompts",
         "source",
         required=required,
         metavar="FILE",
-        help="JSONL, CSV, TSV, JSON, text or Parquet file, or a data set: a directory or OWNER/NAME of the hub.",
+        help="JSONL, CSV, TSV, JSON, text or Parquet file, or a data set: a directory or "
+        "OWNER/NAME of the hub.",
     )
     return functools.partial(column_options, source=option)
 
@@ -173,17 +185,30 @@ def column_options(command: Callable[..., Any], source: Callable[..., Any]) -> C
     arrive as ``prompts``."""
     options = [
         source,
-        click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="The prompt."),
-        click.option("--seed-column", metavar="NAME", help="A seed per row.  [default: seed, if there is one]"),
         click.option(
-            "--guidance-column", metavar="NAME", help="A guidance scale per row.  [default: guidance, if there is one]"
+            "--prompt-column",
+            default="prompt",
+            show_default=True,
+            metavar="NAME",
+            help="The prompt.",
+        ),
+        click.option(
+            "--seed-column",
+            metavar="NAME",
+            help="A seed per row.  [default: seed, if there is one]",
+        ),
+        click.option(
+            "--guidance-column",
+            metavar="NAME",
+            help="A guidance scale per row.  [default: guidance, if there is one]",
         ),
         click.option(
             "--label",
             "labels",
             multiple=True,
             metavar="[FAMILY=]COLUMN",
-            help="A column of labels, such as style=art_style; repeated.  [default: every other column]",
+            help="A column of labels, such as style=art_style; repeated.  [default: every other "
+            "column]",
         ),
         click.option(
             "--split-label",
@@ -192,10 +217,19 @@ def column_options(command: Callable[..., Any], source: Callable[..., Any]) -> C
             metavar="[FAMILY=]COLUMN",
             help="Several labels per cell: each becomes a family FAMILY_LABEL of yes and no.",
         ),
-        click.option("--separator", default=",", show_default=True, help="Between the labels of --split-label."),
+        click.option(
+            "--separator",
+            default=",",
+            show_default=True,
+            help="Between the labels of --split-label.",
+        ),
         click.option("--no-labels", is_flag=True, help="No column is a label."),
         click.option("--split", metavar="NAME", help="Of a data set.  [default: the only one]"),
-        click.option("--skip-repeats", is_flag=True, help="Leave out rows that say the same as an earlier one."),
+        click.option(
+            "--skip-repeats",
+            is_flag=True,
+            help="Leave out rows that say the same as an earlier one.",
+        ),
     ]
     return gathered(command, "prompts", PromptOptions, options)
 
@@ -206,7 +240,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model",
             required=True,
-            help="A hub id, a local pipeline directory, a single-file checkpoint (with --base), or 'minicanvas'.",
+            help="A hub id, a local pipeline directory, a single-file checkpoint (with --base), "
+            "or 'minicanvas'.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
         click.option(
@@ -225,7 +260,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--unet",
             metavar="FILE",
-            help="Denoiser weights in the place of the model's, all or some: .safetensors, .pt, .pth or .ckpt.",
+            help="Denoiser weights in the place of the model's, all or some: .safetensors, .pt, "
+            ".pth or .ckpt.",
         ),
         click.option(
             "--lora",
@@ -235,10 +271,14 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="LoRA weights, a file, directory or hub id; repeated for several.",
         ),
         click.option(
-            "--scheduler", metavar="CLASS", help="Of diffusers, such as DDIMScheduler.  [default: the model's own]"
+            "--scheduler",
+            metavar="CLASS",
+            help="Of diffusers, such as DDIMScheduler.  [default: the model's own]",
         ),
         click.option(
-            "--safety-checker", is_flag=True, help="Load the model's safety checker; what it flags is no result."
+            "--safety-checker",
+            is_flag=True,
+            help="Load the model's safety checker; what it flags is no result.",
         ),
     ]
     return gathered(command, "model", ModelOptions, options)
@@ -248,7 +288,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how pictures are generated; they arrive as ``run``."""
     options = [
         click.option(
-            "--steps", type=click.IntRange(1), help="Denoising steps.  [default: the pipeline's own; minicanvas 20]"
+            "--steps",
+            type=click.IntRange(1),
+            help="Denoising steps.  [default: the pipeline's own; minicanvas 20]",
         ),
         click.option(
             "--guidance",
@@ -259,16 +301,33 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--true-cfg",
             type=float,
             default=1.0,
-            help="FLUX only, whose --guidance is distilled: scale of guidance by a second denoiser call.",
+            help="FLUX only, whose --guidance is distilled: scale of guidance by a second "
+            "denoiser call.",
         ),
         click.option("--negative-prompt", default="", help="The same for every picture."),
-        click.option("--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
-        click.option("--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"),
-        click.option("--frames", type=click.IntRange(1), help="Of a video.  [default: the pipeline's own]"),
         click.option(
-            "--seeds", type=Seeds(), default="0", show_default=True, help="Each prompt once per seed: 0,1,5 or 0-4."
+            "--height", type=click.IntRange(8), help="In pixels.  [default: the model's own]"
         ),
-        click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."),
+        click.option(
+            "--width", type=click.IntRange(8), help="In pixels.  [default: the model's own]"
+        ),
+        click.option(
+            "--frames", type=click.IntRange(1), help="Of a video.  [default: the pipeline's own]"
+        ),
+        click.option(
+            "--seeds",
+            type=Seeds(),
+            default="0",
+            show_default=True,
+            help="Each prompt once per seed: 0,1,5 or 0-4.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            default=8,
+            show_default=True,
+            help="Pictures at once.",
+        ),
     ]
     return gathered(command, "run", RunOptions, options)
 
@@ -322,5 +381,6 @@ judge_option = click.option(
     "judges",
     multiple=True,
     required=True,
-    help="minicanvas, minicanvas:selection, or the directory of a timm classifier; several for several families.",
+    help="minicanvas, minicanvas:selection, or the directory of a timm classifier; several for "
+    "several families.",
 )

@@ -16,7 +16,8 @@ _LEAVE = ("exit", "quit", ".exit", ".quit")
 
 
 def prompt(store: "Store", out: "OutputOptions") -> None:
-    """Answer the statements typed at a terminal, or piped in, until the input ends. An error is shown and changes nothing.
+    """Answer the statements typed at a terminal, or piped in, until the input ends. An error is
+    shown and changes nothing.
 
     At a terminal Ctrl-C ends a statement; SIGTERM ends all.
     """
@@ -30,7 +31,8 @@ def prompt(store: "Store", out: "OutputOptions") -> None:
 
         readline.set_history_length(1000)
         click.echo(
-            "A statement ends with ';'. 'show tables;' lists the views, 'describe stats;' columns. Ctrl-D leaves."
+            "A statement ends with ';'. 'show tables;' lists the views, 'describe stats;' "
+            "columns. Ctrl-D leaves."
         )
     for statement in _statements():
         try:
@@ -52,7 +54,9 @@ def _statements() -> Iterator[str]:
     lines: list[str] = []
     while True:
         try:
-            line = input(("featurestore> " if not lines else "         ...> ") if sys.stdin.isatty() else "")
+            line = input(
+                ("featurestore> " if not lines else "         ...> ") if sys.stdin.isatty() else ""
+            )
         except KeyboardInterrupt as stop:
             if isinstance(stop, Terminated) or not sys.stdin.isatty():
                 raise

@@ -21,11 +21,12 @@ _CONCEPTS = 12
 @click.option("--rows", type=click.IntRange(1), default=5, show_default=True, help="Rows shown.")
 @click.option("-o", "--output", metavar="FILE", help="Also write it as JSONL, one line per sample.")
 def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | None) -> None:
-    """Show what FILE is understood as: its columns, first rows and labels, and what looks like a slip.
+    """Show what FILE is understood as: its columns, first rows and labels, and what looks like a
+    slip.
 
-    FILE is JSONL, CSV, TSV, JSON, text (a prompt per line) or Parquet, by its suffix, or a data set: a directory or
-    OWNER/NAME (OWNER/NAME:CONFIG) of the hub. collect, train-live, generate, evaluate and relabel take the same file and
-    the same options.
+    FILE is JSONL, CSV, TSV, JSON, text (a prompt per line) or Parquet, by its suffix, or a data
+    set: a directory or OWNER/NAME (OWNER/NAME:CONFIG) of the hub. collect, train-live, generate,
+    evaluate and relabel take the same file and the same options.
 
     \b
     Example:
@@ -47,7 +48,18 @@ def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | N
         lines = [f"{json.dumps(_body(prompt), ensure_ascii=False)}\n" for prompt in file.prompts]
         durable.write_bytes(Path(output), "".join(lines).encode())
         click.echo(f"{len(lines):,} lines → {output}")
-    say_next("collect", "--model", "MODEL", "--hook", "HOOK", "--store", "STORE", "--prompts", str(prompts.source), "…")
+    say_next(
+        "collect",
+        "--model",
+        "MODEL",
+        "--hook",
+        "HOOK",
+        "--store",
+        "STORE",
+        "--prompts",
+        str(prompts.source),
+        "…",
+    )
 
 
 def _show(file: "PromptFile", rows: int) -> None:
@@ -58,11 +70,18 @@ def _show(file: "PromptFile", rows: int) -> None:
 
     repeats = f", {file.n_repeats:,} repeats left out" if file.n_repeats else ""
     click.echo(f"{file.n_rows:,} rows, {len(file.prompts):,} samples{repeats}.\n")
-    click.echo(as_text(pa.table({"column": list(file.columns), "taken as": list(file.columns.values())}), None))
+    click.echo(
+        as_text(
+            pa.table({"column": list(file.columns), "taken as": list(file.columns.values())}), None
+        )
+    )
     first = [{"line": prompt.line, **_body(prompt)} for prompt in file.prompts[:rows]]
     click.echo(f"\n{as_text(pa.Table.from_pylist(first), None)}")
     for family, counts in label_counts(file.prompts).items():
-        shown = [f"{'(none)' if name is None else repr(name)} {n:,}" for name, n in counts.most_common(_CONCEPTS)]
+        shown = [
+            f"{'(none)' if name is None else repr(name)} {n:,}"
+            for name, n in counts.most_common(_CONCEPTS)
+        ]
         more = f", … {len(counts) - _CONCEPTS:,} more" if len(counts) > _CONCEPTS else ""
         click.echo(f"\n{family}: {', '.join(shown)}{more}")
     click.echo("")
@@ -76,6 +95,11 @@ def _body(prompt: "Prompt") -> dict[str, str | int | float | None]:
 def _hints(file: "PromptFile") -> None:
     """Name the columns that look like a seed or a guidance scale and are not taken as one."""
     for word, option in (("seed", "--seed-column"), ("guidance", "--guidance-column")):
-        near = [name for name, role in file.columns.items() if word in name.lower() and role != word]
+        near = [
+            name for name, role in file.columns.items() if word in name.lower() and role != word
+        ]
         if near and word not in file.columns.values():
-            click.echo(f"Note: column {near[0]!r} is not taken as a {word}: {option} {near[0]} makes it one.")
+            click.echo(
+                f"Note: column {near[0]!r} is not taken as a {word}: {option} {near[0]} makes it "
+                f"one."
+            )

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 _SAE = click.option("--sae", required=True, help="Name of the SAE.")
 _BRANCH = click.option(
-    "--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance."
+    "--branch",
+    type=click.Choice(BRANCHES),
+    default="cond",
+    show_default=True,
+    help="Half of guidance.",
 )
 
 ENGINE = click.option(
@@ -43,7 +47,9 @@ def running(engine: str) -> "Iterator[Engine | None]":
     try:
         from queries.spark import Spark, spark_session
     except ImportError as error:
-        raise UsageError(f"--engine spark needs {error.name}: pip install 'featurestore[spark]'.") from error
+        raise UsageError(
+            f"--engine spark needs {error.name}: pip install 'featurestore[spark]'."
+        ) from error
     with spark_session() as session:
         yield Spark(session)
 
@@ -51,17 +57,25 @@ def running(engine: str) -> "Iterator[Engine | None]":
 @click.command()
 @_STORE
 @_SAE
-@click.option("--by", "family", required=True, help="Concept family: a label column of the samples.")
+@click.option(
+    "--by", "family", required=True, help="Concept family: a label column of the samples."
+)
 @_BRANCH
 @click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="Features shown per concept; all are kept."
+    "--top",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Features shown per concept; all are kept.",
 )
 @ENGINE
 def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str) -> None:
-    """Score every feature for every concept of a family, keep the table scores/SAE, and show the best.
+    """Score every feature for every concept of a family, keep the table scores/SAE, and show the
+    best.
 
-    The score is the feature's share of all activation in the concept's samples minus its share in the other concepts'
-    samples, step by step; shown is its mean over the steps, and at how many steps it is among the concept's best.
+    The score is the feature's share of all activation in the concept's samples minus its share in
+    the other concepts' samples, step by step; shown is its mean over the steps, and at how many
+    steps it is among the concept's best.
 
     \b
     Example:
@@ -78,7 +92,9 @@ def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str
     click.echo(f"\n{record.rows:,} scores kept in {store}/scores/{sae}.")
     if best.num_rows:
         first = best["concept"][0].as_py()
-        say_next("export", store, "--sae", sae, "--concept", f"{family}={first}", "-o", "SELECTION.json")
+        say_next(
+            "export", store, "--sae", sae, "--concept", f"{family}={first}", "-o", "SELECTION.json"
+        )
 
 
 @click.command()
@@ -86,12 +102,14 @@ def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str
 @click.argument("statement", required=False)
 @output_options
 def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
-    """Run one SELECT over STORE, or open a prompt: the views samples, codes, stats, scores and others.
+    """Run one SELECT over STORE, or open a prompt: the views samples, codes, stats, scores and
+    others.
 
-    Also activations (column hook), sums, totals, selections and saes; what belongs to an SAE has a column sae. labels has a row
-    a label; labelled_activations, labelled_codes and labelled_stats have a column a concept family. The statement can
-    read the store and nothing else, and changes nothing. 'describe stats' lists columns. At the prompt, or piped in, a
-    statement ends with ';' and may take several lines; Ctrl-D leaves.
+    Also activations (column hook), sums, totals, selections and saes; what belongs to an SAE has a
+    column sae. labels has a row a label; labelled_activations, labelled_codes and labelled_stats
+    have a column a concept family. The statement can read the store and nothing else, and changes
+    nothing. 'describe stats' lists columns. At the prompt, or piped in, a statement ends with ';'
+    and may take several lines; Ctrl-D leaves.
 
     \b
     Example:
@@ -118,18 +136,30 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
 @click.command()
 @_STORE
 @click.option("--sae", help="Name of the SAE.")
-@click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT, such as style=neon; may be repeated.")
-@click.option("--by", "family", help="Instead: every concept of this family.")
-@click.option("--top", type=click.IntRange(1), help="Features a step with the largest positive scores.  [default: 2]")
 @click.option(
-    "--percentile", type=float, help="Instead: features above this percentile of all latents' scores, such as 99.99."
+    "--concept",
+    "concepts",
+    multiple=True,
+    help="FAMILY=CONCEPT, such as style=neon; may be repeated.",
+)
+@click.option("--by", "family", help="Instead: every concept of this family.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    help="Features a step with the largest positive scores.  [default: 2]",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    help="Instead: features above this percentile of all latents' scores, such as 99.99.",
 )
 @_BRANCH
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A file (.json, .csv, .parquet, .jsonl.zst or .md); of several concepts, a directory. Default: into the store.",
+    help="A file (.json, .csv, .parquet, .jsonl.zst or .md); of several concepts, a directory. "
+    "Default: into the store.",
 )
 @click.option(
     "--format",
@@ -150,10 +180,12 @@ def export(
     store: Path, sae: str | None, concepts: tuple[str, ...], family: str | None, top: int | None,
     percentile: float | None, branch: str, output: Path | None, form: str, database: Path | None, engine: str,
 ) -> None:  # fmt: skip
-    """Export the features that carry a concept: a selection, for 'generate --ablate' or for reading.
+    """Export the features that carry a concept: a selection, for 'generate --ablate' or for
+    reading.
 
-    It holds the features of every timestep with their scores and the means that ablation needs, and what identifies the
-    model, the hook, the SAE and the store. Without -o it is kept in the table selections/SAE of the store.
+    It holds the features of every timestep with their scores and the means that ablation needs, and
+    what identifies the model, the hook, the SAE and the store. Without -o it is kept in the table
+    selections/SAE of the store.
 
     \b
     Example:
@@ -169,13 +201,20 @@ def export(
     opened = Store.open(store)
     if database is not None:
         if sae or concepts or family or output:
-            raise UsageError("--duckdb exports the whole store: leave out --sae, --concept, --by and -o.")
+            raise UsageError(
+                "--duckdb exports the whole store: leave out --sae, --concept, --by and -o."
+            )
         with stoppable():
             views = export_database(opened, database)
-        click.echo(f"{len(views)} views → {database}; they read {opened.root.resolve()} where it lies now.")
+        click.echo(
+            f"{len(views)} views → {database}; they read {opened.root.resolve()} where it lies now."
+        )
         return
     if not sae or bool(concepts) == bool(family):
-        raise UsageError("give --sae, and either --concept FAMILY=CONCEPT or --by FAMILY (or --duckdb FILE alone).")
+        raise UsageError(
+            "give --sae, and either --concept FAMILY=CONCEPT or --by FAMILY (or --duckdb FILE "
+            "alone)."
+        )
     wanted = [split_concept(text) for text in concepts]
     families = {name for name, _ in wanted} or {str(family)}
     if len(families) > 1:
@@ -195,16 +234,33 @@ def export(
             progress=True,
         )
     for selection in selections:
-        where = _keep(opened, selection, output, form, alone=len(selections) == 1 and family is None)
+        where = _keep(
+            opened, selection, output, form, alone=len(selections) == 1 and family is None
+        )
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)
-        click.echo(f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}")
+        click.echo(
+            f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}"
+        )
     if output is not None and selections:
         model = (opened.run or {}).get("model", "MODEL")
-        say_next("generate", "--model", model, "--prompt", "TEXT", "--ablate", where, "--out", "DIRECTORY")
+        say_next(
+            "generate",
+            "--model",
+            model,
+            "--prompt",
+            "TEXT",
+            "--ablate",
+            where,
+            "--out",
+            "DIRECTORY",
+        )
 
 
-def _keep(store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool) -> str:
-    """Write a selection to the file ``output``, to the directory ``output`` if it is not alone, or into the store."""
+def _keep(
+    store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool
+) -> str:
+    """Write a selection to the file ``output``, to the directory ``output`` if it is not alone, or
+    into the store."""
     from queries.selections import file_name, save_selection
 
     if output is None:

@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path), required=False)
 @click.argument("name", required=False)
-@click.option("-p", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the question; repeated.")
+@click.option(
+    "-p",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of the question; repeated.",
+)
 @click.option("--other", type=click.Path(path_type=Path), help="The other store of compare_stores.")
-@click.option("--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one.")
+@click.option(
+    "--list", "show_list", is_flag=True, help="List the questions; with NAME, explain one."
+)
 @ENGINE
 @output_options
 def query(
@@ -30,8 +38,9 @@ def query(
 ) -> None:  # fmt: skip
     """Ask STORE a question of the library, by NAME.
 
-    The questions are the files queries/sql/*.sql: scores, selections, profiles, cards, comparisons. --sae and --by of
-    other commands are the parameters sae and family here; where there is only one, it need not be named.
+    The questions are the files queries/sql/*.sql: scores, selections, profiles, cards, comparisons.
+    --sae and --by of other commands are the parameters sae and family here; where there is only
+    one, it need not be named.
 
     \b
     Example:
@@ -50,7 +59,9 @@ def query(
         click.echo(_explained(name) if name else _listed())
         return
     if store is None or name is None:
-        raise UsageError("expected STORE and NAME; 'featurestore query --list' shows the questions.")
+        raise UsageError(
+            "expected STORE and NAME; 'featurestore query --list' shows the questions."
+        )
     out = out.resolved()
     _warn(Store.open(store), _parsed(parameters))
     second = None if other is None else Store.open(other)
@@ -60,7 +71,9 @@ def query(
             raise UsageError(f"{option} is of DuckDB: Spark has a configuration of its own.")
     with stoppable(out.timeout), running(engine) as chosen:
         asked = _parsed(parameters)
-        table = ask(Store.open(store), name, asked, other=second, memory_limit=out.memory, engine=chosen)
+        table = ask(
+            Store.open(store), name, asked, other=second, memory_limit=out.memory, engine=chosen
+        )
     out.show(table)
 
 
@@ -76,12 +89,26 @@ def query(
     help="Score over timesteps a feature, or a map of feature × timestep.",
 )
 @click.option(
-    "--top", type=click.IntRange(1), default=10, show_default=True, help="Features with the largest mean scores."
+    "--top",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Features with the largest mean scores.",
 )
-@click.option("--branch", type=click.Choice(BRANCHES), default="cond", show_default=True, help="Half of guidance.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file.")
+@click.option(
+    "--branch",
+    type=click.Choice(BRANCHES),
+    default="cond",
+    show_default=True,
+    help="Half of guidance.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file."
+)
 @ENGINE
-def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path, engine: str) -> None:
+def plot(
+    store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path, engine: str
+) -> None:
     """Draw the importance of a concept's best features over the timesteps.
 
     \b
@@ -97,7 +124,9 @@ def plot(store: Path, sae: str, concept: str, kind: str, top: int, branch: str, 
     opened = Store.open(store)
     warn_unencoded(opened, sae)
     with stoppable(), running(engine) as chosen:
-        n = draw(opened, sae, family, name, output, kind=kind, top=top, branch=branch, engine=chosen)
+        n = draw(
+            opened, sae, family, name, output, kind=kind, top=top, branch=branch, engine=chosen
+        )
     click.echo(f"{n} features → {output}")
 
 

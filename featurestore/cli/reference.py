@@ -26,7 +26,9 @@ The shell completes commands and options after one line in its start file:
 
 def reference() -> str:
     """Return the page."""
-    context = click.Context(cli, info_name="featurestore", terminal_width=110, **cli.context_settings)
+    context = click.Context(
+        cli, info_name="featurestore", terminal_width=110, **cli.context_settings
+    )
     parts = [_HEAD, _block(cli, context)]
     for name in COMMANDS:
         command = cli.get_command(context, name)

@@ -21,9 +21,10 @@ _SHOWN = 20
 def relabel(store: Path, prompts: PromptOptions, dry_run: bool) -> None:
     """Give the samples of STORE the labels of a corrected file of prompts.
 
-    A row changes every sample of its prompt, or the one with its seed if it has one. A family that the file does not have
-    becomes null in these samples; samples that the file does not have keep their labels. What was collected stays as it
-    is. The former labels are kept in the table labels; scores that were kept must be computed again.
+    A row changes every sample of its prompt, or the one with its seed if it has one. A family that
+    the file does not have becomes null in these samples; samples that the file does not have keep
+    their labels. What was collected stays as it is. The former labels are kept in the table labels;
+    scores that were kept must be computed again.
 
     \b
     Example:
@@ -37,7 +38,11 @@ def relabel(store: Path, prompts: PromptOptions, dry_run: bool) -> None:
     opened = Store.open(store)
     done = change(opened, prompts.read(stored_seeds(opened)), dry_run=dry_run)
     _show_changes(done)
-    outside = f" {done.n_unmatched:,} others are not in the file: their labels stay." if done.n_unmatched else ""
+    outside = (
+        f" {done.n_unmatched:,} others are not in the file: their labels stay."
+        if done.n_unmatched
+        else ""
+    )
     click.echo(f"{done.n_samples:,} of {done.n_matched:,} samples get other labels.{outside}")
     if dry_run:
         click.echo("Nothing was written.")
@@ -53,7 +58,12 @@ def _show_changes(done: "Relabelled") -> None:
 
     if done.changes:
         rows = [
-            {"family": change.family, "before": _shown(change.before), "after": _shown(change.after), "samples": n}
+            {
+                "family": change.family,
+                "before": _shown(change.before),
+                "after": _shown(change.after),
+                "samples": n,
+            }
             for change, n in done.changes.most_common(_SHOWN)
         ]
         click.echo(as_text(pa.Table.from_pylist(rows), None))
@@ -67,8 +77,11 @@ def _shown(concept: str | None) -> str:
 
 def _show_outdated(store: "Store") -> None:
     for sae in store.names("scores"):
-        families = sorted({record.shard.rsplit("-", 2)[0] for record in store.records(f"scores/{sae}")})
+        families = sorted(
+            {record.shard.rsplit("-", 2)[0] for record in store.records(f"scores/{sae}")}
+        )
         for family in families:
             click.echo(
-                f"scores/{sae} is of the former labels: featurestore score {store.root} --sae {sae} --by {family}"
+                f"scores/{sae} is of the former labels: featurestore score {store.root} --sae "
+                f"{sae} --by {family}"
             )

@@ -9,15 +9,19 @@ from featurestore.vocabulary import CHECKPOINT_FORMATS, IO, WRITTEN_FORMATS
 
 
 @click.command()
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Directory of the store.")
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store."
+)
 @click.option("--sae", required=True, help="Name of an SAE in the store.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
-    """Encode all collected activations of an SAE's hook: which features fire, where and how strongly.
+    """Encode all collected activations of an SAE's hook: which features fire, where and how
+    strongly.
 
-    Fills the tables codes/SAE and stats/SAE; shards that are there already are skipped. Then sums/SAE and totals/SAE, the
-    sums over the samples of each concept and of each family, from which scores are computed.
+    Fills the tables codes/SAE and stats/SAE; shards that are there already are skipped. Then
+    sums/SAE and totals/SAE, the sums over the samples of each concept and of each family, from
+    which scores are computed.
 
     \b
     Example:
@@ -31,10 +35,18 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     opened = Store.open(store)
     n_new = run_encode(opened, sae, device=device, progress=not quiet)
     keep_sums(opened, sae, progress=not quiet)
-    rows = {kind: sum(record.rows for record in opened.records(f"{kind}/{sae}")) for kind in ("codes", "stats")}
+    rows = {
+        kind: sum(record.rows for record in opened.records(f"{kind}/{sae}"))
+        for kind in ("codes", "stats")
+    }
     n_shards = len(opened.records(f"codes/{sae}"))
-    click.echo(f"{n_new} of {n_shards} shards encoded{'' if n_new == n_shards else ', the others were there already'}.")
-    click.echo(f"  codes/{sae}: {rows['codes']:,} rows; stats/{sae}: {rows['stats']:,} rows in {store}")
+    click.echo(
+        f"{n_new} of {n_shards} shards "
+        f"encoded{'' if n_new == n_shards else ', the others were there already'}."
+    )
+    click.echo(
+        f"  codes/{sae}: {rows['codes']:,} rows; stats/{sae}: {rows['stats']:,} rows in {store}"
+    )
     after_encoding(opened, sae)
 
 
@@ -51,7 +63,9 @@ def sae() -> None:
 
 @sae.command("import")
 @click.argument("path")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Directory of the store.")
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store."
+)
 @click.option("--name", required=True, help="Of the SAE in the store.")
 @click.option(
     "--format",
@@ -62,13 +76,18 @@ def sae() -> None:
 )
 @click.option("--hook", help="Module path that it belongs to.  [default: as the checkpoint says]")
 @click.option("--io", type=click.Choice(IO), help="What of the module it was trained on.")
-@click.option("--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say.")
+@click.option(
+    "--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say."
+)
 @click.option("--threshold", type=float, help="Of a BatchTopK SAE, where the file does not say.")
-@click.option("--calibrate", is_flag=True, help="Find it on the store's activations, as training does.")
+@click.option(
+    "--calibrate", is_flag=True, help="Find it on the store's activations, as training does."
+)
 @click.option(
     "--architecture",
     type=click.Choice(["topk", "relu"]),
-    help="Serve a BatchTopK SAE as TopK: another function. Or what a file of overcomplete is that does not say it: relu.",
+    help="Serve a BatchTopK SAE as TopK: another function. Or what a file of overcomplete is that "
+    "does not say it: relu.",
 )
 def import_(
     path: str,
@@ -82,10 +101,11 @@ def import_(
     calibrate: bool,
     architecture: str | None,
 ) -> None:
-    """Read an SAE that another library trained: a directory, a file, or user/name/directory on a hub.
+    """Read an SAE that another library trained: a directory, a file, or user/name/directory on a
+    hub.
 
-    The SAE in the store is the same function: what would change it is honoured or refused by name (docs/saes.md). Pickles
-    are never run.
+    The SAE in the store is the same function: what would change it is honoured or refused by name
+    (docs/saes.md). Pickles are never run.
 
     \b
     Example:
@@ -111,7 +131,9 @@ def import_(
 @sae.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.argument("name")
-@click.option("--format", required=True, type=click.Choice(WRITTEN_FORMATS), help="Of which library.")
+@click.option(
+    "--format", required=True, type=click.Choice(WRITTEN_FORMATS), help="Of which library."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
 def export(store: Path, name: str, format: str, out: Path) -> None:
     """Write an SAE of a store so that another library loads it.

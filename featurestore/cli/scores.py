@@ -5,13 +5,20 @@ from typing import Any
 
 from featurestore.cli.tables import as_text
 
-_COLUMNS = {"ua": "UA", "ua_none": "UA (none)", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released)"}
+_COLUMNS = {
+    "ua": "UA",
+    "ua_none": "UA (none)",
+    "ira": "IRA",
+    "cra": "CRA",
+    "cra_plain": "CRA (released)",
+}
 
 
 def scores_table(rows: Sequence[tuple[str, Mapping[str, Any]]], judge: str) -> str:
     """Return named summaries as a table, accuracies in percent with their intervals.
 
-    UA of pictures that show none of what was removed is left out where it is UA in every row, seconds where nothing was drawn.
+    UA of pictures that show none of what was removed is left out where it is UA in every row,
+    seconds where nothing was drawn.
     """
     distance = f"Fréchet ({judge})"
     table = []
@@ -22,13 +29,20 @@ def scores_table(rows: Sequence[tuple[str, Mapping[str, Any]]], judge: str) -> s
         cells["s per picture"] = "" if seconds is None else f"{seconds:.2f}"
         table.append({**cells, "pictures": str(figures["pictures"])})
     several = any(row["UA (none)"] != row["UA"] for row in table)
-    hidden = {"UA (none)": not several, "s per picture": not any(row["s per picture"] for row in table)}
-    return _as_text([{title: cell for title, cell in row.items() if not hidden.get(title)} for row in table])
+    hidden = {
+        "UA (none)": not several,
+        "s per picture": not any(row["s per picture"] for row in table),
+    }
+    return _as_text(
+        [{title: cell for title, cell in row.items() if not hidden.get(title)} for row in table]
+    )
 
 
 def _cell(figure: Mapping[str, float] | None) -> str:
     return (
-        "" if figure is None else f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+        ""
+        if figure is None
+        else f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
     )
 
 
@@ -37,7 +51,10 @@ def sequential_table(removals: Sequence[Mapping[str, Any]]) -> str:
     targets = list(removals[-1]["ua_by_target"])
     rows = []
     for number, row in enumerate(removals, 1):
-        cells = {t: f"{100 * row['ua_by_target'][t]:.1f}" if t in row["ua_by_target"] else "" for t in targets}
+        cells = {
+            t: f"{100 * row['ua_by_target'][t]:.1f}" if t in row["ua_by_target"] else ""
+            for t in targets
+        }
         rows.append({"after": str(number), **cells})
     return "\nUA of each target after every request:\n" + _as_text(rows)
 

@@ -34,7 +34,10 @@ def pack(store: Path, bundle: Path) -> None:
     total = sum(entry.bytes for entry in data_files(opened))
     with tqdm(total=total, desc="pack", unit="B", unit_scale=True, disable=None) as bar:
         written = run_pack(opened, bundle, bar.update)
-    click.echo(f"{bundle}: {human_bytes(written.bytes)} for {human_bytes(total)} of data, SHA-256 {written.sha256}")
+    click.echo(
+        f"{bundle}: {human_bytes(written.bytes)} for {human_bytes(total)} of data, SHA-256 "
+        f"{written.sha256}"
+    )
 
 
 @click.command()
@@ -64,12 +67,16 @@ def unpack(bundle: Path, store: Path) -> None:
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a repository that only you see.")
 @click.option("--revision", help="Branch, made if missing.  [default: main]")
-@click.option("--with-explorer", is_flag=True, help="Also a page to look at it: the static Space REPO-explorer.")
+@click.option(
+    "--with-explorer",
+    is_flag=True,
+    help="Also a page to look at it: the static Space REPO-explorer.",
+)
 def push(store: Path, repo: str, private: bool, revision: str | None, with_explorer: bool) -> None:
     """Upload STORE to the data set repository REPO (user/name) of a hub; made if missing.
 
-    Only what is committed is sent, data first, and nothing twice: the same command goes on after an interruption.
-    Everybody then reads it with load_dataset("user/name", "<table>").
+    Only what is committed is sent, data first, and nothing twice: the same command goes on after an
+    interruption. Everybody then reads it with load_dataset("user/name", "<table>").
 
     \b
     Example:
@@ -115,5 +122,8 @@ def pull(repo: str, store: Path, revision: str | None) -> None:
     from featurestore.sharing.hub import pull as run_pull
 
     opened = run_pull(repo, store, revision)
-    click.echo(f"{store}: run {opened.run_id}, {len(opened.tables())} tables, every file as its record says.")
+    click.echo(
+        f"{store}: run {opened.run_id}, {len(opened.tables())} tables, every file as its record "
+        f"says."
+    )
     say_next("info", store)

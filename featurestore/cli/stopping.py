@@ -1,4 +1,5 @@
-"""Stopping: SIGTERM as Ctrl-C, queries that a signal stops within a second, output that nobody reads any more."""
+"""Stopping: SIGTERM as Ctrl-C, queries that a signal stops within a second, output that nobody
+reads any more."""
 
 import contextlib
 import io
@@ -24,13 +25,15 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[list[int]]:
-    """Have SIGTERM do what Ctrl-C does, as :class:`Terminated`; the list is no longer empty when it has come."""
+    """Have SIGTERM do what Ctrl-C does, as :class:`Terminated`; the list is no longer empty when it
+    has come."""
     came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
         handler = signal.getsignal(signal.SIGINT)
-        # In the background a shell has SIGINT ignored; a training has a handler of its own, to finish a step first.
+        # In the background a shell has SIGINT ignored; a training has a handler of its own, to
+        # finish a step first.
         if not callable(handler) or handler is signal.default_int_handler:
             raise Terminated
         handler(signal.SIGINT, frame)
@@ -47,7 +50,8 @@ def terminable() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def stoppable(timeout: float | None = None) -> Iterator[None]:
-    """Have a signal, or ``timeout`` seconds, stop the queries of the block; what they spilled to disk is removed."""
+    """Have a signal, or ``timeout`` seconds, stop the queries of the block; what they spilled to
+    disk is removed."""
     from queries.stopping import stoppable as stopping
     from queries.stopping import sweep
 
@@ -64,7 +68,8 @@ def stoppable(timeout: float | None = None) -> Iterator[None]:
 
 
 class _Pipe(io.RawIOBase):
-    """A file descriptor that swallows everything once its reader has gone, as ``| head -1`` does."""
+    """A file descriptor that swallows everything once its reader has gone, as ``| head -1``
+    does."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -92,7 +97,10 @@ class _Pipe(io.RawIOBase):
 def pipes_may_close() -> Iterator[None]:
     """Let a closed pipe end the printing of the block and not its work, on stdout and on stderr."""
     before = sys.stdout, sys.stderr
-    if before == (sys.__stdout__, sys.__stderr__):  # not while something else, such as a test, takes the output
+    if before == (
+        sys.__stdout__,
+        sys.__stderr__,
+    ):  # not while something else, such as a test, takes the output
         sys.stdout, sys.stderr = _through_pipe(sys.stdout), _through_pipe(sys.stderr)
     try:
         yield
@@ -106,4 +114,6 @@ def _through_pipe(stream: TextIO) -> io.TextIOWrapper:
     stream.flush()
     buffered = io.BufferedWriter(_Pipe(stream.fileno()))
     at_once = stream is sys.__stderr__ or stream.isatty()
-    return io.TextIOWrapper(buffered, stream.encoding, stream.errors, line_buffering=at_once, write_through=at_once)
+    return io.TextIOWrapper(
+        buffered, stream.encoding, stream.errors, line_buffering=at_once, write_through=at_once
+    )

@@ -31,8 +31,12 @@ def info(store: Path) -> None:
     for table in opened.tables():
         records = opened.records(table)
         size = sum(entry.bytes for record in records for entry in record.files)
-        rows.append([table, f"{sum(r.rows for r in records):,}", f"{len(records):,}", human_bytes(size)])
-    click.echo("\n" + text_table(["table", "rows", "shards", "size"], rows, [False, True, True, True]))
+        rows.append(
+            [table, f"{sum(r.rows for r in records):,}", f"{len(records):,}", human_bytes(size)]
+        )
+    click.echo(
+        "\n" + text_table(["table", "rows", "shards", "size"], rows, [False, True, True, True])
+    )
     _saes(opened)
 
 
@@ -44,7 +48,9 @@ def _saes(store: "Store") -> None:
     for record in store.records("saes"):
         config, share = load_config(store, record.shard), encoded_share(store, record.shard)
         sizes = [str(config[key]) for key in ("d_in", "n_latents", "k")]
-        rows.append([record.shard, config["hook"], *sizes, f"{share.n_encoded:,} of {share.n_samples:,}"])
+        rows.append(
+            [record.shard, config["hook"], *sizes, f"{share.n_encoded:,} of {share.n_samples:,}"]
+        )
     if rows:
         names = ["SAE", "hook", "d_in", "latents", "k", "samples encoded"]
         click.echo("\n" + text_table(names, rows, [False, False, True, True, True, True]))
@@ -76,12 +82,20 @@ def verify(store: Path, deep: bool) -> None:
 
         problems = check(opened, deep, progress)
     for problem in problems:
-        click.echo(f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}")
+        click.echo(
+            f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}"
+        )
     n_damaged = sum(problem.damage for problem in problems)
     if n_damaged:
-        click.echo(f"'featurestore repair {store}' mends what can be mended, and says how to get back the rest.")
+        click.echo(
+            f"'featurestore repair {store}' mends what can be mended, and says how to get back "
+            f"the rest."
+        )
     depth = "every value" if deep else "every file's SHA-256"
-    click.echo(f"{n_damaged} damaged, {len(problems) - n_damaged} leftover ({depth} checked, {len(checked)} records).")
+    click.echo(
+        f"{n_damaged} damaged, {len(problems) - n_damaged} leftover ({depth} checked, "
+        f"{len(checked)} records)."
+    )
     raise SystemExit(1 if n_damaged else 0)
 
 
@@ -92,8 +106,8 @@ def verify(store: Path, deep: bool) -> None:
 def repair(store: Path, dry_run: bool, deep: bool) -> None:
     """Mend STORE where files were lost or changed. Nothing is deleted.
 
-    What follows from something else is made anew. What does not is set aside in STORE/.set-aside, and the command that
-    makes it again is named. Leftovers of killed runs are removed.
+    What follows from something else is made anew. What does not is set aside in STORE/.set-aside,
+    and the command that makes it again is named. Leftovers of killed runs are removed.
 
     \b
     Example:
@@ -104,7 +118,9 @@ def repair(store: Path, dry_run: bool, deep: bool) -> None:
 
     steps = mend(store, deep, dry_run)
     for step in steps:
-        click.echo(f"{step.does:10}  {step.path}: {step.found}{f'; {step.advice}' if step.advice else ''}")
+        click.echo(
+            f"{step.does:10}  {step.path}: {step.found}{f'; {step.advice}' if step.advice else ''}"
+        )
     left = sum(step.does == "left" for step in steps)
     done = "would be dealt with" if dry_run else "dealt with"
     click.echo(f"{len(steps) - left} problems {done}, {left} left.")

@@ -38,7 +38,8 @@ class OutputOptions:
     timeout: float | None
 
     def resolved(self) -> "OutputOptions":
-        """Return the options with the format that is asked for, or that the suffix of the file names.
+        """Return the options with the format that is asked for, or that the suffix of the file
+        names.
 
         Raises:
             UsageError: Parquet to a terminal.
@@ -47,14 +48,19 @@ class OutputOptions:
 
         form, file = self.form, self.output
         if form is None:
-            named = [name for name, suffix in FORMATS.items() if suffix and file and file.name.endswith(suffix)]
+            named = [
+                name
+                for name, suffix in FORMATS.items()
+                if suffix and file and file.name.endswith(suffix)
+            ]
             form = named[0] if named else "table"
         if form in BINARY and file is None and sys.stdout.isatty():
             raise UsageError(f"--format {form} writes bytes: give -o FILE, or pipe the output.")
         return replace(self, form=form)
 
     def show(self, table: "pa.Table") -> None:
-        """Write a table to the file, or to stdout if there is none; what other programs may misread is said on stderr."""
+        """Write a table to the file, or to stdout if there is none; what other programs may misread
+        is said on stderr."""
         from featurestore.format import durable
 
         form = self.form or "table"
@@ -68,7 +74,8 @@ class OutputOptions:
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--format``, ``-o`` and what else is about a table that answers; they arrive as ``out``."""
+    """Add ``--format``, ``-o`` and what else is about a table that answers; they arrive as
+    ``out``."""
     options = [
         click.option(
             "--format",
@@ -77,11 +84,18 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=None,
             help="[default: as the suffix of -o says, else table]",
         ),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead."),
         click.option(
-            "--text-ids", is_flag=True, help="JSON: 64-bit integers as text, which JavaScript does not round."
+            "-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead."
         ),
-        click.option("--memory", help="Spill to disk above this, such as 2GB.  [default: 80% of the machine's]"),
+        click.option(
+            "--text-ids",
+            is_flag=True,
+            help="JSON: 64-bit integers as text, which JavaScript does not round.",
+        ),
+        click.option(
+            "--memory",
+            help="Spill to disk above this, such as 2GB.  [default: 80% of the machine's]",
+        ),
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
@@ -93,7 +107,8 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def encode(table: "pa.Table", form: str, text_ids: bool = False) -> bytes:
-    """Return a table in one of ``FORMATS``; ``table`` shows the first rows only, all others are whole.
+    """Return a table in one of ``FORMATS``; ``table`` shows the first rows only, all others are
+    whole.
 
     ``text_ids``: in the JSON formats, columns of 64-bit integers are text.
     """
@@ -122,7 +137,9 @@ def encode(table: "pa.Table", form: str, text_ids: bool = False) -> bytes:
         else:
             pyarrow.csv.write_csv(_flat(table), sink)
     except pa.ArrowException as error:
-        raise QueryError(f"the result does not fit --format {form}: {error} Cast that column in the SELECT.") from error
+        raise QueryError(
+            f"the result does not fit --format {form}: {error} Cast that column in the SELECT."
+        ) from error
     return sink.getvalue().to_pybytes()
 
 
@@ -133,7 +150,11 @@ def _columns(table: "pa.Table", text_ids: bool = False) -> list[list[Any]]:
     columns = []
     for column in table.columns:
         found = [plain(value) for value in values(column)]
-        columns.append([integers_as_text(value) for value in found] if text_ids and _is_wide(column.type) else found)
+        columns.append(
+            [integers_as_text(value) for value in found]
+            if text_ids and _is_wide(column.type)
+            else found
+        )
     return columns
 
 
@@ -151,7 +172,11 @@ def _is_wide(kind: "pa.DataType") -> bool:
 
     while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
-    return bool(pa.types.is_int64(kind) or pa.types.is_uint64(kind) or (pa.types.is_decimal(kind) and kind.scale == 0))
+    return bool(
+        pa.types.is_int64(kind)
+        or pa.types.is_uint64(kind)
+        or (pa.types.is_decimal(kind) and kind.scale == 0)
+    )
 
 
 def _notes(table: "pa.Table", form: str, text_ids: bool) -> list[str]:
@@ -164,17 +189,29 @@ def _notes(table: "pa.Table", form: str, text_ids: bool) -> list[str]:
     notes = []
     if form in ("json", "jsonl.zst") and not text_ids:
         for name, column in zip(table.column_names, table.columns, strict=True):
-            known = _is_wide(column.type) and not pa.types.is_nested(column.type) and len(column) > column.null_count
-            if known and max(abs(int(end)) for end in pc.min_max(column).as_py().values()) > SAFE_INTEGER:
+            known = (
+                _is_wide(column.type)
+                and not pa.types.is_nested(column.type)
+                and len(column) > column.null_count
+            )
+            if (
+                known
+                and max(abs(int(end)) for end in pc.min_max(column).as_py().values()) > SAFE_INTEGER
+            ):
                 notes.append(
-                    f"{name} has integers above 2^53, which JavaScript rounds: --text-ids writes them as text."
+                    f"{name} has integers above 2^53, which JavaScript rounds: --text-ids writes "
+                    f"them as text."
                 )
     if form == "csv":
         texts = [column for column in table.columns if pa.types.is_string(column.type)]
-        n = sum(pc.sum(pc.match_substring_regex(column, r"^[=+\-@\t\r]")).as_py() or 0 for column in texts)
+        n = sum(
+            pc.sum(pc.match_substring_regex(column, r"^[=+\-@\t\r]")).as_py() or 0
+            for column in texts
+        )
         if n:
             notes.append(
-                f"{n:,} cells begin with =, +, - or @, which a spreadsheet takes for formulas: import as text."
+                f"{n:,} cells begin with =, +, - or @, which a spreadsheet takes for formulas: "
+                f"import as text."
             )
     return notes
 
@@ -184,7 +221,9 @@ def _markdown(table: "pa.Table") -> str:
     from featurestore.cli.values import json_text, visible
 
     def cell(value: Any) -> str:
-        text = visible("" if value is None else value if isinstance(value, str) else json_text(value))
+        text = visible(
+            "" if value is None else value if isinstance(value, str) else json_text(value)
+        )
         text = text.replace("\\", "\\\\").replace("|", "\\|")
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -193,7 +232,8 @@ def _markdown(table: "pa.Table") -> str:
 
 
 def _flat(table: "pa.Table") -> "pa.Table":
-    """Return the table with nested and binary columns as JSON text, as CSV has neither, and times as text."""
+    """Return the table with nested and binary columns as JSON text, as CSV has neither, and times
+    as text."""
     import pyarrow as pa
 
     from featurestore.cli.values import json_text, plain, values
@@ -205,7 +245,8 @@ def _flat(table: "pa.Table") -> "pa.Table":
         return pa.array(found, pa.string())
 
     odd = [
-        pa.types.is_nested(c.type) or pa.types.is_binary(c.type) or pa.types.is_temporal(c.type) for c in table.columns
+        pa.types.is_nested(c.type) or pa.types.is_binary(c.type) or pa.types.is_temporal(c.type)
+        for c in table.columns
     ]
     columns = [text(c) if is_odd else c for c, is_odd in zip(table.columns, odd, strict=True)]
     return pa.table(columns, names=table.column_names)
@@ -218,10 +259,16 @@ def as_text(table: "pa.Table", rows: int | None) -> str:
 
     shown = table if rows is None else table.slice(0, rows)
     columns = [[_cell(value) for value in values(column)] for column in shown.columns]
-    numeric = [str(column.type).startswith(("int", "uint", "float", "double", "decimal")) for column in table.columns]
+    numeric = [
+        str(column.type).startswith(("int", "uint", "float", "double", "decimal"))
+        for column in table.columns
+    ]
     text = text_table(table.column_names, list(zip(*columns, strict=True)), numeric)
     if shown.num_rows < table.num_rows:
-        text += f"\n… {table.num_rows - shown.num_rows:,} more of {table.num_rows:,} rows; --format csv shows all"
+        text += (
+            f"\n… {table.num_rows - shown.num_rows:,} more of {table.num_rows:,} rows; "
+            f"--format csv shows all"
+        )
     return text
 
 

@@ -8,8 +8,11 @@ _NARROW = 12
 """characters of a column of text that is cut to fit a terminal"""
 
 
-def text_table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] | None = None) -> str:
-    """Return texts as an aligned table, ``right`` columns to the right; on a terminal no wider than that.
+def text_table(
+    names: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool] | None = None
+) -> str:
+    """Return texts as an aligned table, ``right`` columns to the right; on a terminal no wider than
+    that.
 
     Cells that are too long are cut, columns that do not fit are named below.
     """
@@ -20,15 +23,22 @@ def text_table(names: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
     right = right or [False] * len(names)
     cells = [[visible(cell) for cell in row] for row in (names, *rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    widths, n_shown = _fitted(widths, right, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
-    fitted = [[cut(cell, width) for cell, width in zip(row[:n_shown], widths, strict=False)] for row in cells]
+    widths, n_shown = _fitted(
+        widths, right, shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    )
+    fitted = [
+        [cut(cell, width) for cell, width in zip(row[:n_shown], widths, strict=False)]
+        for row in cells
+    ]
     fitted.insert(1, ["─" * max(map(_width, column)) for column in zip(*fitted, strict=True)])
     row = DataRow("", "  ", "")
     look = TableFormat(None, None, None, None, row, row, 0, None)
     align = ["right" if is_right else "left" for is_right in right[:n_shown]]
     made = tabulate(fitted, (), look, disable_numparse=True, colalign=align)
     text = "\n".join(part.rstrip() for part in made.split("\n"))
-    left_out = f"\n… and the columns {', '.join(cells[0][n_shown:])}" if n_shown < len(names) else ""
+    left_out = (
+        f"\n… and the columns {', '.join(cells[0][n_shown:])}" if n_shown < len(names) else ""
+    )
     return text + left_out
 
 
@@ -38,7 +48,10 @@ def _fitted(widths: list[int], right: Sequence[bool], total: int | None) -> tupl
         return widths, len(widths)
     fit = widths
     for narrow in range(max(widths, default=0), _NARROW - 1, -1):
-        fit = [width if is_right else min(width, narrow) for width, is_right in zip(widths, right, strict=True)]
+        fit = [
+            width if is_right else min(width, narrow)
+            for width, is_right in zip(widths, right, strict=True)
+        ]
         if sum(fit) + 2 * (len(fit) - 1) <= total:
             return fit, len(fit)
     n = len(fit)
@@ -48,7 +61,8 @@ def _fitted(widths: list[int], right: Sequence[bool], total: int | None) -> tupl
 
 
 def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes: two for 雪, none for an accent that stands alone."""
+    """Return how many columns of a terminal a text takes: two for 雪, none for an accent that stands
+    alone."""
     from wcwidth import wcswidth
 
     return len(text) if text.isascii() else max(0, wcswidth(text))

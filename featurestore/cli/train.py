@@ -22,18 +22,23 @@ class Sizes(click.ParamType):
 
     name = "sizes"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Return the numbers in the order given."""
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
         if not all(part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is no list of sizes: expected something like 32,96,384.", param, ctx)
+            self.fail(
+                f"{value!r} is no list of sizes: expected something like 32,96,384.", param, ctx
+            )
         return tuple(int(part) for part in parts)
 
 
 def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what an SAE is and how it learns; they arrive as those of ``TrainSettings``."""
+    """Add the options that say what an SAE is and how it learns; they arrive as those of
+    ``TrainSettings``."""
     options = [
         click.option(
             "--architecture",
@@ -43,9 +48,19 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How the active latents are chosen; k is an average but for topk.",
         ),
         click.option(
-            "--k", type=click.IntRange(1), default=32, show_default=True, help="Latents active at a position."
+            "--k",
+            type=click.IntRange(1),
+            default=32,
+            show_default=True,
+            help="Latents active at a position.",
         ),
-        click.option("--expansion", type=float, default=16, show_default=True, help="Latents = expansion · channels."),
+        click.option(
+            "--expansion",
+            type=float,
+            default=16,
+            show_default=True,
+            help="Latents = expansion · channels.",
+        ),
         click.option(
             "--group-sizes",
             type=Sizes(),
@@ -63,10 +78,19 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(PRECISIONS),
             default="float32",
             show_default=True,
-            help="Of the encoder's matrix product; bfloat16 is several times faster where the processor has it.",
+            help="Of the encoder's matrix product; bfloat16 is several times faster where the "
+            "processor has it.",
         ),
-        click.option("--lr", type=float, help="Peak learning rate.  [default: 16e-4 · √(20480 / latents)]"),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights and data order."),
+        click.option(
+            "--lr", type=float, help="Peak learning rate.  [default: 16e-4 · √(20480 / latents)]"
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Of weights and data order.",
+        ),
         click.option(
             "--branch",
             type=click.Choice(list(BRANCH_CHOICES)),
@@ -74,7 +98,9 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Which half of classifier-free guidance to learn from.",
         ),
-        click.option("--log", type=click.Choice(LOGS), help="Also report there, if it is installed."),
+        click.option(
+            "--log", type=click.Choice(LOGS), help="Also report there, if it is installed."
+        ),
         click.option("--quiet", is_flag=True, help="No progress bar."),
     ]
     for option in reversed(options):
@@ -83,11 +109,33 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Directory of the store.")
-@click.option("--hook", "hooks", required=True, multiple=True, help="Module path that activations were collected at.")
-@click.option("--name", "names", required=True, multiple=True, help="Of the SAE in the store; one for each --hook.")
-@click.option("--steps", type=click.IntRange(1), help="[default: five times all positions, 1000 at least]")
-@click.option("--batch-size", type=click.IntRange(2), default=4096, show_default=True, help="Positions a step.")
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="Directory of the store."
+)
+@click.option(
+    "--hook",
+    "hooks",
+    required=True,
+    multiple=True,
+    help="Module path that activations were collected at.",
+)
+@click.option(
+    "--name",
+    "names",
+    required=True,
+    multiple=True,
+    help="Of the SAE in the store; one for each --hook.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), help="[default: five times all positions, 1000 at least]"
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(2),
+    default=4096,
+    show_default=True,
+    help="Positions a step.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @train_options
 def train(
@@ -101,11 +149,12 @@ def train(
     quiet: bool,
     **what: Any,
 ) -> None:
-    """Train an SAE on the activations of a hook; with several --hook and --name, one for each, side by side.
+    """Train an SAE on the activations of a hook; with several --hook and --name, one for each, side
+    by side.
 
-    Weights, configuration and metrics (on samples held out from training) go into the store, with a picture of the course.
-    The same command goes on where it was interrupted, and ends with the same weights. Started by torchrun or accelerate, the
-    processes share each batch.
+    Weights, configuration and metrics (on samples held out from training) go into the store, with a
+    picture of the course. The same command goes on where it was interrupted, and ends with the same
+    weights. Started by torchrun or accelerate, the processes share each batch.
 
     \b
     Example:
@@ -121,11 +170,15 @@ def train(
     settings = train_settings(steps, batch_size, what)
     opened, began = Store.open(store), time.monotonic()
     sources = {
-        name: PositionBatches(opened, hook, settings.branch, batch_size, settings.seed, settings.holdout)
+        name: PositionBatches(
+            opened, hook, settings.branch, batch_size, settings.seed, settings.holdout
+        )
         for name, hook in named(names, hooks).items()
     }
     with open_log(log, store / ".work" / "logs") as report:
-        records = train_many(opened, dict(sources), settings, progress=not quiet, device=device, on_report=report)
+        records = train_many(
+            opened, dict(sources), settings, progress=not quiet, device=device, on_report=report
+        )
     for record in records if int(os.environ.get("RANK", "0")) == 0 else []:
         click.echo(summary(opened, record, time.monotonic() - began))
         say_next("encode", "--store", store, "--sae", record.shard)
@@ -141,7 +194,8 @@ def named(names: Sequence[str], hooks: Sequence[str]) -> dict[str, str]:
 
     if len(names) != len(hooks) or len(set(names)) < len(names):
         raise UsageError(
-            f"{len(hooks)} --hook and {len(set(names))} different --name: give each hook a name of its own."
+            f"{len(hooks)} --hook and {len(set(names))} different --name: give each hook a name "
+            f"of its own."
         )
     return dict(zip(names, hooks, strict=True))
 
@@ -150,19 +204,24 @@ def train_settings(steps: int | None, batch_size: int, what: dict[str, Any]) -> 
     """Return the settings that the options say."""
     from sae.training.settings import TrainSettings
 
-    return TrainSettings(steps=steps, batch_size=batch_size, **{**what, "scale_inputs": what["scale_inputs"] or None})
+    return TrainSettings(
+        steps=steps, batch_size=batch_size, **{**what, "scale_inputs": what["scale_inputs"] or None}
+    )
 
 
 def summary(store: "Store", record: "Record", seconds: float) -> str:
     """Return what an SAE is and how good, for people."""
     files = {Path(entry.path).name: store.root / entry.path for entry in record.files}
-    config, metrics = (json.loads(files[name].read_bytes()) for name in ("config.json", "metrics.json"))
+    config, metrics = (
+        json.loads(files[name].read_bytes()) for name in ("config.json", "metrics.json")
+    )
     where = "held-out samples" if metrics["held_out"] else "the training samples: there is only one"
     fvu = "undefined" if metrics["fvu"] is None else f"{metrics['fvu']:.4f}"
     return "\n".join(
         [
             f"SAE {record.shard!r}: {described(config)}",
-            f"  FVU   {fvu}  ({metrics['n_positions']:,} positions of {metrics['n_samples']} samples, {where})",
+            f"  FVU   {fvu}  ({metrics['n_positions']:,} positions of {metrics['n_samples']} "
+            f"samples, {where})",
             f"  L0    {metrics['l0']:.1f}",
             f"  dead  {metrics['n_dead']} of {config['n_latents']} never fired there",
             f"  time  {seconds:.0f} s",

@@ -20,14 +20,19 @@ _UNSAFE_JSON = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
-    """Return a text on one line, control characters (ESC, …) as ``\\x1b``: a terminal obeys none of it."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split()))
+    """Return a text on one line, control characters (ESC, …) as ``\\x1b``: a terminal obeys none of
+    it."""
+    return _HIDDEN.sub(
+        lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split())
+    )
 
 
 def values(column: "pa.Array | pa.ChunkedArray") -> list[Any]:
-    """Return a column's values as Python objects; dates, times and intervals as text, as DuckDB writes them.
+    """Return a column's values as Python objects; dates, times and intervals as text, as DuckDB
+    writes them.
 
-    Python has no date before the year 1 or after 9999, no infinite date and no time 24:00; DuckDB has.
+    Python has no date before the year 1 or after 9999, no infinite date and no time 24:00; DuckDB
+    has.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -40,8 +45,15 @@ def values(column: "pa.Array | pa.ChunkedArray") -> list[Any]:
     if pa.types.is_temporal(kind):
         return _texts(column)
     if pa.types.is_map(kind):
-        ends, pairs = column.offsets.to_pylist(), zip(values(column.keys), values(column.items), strict=True)
-        return _lists([end - start for start, end in pairwise(ends)], column.is_valid().to_pylist(), list(pairs))
+        ends, pairs = (
+            column.offsets.to_pylist(),
+            zip(values(column.keys), values(column.items), strict=True),
+        )
+        return _lists(
+            [end - start for start, end in pairwise(ends)],
+            column.is_valid().to_pylist(),
+            list(pairs),
+        )
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pc.list_value_length(column).fill_null(0).to_pylist()
         return _lists(lengths, column.is_valid().to_pylist(), values(column.flatten()))
@@ -49,7 +61,10 @@ def values(column: "pa.Array | pa.ChunkedArray") -> list[Any]:
         names = [kind.field(i).name for i in range(kind.num_fields)]
         rows = zip(*(values(part) for part in column.flatten()), strict=True)
         there = column.is_valid().to_pylist()
-        return [dict(zip(names, row, strict=True)) if ok else None for row, ok in zip(rows, there, strict=True)]
+        return [
+            dict(zip(names, row, strict=True)) if ok else None
+            for row, ok in zip(rows, there, strict=True)
+        ]
     found: list[Any] = column.to_pylist()
     return found
 
@@ -82,7 +97,8 @@ def _texts(column: "pa.Array") -> list[str | None]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON has it: no infinity and no NaN, but null; numbers of any width as numbers."""
+    """Return a value as JSON has it: no infinity and no NaN, but null; numbers of any width as
+    numbers."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

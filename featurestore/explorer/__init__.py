@@ -1,1 +1,2 @@
-"""Look at a store in a browser: a small server over ``queries``, and its page (docs/explorer.md)."""
+"""Look at a store in a browser: a small server over ``queries``, and its page
+(docs/explorer.md)."""

@@ -1,4 +1,5 @@
-"""Answers for a page: computed in a pool, kept while the store stays as it is, cancelled when nobody waits any more."""
+"""Answers for a page: computed in a pool, kept while the store stays as it is, cancelled when
+nobody waits any more."""
 
 import asyncio
 import contextlib
@@ -38,7 +39,8 @@ class _Job:
         self._connections: list[Any] = []
 
     def run(self, compute: Callable[[], Any]) -> Any:
-        """Compute on a thread of the pool; every DuckDB connection that it opens can be interrupted."""
+        """Compute on a thread of the pool; every DuckDB connection that it opens can be
+        interrupted."""
         from queries.session import watched
 
         with watched(self._opened):
@@ -50,7 +52,8 @@ class _Job:
             raise CancelledError(self.reason)
 
     def interrupt(self) -> None:
-        """Interrupt whatever statement runs now; between statements this does nothing, so it is called until it helped."""
+        """Interrupt whatever statement runs now; between statements this does nothing, so it is
+        called until it helped."""
         import duckdb
 
         for connection in self._connections:
@@ -85,10 +88,11 @@ class Answers:
         seconds: float | None = None,
         size: Callable[[T], int] | None = None,
     ) -> T:
-        """Return what ``compute`` returns, computed once for all that ask under this key while the store stays as it is.
+        """Return what ``compute`` returns, computed once for all that ask under this key while the
+        store stays as it is.
 
-        ``gone`` says whether the one who asked has left: a computation that nobody waits for is stopped. ``size`` is an
-        answer's bytes; without it an answer is not kept.
+        ``gone`` says whether the one who asked has left: a computation that nobody waits for is
+        stopped. ``size`` is an answer's bytes; without it an answer is not kept.
 
         Raises:
             CancelledError: it was stopped, or took longer than ``seconds``.
@@ -139,9 +143,13 @@ class Answers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def _wait(job: _Job, gone: Callable[[], Awaitable[bool]] | None, seconds: float | None) -> Any:
+async def _wait(
+    job: _Job, gone: Callable[[], Awaitable[bool]] | None, seconds: float | None
+) -> Any:
     waiter = asyncio.wrap_future(job.future)
-    waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever left does not look
+    waiter.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # whoever left does not look
     began = time.monotonic()
     while True:
         done, _ = await asyncio.wait({waiter}, timeout=_LOOK_SECONDS)
@@ -152,7 +160,10 @@ async def _wait(job: _Job, gone: Callable[[], Awaitable[bool]] | None, seconds: 
         if gone is not None and await gone():
             raise CancelledError("nobody waits for this answer any more.")
         if seconds is not None and time.monotonic() - began > seconds:
-            job.reason = f"stopped after {seconds:g} s: ask for less, or run it with 'featurestore sql' in a terminal."
+            job.reason = (
+                f"stopped after {seconds:g} s: ask for less, or run it with "
+                f"'featurestore sql' in a terminal."
+            )
             raise CancelledError(job.reason)
 
 
@@ -174,7 +185,9 @@ def _fingerprint(manifest: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _entries(directory: Path, left_out: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(
+    directory: Path, left_out: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, os.stat_result]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         for entry in sorted(found, key=lambda e: e.name):
             if entry.name in left_out:

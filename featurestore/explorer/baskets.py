@@ -1,4 +1,5 @@
-"""A basket: concepts' features with steps and strengths; as selections, and as the commands and lines that make the same."""
+"""A basket: concepts' features with steps and strengths; as selections, and as the commands and
+lines that make the same."""
 
 import re
 import shlex
@@ -50,14 +51,18 @@ class Entry:
             raise UsageError(f"branch {texts['branch']!r}: it is one of {', '.join(BRANCHES)}.")
         top, features = given.get("top"), given.get("features") or []
         if (top is None) == (not features) or not all(_is_count(f, 0) for f in features):
-            raise UsageError("a basket's entry has either top, a number, or features, a list of numbers.")
+            raise UsageError(
+                "a basket's entry has either top, a number, or features, a list of numbers."
+            )
         if top is not None and not _is_count(top, 1):
             raise UsageError(f"top {top!r}: expected a whole number, at least 1.")
         multiplier = given.get("multiplier", STRENGTH)
         if not _is_number(multiplier):
             raise UsageError(f"multiplier {multiplier!r}: expected a number.")
         window = given.get("window")
-        if window is not None and not (isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))):
+        if window is not None and not (
+            isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))
+        ):
             raise UsageError(f"window {window!r}: expected two timesteps, the noisier first.")
         chosen = tuple(sorted(set(features)))
         ends = None if window is None else (float(window[0]), float(window[1]))
@@ -80,7 +85,8 @@ def parse_basket(given: Any) -> list[Entry]:
 
 
 def selection(store: Store, entry: Entry, memory_limit: str | None = None) -> Selection:
-    """Return an entry's selection, as ``featurestore export`` makes it; of features chosen by hand, their rows at every step.
+    """Return an entry's selection, as ``featurestore export`` makes it; of features chosen by hand,
+    their rows at every step.
 
     Raises:
         QueryError: the SAE, family, concept or a feature is not there.
@@ -91,12 +97,21 @@ def selection(store: Store, entry: Entry, memory_limit: str | None = None) -> Se
     from queries.selections import select
 
     if entry.top is not None:
-        return select(store, entry.sae, entry.family, entry.concept, top=entry.top, branch=entry.branch)
+        return select(
+            store, entry.sae, entry.family, entry.concept, top=entry.top, branch=entry.branch
+        )
     whole = select(store, entry.sae, entry.family, entry.concept, top=1, branch=entry.branch)
     for feature in entry.features:
         if feature >= whole.n_latents:
-            raise UsageError(f"SAE {entry.sae!r} has the features 0 to {whole.n_latents - 1}, not {feature}.")
-    asked = {"sae": entry.sae, "family": entry.family, "concept": entry.concept, "branch": entry.branch}
+            raise UsageError(
+                f"SAE {entry.sae!r} has the features 0 to {whole.n_latents - 1}, not {feature}."
+            )
+    asked = {
+        "sae": entry.sae,
+        "family": entry.family,
+        "concept": entry.concept,
+        "branch": entry.branch,
+    }
     chosen = {"features": ",".join(map(str, entry.features))}
     rows = ask(store, "feature_scores", {**asked, **chosen}, memory_limit=memory_limit)
     rows = pa.Table.from_arrays([rows[name].combine_chunks() for name in ROWS.names], schema=ROWS)
@@ -117,8 +132,11 @@ def file_names(chosen: Sequence[Selection], form: str) -> list[str]:
     return names
 
 
-def commands(store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]) -> str:
-    """Return the shell commands that draw what the page draws from the basket; ``names`` are the selections' files."""
+def commands(
+    store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]
+) -> str:
+    """Return the shell commands that draw what the page draws from the basket; ``names`` are the
+    selections' files."""
     lines = []
     for entry, name in zip(entries, names, strict=True):
         if entry.top is None:
@@ -127,7 +145,8 @@ def commands(store: Store, entries: Sequence[Entry], names: Sequence[str], asked
         branch = "" if entry.branch == "cond" else f" --branch {entry.branch}"
         concept = shlex.quote(f"{entry.family}={entry.concept}")
         lines.append(
-            f"featurestore export {shlex.quote(str(store.root))} --sae {shlex.quote(entry.sae)} --concept {concept} "
+            f"featurestore export {shlex.quote(str(store.root))} --sae {shlex.quote(entry.sae)} "
+            f"--concept {concept} "
             f"--top {entry.top}{branch} -o {shlex.quote(name)}"
         )
     generate = ["featurestore generate", *_asked(asked)]
@@ -140,8 +159,15 @@ def commands(store: Store, entries: Sequence[Entry], names: Sequence[str], asked
 
 
 def _asked(asked: Mapping[str, Any]) -> list[str]:
-    options = [f"--model {shlex.quote(str(asked['model']))}", f"--prompt {shlex.quote(str(asked['prompt']))}"]
-    options += [f"--seeds {asked['seed']}", f"--steps {asked['steps']}", f"--guidance {asked['guidance']:g}"]
+    options = [
+        f"--model {shlex.quote(str(asked['model']))}",
+        f"--prompt {shlex.quote(str(asked['prompt']))}",
+    ]
+    options += [
+        f"--seeds {asked['seed']}",
+        f"--steps {asked['steps']}",
+        f"--guidance {asked['guidance']:g}",
+    ]
     return options
 
 
@@ -150,7 +176,9 @@ def _window(entry: Entry) -> str:
     return f"{first:g}:{last:g}"
 
 
-def python_lines(store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]) -> str:
+def python_lines(
+    store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]
+) -> str:
     """Return the Python lines that draw the same picture."""
     lines = [
         "from featurestore import Selection, Store",
@@ -163,9 +191,16 @@ def python_lines(store: Store, entries: Sequence[Entry], names: Sequence[str], a
         "wanted = [",
     ]
     for entry, name in zip(entries, names, strict=True):
-        what = f"select(store, {entry.sae!r}, {entry.family!r}, {entry.concept!r}, top={entry.top}, branch={entry.branch!r})"
+        what = (
+            f"select(store, {entry.sae!r}, {entry.family!r}, {entry.concept!r}, "
+            f"top={entry.top}, branch={entry.branch!r})"
+        )
         chosen = what if entry.top is not None else f"Selection.load({name!r})"
-        window = "" if entry.window is None else f", window=Window({entry.window[0]!r}, {entry.window[1]!r})"
+        window = (
+            ""
+            if entry.window is None
+            else f", window=Window({entry.window[0]!r}, {entry.window[1]!r})"
+        )
         lines.append(f"    Intervention({chosen}, strength={entry.multiplier!r}{window}),")
     run = f"RunSettings({asked['steps']}, {asked['guidance']!r})"
     lines += ["]", "with ablate(model.pipe, wanted):"]
@@ -174,7 +209,8 @@ def python_lines(store: Store, entries: Sequence[Entry], names: Sequence[str], a
 
 
 def load_entry(store: Store, name: str, data: bytes) -> tuple[dict[str, Any], str]:
-    """Return the basket entry of a selection file, and what to say about it: a note where it is not this store's.
+    """Return the basket entry of a selection file, and what to say about it: a note where it is not
+    this store's.
 
     Raises:
         SelectionError: it is no selection file, or of an SAE that this store does not have.
@@ -189,7 +225,9 @@ def load_entry(store: Store, name: str, data: bytes) -> tuple[dict[str, Any], st
             raise SelectionError(str(error).replace(str(path), name)) from error
     known = [record.shard for record in store.records("saes")]
     if loaded.sae not in known:
-        raise SelectionError(f"{name} is about SAE {loaded.sae!r}; this store has {', '.join(known) or 'none'}.")
+        raise SelectionError(
+            f"{name} is about SAE {loaded.sae!r}; this store has {', '.join(known) or 'none'}."
+        )
     top = loaded.rule.get("top")
     entry: dict[str, Any] = {
         "sae": loaded.sae,
@@ -202,5 +240,8 @@ def load_entry(store: Store, name: str, data: bytes) -> tuple[dict[str, Any], st
             made = selection(store, Entry.parse({**entry, **choice}))
             if made.rows.equals(loaded.rows):
                 return {**entry, **choice}, ""
-    note = f"{name} was made from other samples or by another rule: its features are taken, with this store's scores."
+    note = (
+        f"{name} was made from other samples or by another rule: its features are taken, with "
+        f"this store's scores."
+    )
     return {**entry, "features": loaded.features()}, note

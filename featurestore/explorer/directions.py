@@ -1,4 +1,5 @@
-"""The decoder's directions that lie nearest to a feature's, read from the weights' file a part at a time; no torch."""
+"""The decoder's directions that lie nearest to a feature's, read from the weights' file a part at a
+time; no torch."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ SCHEMA = pa.schema({"feature": pa.int32(), "cosine": pa.float64()})
 
 
 def nearest_directions(store: Store, sae: str, feature: int, top: int = 10) -> pa.Table:
-    """Return ``feature, cosine``: the latents whose rows of ``W_dec`` point most in the direction of this feature's.
+    """Return ``feature, cosine``: the latents whose rows of ``W_dec`` point most in the direction
+    of this feature's.
 
     Ordered by falling cosine, then feature; the feature itself is left out.
 

@@ -1,4 +1,5 @@
-"""The explorer as a folder for any static host: the same page, with answers computed now and read as Parquet files."""
+"""The explorer as a folder for any static host: the same page, with answers computed now and read
+as Parquet files."""
 
 import io
 import json
@@ -32,7 +33,8 @@ pinned: false
 A page about a store of SAE features, written by `featurestore explore --export`.
 """
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' {style}; img-src 'self' data: blob:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self' {style}; img-src 'self' data: blob:; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'"
 )
 Parameters = dict[str, str | int | float | None]
@@ -54,10 +56,12 @@ def export(
     agree: Callable[[Written], bool] = lambda written: True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Written | None:
-    """Write the page of a store with its answers to the new directory ``out``; None if ``agree`` refused its size.
+    """Write the page of a store with its answers to the new directory ``out``; None if ``agree``
+    refused its size.
 
-    Holds, of every encoded SAE, the answers about each concept and its best ``features``, and the codes of ``samples`` samples;
-    pictures as they are. Everything is prepared beside ``out`` first: it is whole or absent.
+    Holds, of every encoded SAE, the answers about each concept and its best ``features``, and the
+    codes of ``samples`` samples; pictures as they are. Everything is prepared beside ``out`` first:
+    it is whole or absent.
 
     Raises:
         UsageError: ``out`` exists.
@@ -80,7 +84,9 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(store: Store, out: Path, features: int, samples: int, tell: Callable[[str], None]) -> None:
+def _write(
+    store: Store, out: Path, features: int, samples: int, tell: Callable[[str], None]
+) -> None:
     from queries.questions import find_question
 
     found = overview(store)
@@ -119,7 +125,10 @@ def _page(out: Path, title: str) -> None:
         if path.is_file() and path.name != "index.html":
             durable.write_bytes(out / "page" / path.relative_to(PAGE), path.read_bytes())
     policy = _POLICY.format(style=PLOT_STYLE)
-    tags = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta name="featurestore-export" content="data">\n'
+    tags = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta '
+        f'name="featurestore-export" content="data">\n'
+    )
     text = (PAGE / "index.html").read_text(encoding="utf-8").replace("<title>", f"{tags}<title>")
     durable.write_bytes(out / "index.html", text.encode())
     durable.write_bytes(out / "README.md", _SPACE.format(title=json.dumps(title)).encode())
@@ -134,7 +143,8 @@ def _pictures(store: Store, out: Path, ids: Sequence[int]) -> None:
 
 
 def _spread(table: pa.Table, families: Sequence[Mapping[str, Any]], n: int) -> list[int]:
-    """Return up to ``n`` samples, as many of each concept as can be: the first of each concept in turn."""
+    """Return up to ``n`` samples, as many of each concept as can be: the first of each concept in
+    turn."""
     ids = table["sample_id"].to_pylist()
     if len(ids) <= n or not families:
         return ids[:n]
@@ -147,7 +157,8 @@ def _spread(table: pa.Table, families: Sequence[Mapping[str, Any]], n: int) -> l
 
 
 class _Answers:
-    """The questions that the page asks about one SAE, with the parameters that it asks them with."""
+    """The questions that the page asks about one SAE, with the parameters that it asks them
+    with."""
 
     def __init__(
         self,
@@ -165,7 +176,9 @@ class _Answers:
         self.families = [family for family in families if len(family["concepts"]) > 1]
         self.best: set[int] = set()
 
-    def every(self, tell: Callable[[str], None]) -> Iterator[tuple[str, list[tuple[Parameters, pa.Table]]]]:
+    def every(
+        self, tell: Callable[[str], None]
+    ) -> Iterator[tuple[str, list[tuple[Parameters, pa.Table]]]]:
         """Yield each question with its parameters and answers."""
         yield self._all("sae_steps", [self.base])
         yield self._all("dense_features", [{**self.base, "threshold": 0}])
@@ -173,21 +186,34 @@ class _Answers:
             tell(f"concepts of {family['name']} with {self.sae}")
             yield from self._family(family)
         tell(f"{len(self.best)} features of {self.sae}")
-        features: list[Parameters] = [{**self.base, "feature": feature} for feature in sorted(self.best)]
+        features: list[Parameters] = [
+            {**self.base, "feature": feature} for feature in sorted(self.best)
+        ]
         for name, more in (("timestep_profile", {}), ("feature_concepts", {}), ("top_samples", {"top": 12}),
                            ("sample_bands", {"bands": 4, "top": 8}), ("coactivation", {"top": 15})):  # fmt: skip
             yield self._all(name, [{**one, **more} for one in features])
-        yield self._all("cell_samples", [{**one, "step": step, "top": 8} for one in features for step in self.steps])
+        yield self._all(
+            "cell_samples",
+            [{**one, "step": step, "top": 8} for one in features for step in self.steps],
+        )
         yield (
             "directions",
             [
-                ({"sae": self.sae, "feature": f, "top": 15}, nearest_directions(self.store, self.sae, f, 15))
+                (
+                    {"sae": self.sae, "feature": f, "top": 15},
+                    nearest_directions(self.store, self.sae, f, 15),
+                )
                 for f in sorted(self.best)
             ],
         )
-        yield self._all("sample_features", [{**self.base, "sample": sample, "top": 100} for sample in self.samples])
+        yield self._all(
+            "sample_features",
+            [{**self.base, "sample": sample, "top": 100} for sample in self.samples],
+        )
 
-    def _family(self, family: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[Parameters, pa.Table]]]]:
+    def _family(
+        self, family: Mapping[str, Any]
+    ) -> Iterator[tuple[str, list[tuple[Parameters, pa.Table]]]]:
         from queries import ask
 
         mine: Parameters = {**self.base, "family": family["name"]}
@@ -197,16 +223,26 @@ class _Answers:
         yield "best_scores", [({**mine, "top": 6}, shown)]
         yield self._all("overlap_matrix", [{**mine, "top": 2}])
         for name, top in (("concept_scores", 24), ("bootstrap", 8)):
-            asked = [{**mine, "concept": concept["name"], "top": top} for concept in family["concepts"]]
+            asked = [
+                {**mine, "concept": concept["name"], "top": top} for concept in family["concepts"]
+            ]
             yield name, [(one, ask(self.store, name, one)) for one in asked]
 
-    def _all(self, name: str, asked: Sequence[Parameters]) -> tuple[str, list[tuple[Parameters, pa.Table]]]:
+    def _all(
+        self, name: str, asked: Sequence[Parameters]
+    ) -> tuple[str, list[tuple[Parameters, pa.Table]]]:
         from queries.answers import ask_each
 
         return name, list(zip(asked, ask_each(self.store, name, asked), strict=True))
 
 
-def _keep(out: Path, index: dict[str, Any], name: str, file: str, asked: Sequence[tuple[Parameters, pa.Table]]) -> None:
+def _keep(
+    out: Path,
+    index: dict[str, Any],
+    name: str,
+    file: str,
+    asked: Sequence[tuple[Parameters, pa.Table]],
+) -> None:
     """Write answers one after another into Parquet files, and where each is into the index."""
     from queries.questions import questions
 
@@ -225,7 +261,9 @@ def _keep(out: Path, index: dict[str, Any], name: str, file: str, asked: Sequenc
     for i, (parameters, table) in enumerate(asked):
         entry["types"] = {field.name: str(field.type) for field in table.schema}
         entry["answers"][key(parameters)] = [f"{file}-{number}", i]
-        waiting.append(table.append_column("answer", pa.array(np.full(table.num_rows, i, np.int32))))
+        waiting.append(
+            table.append_column("answer", pa.array(np.full(table.num_rows, i, np.int32)))
+        )
         if sum(part.num_rows for part in waiting) >= _CHUNK_ROWS:
             flush()
     flush()
@@ -237,7 +275,8 @@ def key(parameters: Mapping[str, Any]) -> str:
 
 
 def _codes(store: Store, out: Path, sae: str, branch: str, samples: Sequence[int]) -> None:
-    """Write one file a sample: ``step, timestep, position, feature, value``, in the order of ``codes``."""
+    """Write one file a sample: ``step, timestep, position, feature, value``, in the order of
+    ``codes``."""
     wanted = set(samples)
     for record in store.records(f"codes/{sae}"):
         if wanted.isdisjoint(record.sample_ids):
@@ -246,11 +285,16 @@ def _codes(store: Store, out: Path, sae: str, branch: str, samples: Sequence[int
         rows = pq.read_table(store.root / record.files[0].path, partitioning=None)
         rows = rows.filter(pc.equal(rows["branch"], branch))
         for sample in wanted & set(record.sample_ids):
-            _parquet(out / f"{sample}.parquet", _flat(rows.filter(pc.equal(rows["sample_id"], sample)).sort_by("step")))
+            _parquet(
+                out / f"{sample}.parquet",
+                _flat(rows.filter(pc.equal(rows["sample_id"], sample)).sort_by("step")),
+            )
 
 
 def _flat(rows: pa.Table) -> pa.Table:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("step", "timestep", "position", "feature", "value")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("step", "timestep", "position", "feature", "value")
+    }
     for step, timestep, features, values in zip(
         *(rows[n] for n in ("step", "timestep", "features", "values")), strict=True
     ):
@@ -258,10 +302,16 @@ def _flat(rows: pa.Table) -> pa.Table:
         n = int(per_position.sum())
         columns["step"].append(np.full(n, step.as_py(), np.int32))
         columns["timestep"].append(np.full(n, timestep.as_py(), np.float32))
-        columns["position"].append(np.repeat(np.arange(len(per_position), dtype=np.int32), per_position))
+        columns["position"].append(
+            np.repeat(np.arange(len(per_position), dtype=np.int32), per_position)
+        )
         columns["feature"].append(features.values.flatten().to_numpy(zero_copy_only=False))
-        columns["value"].append(values.values.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
-    return pa.table({name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()})
+        columns["value"].append(
+            values.values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        )
+    return pa.table(
+        {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
+    )
 
 
 def _parquet(path: Path, table: pa.Table) -> None:
@@ -274,4 +324,6 @@ def _parquet(path: Path, table: pa.Table) -> None:
 
 
 def _json(path: Path, value: Any) -> None:
-    durable.write_bytes(path, json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
+    durable.write_bytes(
+        path, json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    )

@@ -1,4 +1,5 @@
-"""Draw a prompt before and after: one model, loaded when it is first needed; one picture at a time; what was drawn is kept."""
+"""Draw a prompt before and after: one model, loaded when it is first needed; one picture at a time;
+what was drawn is kept."""
 
 import io
 import queue
@@ -79,7 +80,10 @@ class Studio:
     def job(self, name: str) -> Job:
         """Return a job; raises QueryError if there is none."""
         if name not in self._jobs:
-            raise QueryError(f"no drawing {name!r}: it was made by an earlier start of the explorer, or long ago.")
+            raise QueryError(
+                f"no drawing {name!r}: it was made by an earlier start of the explorer, or long "
+                f"ago."
+            )
         return self._jobs[name]
 
     def picture(self, key: str) -> bytes:
@@ -108,7 +112,9 @@ class Studio:
 
         self._check(job)
         model = self._loaded(job)
-        run = RunSettings(job.steps or model.steps, model.guidance if job.guidance is None else job.guidance)
+        run = RunSettings(
+            job.steps or model.steps, model.guidance if job.guidance is None else job.guidance
+        )
         described = describe_run(model, run)
         rungs = [None, *job.factors] if job.chosen else [None]
         wanted = [Wanted(_key(job, described, factor), factor) for factor in rungs]
@@ -122,7 +128,13 @@ class Studio:
                 def tell(step: int, number: int = number) -> None:
                     self._check(job)
                     job.events.append(
-                        {"event": "step", "picture": number, "of": len(wanted), "step": step, "steps": run.n_steps}
+                        {
+                            "event": "step",
+                            "picture": number,
+                            "of": len(wanted),
+                            "step": step,
+                            "steps": run.n_steps,
+                        }
                     )
 
                 self._keep(one.key, self._one(model, run, job, one.factor, tell))
@@ -141,8 +153,11 @@ class Studio:
             self._model = load_model(str(self.name), self._device, self._dtype)
         return self._model
 
-    def _one(self, model: Any, run: Any, job: Job, factor: float | None, tell: Callable[[int], None]) -> bytes:
-        """Return one picture as PNG: made as ``featurestore generate`` makes it, with the same calls."""
+    def _one(
+        self, model: Any, run: Any, job: Job, factor: float | None, tell: Callable[[int], None]
+    ) -> bytes:
+        """Return one picture as PNG: made as ``featurestore generate`` makes it, with the same
+        calls."""
         from sae.diffusion.modules import denoiser
         from sae.diffusion.pipelines import generate
         from sae.intervention.ablate import ablate

@@ -1,4 +1,5 @@
-"""What is in a store, and what is missing for the rest of the pages, as JSON; read from the records and footers."""
+"""What is in a store, and what is missing for the rest of the pages, as JSON; read from the records
+and footers."""
 
 import json
 from typing import Any
@@ -36,7 +37,11 @@ def overview(store: Store) -> dict[str, Any]:
             for name, records in tables.items()
             if name.partition("/")[0] in ("samples", *TABLE_KINDS)
         ],
-        "hooks": [_hook(store, name, records) for name, records in tables.items() if name.startswith("activations/")],
+        "hooks": [
+            _hook(store, name, records)
+            for name, records in tables.items()
+            if name.startswith("activations/")
+        ],
         "saes": [_sae(store, record, tables) for record in store.records("saes")],
     }
     return {**found, "missing": list(_missing(found))}
@@ -57,7 +62,11 @@ def _families(store: Store, columns: list[str]) -> list[dict[str, Any]]:
     rows = store.arrow("samples", names) if names else {}
     counted = []
     for name in names:
-        counts = {c["values"]: c["counts"] for c in rows[name].value_counts().to_pylist() if c["values"] is not None}
+        counts = {
+            c["values"]: c["counts"]
+            for c in rows[name].value_counts().to_pylist()
+            if c["values"] is not None
+        }
         concepts = [{"name": c, "n_samples": counts[c]} for c in sorted(counts, key=str.encode)]
         counted.append({"name": name, "concepts": concepts})
     return counted
@@ -65,12 +74,19 @@ def _families(store: Store, columns: list[str]) -> list[dict[str, Any]]:
 
 def _table(name: str, records: list[Record]) -> dict[str, Any]:
     n_bytes = sum(entry.bytes for record in records for entry in record.files)
-    return {"name": name, "rows": sum(r.rows for r in records), "shards": len(records), "bytes": n_bytes}
+    return {
+        "name": name,
+        "rows": sum(r.rows for r in records),
+        "shards": len(records),
+        "bytes": n_bytes,
+    }
 
 
 def _hook(store: Store, table: str, records: list[Record]) -> dict[str, Any]:
     about = _metadata(store, records[0])
-    kept = {key: about.get(f"featurestore.{key}", "") for key in ("io", "height", "width", "positions")}
+    kept = {
+        key: about.get(f"featurestore.{key}", "") for key in ("io", "height", "width", "positions")
+    }
     return {"name": table.partition("/")[2], **kept}
 
 
@@ -94,11 +110,14 @@ def _read_json(store: Store, record: Record, path: str) -> Any:
     try:
         return json.loads((store.root / path).read_bytes())
     except ValueError as error:
-        raise DamageError(f"{store.root / path} is no JSON: run 'featurestore verify {store.root}'.") from error
+        raise DamageError(
+            f"{store.root / path} is no JSON: run 'featurestore verify {store.root}'."
+        ) from error
 
 
 def _steps(store: Store, sae: str, tables: dict[str, list[Record]]) -> dict[str, list[list[float]]]:
-    """Return branch → [step, timestep] pairs: as the statistics' metadata have them, else from the rows of ``codes``."""
+    """Return branch → [step, timestep] pairs: as the statistics' metadata have them, else from the
+    rows of ``codes``."""
     told = _metadata(store, tables[f"stats/{sae}"][0]).get("featurestore.steps")
     if told:
         return json.loads(told)
@@ -122,32 +141,41 @@ def _missing(found: dict[str, Any]) -> Any:
         yield _lack(
             "samples",
             "Nothing was collected yet.",
-            f"featurestore collect --store {root} --model {model} --hook HOOK --prompts prompts.jsonl --images",
+            f"featurestore collect --store {root} --model {model} --hook HOOK --prompts "
+            f"prompts.jsonl --images",
         )
         return
     if not found["has_pictures"]:
         yield _lack(
             "pictures",
             "The samples were kept without their pictures.",
-            f"featurestore collect --store NEW_STORE --model {model} --hook HOOK --prompts prompts.jsonl --images",
+            f"featurestore collect --store NEW_STORE --model {model} --hook HOOK --prompts "
+            f"prompts.jsonl --images",
         )
     if not found["families"]:
         yield _lack(
             "labels",
             "The prompts carry no labels, so there are no concepts to compare.",
-            f"featurestore collect --store NEW_STORE --model {model} --hook HOOK --prompts labelled.jsonl",
+            f"featurestore collect --store NEW_STORE --model {model} --hook HOOK --prompts "
+            f"labelled.jsonl",
         )
     for family in found["families"]:
         if len(family["concepts"]) == 1:
             only = family["concepts"][0]["name"]
             yield _lack(
                 "concepts",
-                f"The family {family['name']} has one concept only, {only}: a score compares a concept with others.",
-                f"featurestore collect --store {root} --model {model} --hook HOOK --prompts more.jsonl",
+                f"The family {family['name']} has one concept only, {only}: a score compares a "
+                f"concept with others.",
+                f"featurestore collect --store {root} --model {model} --hook HOOK --prompts "
+                f"more.jsonl",
             )
     if not found["saes"]:
         hook = found["hooks"][0]["name"] if found["hooks"] else "HOOK"
-        yield _lack("sae", "There is no SAE yet.", f"featurestore train --store {root} --hook {hook} --name NAME")
+        yield _lack(
+            "sae",
+            "There is no SAE yet.",
+            f"featurestore train --store {root} --hook {hook} --name NAME",
+        )
     for sae in found["saes"]:
         if sae["encoded"] != "all":
             how = "encoded in part only" if sae["encoded"] == "part" else "not encoded yet"

@@ -15,7 +15,8 @@ _KEPT_BYTES = 96 * 2**20
 
 
 class Pictures:
-    """Reads pictures shard by shard, each shard verified, and keeps the bytes that were asked for last."""
+    """Reads pictures shard by shard, each shard verified, and keeps the bytes that were asked for
+    last."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -25,14 +26,17 @@ class Pictures:
         self._lock = threading.Lock()
 
     def get(self, sample: int, size: int) -> bytes:
-        """Return a sample's picture: as PNG as it was kept (size 0), or as a thumbnail of at most ``size`` pixels.
+        """Return a sample's picture: as PNG as it was kept (size 0), or as a thumbnail of at most
+        ``size`` pixels.
 
         Raises:
             QueryError: there is no such sample, it has no picture, or there is no such size.
             DamageError: the file is not what its record says.
         """
         if size and size not in SIZES:
-            raise QueryError(f"pictures come in the sizes {', '.join(map(str, SIZES))}, not {size}.")
+            raise QueryError(
+                f"pictures come in the sizes {', '.join(map(str, SIZES))}, not {size}."
+            )
         with self._lock:
             if (sample, size) not in self._kept:
                 self._read_shard(sample, size)
@@ -44,9 +48,13 @@ class Pictures:
         self.store.check([record])
         (path,) = self.store.paths(record)
         if "image" not in read_schema(path).names:
-            raise QueryError("the samples of this store have no pictures: collect them with --images.")
+            raise QueryError(
+                "the samples of this store have no pictures: collect them with --images."
+            )
         rows = read_table(path, ["sample_id", "image"])
-        for found, image in zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True):
+        for found, image in zip(
+            rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True
+        ):
             if image is None or image["bytes"] is None:
                 continue
             data = image["bytes"] if size == 0 else thumbnail(image["bytes"], size)
@@ -62,14 +70,17 @@ class Pictures:
 
     def _record(self, sample: int) -> Record:
         if sample not in self._records:
-            self._records = {i: record for record in self.store.records("samples") for i in record.sample_ids}
+            self._records = {
+                i: record for record in self.store.records("samples") for i in record.sample_ids
+            }
         if sample not in self._records:
             raise QueryError(f"{self.store.root} has no sample {sample}.")
         return self._records[sample]
 
 
 def thumbnail(png: bytes, size: int) -> bytes:
-    """Return a picture as WebP, at most ``size`` pixels each way; one that is not larger stays the PNG that it is."""
+    """Return a picture as WebP, at most ``size`` pixels each way; one that is not larger stays the
+    PNG that it is."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
@@ -88,7 +99,8 @@ def media_type(data: bytes) -> str:
 
 
 def samples_table(store: Store) -> Any:
-    """Return the samples without their pictures, as an Arrow table: id, prompt, seed and one column a family.
+    """Return the samples without their pictures, as an Arrow table: id, prompt, seed and one column
+    a family.
 
     Raises:
         TableError: nothing was collected yet.

@@ -1,4 +1,5 @@
-"""What a page can ask for: each address is one function; every number comes from a named question or the store's reader."""
+"""What a page can ask for: each address is one function; every number comes from a named question
+or the store's reader."""
 
 import asyncio
 import json
@@ -32,7 +33,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Api:
     """The addresses under ``/api``, and pictures."""
 
-    def __init__(self, store: Store, answers: Answers, studio: live.Studio, memory_limit: str) -> None:
+    def __init__(
+        self, store: Store, answers: Answers, studio: live.Studio, memory_limit: str
+    ) -> None:
         self.store, self.answers, self.studio, self.memory = store, answers, studio, memory_limit
         self.pictures = Pictures(store)
 
@@ -66,8 +69,14 @@ class Api:
 
     async def overview(self, request: Request) -> Response:
         """Return what is in the store."""
-        found = await self.answers.get(("overview",), lambda: overview(self.store), size=lambda _: 100_000)
-        more = {"state": self.answers.state(), "model": self.studio.name, "live": self.studio.name is not None}
+        found = await self.answers.get(
+            ("overview",), lambda: overview(self.store), size=lambda _: 100_000
+        )
+        more = {
+            "state": self.answers.state(),
+            "model": self.studio.name,
+            "live": self.studio.name is not None,
+        }
         return JSONResponse({**found, **more}, headers=_NEVER)
 
     async def samples(self, request: Request) -> Response:
@@ -81,7 +90,9 @@ class Api:
         from queries.questions import find_question
 
         name = request.path_params["name"]
-        given: dict[str, str | int | float | None] = {k: v for k, v in request.query_params.items() if k != "format"}
+        given: dict[str, str | int | float | None] = {
+            k: v for k, v in request.query_params.items() if k != "format"
+        }
         asked, began = find_question(name), time.perf_counter()
         table = await self.answers.get(
             ("ask", name, tuple(sorted(given.items()))),
@@ -103,13 +114,17 @@ class Api:
         sae, feature = request.path_params["sae"], request.path_params["feature"]
         top = _whole(request.query_params.get("top", "10"), "top")
         found = await self.answers.get(
-            ("directions", sae, feature, top), lambda: nearest_directions(self.store, sae, feature, top), size=_bytes
+            ("directions", sae, feature, top),
+            lambda: nearest_directions(self.store, sae, feature, top),
+            size=_bytes,
         )
         return await self._table(request, found, "directions", {})
 
     async def tables(self, request: Request) -> Response:
         """Return the views that a statement can name, with their columns."""
-        return JSONResponse(await self.answers.get(("views",), self._views, size=lambda _: 10_000), headers=_NEVER)
+        return JSONResponse(
+            await self.answers.get(("views",), self._views, size=lambda _: 10_000), headers=_NEVER
+        )
 
     def _views(self) -> list[dict[str, Any]]:
         from queries import connect
@@ -125,7 +140,8 @@ class Api:
         return [{"name": view, "columns": columns} for view, columns in views.items()]
 
     async def sql(self, request: Request) -> Response:
-        """Run a user's statement: the first rows, or as a file more of them; stopped when the page leaves or cancels."""
+        """Run a user's statement: the first rows, or as a file more of them; stopped when the page
+        leaves or cancels."""
         from queries import sql
 
         given = await _body(request)
@@ -141,10 +157,15 @@ class Api:
             seconds=SQL_SECONDS,
             size=_bytes,
         )
-        more = {"truncated": table.num_rows > rows, "seconds": round(time.perf_counter() - began, 4)}
+        more = {
+            "truncated": table.num_rows > rows,
+            "seconds": round(time.perf_counter() - began, 4),
+        }
         return await self._table(request, table.slice(0, rows), "answer", more)
 
-    async def _table(self, request: Request, table: pa.Table, name: str, more: dict[str, Any]) -> Response:
+    async def _table(
+        self, request: Request, table: pa.Table, name: str, more: dict[str, Any]
+    ) -> Response:
         form = request.query_params.get("format")
         if form:
             data, kind = await asyncio.to_thread(download, table, form)
@@ -153,17 +174,22 @@ class Api:
                 headers={"Content-Disposition": f'attachment; filename="{name}.{form}"', **_NEVER},
                 media_type=kind,
             )
-        text = await asyncio.to_thread(as_json, table, {"name": name, "state": self.answers.state(), **more})
+        text = await asyncio.to_thread(
+            as_json, table, {"name": name, "state": self.answers.state(), **more}
+        )
         return Response(text, media_type="application/json", headers=_NEVER)
 
     async def picture(self, request: Request) -> Response:
         """Return a sample's picture, or its thumbnail."""
-        sample, size = (_whole(request.path_params[name].partition(".")[0], name) for name in ("sample", "size"))
+        sample, size = (
+            _whole(request.path_params[name].partition(".")[0], name) for name in ("sample", "size")
+        )
         data = await asyncio.to_thread(self.pictures.get, sample, size)
         return Response(data, media_type=media_type(data), headers=_FOREVER)
 
     async def basket(self, request: Request) -> Response:
-        """Return a basket's selections as files, with the commands and lines that make the same pictures."""
+        """Return a basket's selections as files, with the commands and lines that make the same
+        pictures."""
         given = await _body(request)
         entries = baskets.parse_basket(given.get("entries"))
         form = given.get("format", "json")
@@ -189,9 +215,19 @@ class Api:
         return JSONResponse(found, headers=_NEVER)
 
     async def _selection(self, entry: baskets.Entry) -> Any:
-        key = ("selection", entry.sae, entry.family, entry.concept, entry.branch, entry.top, entry.features)
+        key = (
+            "selection",
+            entry.sae,
+            entry.family,
+            entry.concept,
+            entry.branch,
+            entry.top,
+            entry.features,
+        )
         return await self.answers.get(
-            key, lambda: baskets.selection(self.store, entry, self.memory), size=lambda one: one.rows.nbytes
+            key,
+            lambda: baskets.selection(self.store, entry, self.memory),
+            size=lambda one: one.rows.nbytes,
         )
 
     async def load(self, request: Request) -> Response:
@@ -208,7 +244,11 @@ class Api:
         if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > 10_000:
             raise UsageError("a prompt is text of 1 to 10,000 characters.")
         factors = given.get("factors", [1.0])
-        if not isinstance(factors, list) or len(factors) > 20 or not all(isinstance(f, (int, float)) for f in factors):
+        if (
+            not isinstance(factors, list)
+            or len(factors) > 20
+            or not all(isinstance(f, (int, float)) for f in factors)
+        ):
             raise UsageError("factors: expected a list of at most 20 numbers.")
         entries = baskets.parse_basket(given.get("entries"))
         chosen = [(entry, await self._selection(entry)) for entry in entries]
@@ -244,7 +284,11 @@ class Api:
 
     async def drawn(self, request: Request) -> Response:
         """Return a drawn picture."""
-        return Response(self.studio.picture(request.path_params["key"]), media_type="image/png", headers=_FOREVER)
+        return Response(
+            self.studio.picture(request.path_params["key"]),
+            media_type="image/png",
+            headers=_FOREVER,
+        )
 
 
 def refusing(call: Endpoint) -> Endpoint:

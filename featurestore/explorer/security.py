@@ -1,4 +1,5 @@
-"""Who may ask: this machine's browser with the token of this start, from the page itself and from nowhere else."""
+"""Who may ask: this machine's browser with the token of this start, from the page itself and from
+nowhere else."""
 
 import hmac
 from http.cookies import CookieError, SimpleCookie
@@ -32,7 +33,8 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests with another ``Host``, ``Origin`` or token; adds the headers that keep a page to itself."""
+    """Refuses requests with another ``Host``, ``Origin`` or token; adds the headers that keep a
+    page to itself."""
 
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
         self.app, self.token = app, token
@@ -49,7 +51,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 names = {name.lower() for name, _ in message["headers"]}
                 added = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(pair for pair in added if pair[0] not in names)]
+                message["headers"] = [
+                    *message["headers"],
+                    *(pair for pair in added if pair[0] not in names),
+                ]
             await send(message)
 
         refusal = self._refusal(scope)
@@ -58,7 +63,9 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if headers.get("host", "") not in self.hosts:
-            return PlainTextResponse("Unknown host: open the address that the terminal shows.\n", 403)
+            return PlainTextResponse(
+                "Unknown host: open the address that the terminal shows.\n", 403
+            )
         origin = headers.get("origin")
         if origin is not None and origin.removeprefix("http://") != headers["host"]:
             return PlainTextResponse("Requests come from the explorer's own page only.\n", 403)
@@ -72,7 +79,9 @@ class Guard:
         if self._right(_cookie(headers.get("cookie", ""), self.cookie)):
             return None
         return PlainTextResponse(
-            "This page needs the address that 'featurestore explore' printed, with its token: open that one.\n", 403
+            "This page needs the address that 'featurestore explore' printed, with its token: "
+            "open that one.\n",
+            403,
         )
 
     def _right(self, given: str) -> bool:

@@ -38,8 +38,11 @@ class _Page(StaticFiles):
         return response
 
 
-def make_app(store: Store, *, token: str, port: int, model: str | None = None, memory_limit: str = MEMORY) -> Starlette:
-    """Return the application for a store; it answers whoever has the token, under this port's addresses only."""
+def make_app(
+    store: Store, *, token: str, port: int, model: str | None = None, memory_limit: str = MEMORY
+) -> Starlette:
+    """Return the application for a store; it answers whoever has the token, under this port's
+    addresses only."""
     answers = Answers(store)
     studio = Studio(model)
     api = Api(store, answers, studio, memory_limit)
@@ -59,7 +62,8 @@ def make_app(store: Store, *, token: str, port: int, model: str | None = None, m
 
 
 def listen(port: int | None) -> socket.socket:
-    """Return a socket on this machine's own address: the port asked for, else the usual one or any that is free.
+    """Return a socket on this machine's own address: the port asked for, else the usual one or any
+    that is free.
 
     Raises:
         UsageError: the port asked for is taken.
@@ -72,7 +76,9 @@ def listen(port: int | None) -> socket.socket:
         except OSError as error:
             found.close()
             if port is not None:
-                raise UsageError(f"--port {port}: {error.strerror}; leave it out to take one that is free.") from error
+                raise UsageError(
+                    f"--port {port}: {error.strerror}; leave it out to take one that is free."
+                ) from error
             continue
         return found
     raise UsageError("no port is free on this machine.")
@@ -96,7 +102,12 @@ def serve(
     address = f"http://{HOST}:{chosen}/?token={token}"
     app = make_app(store, token=token, port=chosen, model=model)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1, ws="none"
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        ws="none",
     )
     say(address)
     if browser:

@@ -23,11 +23,14 @@ MEDIA = {
 
 
 def as_json(table: pa.Table, more: dict[str, Any]) -> str:
-    """Return ``{columns: {name: [values]}, types, n_rows, …more}``; ids as text, no NaN and no infinity but null."""
+    """Return ``{columns: {name: [values]}, types, n_rows, …more}``; ids as text, no NaN and no
+    infinity but null."""
     columns = {name: column_values(name, table.column(name)) for name in table.column_names}
     types = {field.name: str(field.type) for field in table.schema}
     return json.dumps(
-        {"columns": columns, "types": types, "n_rows": table.num_rows, **more}, ensure_ascii=False, allow_nan=False
+        {"columns": columns, "types": types, "n_rows": table.num_rows, **more},
+        ensure_ascii=False,
+        allow_nan=False,
     )
 
 
@@ -37,7 +40,11 @@ def column_values(name: str, column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_string(column.type) or pa.types.is_boolean(column.type):
         return values
     if pa.types.is_integer(column.type):
-        return [None if v is None else str(v) for v in values] if name == "sample_id" or _is_wide(values) else values
+        return (
+            [None if v is None else str(v) for v in values]
+            if name == "sample_id" or _is_wide(values)
+            else values
+        )
     if pa.types.is_floating(column.type):
         return [v if v is not None and math.isfinite(v) else None for v in values]
     return [plain(value) for value in values]
@@ -61,7 +68,9 @@ def plain(value: Any) -> Any:
         return value if abs(value) < _SAFE else str(value)
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if isinstance(value, (datetime.date, datetime.time, datetime.datetime, datetime.timedelta, Decimal)):
+    if isinstance(
+        value, (datetime.date, datetime.time, datetime.datetime, datetime.timedelta, Decimal)
+    ):
         return str(value)
     return str(value)
 
@@ -93,7 +102,10 @@ def _flat(table: pa.Table) -> pa.Table:
     columns = []
     for column in table.columns:
         if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-            texts = [None if v is None else json.dumps(plain(v), ensure_ascii=False) for v in column.to_pylist()]
+            texts = [
+                None if v is None else json.dumps(plain(v), ensure_ascii=False)
+                for v in column.to_pylist()
+            ]
             column = pa.chunked_array([pa.array(texts, pa.string())])
         columns.append(column)
     return pa.table(columns, names=table.column_names)

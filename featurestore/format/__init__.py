@@ -1,1 +1,2 @@
-"""The bytes of a store: schemas, commit records, durable writes, Parquet, memory maps, checksums."""
+"""The bytes of a store: schemas, commit records, durable writes, Parquet, memory maps,
+checksums."""

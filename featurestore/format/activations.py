@@ -56,12 +56,14 @@ class ActivationShard:
     def row_offsets(self) -> npt.NDArray[np.int64]:
         """Where each row's tensor begins in the file, in bytes; only if ``mapped``."""
         starts = [
-            offset + np.arange(len(g)) * g[:1].nbytes for offset, g in zip(self.offsets, self.groups, strict=True)
+            offset + np.arange(len(g)) * g[:1].nbytes
+            for offset, g in zip(self.offsets, self.groups, strict=True)
         ]
         return np.concatenate(starts).astype(np.int64)
 
     def rows(self, indices: npt.NDArray[np.integer] | slice = slice(None)) -> npt.NDArray:
-        """Return the tensors of some rows ``[n, n_positions, d_in]``: a copy, unless one row group holds all."""
+        """Return the tensors of some rows ``[n, n_positions, d_in]``: a copy, unless one row group
+        holds all."""
         if isinstance(indices, slice) and len(self.groups) == 1:
             return self.groups[0][indices]
         wanted = np.arange(self.n_rows)[indices]
@@ -69,14 +71,16 @@ class ActivationShard:
 
 
 def tensor_array(values: npt.NDArray, schema: pa.Schema) -> pa.FixedSizeListArray:
-    """Return values ``[rows, n_positions, d_in]``, of any shape in this order, as the tensor of an activation table; no copy."""
+    """Return values ``[rows, n_positions, d_in]``, of any shape in this order, as the tensor of an
+    activation table; no copy."""
     outer = schema.field(parquet.TENSOR).type
     nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
     return pa.FixedSizeListArray.from_arrays(nested, type=outer)
 
 
 def read_shard(root: Path, record: Record) -> ActivationShard:
-    """Open an activation shard: its small columns are read and checked, its tensors mapped, or decoded where they cannot be.
+    """Open an activation shard: its small columns are read and checked, its tensors mapped, or
+    decoded where they cannot be.
 
     Raises:
         DamageError: the file is missing, its size is not the recorded one, or it cannot be read.
@@ -86,7 +90,9 @@ def read_shard(root: Path, record: Record) -> ActivationShard:
     found = path.stat().st_size if path.is_file() else None
     if found != entry.bytes:
         state = "is missing" if found is None else f"has {found} bytes"
-        raise DamageError(f"{path} {state}, its record says {entry.bytes}: run 'featurestore verify {root}'.")
+        raise DamageError(
+            f"{path} {state}, its record says {entry.bytes}: run 'featurestore verify {root}'."
+        )
     with footers.reading(path):
         return _read(path, record)
 
@@ -102,11 +108,21 @@ def _read(path: Path, record: Record) -> ActivationShard:
             groups = [_decode(file, group) for group in range(file.metadata.num_row_groups)]
         raw = file.schema_arrow.metadata or {}
     prefix = "featurestore."
-    metadata = {k.decode().removeprefix(prefix): v.decode() for k, v in raw.items() if k.decode().startswith(prefix)}
+    metadata = {
+        k.decode().removeprefix(prefix): v.decode()
+        for k, v in raw.items()
+        if k.decode().startswith(prefix)
+    }
     arrays = {name: table[name].to_numpy() for name in columns[:3]}
     branch = np.array(table["branch"].to_pylist())
     return ActivationShard(
-        record, **arrays, branch=branch, groups=groups, mapped=mapped is not None, offsets=offsets, metadata=metadata
+        record,
+        **arrays,
+        branch=branch,
+        groups=groups,
+        mapped=mapped is not None,
+        offsets=offsets,
+        metadata=metadata,
     )
 
 

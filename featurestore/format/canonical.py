@@ -9,8 +9,11 @@ from featurestore.format.gate import parse_json
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys, no spaces and unescaped UTF-8; NaN and infinity raise ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Return JSON with sorted keys, no spaces and unescaped UTF-8; NaN and infinity raise
+    ValueError."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def sha256_text(text: str) -> str:
@@ -25,13 +28,17 @@ def sealed(fields: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any] | None:
-    """Return the fields of a sealed line without their checksum; None if anything in it was changed.
+    """Return the fields of a sealed line without their checksum; None if anything in it was
+    changed.
 
     Raises:
         MalformedError: it is not JSON.
     """
     body = parse_json(data)
-    if not isinstance(body, dict) or sealed({k: v for k, v in body.items() if k != "sha256"}) != data:
+    if (
+        not isinstance(body, dict)
+        or sealed({k: v for k, v in body.items() if k != "sha256"}) != data
+    ):
         return None
     del body["sha256"]
     return body
@@ -43,24 +50,27 @@ def run_id(run: Mapping[str, Any]) -> str:
 
 
 def sample_id(run: str, prompt: str, seed: int, guidance: float | None = None) -> int:
-    """Return a sample's 63-bit id: a function of the run id, the prompt, the seed, and the guidance scale
-    where the sample has another than its run, and of nothing else."""
+    """Return a sample's 63-bit id: a function of the run id, the prompt, the seed, and the guidance
+    scale where the sample has another than its run, and of nothing else."""
     own = "" if guidance is None else f" {guidance!r}"
     digest = hashlib.sha256(f"{run}\n{seed}{own}\n{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & (2**63 - 1)
 
 
 def shard_name(first_index: int, sample_ids: Iterable[int]) -> str:
-    """Return the name of the shard that holds these samples, the first of which stands at ``first_index`` of its plan."""
+    """Return the name of the shard that holds these samples, the first of which stands at
+    ``first_index`` of its plan."""
     digest = sha256_text("".join(f"{i}\n" for i in sample_ids))
     return f"{first_index:08d}-{digest[:16]}"
 
 
 def same_model(one: str, other: str) -> bool:
-    """Say whether two model hashes are of the same weights: they share a part other than the signs (docs/format.md, 1.8)."""
+    """Say whether two model hashes are of the same weights: they share a part other than the signs
+    (docs/format.md, 1.8)."""
     return any(not part.startswith("sign:") for part in set(one.split(",")) & set(other.split(",")))
 
 
 def same_signs(one: str, other: str) -> bool:
-    """Say whether two model hashes are of weights with the same signs: of one model, in whatever precision."""
+    """Say whether two model hashes are of weights with the same signs: of one model, in whatever
+    precision."""
     return any(part.startswith("sign:") for part in set(one.split(",")) & set(other.split(",")))

@@ -33,7 +33,7 @@ def check_file(root: Path, entry: FileEntry) -> str | None:
     try:
         path = inside(root, entry.path)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return "is not a regular file"
@@ -52,7 +52,8 @@ def check_file(root: Path, entry: FileEntry) -> str | None:
 
 
 def check_shard(root: Path, record: Record, entry: FileEntry) -> str | None:
-    """Return what is wrong with a file of a shard: what :func:`check_file` finds, or its Parquet footer."""
+    """Return what is wrong with a file of a shard: what :func:`check_file` finds, or its Parquet
+    footer."""
     wrong = check_file(root, entry)
     if wrong is None and entry.path.endswith(".parquet"):
         wrong = check_footer(root / entry.path, record)
@@ -60,10 +61,12 @@ def check_shard(root: Path, record: Record, entry: FileEntry) -> str | None:
 
 
 def set_verification(mode: str) -> None:
-    """Say how readers of this process compare files with their records (``VERIFICATION`` in the vocabulary).
+    """Say how readers of this process compare files with their records (``VERIFICATION`` in the
+    vocabulary).
 
-    ``cached``, the default: each file once, as far as this user's cache can tell that it has not changed since.
-    ``always``: each file once in every process. ``never``: only whether it is there and has the size that its record says.
+    ``cached``, the default: each file once, as far as this user's cache can tell that it has not
+    changed since. ``always``: each file once in every process. ``never``: only whether it is there
+    and has the size that its record says.
 
     Raises:
         UsageError: there is no such mode.
@@ -75,15 +78,19 @@ def set_verification(mode: str) -> None:
 
 
 def verification() -> str:
-    """Return the mode that :func:`set_verification` set, or ``FEATURESTORE_VERIFY``, or ``cached``."""
+    """Return the mode that :func:`set_verification` set, or ``FEATURESTORE_VERIFY``, or
+    ``cached``."""
     mode = _mode or os.environ.get("FEATURESTORE_VERIFY", "cached")
     if mode not in VERIFICATION:
-        raise UsageError(f"FEATURESTORE_VERIFY is {mode!r}: expected one of {', '.join(VERIFICATION)}.")
+        raise UsageError(
+            f"FEATURESTORE_VERIFY is {mode!r}: expected one of {', '.join(VERIFICATION)}."
+        )
     return mode
 
 
 def check_shards(root: Path, records: Iterable[Record]) -> None:
-    """Compare the files of shards with their records, each once unless it is replaced; see :func:`set_verification`.
+    """Compare the files of shards with their records, each once unless it is replaced; see
+    :func:`set_verification`.
 
     Above 8 GB with a progress bar.
 
@@ -97,7 +104,11 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
     remembers = mode == "cached" and bool(pairs) and why_not(root) is None
     if remembers:
         _checked.update(known([key for key in keys if key is not None and key not in _checked]))
-    keyed = [(*pair, key) for pair, key in zip(pairs, keys, strict=True) if key is None or key not in _checked]
+    keyed = [
+        (*pair, key)
+        for pair, key in zip(pairs, keys, strict=True)
+        if key is None or key not in _checked
+    ]
     if not keyed:
         return
     look = _glance if mode == "never" else check_shard
@@ -105,12 +116,19 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
     if mode != "never":
         _checked.update(sound)
     if remembers:
-        # By the status of before the files were read: one that was written to meanwhile has another now.
-        now = {key for key, status in zip(keys, statuses, strict=True) if key and status and is_settled(status)}
+        # By the status of before the files were read: one that was written to meanwhile has another
+        # now.
+        now = {
+            key
+            for key, status in zip(keys, statuses, strict=True)
+            if key and status and is_settled(status)
+        }
         remember(key for key in sound if key in now)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise DamageError(f"{root}: {'; '.join(problems[:5])}{more}. Run 'featurestore verify {root}'.")
+        raise DamageError(
+            f"{root}: {'; '.join(problems[:5])}{more}. Run 'featurestore verify {root}'."
+        )
 
 
 def _compare(root: Path, keyed: list[_Keyed], look: _Look) -> tuple[list[str], list[bytes]]:
@@ -120,7 +138,13 @@ def _compare(root: Path, keyed: list[_Keyed], look: _Look) -> tuple[list[str], l
     sound: list[bytes] = []
     with (
         ThreadPoolExecutor(min(len(keyed), os.cpu_count() or 1)) as pool,
-        tqdm(total=n_bytes, unit="B", unit_scale=True, desc="check", disable=n_bytes < _SHOWN_BYTES or None) as bar,
+        tqdm(
+            total=n_bytes,
+            unit="B",
+            unit_scale=True,
+            desc="check",
+            disable=n_bytes < _SHOWN_BYTES or None,
+        ) as bar,
     ):
         found = pool.map(lambda one: look(root, one[0], one[1]), keyed)
         for (_, entry, key), wrong in zip(keyed, found, strict=True):

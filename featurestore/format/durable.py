@@ -1,8 +1,10 @@
-"""The one module that writes to disk: files that are whole or absent, also after a power cut (docs/format.md, section 3).
+"""The one module that writes to disk: files that are whole or absent, also after a power cut
+(docs/format.md, section 3).
 
-Nothing committed is ever replaced: a name is claimed before bytes are placed under it, and whoever asks for a
-committed file to be written is refused. A temporary file is locked for as long as it is written, so that the next
-writer can tell what a killed process left from what another is writing just now.
+Nothing committed is ever replaced: a name is claimed before bytes are placed under it, and whoever
+asks for a committed file to be written is refused. A temporary file is locked for as long as it is
+written, so that the next writer can tell what a killed process left from what another is writing
+just now.
 """
 
 import contextlib
@@ -37,7 +39,8 @@ class Written(NamedTuple):
 
 
 class _HashingFile:
-    """A binary file that hashes what is written to it; append-only, so the hash is that of the file."""
+    """A binary file that hashes what is written to it; append-only, so the hash is that of the
+    file."""
 
     def __init__(self) -> None:
         self.file: BinaryIO | None = None
@@ -82,15 +85,16 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     The directory is created if it is missing. ``write`` may only append.
 
     Raises:
-        DiskError: the operating system refused, and the temporary file is gone; or ``path`` is one where a store has
-            its records and data.
+        DiskError: the operating system refused, and the temporary file is gone; or ``path`` is one
+            where a store has its records and data.
     """
     _refuse_in_store(path)
     return _write(path, write)
 
 
 def place_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
-    """Write a file that a record is to name, as :func:`write_file` does; the caller holds the shard's claim.
+    """Write a file that a record is to name, as :func:`write_file` does; the caller holds the
+    shard's claim.
 
     Raises:
         DiskError: the operating system refused, or the shard is committed.
@@ -111,9 +115,11 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> Written:
 
 
 class AnyOrderFile:
-    """A file that is written in any order: whole at its path after :meth:`seal` and :meth:`place`, else not there.
+    """A file that is written in any order: whole at its path after :meth:`seal` and :meth:`place`,
+    else not there.
 
-    Until then it lies in the directory ``scratch`` of the same file system. Not for several threads at once.
+    Until then it lies in the directory ``scratch`` of the same file system. Not for several threads
+    at once.
 
     Raises:
         DiskError: the operating system refused; :meth:`close` removes the temporary file.
@@ -183,7 +189,8 @@ def write_bytes(path: Path, data: bytes) -> Written:
 
 
 def create_once(path: Path, data: bytes) -> bool:
-    """Create ``path`` with ``data`` if it does not exist, atomically among all processes; return whether it was created.
+    """Create ``path`` with ``data`` if it does not exist, atomically among all processes; return
+    whether it was created.
 
     Raises:
         DiskError: the operating system refused, or the file system has no hard links.
@@ -217,7 +224,8 @@ def hash_only(write: Callable[[BinaryIO], object]) -> Written:
 
 
 class Claim:
-    """A name that this process holds, in a file; the system drops it when the process ends in whatever way."""
+    """A name that this process holds, in a file; the system drops it when the process ends in
+    whatever way."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
@@ -233,10 +241,13 @@ class Claim:
             _check_links(path)
             _make_directory(path.parent, sync=False)  # a claim need not outlive its process
             while True:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                descriptor = os.open(
+                    path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+                )
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                    # Who held it before has removed the file: then this lock is on a name that nobody sees.
+                    # Who held it before has removed the file: then this lock is on a name that
+                    # nobody sees.
                     if _is_at(descriptor, path):
                         return cls(path, descriptor)
                 except BlockingIOError:
@@ -270,7 +281,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def clear_dead(directory: Path, name: str | None = None) -> list[str]:
     """Remove what killed processes left half-written in a directory; return the names.
 
-    ``name``: only what was to become the file of that name. What a living process writes is locked, and stays.
+    ``name``: only what was to become the file of that name. What a living process writes is locked,
+    and stays.
     """
     removed = []
     try:
@@ -309,7 +321,8 @@ _cleared: set[tuple[int, int]] = set()
 
 
 def _clear_once(path: Path) -> None:
-    """Clear the directory that ``path`` is to be written into, once in a process: all of it in a store."""
+    """Clear the directory that ``path`` is to be written into, once in a process: all of it in a
+    store."""
     status = path.parent.stat()
     if (status.st_dev, status.st_ino) not in _cleared:
         _cleared.add((status.st_dev, status.st_ino))
@@ -318,7 +331,7 @@ def _clear_once(path: Path) -> None:
 
 def _store_of(path: Path) -> tuple[Path, Path] | None:
     """Return the root of the store that a path lies in, and the path below it; None elsewhere."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - no link is followed
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
     for root in absolute.parents:
         if os.path.lexists(root / MARK):
             return root, absolute.relative_to(root)
@@ -335,18 +348,22 @@ def _refuse_committed(path: Path) -> None:
     _check_links(path)
     found = _store_of(path)
     if found is not None and path.exists() and _is_committed(*found):
-        raise DiskError(f"{path} is committed to the store {found[0]}, where nothing is ever replaced.")
+        raise DiskError(
+            f"{path} is committed to the store {found[0]}, where nothing is ever replaced."
+        )
 
 
 def _refuse_in_store(path: Path) -> None:
-    """Refuse to write, whoever asks, where a store has its records and data: what is there may be, or become, committed."""
+    """Refuse to write, whoever asks, where a store has its records and data: what is there may be,
+    or become, committed."""
     _check_links(path)
     # The second is another one where a link of the user's own leads into a store.
     for one in (path, path.parent.resolve() / path.name):
         found = _store_of(one)
         if found is not None and _is_shared(found[1]):
             raise DiskError(
-                f"{path} lies where the store {found[0]} has its own files, of which none is ever replaced: "
+                f"{path} lies where the store {found[0]} has its own files, of which none is ever "
+                f"replaced: "
                 f"name another file."
             )
 
@@ -360,13 +377,21 @@ def _is_shared(relative: Path) -> bool:
 
 
 def _is_committed(root: Path, relative: Path) -> bool:
-    """Say whether a path below a store's root is a record, the mark, or a file that a record names."""
+    """Say whether a path below a store's root is a record, the mark, or a file that a record
+    names."""
     first, *rest = relative.parts
     if first == "manifest":
         return relative.name != LEDGER
     if first == "saes":
-        return len(rest) == 2 and rest[1] in SAE_FILES and (root / f"manifest/saes/{rest[0]}.json").exists()
-    return relative.suffix == ".parquet" and (root / "manifest" / relative.with_suffix(".json")).exists()
+        return (
+            len(rest) == 2
+            and rest[1] in SAE_FILES
+            and (root / f"manifest/saes/{rest[0]}.json").exists()
+        )
+    return (
+        relative.suffix == ".parquet"
+        and (root / "manifest" / relative.with_suffix(".json")).exists()
+    )
 
 
 def make_directory(path: Path) -> None:
@@ -386,9 +411,11 @@ def _make_directory(path: Path, sync: bool = True) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, suffix: str) -> Iterator[Path]:
-    """Make a hidden directory beside ``path``, locked while the block runs; what of it is left then is removed.
+    """Make a hidden directory beside ``path``, locked while the block runs; what of it is left then
+    is removed.
 
-    The block renames it to ``path`` when it is whole. What killed processes left of the kind is removed first.
+    The block renames it to ``path`` when it is whole. What killed processes left of the kind is
+    removed first.
     """
     with disk_errors(path):
         _make_directory(path.parent)
@@ -419,7 +446,8 @@ def remove_empty(*directories: Path) -> None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make ``target`` another name of a file, or a link to it where the file system has no hard links."""
+    """Make ``target`` another name of a file, or a link to it where the file system has no hard
+    links."""
     with disk_errors(target):
         _make_directory(target.parent, sync=False)
         try:
@@ -429,7 +457,8 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def set_aside(path: Path, target: Path) -> None:
-    """Move a file, a link or a directory to a name that is not taken, so that it is nowhere, or whole at either."""
+    """Move a file, a link or a directory to a name that is not taken, so that it is nowhere, or
+    whole at either."""
     with disk_errors(target):
         _make_directory(target.parent)
         assert not os.path.lexists(target), "chosen so"
@@ -439,7 +468,8 @@ def set_aside(path: Path, target: Path) -> None:
 
 
 def rename_directory(source: Path, target: Path) -> None:
-    """Rename, within its parent, a directory whose files are durable: by :func:`write_file`, or :func:`sync_tree`."""
+    """Rename, within its parent, a directory whose files are durable: by :func:`write_file`, or
+    :func:`sync_tree`."""
     with disk_errors(target):
         source.rename(target)
         _sync_directory(target.parent)
@@ -475,20 +505,26 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, n_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Turn an OSError of the block into a DiskError about ``path``, of which ``n_bytes()`` were to be written so far."""
+    """Turn an OSError of the block into a DiskError about ``path``, of which ``n_bytes()`` were to
+    be written so far."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         advice = _advice(path, n_bytes()) if error.errno in _FULL else ""
-        raise DiskError(f"cannot write {path}: {reason}; nothing half-written is left.{advice}") from error
+        raise DiskError(
+            f"cannot write {path}: {reason}; nothing half-written is left.{advice}"
+        ) from error
 
 
 def _advice(path: Path, needed: int) -> str:
     at_least = f" It needs at least {needed:,} bytes" if needed else " It needs space"
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
-    return f"{at_least}, {free:,} are free: free some and run the same command again, it goes on where it stopped."
+    return (
+        f"{at_least}, {free:,} are free: free some and run the same command again, it goes on "
+        f"where it stopped."
+    )
 
 
 def _sync(file: BinaryIO) -> None:

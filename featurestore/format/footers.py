@@ -1,4 +1,5 @@
-"""What a Parquet file says of itself, against its commit record and its table (docs/format.md, section 1)."""
+"""What a Parquet file says of itself, against its commit record and its table (docs/format.md,
+section 1)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,8 @@ def unreadable(error: BaseException) -> str:
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a checked file; raises DamageError.
 
-    Not by ``pyarrow.parquet.read_table``, whose threads end the process over a page that contradicts itself.
+    Not by ``pyarrow.parquet.read_table``, whose threads end the process over a page that
+    contradicts itself.
     """
     with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read(columns=columns)
@@ -60,10 +62,11 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def check_structure(path: Path) -> None:
-    """Look through a Parquet footer before any library does: they trust it, and some end the process over it.
+    """Look through a Parquet footer before any library does: they trust it, and some end the
+    process over it.
 
-    Columns must be those of the schema, in its order; every chunk must lie within the file, and hold no more values
-    than a file of this size can.
+    Columns must be those of the schema, in its order; every chunk must lie within the file, and
+    hold no more values than a file of this size can.
 
     Raises:
         MalformedError, OSError: it is no Parquet file, or its footer contradicts itself.
@@ -121,7 +124,9 @@ def _leaves(elements: list[thrift.Struct]) -> list[tuple[int, list[bytes]]]:
         while open_groups and open_groups[-1][0] == 0:
             open_groups.pop()
         if not open_groups or len(open_groups) > _MAX_NESTING:
-            raise MalformedError("its schema has more elements than places, or is nested too deeply")
+            raise MalformedError(
+                "its schema has more elements than places, or is nested too deeply"
+            )
         left, path = open_groups.pop()
         open_groups.append((left - 1, path))
         here = [] if place == 0 else [*path, element.get(4, (0, b""))[1]]
@@ -135,7 +140,9 @@ def _leaves(elements: list[thrift.Struct]) -> list[tuple[int, list[bytes]]]:
     return leaves
 
 
-def _check_chunk(chunk: thrift.Struct, leaf: tuple[int, list[bytes]], size: int, limit: int) -> None:
+def _check_chunk(
+    chunk: thrift.Struct, leaf: tuple[int, list[bytes]], size: int, limit: int
+) -> None:
     if chunk.keys() & {1, 8, 9}:
         raise MalformedError("a column is said to lie in another file, or to be encrypted")
     kind, about = chunk.get(3, (0, None))
@@ -152,7 +159,10 @@ def _check_chunk(chunk: thrift.Struct, leaf: tuple[int, list[bytes]], size: int,
     if first + length > size:
         raise MalformedError(f"a column ends at byte {first + length}, the file at {size}")
     for number in (4, 6):
-        if number in chunk and _number(chunk, number, size) + _number(chunk, number + 1, size) > size:
+        if (
+            number in chunk
+            and _number(chunk, number, size) + _number(chunk, number + 1, size) > size
+        ):
             raise MalformedError("a page index lies outside of the file")
 
 
@@ -162,7 +172,9 @@ def check_footer(path: Path, record: Record) -> str | None:
         check_structure(path)
         with pq.ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
-            groups = sum(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+            groups = sum(
+                file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
+            )
         if rows != record.rows or groups != rows:
             return f"has {rows} rows in {groups} of its row groups, its record says {record.rows}"
         if schemas.schema_id(schema) != record.schema:
@@ -170,7 +182,10 @@ def check_footer(path: Path, record: Record) -> str | None:
         kind = record.table.partition("/")[0]
         expected = schemas.expected(kind, schema)
         if expected is not None and not schema.equals(expected):
-            return f"has other columns than {kind!r} has: {' '.join(_difference(schema, expected).split())}"
+            return (
+                f"has other columns than {kind!r} has: "
+                f"{' '.join(_difference(schema, expected).split())}"
+            )
         _check_metadata(kind, schema.metadata or {})
     except MALFORMED as error:
         return unreadable(error)
@@ -198,7 +213,10 @@ def _is_steps(value: Any) -> bool:
 
 def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) is int
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and type(pair[1]) is int
         for pair in value
     )
 
@@ -209,7 +227,9 @@ def _steps_of_branches(value: Any) -> bool:
 
 _SIZE: Callable[[str], bool] = lambda text: text.isascii() and text.isdigit() and len(text) < 10  # noqa: E731
 _TEXTS: Mapping[str, tuple[Callable[[str], bool], str]] = {
-    **dict.fromkeys(("height", "width", "map_height", "map_width", "n_latents"), (_SIZE, "a whole number")),
+    **dict.fromkeys(
+        ("height", "width", "map_height", "map_width", "n_latents"), (_SIZE, "a whole number")
+    ),
     "io": (lambda text: text in IO, f"one of {', '.join(IO)}"),
 }
 _JSON: Mapping[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
@@ -223,7 +243,9 @@ _JSON: Mapping[tuple[str, str], tuple[Callable[[Any], bool], str]] = {
 def _check_metadata(kind: str, metadata: Mapping[bytes, bytes]) -> None:
     """Refuse schema metadata that says what cannot be; raises MalformedError."""
     found = {
-        key.removeprefix(_PREFIX).decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX)
+        key.removeprefix(_PREFIX).decode(): value.decode()
+        for key, value in metadata.items()
+        if key.startswith(_PREFIX)
     }
     if kind == "activations" and not {"height", "width"} <= set(found):
         raise MalformedError("its metadata lacks featurestore.height or featurestore.width")

@@ -1,9 +1,9 @@
 """The gate: nothing from a disk is used before it is known to be what it should be.
 
-Two questions, for everything that another process, or another person, may have written. *Where* may be
-read: below the store's root, without a symbolic link on the way, regular files of a bounded size. *What*
-may be in it: JSON as the standard says, of a bounded depth, with a closed set of fields, each of one type
-and range (docs/format.md, section 2).
+Two questions, for everything that another process, or another person, may have written. *Where* may
+be read: below the store's root, without a symbolic link on the way, regular files of a bounded
+size. *What* may be in it: JSON as the standard says, of a bounded depth, with a closed set of
+fields, each of one type and range (docs/format.md, section 2).
 """
 
 import json
@@ -31,12 +31,14 @@ def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        MalformedError: it is not JSON in UTF-8, says a key twice, is nested too deeply, or holds a number
-            that is not finite or half of a surrogate pair.
+        MalformedError: it is not JSON in UTF-8, says a key twice, is nested too deeply, or holds a
+            number that is not finite or half of a surrogate pair.
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+        )
     except MalformedError:
         raise
     except RecursionError as error:
@@ -122,7 +124,8 @@ def real(limit: float, optional: bool = False) -> Field:
 
 
 def text(pattern: str = r"(?s).*", said: str = "text", optional: bool = False) -> Field:
-    """Return a field that holds text that matches a pattern from end to end; ``said`` describes it."""
+    """Return a field that holds text that matches a pattern from end to end; ``said`` describes
+    it."""
     compiled = re.compile(pattern)
     return Field(
         lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None,
@@ -156,7 +159,8 @@ def closed(body: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """Return an object that has these fields, each as it must be, and no others.
 
     Raises:
-        MalformedError: it does not; the first wrong field is named, with what was found and expected.
+        MalformedError: it does not; the first wrong field is named, with what was found and
+            expected.
     """
     if not isinstance(body, dict):
         raise MalformedError(f"{short(body)} stands where an object is expected")
@@ -178,7 +182,8 @@ def short(value: Any) -> str:
 
 
 def inside(root: Path, relative: str | PurePosixPath) -> Path:
-    """Return the path of a file below a store's root, after looking for links on the way; it may be absent.
+    """Return the path of a file below a store's root, after looking for links on the way; it may be
+    absent.
 
     ``relative`` is one that this project made, or that a checked record names.
 
@@ -188,10 +193,11 @@ def inside(root: Path, relative: str | PurePosixPath) -> Path:
     path = os.fspath(root)
     for part in PurePosixPath(relative).parts:
         assert part not in ("..", "/"), "checked before"
-        path = os.path.join(path, part)  # noqa: PTH118 - 100,000 times in a large store
+        path = os.path.join(path, part)  # noqa: PTH118
         if os.path.islink(path):  # noqa: PTH114
             raise DamageError(
-                f"{path} is a symbolic link: a store holds its files itself, and no link is followed. "
+                f"{path} is a symbolic link: a store holds its files itself, and no link is "
+                f"followed. "
                 f"Put what it points at in its place."
             )
     return Path(path)
@@ -201,8 +207,8 @@ def read_inside(root: Path, relative: str | PurePosixPath, limit: int) -> bytes:
     """Return the bytes of a regular file below a store's root.
 
     Raises:
-        DamageError: it is missing, cannot be read, is not a regular file, lies behind a symbolic link, or
-            has more than ``limit`` bytes.
+        DamageError: it is missing, cannot be read, is not a regular file, lies behind a symbolic
+            link, or has more than ``limit`` bytes.
     """
     path = inside(root, relative)
     try:
@@ -214,14 +220,15 @@ def read_inside(root: Path, relative: str | PurePosixPath, limit: int) -> bytes:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """Return the bytes of a regular file that has at most ``limit`` of them; a pipe is not waited for.
+    """Return the bytes of a regular file that has at most ``limit`` of them; a pipe is not waited
+    for.
 
     Raises:
         MalformedError: it is something else, or larger.
         OSError: it cannot be read.
     """
     descriptor = os.open(path, _NO_FOLLOW)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
+    with open(descriptor, "rb") as file:  # noqa: PTH123
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise MalformedError("it is not a regular file")

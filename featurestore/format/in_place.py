@@ -1,7 +1,9 @@
-"""A shard of activations whose rows are written as they come, in any order, into the places that they will have.
+"""A shard of activations whose rows are written as they come, in any order, into the places that
+they will have.
 
-So a collection holds no shard in memory: its writing begins with the first row. What remains for the end is to read
-the file once, from the memory that the system keeps it in, for the checksums of its pages and its hash.
+So a collection holds no shard in memory: its writing begins with the first row. What remains for
+the end is to read the file once, from the memory that the system keeps it in, for the checksums of
+its pages and its hash.
 """
 
 import zlib
@@ -17,7 +19,8 @@ _SETTLE_BYTES = 32 * 2**20
 
 
 class TensorFile:
-    """The file of an activations table, byte for byte as :func:`featurestore.format.parquet.write_table` writes it.
+    """The file of an activations table, byte for byte as
+    :func:`featurestore.format.parquet.write_table` writes it.
 
     Not for several threads at once.
 
@@ -28,7 +31,8 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, others: pa.Table, schema: pa.Schema, scratch: Path) -> None:
-        """Begin the file that is to be at ``path``; until it is whole it lies in ``scratch``, on the same file system.
+        """Begin the file that is to be at ``path``; until it is whole it lies in ``scratch``, on
+        the same file system.
 
         ``others``: the columns but the tensor.
 
@@ -43,7 +47,8 @@ class TensorFile:
             self._file.put(offset, data)
 
     def put(self, row: int, values: npt.NDArray) -> None:
-        """Write the tensor of a row, ``[n_positions, d_in]``, contiguous and of the type of the schema.
+        """Write the tensor of a row, ``[n_positions, d_in]``, contiguous and of the type of the
+        schema.
 
         Raises:
             DiskError: the operating system refused.

@@ -31,7 +31,10 @@ def label_version(record: Record) -> tuple[int, list[str]]:
     """
     version, families = record.made_by.get("version"), record.made_by.get("families")
     if not isinstance(version, int) or not isinstance(families, list):
-        raise DamageError(f"{record.location}: 'made_by' has no 'version' and 'families', as records of labels have")
+        raise DamageError(
+            f"{record.location}: 'made_by' has no 'version' and 'families', as records of labels "
+            f"have"
+        )
     for family in families:
         if not isinstance(family, str) or not FAMILY.fullmatch(family) or family in RESERVED:
             raise DamageError(f"{record.location}: {family!r} in 'made_by' is no concept family")
@@ -39,21 +42,27 @@ def label_version(record: Record) -> tuple[int, list[str]]:
 
 
 def contents_hash(labels: Mapping[int, Labels]) -> str:
-    """Return the first 16 hexadecimal digits of SHA-256 over the labels: what makes two versions the same."""
+    """Return the first 16 hexadecimal digits of SHA-256 over the labels: what makes two versions
+    the same."""
     return sha256_text(canonical_json({str(i): dict(one) for i, one in labels.items()}))[:16]
 
 
 def corrected(shards: Iterable[tuple[Record, pa.Table]], families: Sequence[str]) -> pa.Table:
-    """Return the labels that stand: a row per sample that any shard of ``labels`` has, a column per family.
+    """Return the labels that stand: a row per sample that any shard of ``labels`` has, a column per
+    family.
 
-    ``shards`` in the order of their names: of several that have a sample, the last counts, and only it.
+    ``shards`` in the order of their names: of several that have a sample, the last counts, and only
+    it.
     """
     found: dict[int, dict[str, str | None]] = {}
     for record, rows in shards:
         found |= {i: {} for i in record.sample_ids}
         for i, family, concept in zip(*(rows[name].to_pylist() for name in _LONG), strict=True):
             found[i][family] = concept
-    columns = {family: pa.array([one.get(family) for one in found.values()], pa.string()) for family in families}
+    columns = {
+        family: pa.array([one.get(family) for one in found.values()], pa.string())
+        for family in families
+    }
     return pa.table({"sample_id": pa.array(list(found), pa.int64()), **columns})
 
 
@@ -61,7 +70,8 @@ _LONG = ("sample_id", "family", "concept")
 
 
 def apply_labels(samples: pa.Table, labels: pa.Table) -> pa.Table:
-    """Return rows of ``samples`` with the labels that stand; families that ``samples`` has no column for come last."""
+    """Return rows of ``samples`` with the labels that stand; families that ``samples`` has no
+    column for come last."""
     place = {i: n for n, i in enumerate(labels["sample_id"].to_pylist())}
     ids = samples["sample_id"].to_pylist()
     for family in family_names(labels.column_names):
@@ -69,7 +79,8 @@ def apply_labels(samples: pa.Table, labels: pa.Table) -> pa.Table:
         there = family in samples.column_names
         own = samples[family].to_pylist() if there else [None] * len(ids)
         new = pa.array(
-            [stands[place[i]] if i in place else mine for i, mine in zip(ids, own, strict=True)], pa.string()
+            [stands[place[i]] if i in place else mine for i, mine in zip(ids, own, strict=True)],
+            pa.string(),
         )
         column = pa.field(family, pa.string())
         samples = (

@@ -1,8 +1,10 @@
-"""The ledger: which records were committed, so that one that is gone is missed (docs/format.md, section 2).
+"""The ledger: which records were committed, so that one that is gone is missed (docs/format.md,
+section 2).
 
-``manifest/SHA256SUMS`` has a line for each record of a table that is not derived, in the form that ``sha256sum -c``
-takes. It is a function of the records, brought up to date with the dataset card; a line stays when its record is gone
-without having been removed by this project, until ``featurestore repair`` has dealt with the loss.
+``manifest/SHA256SUMS`` has a line for each record of a table that is not derived, in the form that
+``sha256sum -c`` takes. It is a function of the records, brought up to date with the dataset card; a
+line stays when its record is gone without having been removed by this project, until
+``featurestore repair`` has dealt with the loss.
 """
 
 import hashlib
@@ -14,7 +16,13 @@ from typing import BinaryIO
 from featurestore.errors import DamageError
 from featurestore.format import durable
 from featurestore.format.gate import inside, read_inside
-from featurestore.format.records import MAX_RECORD_BYTES, is_name, is_table, list_shards, list_tables
+from featurestore.format.records import (
+    MAX_RECORD_BYTES,
+    is_name,
+    is_table,
+    list_shards,
+    list_tables,
+)
 
 LEDGER = f"manifest/{durable.LEDGER}"
 DERIVED = ("totals", "scores", "sums")
@@ -24,7 +32,8 @@ _MAX_BYTES = 512 * 2**20
 
 
 def read_ledger(root: Path) -> dict[str, str]:
-    """Return record → SHA-256 of the committed records that a store's ledger lists; empty if it has none.
+    """Return record → SHA-256 of the committed records that a store's ledger lists; empty if it has
+    none.
 
     Raises:
         DamageError: it is not a ledger.
@@ -36,7 +45,9 @@ def read_ledger(root: Path) -> dict[str, str]:
     for number, line in enumerate(lines[:-1], 1):
         match = _LINE.fullmatch(line)
         if not match or not is_table(match[2]) or not is_name(match[3]) or is_derived(match[2]):
-            raise DamageError(f"line {number} is {line[:60]!r}, expected a SHA-256 and a record's path")
+            raise DamageError(
+                f"line {number} is {line[:60]!r}, expected a SHA-256 and a record's path"
+            )
         committed[line[66:]] = match[1]
     if lines[-1]:
         raise DamageError("it was cut short")
@@ -49,7 +60,8 @@ def is_derived(table: str) -> bool:
 
 
 def update_ledger(root: Path, forget: frozenset[str] = frozenset()) -> None:
-    """Bring the ledger up to date: every record that is there, and those that it lists already but for ``forget``.
+    """Bring the ledger up to date: every record that is there, and those that it lists already but
+    for ``forget``.
 
     Other processes may be committing, and writing it, too.
     """
@@ -60,7 +72,9 @@ def update_ledger(root: Path, forget: frozenset[str] = frozenset()) -> None:
         except DamageError:  # derived: written anew
             before = {}
         kept = {name: digest for name, digest in before.items() if name not in forget}
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted((kept | _present(root, kept)).items()))
+        lines = "".join(
+            f"{digest}  {name}\n" for name, digest in sorted((kept | _present(root, kept)).items())
+        )
         there = path.read_bytes() if path.is_file() else b""
         if there == lines.encode():
             return

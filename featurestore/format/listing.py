@@ -1,8 +1,10 @@
-"""The records of a large table, read once: a snapshot of them beside the user's cache (docs/reliability.md, "Once").
+"""The records of a large table, read once: a snapshot of them beside the user's cache
+(docs/reliability.md, "Once").
 
-A table of 100,000 shards has as many small files. What they say is kept together in one file outside of the store, each
-record with the inode, size, modification and change time of its file. A record whose file has the same is taken from
-there, any other is read; so the snapshot is never believed over a record. Missing, damaged or another user's, it is made anew.
+A table of 100,000 shards has as many small files. What they say is kept together in one file
+outside of the store, each record with the inode, size, modification and change time of its file. A
+record whose file has the same is taken from there, any other is read; so the snapshot is never
+believed over a record. Missing, damaged or another user's, it is made anew.
 """
 
 import contextlib
@@ -72,7 +74,8 @@ def read_records(root: Path, table: str) -> list[Record]:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage among 100,000 records while they are made: there is none."""
+    """Keep Python from looking for garbage among 100,000 records while they are made: there is
+    none."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -110,7 +113,8 @@ def _name(root: Path, table: str) -> str:
 
 
 def _kept(path: Path, table: str) -> Iterator[tuple[str, bytes, Record]]:
-    """Yield shard, key and record of a snapshot in the order of the shards; nothing if there is none that is whole."""
+    """Yield shard, key and record of a snapshot in the order of the shards; nothing if there is
+    none that is whole."""
     try:
         data = b"" if path.is_symlink() else path.read_bytes()
         if hashlib.sha256(memoryview(data)[_DIGEST:]).digest() != data[:_DIGEST]:
@@ -123,15 +127,20 @@ def _kept(path: Path, table: str) -> Iterator[tuple[str, bytes, Record]]:
         return
 
 
-def _records(rows: pa.RecordBatch, table: str, makers: dict[str, Any]) -> Iterator[tuple[str, bytes, Record]]:
+def _records(
+    rows: pa.RecordBatch, table: str, makers: dict[str, Any]
+) -> Iterator[tuple[str, bytes, Record]]:
     columns = (rows.column(name).to_pylist() for name in _COLUMNS if name != "sample_ids")
     lists = rows.column("sample_ids")
     flat, ends = lists.flatten().to_pylist(), lists.offsets.to_pylist()
-    for i, (shard, key, schema, n_rows, n_bytes, sha256, made_by) in enumerate(zip(*columns, strict=True)):
+    for i, (shard, key, schema, n_rows, n_bytes, sha256, made_by) in enumerate(
+        zip(*columns, strict=True)
+    ):
         if made_by not in makers:
             makers[made_by] = json.loads(made_by)
         entry, record = FileEntry.__new__(FileEntry), Record.__new__(Record)
-        # Frozen classes set their fields one by one, which takes most of the time for 100,000 of them.
+        # Frozen classes set their fields one by one, which takes most of the time for 100,000 of
+        # them.
         entry.__dict__.update(path=f"{table}/{shard}.parquet", bytes=n_bytes, sha256=sha256)
         record.__dict__.update(
             table=table, shard=shard, schema=schema, rows=n_rows, sample_ids=tuple(flat[ends[i] : ends[i + 1]]),
@@ -150,7 +159,9 @@ def _save(path: Path, pairs: list[tuple[Found, Record]]) -> None:
     }  # fmt: skip
     sink = pa.BufferOutputStream()
     table = pa.table(columns, schema=pa.schema(list(_COLUMNS.items())))
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+    with pa.ipc.new_stream(
+        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as stream:
         stream.write_table(table, max_chunksize=_AT_ONCE)
     data = sink.getvalue().to_pybytes()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")

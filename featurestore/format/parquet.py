@@ -1,4 +1,5 @@
-"""Parquet as the store writes it, and tensors mapped straight out of it (docs/format.md, section 1.2)."""
+"""Parquet as the store writes it, and tensors mapped straight out of it (docs/format.md, section
+1.2)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +28,8 @@ _TENSOR_OPTIONS = {
 
 
 def write_table(file: BinaryIO, table: pa.Table) -> int:
-    """Write a table to an append-only binary file, with encodings that every reader of this project's stack can read.
+    """Write a table to an append-only binary file, with encodings that every reader of this
+    project's stack can read.
 
     Returns the number of rows.
     """
@@ -38,14 +40,18 @@ def write_table(file: BinaryIO, table: pa.Table) -> int:
 
 
 def tensor_layout(others: pa.Table, schema: pa.Schema) -> tensor_column.Layout:
-    """Return where all of a file stands that :func:`write_table` writes of a table; ``others``: all but its tensor."""
+    """Return where all of a file stands that :func:`write_table` writes of a table; ``others``: all
+    but its tensor."""
     return tensor_column.Layout(others, schema, TENSOR, rows_per_group(schema), _TENSOR_OPTIONS)
 
 
 def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
-    """Write the parts of a table without a tensor as :func:`write_table` does; a row group lies within one part."""
+    """Write the parts of a table without a tensor as :func:`write_table` does; a row group lies
+    within one part."""
     n_rows, options = 0, _column_options(schema)
-    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options) as writer:
+    with pq.ParquetWriter(
+        pa.PythonFile(file, mode="w"), schema, write_page_checksum=True, **options
+    ) as writer:
         for part in parts:
             n_rows += part.num_rows
             for start in range(0, part.num_rows, ROW_GROUP_ROWS):
@@ -54,7 +60,8 @@ def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) ->
 
 
 def rows_per_group(schema: pa.Schema) -> int:
-    """Return how many activation rows make a row group: as many as fit ``ROW_GROUP_BYTES``, at least one."""
+    """Return how many activation rows make a row group: as many as fit ``ROW_GROUP_BYTES``, at
+    least one."""
     positions, d_in, dtype = tensor_shape(schema)
     return max(1, ROW_GROUP_BYTES // (positions * d_in * dtype.itemsize))
 
@@ -62,14 +69,19 @@ def rows_per_group(schema: pa.Schema) -> int:
 def tensor_shape(schema: pa.Schema) -> tuple[int, int, np.dtype]:
     """Return ``(n_positions, d_in, dtype)`` of an activation table's rows."""
     outer = schema.field(TENSOR).type
-    return outer.list_size, outer.value_type.list_size, np.dtype(outer.value_type.value_type.to_pandas_dtype())
+    return (
+        outer.list_size,
+        outer.value_type.list_size,
+        np.dtype(outer.value_type.value_type.to_pandas_dtype()),
+    )
 
 
 def _column_options(schema: pa.Schema) -> dict[str, object]:
     delta = {name: "DELTA_BINARY_PACKED" for name in schema.names if name in _DELTA}
     split = {name: "BYTE_STREAM_SPLIT" for name in schema.names if name in _SPLIT}
     ragged = {f"features{_LEAF}": "DELTA_BINARY_PACKED"} if "features" in schema.names else {}
-    # Ids and steps repeat in long runs where rows are (sample, step, feature): a dictionary is the smaller code there.
+    # Ids and steps repeat in long runs where rows are (sample, step, feature): a dictionary is the
+    # smaller code there.
     runs = ["sample_id", "step"] if "feature" in schema.names else []
     encoding = {name: code for name, code in (delta | split | ragged).items() if name not in runs}
     plain = set(encoding) | {f"values{_LEAF}"}
@@ -78,7 +90,9 @@ def _column_options(schema: pa.Schema) -> dict[str, object]:
         "compression": "zstd",
         "compression_level": _ZSTD_LEVEL,
         "column_encoding": encoding,
-        "use_dictionary": [path for path in paths if path not in plain and not path.startswith("image")],
+        "use_dictionary": [
+            path for path in paths if path not in plain and not path.startswith("image")
+        ],
         "write_statistics": [path for path in paths if not path.startswith("image")],
     }
 
@@ -102,7 +116,8 @@ class MappedGroup(NamedTuple):
 def map_tensor(path: Path, bytes_recorded: int) -> list[MappedGroup] | None:
     """Map the activations of a file, row group by row group, without reading them.
 
-    Returns None when the file's layout does not allow it (docs/format.md lists the conditions); decode it then.
+    Returns None when the file's layout does not allow it (docs/format.md lists the conditions);
+    decode it then.
     """
     if path.stat().st_size != bytes_recorded:
         return None
@@ -122,7 +137,9 @@ def map_tensor(path: Path, bytes_recorded: int) -> list[MappedGroup] | None:
         start, length, header = block
         if not _one_page(raw[header : header + _PAGE_HEADER_BYTES], length // dtype.itemsize):
             return None
-        groups.append(MappedGroup(raw[start : start + length].view(dtype).reshape(-1, positions, d_in), start))
+        groups.append(
+            MappedGroup(raw[start : start + length].view(dtype).reshape(-1, positions, d_in), start)
+        )
     return groups
 
 
@@ -131,12 +148,18 @@ def _tensor_index(file: pq.ParquetFile) -> int:
     return next(i for i, path in enumerate(leaves) if path.startswith(TENSOR))
 
 
-def _block(group: pq.RowGroupMetaData, index: int, values: int, dtype: np.dtype) -> tuple[int, int, int] | None:
+def _block(
+    group: pq.RowGroupMetaData, index: int, values: int, dtype: np.dtype
+) -> tuple[int, int, int] | None:
     """Return ``(start, bytes, offset of the page header)`` of a row group's tensor."""
     column = group.column(index)
     length = column.num_values * dtype.itemsize
     plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
-    if not plain or column.num_values != group.num_rows * values or column.total_compressed_size <= length:
+    if (
+        not plain
+        or column.num_values != group.num_rows * values
+        or column.total_compressed_size <= length
+    ):
         return None
     header = column.data_page_offset
     return header + column.total_compressed_size - length, length, header
@@ -148,6 +171,7 @@ def _one_page(header: npt.NDArray, num_values: int) -> bool:
         fields = thrift.read(header.tobytes())
     except ValueError:
         return False
-    # Field 5 describes a data page, 8 a data page of version 2; the first field of either counts the values.
+    # Field 5 describes a data page, 8 a data page of version 2; the first field of either counts
+    # the values.
     kind, page = fields.get(5) or fields.get(8) or (thrift.STRUCT, {})
     return kind == thrift.STRUCT and page.get(1) == (thrift.I32, num_values)

@@ -97,10 +97,14 @@ _RUN = {
 def _is_run(run: Any) -> bool:
     if not isinstance(run, dict) or not run:
         return run is None or run == {}
-    return all(field.fits(run[key]) if key in run else field.optional for key, field in _RUN.items())
+    return all(
+        field.fits(run[key]) if key in run else field.optional for key, field in _RUN.items()
+    )
 
 
-_MARK_FIELDS = {"run": Field(_is_run, "an object or null, with a model's name and numbers where numbers belong")}
+_MARK_FIELDS = {
+    "run": Field(_is_run, "an object or null, with a model's name and numbers where numbers belong")
+}
 _FIELDS = {
     "table": Field(lambda table: isinstance(table, str) and is_table(table), "a table's name"),
     "shard": Field(lambda shard: isinstance(shard, str) and is_name(shard), "a shard's name"),
@@ -117,8 +121,8 @@ def parse_record(body: Mapping[str, Any]) -> Record:
     """Return the record that a sealed file's fields describe.
 
     Raises:
-        MalformedError: they do not describe one: a field is missing, unknown, of another type or out of
-            range, or a path is not the one that follows from the table and the shard.
+        MalformedError: they do not describe one: a field is missing, unknown, of another type or
+            out of range, or a path is not the one that follows from the table and the shard.
     """
     fields = closed(dict(body), _FIELDS)
     files = tuple(FileEntry(**closed(entry, _FILE_FIELDS)) for entry in fields["files"])
@@ -155,13 +159,16 @@ def _check_paths(table: str, shard: str, paths: list[str]) -> None:
     needed = allowed[:2] if table == "saes" else allowed
     for path in paths:
         if path not in allowed:
-            raise MalformedError(f"path is {path[:80]!r}, expected {' or '.join(map(repr, allowed))}")
+            raise MalformedError(
+                f"path is {path[:80]!r}, expected {' or '.join(map(repr, allowed))}"
+            )
     if len(set(paths)) < len(paths) or not set(needed) <= set(paths):
         raise MalformedError(f"its files are {', '.join(paths)}, expected {', '.join(needed)}")
 
 
 def parse_sealed(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the fields of a file of sealed JSON, after its checksum, its format and its version; ``path`` is its own.
+    """Return the fields of a file of sealed JSON, after its checksum, its format and its version;
+    ``path`` is its own.
 
     Raises:
         DamageError: it is not what was written.
@@ -239,7 +246,8 @@ def list_tables(root: Path) -> Iterator[str]:
                 if not any(root.joinpath("manifest", table).rglob("*.json")):
                     continue
                 raise DamageError(
-                    f"{root / 'manifest' / table}: {table[:80]!r} is no table that this version knows. "
+                    f"{root / 'manifest' / table}: {table[:80]!r} is no table that this version "
+                    f"knows. "
                     f"Run 'featurestore repair {root}', which sets it aside."
                 )
             if any(True for _ in list_shards(root, table)):
@@ -247,7 +255,8 @@ def list_tables(root: Path) -> Iterator[str]:
 
 
 def stranger(relative: str) -> str | None:
-    """Return, of a path under ``manifest/``, the part that belongs to no table or shard; None if all of it does."""
+    """Return, of a path under ``manifest/``, the part that belongs to no table or shard; None if
+    all of it does."""
     _, *folders, name = relative.split("/")
     if folders and folders[0] not in (*PLAIN_TABLES, "saes", *TABLE_KINDS):
         return f"manifest/{folders[0]}"
@@ -269,7 +278,8 @@ def list_shards(root: Path, table: str) -> Iterator[str]:
     """Yield the names of the shards of a table that have a record, in their order.
 
     Raises:
-        DamageError: the directory of records cannot be read, or one of them is a link or has no shard's name.
+        DamageError: the directory of records cannot be read, or one of them is a link or has no
+            shard's name.
     """
     directory = PurePosixPath("manifest", table)
     for entry in entries(root, directory):

@@ -29,8 +29,12 @@ _SAMPLE_TAIL = _required(
         "width": pa.int32(),
     }
 )
-_IMAGE = pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]))
-_ROW = _required({"sample_id": pa.int64(), "step": pa.int32(), "timestep": pa.float32(), "branch": pa.string()})
+_IMAGE = pa.field(
+    "image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+)
+_ROW = _required(
+    {"sample_id": pa.int64(), "step": pa.int32(), "timestep": pa.float32(), "branch": pa.string()}
+)
 _OWN_NAMES = {
     "features",
     "feature",
@@ -60,13 +64,18 @@ def samples_schema(families: Iterable[str], images: bool = False) -> pa.Schema:
     if not images:
         return schema
     kinds = {f.name: {"dtype": str(f.type), "_type": "Value"} for f in schema}
-    kinds |= {f.name: {"dtype": "float64", "_type": "Value"} for f in schema if f.type == pa.float64()}
+    kinds |= {
+        f.name: {"dtype": "float64", "_type": "Value"} for f in schema if f.type == pa.float64()
+    }
     kinds["image"] = {"_type": "Image"}
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
-def activations_schema(n_positions: int, d_in: int, dtype: str = "float16", chosen: bool = False) -> pa.Schema:
-    """Return the schema of ``activations/<hook>``: ``[n_positions][d_in]`` of ``float16`` or ``float32`` a row.
+def activations_schema(
+    n_positions: int, d_in: int, dtype: str = "float16", chosen: bool = False
+) -> pa.Schema:
+    """Return the schema of ``activations/<hook>``: ``[n_positions][d_in]`` of ``float16`` or
+    ``float32`` a row.
 
     ``chosen`` adds the column that says which positions of the map these are.
     """
@@ -74,9 +83,13 @@ def activations_schema(n_positions: int, d_in: int, dtype: str = "float16", chos
     inner = pa.list_(pa.field("element", value, nullable=False), d_in)
     outer = pa.list_(pa.field("element", inner, nullable=False), n_positions)
     position = pa.field(
-        "position", pa.list_(pa.field("element", pa.int32(), nullable=False), n_positions), nullable=False
+        "position",
+        pa.list_(pa.field("element", pa.int32(), nullable=False), n_positions),
+        nullable=False,
     )
-    return pa.schema([*_ROW, *([position] if chosen else []), pa.field("activation", outer, nullable=False)])
+    return pa.schema(
+        [*_ROW, *([position] if chosen else []), pa.field("activation", outer, nullable=False)]
+    )
 
 
 def _ragged(value: pa.DataType) -> pa.DataType:
@@ -90,9 +103,21 @@ LABELS = pa.schema(
         pa.field("concept", pa.string()),
     ]
 )
-CODES = pa.schema([*_ROW, *_required({"features": _ragged(pa.int32()), "values": _ragged(pa.float16())})])
+CODES = pa.schema(
+    [*_ROW, *_required({"features": _ragged(pa.int32()), "values": _ragged(pa.float16())})]
+)
 STATS = pa.schema(
-    [*_ROW, *_required({"feature": pa.int32(), "sum": pa.float32(), "max": pa.float32(), "n_positions": pa.int32()})]
+    [
+        *_ROW,
+        *_required(
+            {
+                "feature": pa.int32(),
+                "sum": pa.float32(),
+                "max": pa.float32(),
+                "n_positions": pa.int32(),
+            }
+        ),
+    ]
 )
 SCORES = pa.schema(
     _required(
@@ -142,14 +167,22 @@ TOTALS = pa.schema(
 )
 
 
-_FIXED = {"labels": LABELS, "codes": CODES, "stats": STATS, "totals": TOTALS, "scores": SCORES, "selections": SCORES}
+_FIXED = {
+    "labels": LABELS,
+    "codes": CODES,
+    "stats": STATS,
+    "totals": TOTALS,
+    "scores": SCORES,
+    "selections": SCORES,
+}
 
 
 def expected(kind: str, found: pa.Schema) -> pa.Schema | None:
-    """Return the schema that a kind of table has, with the families or the shape that ``found`` says.
+    """Return the schema that a kind of table has, with the families or the shape that ``found``
+    says.
 
-    None for a kind whose columns nothing here knows. ``found`` that has no shape at all raises KeyError,
-    ValueError or AttributeError.
+    None for a kind whose columns nothing here knows. ``found`` that has no shape at all raises
+    KeyError, ValueError or AttributeError.
     """
     if kind == "samples":
         return samples_schema(family_names(found.names), "image" in found.names)
@@ -157,7 +190,9 @@ def expected(kind: str, found: pa.Schema) -> pa.Schema | None:
         outer = found.field("activation").type
         shape = outer.list_size, outer.value_type.list_size
         return activations_schema(
-            *shape, outer.value_type.value_type.to_pandas_dtype().__name__, "position" in found.names
+            *shape,
+            outer.value_type.value_type.to_pandas_dtype().__name__,
+            "position" in found.names,
         )
     return _FIXED.get(kind)
 
@@ -175,7 +210,8 @@ def check_name(name: str, what: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise TableError(
-            f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', not first."
+            f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', "
+            f"not first."
         )
     return name
 

@@ -1,15 +1,19 @@
-"""A Parquet file with a tensor in it, the tensor written as it lies in memory (docs/format.md, section 1.2).
+"""A Parquet file with a tensor in it, the tensor written as it lies in memory (docs/format.md,
+section 1.2).
 
-The tensor is one column of nested fixed-size lists. Its page holds plain numbers, after some bytes of list levels that
-follow from the shape alone, so there is nothing to encode. But pyarrow (26) makes and packs two levels for every number,
-at 260 MB/s a core, where CRC-32 runs at 6,700, SHA-256 at 1,900 and a write with fsync at 1,600. Here the page is put
-together from its parts, at the speed of its checksum; the other columns, the schema and all that is said of them come
-from pyarrow. The result is Parquet like any other.
+The tensor is one column of nested fixed-size lists. Its page holds plain numbers, after some bytes
+of list levels that follow from the shape alone, so there is nothing to encode. But pyarrow (26)
+makes and packs two levels for every number, at 260 MB/s a core, where CRC-32 runs at 6,700, SHA-256
+at 1,900 and a write with fsync at 1,600. Here the page is put together from its parts, at the speed
+of its checksum; the other columns, the schema and all that is said of them come from pyarrow. The
+result is Parquet like any other.
 
-The run is slower without it, not only the function: behind a denoiser whose calls wait 20 ms (benchmarks/waiting.py, 3
-shards, 2 cores busy with other work) generation alone takes 3.3 s, with this writer 4.8 s, with pyarrow's 18.9 s.
+The run is slower without it, not only the function: behind a denoiser whose calls wait 20 ms
+(benchmarks/waiting.py, 3 shards, 2 cores busy with other work) generation alone takes 3.3 s, with
+this writer 4.8 s, with pyarrow's 18.9 s.
 
-Sources: ``parquet.thrift`` (the numbers of fields below) and ``Encodings.md`` (levels) of the Parquet format.
+Sources: ``parquet.thrift`` (the numbers of fields below) and ``Encodings.md`` (levels) of the
+Parquet format.
 """
 
 import functools
@@ -68,7 +72,8 @@ class Page(NamedTuple):
 
 
 class Layout:
-    """Where everything stands in a file whose tensor is not known yet: its rows may then be written in any order.
+    """Where everything stands in a file whose tensor is not known yet: its rows may then be written
+    in any order.
 
     Attributes:
         size: Of the whole file, in bytes.
@@ -78,8 +83,16 @@ class Layout:
         parts: Offset → bytes of all that is known: everything but the pages' headers and values.
     """
 
-    def __init__(self, others: pa.Table, schema: pa.Schema, name: str, rows_per_group: int, options: Mapping[str, Any]):
-        """Lay out a file of ``schema``; ``others`` are its columns but the tensor ``name``, options as for a table."""
+    def __init__(
+        self,
+        others: pa.Table,
+        schema: pa.Schema,
+        name: str,
+        rows_per_group: int,
+        options: Mapping[str, Any],
+    ):
+        """Lay out a file of ``schema``; ``others`` are its columns but the tensor ``name``, options
+        as for a table."""
         self._tensor, footer = _describe(schema, name, options)
         data = memoryview(_by_pyarrow(others, rows_per_group, options))
         groups: list[Struct] = _footer(data)[_ROW_GROUPS][1][1]
@@ -89,12 +102,17 @@ class Layout:
         end = len(_MAGIC)
         for group, first in zip(groups, range(0, self.n_rows, rows_per_group), strict=True):
             end = self._add_group(group, data, end, first, min(rows_per_group, self.n_rows - first))
-        fields = thrift.write(footer | {_NUM_ROWS: (I64, self.n_rows), _ROW_GROUPS: (LIST, (STRUCT, groups))})
+        fields = thrift.write(
+            footer | {_NUM_ROWS: (I64, self.n_rows), _ROW_GROUPS: (LIST, (STRUCT, groups))}
+        )
         self.parts[end] = fields + len(fields).to_bytes(4, "little") + _MAGIC
         self.size = end + len(self.parts[end])
 
-    def _add_group(self, group: Struct, data: memoryview, begin: int, first: int, n_rows: int) -> int:
-        """Lay out a row group that begins at an offset, and describe it in ``group``; return where it ends."""
+    def _add_group(
+        self, group: Struct, data: memoryview, begin: int, first: int, n_rows: int
+    ) -> int:
+        """Lay out a row group that begins at an offset, and describe it in ``group``; return where
+        it ends."""
         at, chunks = begin, []
         for chunk in group[_COLUMNS][1][1]:
             metadata = chunk[_METADATA][1]
@@ -102,16 +120,25 @@ class Layout:
             self.parts[at] = data[start : start + size]
             chunks.append(chunk | {_METADATA: (STRUCT, metadata | {_PAGE_OFFSET: (I64, at)})})
             at += size
-        levels, n = _levels(n_rows, self._tensor), n_rows * self._tensor.positions * self._tensor.d_in
+        levels, n = (
+            _levels(n_rows, self._tensor),
+            n_rows * self._tensor.positions * self._tensor.d_in,
+        )
         body = len(levels) + n_rows * self.row_bytes
         room = len(_header(n, body, 0))
         page = Page(first, n_rows, n, at, at + room, at + room + len(levels), at + room + body)
         self.parts[page.levels] = levels
         self.pages.append(page)
-        chunks.insert(self._tensor.leaf, _chunk(self._tensor, n_rows, page.header, page.end - page.header))
+        chunks.insert(
+            self._tensor.leaf, _chunk(self._tensor, n_rows, page.header, page.end - page.header)
+        )
         size = page.end - begin
         group[_COLUMNS] = LIST, (STRUCT, chunks)
-        group |= {_TOTAL_BYTES: (I64, size), _GROUP_OFFSET: (I64, begin), _COMPRESSED_BYTES: (I64, size)}
+        group |= {
+            _TOTAL_BYTES: (I64, size),
+            _GROUP_OFFSET: (I64, begin),
+            _COMPRESSED_BYTES: (I64, size),
+        }
         return page.end
 
     def row_offset(self, row: int) -> int:
@@ -124,11 +151,15 @@ class Layout:
         return _header(page.n_values, page.end - page.levels, checksum)
 
 
-def write_table(file: BinaryIO, table: pa.Table, name: str, rows_per_group: int, options: Mapping[str, Any]) -> None:
-    """Write a table to an append-only file; column ``name`` is a tensor ``[rows, positions, d_in]`` of float16 or float32.
+def write_table(
+    file: BinaryIO, table: pa.Table, name: str, rows_per_group: int, options: Mapping[str, Any]
+) -> None:
+    """Write a table to an append-only file; column ``name`` is a tensor ``[rows, positions, d_in]``
+    of float16 or float32.
 
-    A row group holds one page of it, uncompressed, with a checksum. ``options`` are pyarrow's for the other columns, which
-    must not be given dictionaries. The tensor is not copied, however it is chunked or sliced.
+    A row group holds one page of it, uncompressed, with a checksum. ``options`` are pyarrow's for
+    the other columns, which must not be given dictionaries. The tensor is not copied, however it is
+    chunked or sliced.
 
     Raises:
         TableError: there are nulls in the tensor.
@@ -180,11 +211,15 @@ def _footer(data: memoryview) -> Struct:
 def _header(n_values: int, body: int, checksum: int) -> bytes:
     """Return a page's header of a length that does not depend on its checksum.
 
-    So the place of the values is known before they are: the digits of the checksum are always five, zeros in front.
+    So the place of the values is known before they are: the digits of the checksum are always five,
+    zeros in front.
     """
     page = {1: (I32, n_values), 2: (I32, _PLAIN), 3: (I32, _RLE), 4: (I32, _RLE)}
     before = {1: (I32, _DATA_PAGE), 2: (I32, body), 3: (I32, body)}
-    start, whole = thrift.write(before)[:-1], thrift.write(before | {_CHECKSUM: (I32, -(2**31)), 5: (STRUCT, page)})
+    start, whole = (
+        thrift.write(before)[:-1],
+        thrift.write(before | {_CHECKSUM: (I32, -(2**31)), 5: (STRUCT, page)}),
+    )
     signed = checksum - 2**32 if checksum >= 2**31 else checksum
     digits = thrift.write({_CHECKSUM: (I32, signed)})[1:-1]
     padded = bytes(byte | 0x80 for byte in digits).ljust(4, b"\x80")[:4]
@@ -193,9 +228,13 @@ def _header(n_values: int, body: int, checksum: int) -> bytes:
 
 
 def _chunk(tensor: _Tensor, rows: int, offset: int, size: int) -> Struct:
-    """Return the description of the tensor's column chunk, which lies at ``offset`` and is ``size`` bytes long."""
+    """Return the description of the tensor's column chunk, which lies at ``offset`` and is ``size``
+    bytes long."""
     maps, n = rows * tensor.positions, rows * tensor.positions * tensor.d_in
-    histograms = {2: (LIST, (I64, [rows, maps - rows, n - maps])), 3: (LIST, (I64, [0] * tensor.level + [n]))}
+    histograms = {
+        2: (LIST, (I64, [rows, maps - rows, n - maps])),
+        3: (LIST, (I64, [0] * tensor.level + [n])),
+    }
     metadata = {
         1: (I32, tensor.physical_type),
         2: (LIST, (I32, [_RLE, _PLAIN])),
@@ -219,14 +258,20 @@ def _values(column: pa.ChunkedArray) -> Iterator[memoryview]:
             flat = flat.flatten()
         if flat.null_count:
             raise TableError(
-                f"the tensor holds {flat.null_count} nulls where numbers are expected. Nothing was written."
+                f"the tensor holds {flat.null_count} nulls where numbers are expected. Nothing "
+                f"was written."
             )
         yield memoryview(flat.to_numpy()).cast("B")
 
 
 def _levels(rows: int, tensor: _Tensor) -> bytes:
-    """Return the levels of a page: 0 begins a row, 1 a position, 2 is a further number; none of them is null."""
-    row = _run(1, 0) + _run(tensor.d_in - 1, 2) + (_run(1, 1) + _run(tensor.d_in - 1, 2)) * (tensor.positions - 1)
+    """Return the levels of a page: 0 begins a row, 1 a position, 2 is a further number; none of
+    them is null."""
+    row = (
+        _run(1, 0)
+        + _run(tensor.d_in - 1, 2)
+        + (_run(1, 1) + _run(tensor.d_in - 1, 2)) * (tensor.positions - 1)
+    )
     if tensor.d_in == 1:
         row = _run(1, 0) + _run(tensor.positions - 1, 1)
     definition = _run(rows * tensor.positions * tensor.d_in, tensor.level)
@@ -234,5 +279,6 @@ def _levels(rows: int, tensor: _Tensor) -> bytes:
 
 
 def _run(n: int, level: int) -> bytes:
-    """Return ``n`` times a level as one run of the RLE/bit-packing hybrid; levels up to 255 take one byte."""
+    """Return ``n`` times a level as one run of the RLE/bit-packing hybrid; levels up to 255 take
+    one byte."""
     return thrift.varint(n << 1) + bytes([level]) if n else b""

@@ -1,8 +1,8 @@
 """Thrift's compact protocol, as far as Parquet's footers and page headers use it.
 
-A struct is ``{field id: (type, value)}`` and a list ``(type of the elements, elements)``: what this project does not know
-of passes through unchanged. Source: the compact protocol's specification in Apache Thrift's repository,
-``doc/specs/thrift-compact-protocol.md``.
+A struct is ``{field id: (type, value)}`` and a list ``(type of the elements, elements)``: what this
+project does not know of passes through unchanged. Source: the compact protocol's specification in
+Apache Thrift's repository, ``doc/specs/thrift-compact-protocol.md``.
 """
 
 import struct
@@ -66,7 +66,11 @@ def _value(kind: int, value: Any) -> bytes:
         return write(value)
     if kind == LIST:
         of, items = value
-        size = bytes([len(items) << 4 | of]) if len(items) < 15 else bytes([0xF0 | of]) + varint(len(items))
+        size = (
+            bytes([len(items) << 4 | of])
+            if len(items) < 15
+            else bytes([0xF0 | of]) + varint(len(items))
+        )
         return size + b"".join(_value(of, item) for item in items)
     if kind in (TRUE, FALSE):
         return bytes([TRUE if value else FALSE])
@@ -112,7 +116,8 @@ class _Reader:
         return self._data[self._position - 1]
 
     def _take(self, n: int) -> bytes:
-        # Fewer at the end of the data: then the byte that ends the struct is missing too, and reading it fails.
+        # Fewer at the end of the data: then the byte that ends the struct is missing too, and
+        # reading it fails.
         self._position += n
         return self._data[self._position - n : self._position]
 

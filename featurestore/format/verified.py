@@ -1,8 +1,10 @@
-"""What was compared with its record before, by this user: verification is paid once (docs/reliability.md).
+"""What was compared with its record before, by this user: verification is paid once
+(docs/reliability.md).
 
-A small SQLite file outside of any store. An entry is a hash over device, inode, size, modification and change time of a
-file, in nanoseconds, and the record that it was compared with: whatever writes to a file, or replaces it, changes one of
-them. Nothing in it is needed: missing, damaged, locked or another user's, files are compared again.
+A small SQLite file outside of any store. An entry is a hash over device, inode, size, modification
+and change time of a file, in nanoseconds, and the record that it was compared with: whatever writes
+to a file, or replaces it, changes one of them. Nothing in it is needed: missing, damaged, locked or
+another user's, files are compared again.
 """
 
 import contextlib
@@ -16,7 +18,20 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-_TRUSTED = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "tmpfs", "overlay", "apfs"}
+_TRUSTED = {
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "zfs",
+    "f2fs",
+    "bcachefs",
+    "jfs",
+    "tmpfs",
+    "overlay",
+    "apfs",
+}
 """file systems whose inodes stay and whose change times nobody sets"""
 _SETTLED_NS = 3 * 10**9
 """A younger file may change again within the clock's grain: it is not remembered."""
@@ -24,7 +39,8 @@ _AT_ONCE = 500
 
 
 def cache_directory() -> Path:
-    """Return the directory of what this user's programs may forget: ``FEATURESTORE_CACHE``, or that of the system."""
+    """Return the directory of what this user's programs may forget: ``FEATURESTORE_CACHE``, or that
+    of the system."""
     named = os.environ.get("FEATURESTORE_CACHE")
     if named:
         return Path(named)
@@ -39,12 +55,14 @@ def key_of(status: os.stat_result, record: bytes) -> bytes:
 
 
 def settled_before() -> int:
-    """Return the time, in nanoseconds, before which a file must have changed last for a later change of it to show."""
+    """Return the time, in nanoseconds, before which a file must have changed last for a later
+    change of it to show."""
     return time.time_ns() - _SETTLED_NS
 
 
 def is_settled(status: os.stat_result, now_ns: int | None = None) -> bool:
-    """Say whether a later change of a file must show; one from the future, after a clock went back, is not old enough."""
+    """Say whether a later change of a file must show; one from the future, after a clock went back,
+    is not old enough."""
     limit = settled_before() if now_ns is None else now_ns - _SETTLED_NS
     return max(status.st_mtime_ns, status.st_ctime_ns) <= limit
 
@@ -69,7 +87,9 @@ def why_not(root: Path) -> str | None:
 def _file_system(path: Path) -> str:
     """Return the name of the kind of file system that a directory lies on."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (
+            Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        )
     except OSError:
         return "apfs" if sys.platform == "darwin" else "of unknown kind"
     best, kind = "", "of unknown kind"
@@ -89,7 +109,12 @@ def known(keys: Sequence[bytes]) -> set[bytes]:
         for first in range(0, len(keys), _AT_ONCE):
             part = keys[first : first + _AT_ONCE]
             places = ",".join("?" * len(part))
-            found.update(key for (key,) in database.execute(f"select key from verified where key in ({places})", part))
+            found.update(
+                key
+                for (key,) in database.execute(
+                    f"select key from verified where key in ({places})", part
+                )
+            )
 
     _use(look)
     return found
@@ -102,13 +127,16 @@ def remember(keys: Iterable[bytes]) -> None:
 
 
 def _use(work: Callable[[sqlite3.Connection], object]) -> None:
-    """Let ``work`` use the cache in one transaction, if there is one; a damaged one is made anew next time."""
+    """Let ``work`` use the cache in one transaction, if there is one; a damaged one is made anew
+    next time."""
     path = cache_directory() / "verified-1.sqlite"
     try:
         if path.is_symlink():
             return
         with contextlib.closing(sqlite3.connect(path, timeout=5)) as database, database:
-            database.execute("create table if not exists verified (key blob primary key) without rowid")
+            database.execute(
+                "create table if not exists verified (key blob primary key) without rowid"
+            )
             work(database)
     except sqlite3.OperationalError:  # locked, full or read-only: nothing of it is needed
         return

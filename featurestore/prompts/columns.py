@@ -18,7 +18,8 @@ _WHOLE = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class PromptColumns:
-    """Which columns mean what. Only ``prompt`` must be there, and every column that is named here."""
+    """Which columns mean what. Only ``prompt`` must be there, and every column that is named
+    here."""
 
     prompt: str = "prompt"
     seed: str | None = None
@@ -26,10 +27,11 @@ class PromptColumns:
     guidance: str | None = None
     """None: the column ``guidance`` if there is one"""
     labels: Mapping[str, str] | None = None
-    """concept family → column; None: every other column is a family of its own name, unless ``split_labels`` names some"""
+    """concept family → column; None: every other column is a family of its own name, unless
+    ``split_labels`` names some"""
     split_labels: Mapping[str, str] = field(default_factory=dict)
-    """concept family → column whose cells hold several labels: each label becomes a family ``<family>_<label>`` of
-    ``yes`` and ``no``"""
+    """concept family → column whose cells hold several labels: each label becomes a family
+    ``<family>_<label>`` of ``yes`` and ``no``"""
     separator: str = ","
     """of the labels in such a cell"""
 
@@ -42,14 +44,16 @@ class PromptColumns:
         return named | set((self.labels or {}).values()) | set(self.split_labels.values())
 
     def families(self, found: Collection[str]) -> dict[str, str]:
-        """Return family → column of the labels that take one value, of a file with the columns ``found``."""
+        """Return family → column of the labels that take one value, of a file with the columns
+        ``found``."""
         if self.labels is not None or self.split_labels:
             return dict(self.labels or {})
         taken = {self.prompt, self.seed or "seed", self.guidance or "guidance", *IGNORED}
         return {name: name for name in found if name not in taken}
 
     def check(self, source: str, found: Collection[str]) -> None:
-        """Refuse columns that are named here and not in the file, and names that no family may have.
+        """Refuse columns that are named here and not in the file, and names that no family may
+        have.
 
         Raises:
             PromptsError: naming the column, and those that are near.
@@ -59,12 +63,16 @@ class PromptColumns:
         options |= {f"--split-label {f}={c}": c for f, c in self.split_labels.items()}
         for option, name in options.items():
             if name is not None and name not in found:
-                raise PromptsError(f"{source} has no column {name!r} ({option}).{nearest(name, found)}")
+                raise PromptsError(
+                    f"{source} has no column {name!r} ({option}).{nearest(name, found)}"
+                )
         for family in {*(self.labels or {}), *self.split_labels}:
             check_family(source, family)
         both = sorted(set(self.labels or {}) & set(self.split_labels))
         if both:
-            raise PromptsError(f"{source}: label {both[0]!r} is given to --label and to --split-label: choose one.")
+            raise PromptsError(
+                f"{source}: label {both[0]!r} is given to --label and to --split-label: choose one."
+            )
 
 
 def check_family(where: str, family: str) -> str:
@@ -74,7 +82,11 @@ def check_family(where: str, family: str) -> str:
         PromptsError: it cannot be one.
     """
     if not FAMILY.fullmatch(family) or family in RESERVED:
-        why = "it is a column of the store" if family in RESERVED else "use lower-case letters, digits and '_'"
+        why = (
+            "it is a column of the store"
+            if family in RESERVED
+            else "use lower-case letters, digits and '_'"
+        )
         raise PromptsError(
             f"{where}: {family!r} cannot be a label: {why}. --label says which columns are labels, "
             f"such as --label style=Style; --no-labels: none."
@@ -89,7 +101,9 @@ def prompt_of(row: Row, column: str) -> str:
         has = repr({key: row.values[key] for key in list(row.values)[:8]})
         shown = has if len(has) <= 120 else f"{has[:119]}…"
         hint = "" if column in row.values else " --prompt-column names another column."
-        raise PromptsError(f"{row.where}: expected an object with a text {column!r}, found {shown}.{hint}")
+        raise PromptsError(
+            f"{row.where}: expected an object with a text {column!r}, found {shown}.{hint}"
+        )
     return _kept(row.where, column, found)
 
 
@@ -101,7 +115,9 @@ def seed_of(row: Row, column: str) -> int | None:
     text = _WHOLE.fullmatch(str(found).strip()) if not isinstance(found, bool) else None
     seed = int(text[1]) if text else -1
     if not 0 <= seed < 2**63:
-        raise PromptsError(f"{row.where}: {column!r} is {found!r}, expected a whole number from 0 to 2^63 - 1.")
+        raise PromptsError(
+            f"{row.where}: {column!r} is {found!r}, expected a whole number from 0 to 2^63 - 1."
+        )
     return seed
 
 
@@ -120,7 +136,8 @@ def guidance_of(row: Row, column: str) -> float | None:
 
 
 def label_of(row: Row, family: str, column: str) -> str | None:
-    """Return a row's label as text, or None: numbers as they are written, ``true`` and ``false``."""
+    """Return a row's label as text, or None: numbers as they are written, ``true`` and
+    ``false``."""
     found = row.values.get(column)
     match found:
         case None:
@@ -134,7 +151,8 @@ def label_of(row: Row, family: str, column: str) -> str | None:
         case int() | float() | Decimal() | datetime.date() | datetime.time():
             return str(found)
     raise PromptsError(
-        f"{row.where}: label {family!r} is {str(found)[:60]}, expected one text, number, true, false or null; "
+        f"{row.where}: label {family!r} is {str(found)[:60]}, expected one text, number, true, "
+        f"false or null; "
         f"--split-label {family} takes several."
     )
 
@@ -145,7 +163,9 @@ def split_of(row: Row, family: str, column: str, separator: str) -> list[str] | 
     if found is None:
         return None
     if isinstance(found, (list, tuple)):
-        texts = [label_of(row._replace(values={column: item}), family, column) or "" for item in found]
+        texts = [
+            label_of(row._replace(values={column: item}), family, column) or "" for item in found
+        ]
     else:
         texts = (label_of(row, family, column) or "").split(separator)
     return [text.strip() for text in texts if text.strip()]
@@ -166,7 +186,8 @@ def _kept(where: str, column: str, text: str) -> str:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
         raise PromptsError(
-            f"{where}: {column!r} holds half a character ({half}, a lone surrogate), which no file can keep: "
+            f"{where}: {column!r} holds half a character ({half}, a lone surrogate), which no "
+            f"file can keep: "
             f"write the character whole."
         ) from error
     return text

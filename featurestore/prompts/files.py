@@ -14,8 +14,11 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", re.ASCII)
 
 
-def read_rows(source: str, split: str | None, prompt_column: str, needed: Collection[str] | None) -> list[Row]:
-    """Return the rows of a file, a directory or a data set on the hub (``owner/name`` or ``owner/name:config``).
+def read_rows(
+    source: str, split: str | None, prompt_column: str, needed: Collection[str] | None
+) -> list[Row]:
+    """Return the rows of a file, a directory or a data set on the hub (``owner/name`` or
+    ``owner/name:config``).
 
     ``needed``: the columns that are read of a table that has columns of its own; None: all of them.
 
@@ -27,7 +30,9 @@ def read_rows(source: str, split: str | None, prompt_column: str, needed: Collec
     if path.is_dir() or (not path.exists() and suffix not in SUFFIXES and _HUB.fullmatch(source)):
         return list(_data_set_rows(source, split, needed))
     if split is not None:
-        raise PromptsError(f"{source} is a file and has no splits: leave out --split, or name a data set.")
+        raise PromptsError(
+            f"{source} is a file and has no splits: leave out --split, or name a data set."
+        )
     match suffix:
         case ".csv" | ".tsv":
             rows = _separated_rows(path, "," if suffix == ".csv" else "\t")
@@ -43,7 +48,8 @@ def read_rows(source: str, split: str | None, prompt_column: str, needed: Collec
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    """Yield a row per line. Lines end with a line feed and nothing else: U+2028 and U+0085 are text."""
+    """Yield a row per line. Lines end with a line feed and nothing else: U+2028 and U+0085 are
+    text."""
     for number, data in enumerate(read_bytes(path).split(b"\n"), 1):
         line = decode(path, data, number).strip(" \t\r")
         if not line:
@@ -51,12 +57,15 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         where = f"{path}, line {number}"
         body = parse_json(where, line)
         if not isinstance(body, dict):
-            raise PromptsError(f"{where}: expected an object with a text 'prompt', found {line[:60]!r}.")
+            raise PromptsError(
+                f"{where}: expected an object with a text 'prompt', found {line[:60]!r}."
+            )
         yield Row(where, number, body)
 
 
 def _json_rows(path: Path, prompt_column: str) -> Iterator[Row]:
-    """Yield the objects of a list, or of the one list in an object whose objects have prompts (as COCO's captions do)."""
+    """Yield the objects of a list, or of the one list in an object whose objects have prompts (as
+    COCO's captions do)."""
     body = parse_json(str(path), decode(path, read_bytes(path)))
     lists = {"": body} if isinstance(body, list) else {}
     if isinstance(body, dict):
@@ -71,17 +80,29 @@ def _json_rows(path: Path, prompt_column: str) -> Iterator[Row]:
     for number, item in enumerate(items, 1):
         where = f"{path}, {key + ' ' if key else ''}item {number}"
         if not isinstance(item, dict):
-            raise PromptsError(f"{where}: expected an object with a text {prompt_column!r}, found {_kind(item)}.")
+            raise PromptsError(
+                f"{where}: expected an object with a text {prompt_column!r}, found {_kind(item)}."
+            )
         yield Row(where, number, item)
 
 
 def _has_column(value: Any, column: str) -> bool:
-    return isinstance(value, list) and any(isinstance(item, dict) and column in item for item in value)
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and column in item for item in value
+    )
 
 
 def _kind(value: Any) -> str:
-    keys = f" with the keys {', '.join(list(value)[:8])}" if isinstance(value, dict) and value else ""
-    return "a list" if isinstance(value, list) else f"an object{keys}" if isinstance(value, dict) else repr(value)[:60]
+    keys = (
+        f" with the keys {', '.join(list(value)[:8])}" if isinstance(value, dict) and value else ""
+    )
+    return (
+        "a list"
+        if isinstance(value, list)
+        else f"an object{keys}"
+        if isinstance(value, dict)
+        else repr(value)[:60]
+    )
 
 
 def _text_rows(path: Path, prompt_column: str) -> Iterator[Row]:
@@ -91,8 +112,11 @@ def _text_rows(path: Path, prompt_column: str) -> Iterator[Row]:
 
 
 def _separated_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a CSV file with a header (RFC 4180); every cell is text, an empty one is missing."""
-    reader = csv.reader(io.StringIO(decode(path, read_bytes(path)), newline=""), delimiter=delimiter, strict=True)
+    """Yield the rows of a CSV file with a header (RFC 4180); every cell is text, an empty one is
+    missing."""
+    reader = csv.reader(
+        io.StringIO(decode(path, read_bytes(path)), newline=""), delimiter=delimiter, strict=True
+    )
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
@@ -109,11 +133,17 @@ def _separated_rows(path: Path, delimiter: str) -> Iterator[Row]:
             header = cells
             twice = next((name for name in header if name and header.count(name) > 1), None)
             if twice is not None:
-                raise PromptsError(f"{where}: the column {twice!r} is there twice: rename one of them.")
+                raise PromptsError(
+                    f"{where}: the column {twice!r} is there twice: rename one of them."
+                )
             continue
         if len(cells) != len(header):
-            raise PromptsError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header.")
-        yield Row(where, number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+            raise PromptsError(
+                f"{where}: {len(cells)} cells, expected {len(header)} as in the header."
+            )
+        yield Row(
+            where, number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+        )
 
 
 def _parquet_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
@@ -134,7 +164,8 @@ def _parquet_rows(path: Path, needed: Collection[str] | None) -> Iterator[Row]:
 
 
 def _data_set_rows(source: str, split: str | None, needed: Collection[str] | None) -> Iterator[Row]:
-    """Yield the rows of a data set that ``datasets`` reads, without those columns that are not needed."""
+    """Yield the rows of a data set that ``datasets`` reads, without those columns that are not
+    needed."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -145,7 +176,9 @@ def _data_set_rows(source: str, split: str | None, needed: Collection[str] | Non
             yield Row(f"{source}, row {number}", number, values)
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise PromptsError(f"{source} is no file, and no data set that can be loaded: {reason}") from error
+        raise PromptsError(
+            f"{source} is no file, and no data set that can be loaded: {reason}"
+        ) from error
 
 
 def _load_data_set(source: str) -> Any:

@@ -20,8 +20,9 @@ def label_counts(prompts: Sequence[Prompt]) -> dict[str, Counter[str | None]]:
 
 
 def label_warnings(prompts: Sequence[Prompt]) -> list[str]:
-    """Return a line for each thing about the labels that looks like a slip: concepts that differ in their spelling
-    only, the empty text as a concept, a column of ids or texts that is taken for labels."""
+    """Return a line for each thing about the labels that looks like a slip: concepts that differ in
+    their spelling only, the empty text as a concept, a column of ids or texts that is taken for
+    labels."""
     warnings = []
     for family, counts in label_counts(prompts).items():
         named = {concept: n for concept, n in counts.items() if concept is not None}
@@ -33,7 +34,8 @@ def label_warnings(prompts: Sequence[Prompt]) -> list[str]:
         warnings += [_alike(family, group, named) for group in _groups(named)]
         if len(named) > _MANY and 2 * len(named) > sum(named.values()):
             warnings.append(
-                f"label {family!r} has {len(named):,} concepts for {sum(named.values()):,} samples: "
+                f"label {family!r} has {len(named):,} concepts for {sum(named.values()):,} "
+                f"samples: "
                 f"if it is no label, say which columns are with --label."
             )
     return warnings
@@ -46,7 +48,9 @@ def _groups(named: dict[str, int]) -> list[list[str]]:
         if concept:
             folded = unicodedata.normalize("NFKC", concept).casefold()
             groups.setdefault(re.sub(r"[\s_-]+", " ", folded).strip(), []).append(concept)
-    return [sorted(group, key=lambda one: -named[one]) for group in groups.values() if len(group) > 1]
+    return [
+        sorted(group, key=lambda one: -named[one]) for group in groups.values() if len(group) > 1
+    ]
 
 
 def _alike(family: str, group: list[str], named: dict[str, int]) -> str:

@@ -35,7 +35,8 @@ class Prompt:
 
     @property
     def identity(self) -> tuple[str | int | float, ...]:
-        """What makes it another picture within a run: prompt, seed, and a guidance scale of its own."""
+        """What makes it another picture within a run: prompt, seed, and a guidance scale of its
+        own."""
         own = () if self.guidance is None else (self.guidance,)
         return (self.prompt, self.seed, *own)
 
@@ -52,14 +53,18 @@ class PromptFile:
     """column → what it was taken as"""
 
 
-def read_prompts(source: str | Path, seeds: Sequence[int] = (0,), columns: PromptColumns | None = None) -> list[Prompt]:
+def read_prompts(
+    source: str | Path, seeds: Sequence[int] = (0,), columns: PromptColumns | None = None
+) -> list[Prompt]:
     """Read prompts: every row once per seed; a row with a seed of its own only with that one.
 
-    ``source``: a JSONL, JSON, CSV, TSV, text or Parquet file by its suffix (others are JSONL), or a data set of
-    ``datasets``: a directory, or ``owner/name`` on the hub. Every prompt has the same families; a missing label is None.
+    ``source``: a JSONL, JSON, CSV, TSV, text or Parquet file by its suffix (others are JSONL), or a
+    data set of ``datasets``: a directory, or ``owner/name`` on the hub. Every prompt has the same
+    families; a missing label is None.
 
     Raises:
-        PromptsError: it cannot be read, or a row is malformed or stands there twice; it names file, place and column.
+        PromptsError: it cannot be read, or a row is malformed or stands there twice; it names file,
+            place and column.
     """
     return read_prompt_file(source, seeds, columns).prompts
 
@@ -74,15 +79,19 @@ def read_prompt_file(
 ) -> PromptFile:
     """Read prompts as :func:`read_prompts` does, and say what each column was taken as.
 
-    ``split`` is one of a data set. ``skip_repeats`` leaves out rows that say the same as an earlier one.
+    ``split`` is one of a data set. ``skip_repeats`` leaves out rows that say the same as an earlier
+    one.
     """
     columns, source = columns or PromptColumns(), str(source)
     rows = read_rows(source, split, columns.prompt, columns.needed)
     if not rows:
         raise PromptsError(
-            f"prompts file {source} is empty: expected one JSON object with a 'prompt' per line, or a table of prompts."
+            f"prompts file {source} is empty: expected one JSON object with a 'prompt' per line, "
+            f"or a table of prompts."
         )
-    prompt_of(rows[0], columns.prompt)  # before its other columns: a missing prompt says most about a file
+    prompt_of(
+        rows[0], columns.prompt
+    )  # before its other columns: a missing prompt says most about a file
     found = list(dict.fromkeys(name for row in rows for name in row.values))
     columns.check(source, found)
     prompts, n_repeats = _distinct(_prompts(rows, columns, found, seeds), skip_repeats)
@@ -90,11 +99,15 @@ def read_prompt_file(
 
 
 def prompt_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    """Cut prompts, in their order, into batches of at most ``size`` that have one guidance scale."""
+    """Cut prompts, in their order, into batches of at most ``size`` that have one guidance
+    scale."""
     start = 0
     while start < len(prompts):
         end = start + 1
-        while end < min(start + size, len(prompts)) and prompts[end].guidance == prompts[start].guidance:
+        while (
+            end < min(start + size, len(prompts))
+            and prompts[end].guidance == prompts[start].guidance
+        ):
             end += 1
         yield prompts[start:end]
         start = end
@@ -109,10 +122,15 @@ def _prompts(
     names = sorted({*families, *(name for _, one in splits.values() for name in one)})
     prompts = []
     for index, row in enumerate(rows):
-        labels = {family: label_of(row, _named(row, family, column), column) for family, column in families.items()}
+        labels = {
+            family: label_of(row, _named(row, family, column), column)
+            for family, column in families.items()
+        }
         for cells, known in splits.values():
             cell = cells[index]
-            labels |= {name: None if cell is None else "yes" if name in cell else "no" for name in known}
+            labels |= {
+                name: None if cell is None else "yes" if name in cell else "no" for name in known
+            }
         own, guidance = seed_of(row, seed_column), guidance_of(row, guidance_column)
         kept, prompt = {name: labels[name] for name in names}, prompt_of(row, columns.prompt)
         for seed in seeds if own is None else [own]:
@@ -125,16 +143,23 @@ def _named(row: Row, family: str, column: str) -> str:
     return check_family(row.where, family) if column in row.values else family
 
 
-def _split_labels(rows: Sequence[Row], columns: PromptColumns, family: str) -> tuple[list[set[str] | None], list[str]]:
+def _split_labels(
+    rows: Sequence[Row], columns: PromptColumns, family: str
+) -> tuple[list[set[str] | None], list[str]]:
     """Return the families that each row's cell names, and all of them."""
     column, first, cells = columns.split_labels[family], dict[str, str](), []
     for row in rows:
         labels = split_of(row, family, column, columns.separator)
-        cell = None if labels is None else {split_family(row, family, label): label for label in labels}
+        cell = (
+            None
+            if labels is None
+            else {split_family(row, family, label): label for label in labels}
+        )
         for name, label in (cell or {}).items():
             if first.setdefault(name, label).casefold() != label.casefold():
                 raise PromptsError(
-                    f"{row.where}: the labels {first[name]!r} and {label!r} of {column!r} would both be {name!r}: "
+                    f"{row.where}: the labels {first[name]!r} and {label!r} of {column!r} would "
+                    f"both be {name!r}: "
                     f"write one of them otherwise."
                 )
         cells.append(None if cell is None else set(cell))
@@ -142,17 +167,23 @@ def _split_labels(rows: Sequence[Row], columns: PromptColumns, family: str) -> t
 
 
 def _distinct(found: Sequence[tuple[Row, Prompt]], skip_repeats: bool) -> tuple[list[Prompt], int]:
-    """Return the prompts, and how many repeat an earlier one; refuse those unless they are to be skipped."""
+    """Return the prompts, and how many repeat an earlier one; refuse those unless they are to be
+    skipped."""
     first: dict[tuple[str | int | float, ...], Prompt] = {}
     for row, prompt in found:
         other = first.setdefault(prompt.identity, prompt)
         if other is prompt or (skip_repeats and other.labels == prompt.labels):
             continue
         differ = other.labels != prompt.labels
-        way = "make them alike" if differ else "Remove one, or give it another 'seed'; --skip-repeats leaves it out"
+        way = (
+            "make them alike"
+            if differ
+            else "Remove one, or give it another 'seed'; --skip-repeats leaves it out"
+        )
         raise PromptsError(
             f"{row.where}: the same prompt and seed {prompt.seed} as line {other.line}"
-            f"{', with other labels' if differ else ''}: they would be the same sample. {way[0].upper()}{way[1:]}."
+            f"{', with other labels' if differ else ''}: they would be the same sample. "
+            f"{way[0].upper()}{way[1:]}."
         )
     return list(first.values()), len(found) - len(first)
 
@@ -160,6 +191,13 @@ def _distinct(found: Sequence[tuple[Row, Prompt]], skip_repeats: bool) -> tuple[
 def _roles(columns: PromptColumns, found: Sequence[str]) -> dict[str, str]:
     roles = {name: "not used (an index)" for name in found if name in IGNORED}
     roles |= {column: f"label {family}" for family, column in columns.families(found).items()}
-    roles |= {column: f"labels {family}_…, several per cell" for family, column in columns.split_labels.items()}
-    roles |= {columns.guidance or "guidance": "guidance", columns.seed or "seed": "seed", columns.prompt: "prompt"}
+    roles |= {
+        column: f"labels {family}_…, several per cell"
+        for family, column in columns.split_labels.items()
+    }
+    roles |= {
+        columns.guidance or "guidance": "guidance",
+        columns.seed or "seed": "seed",
+        columns.prompt: "prompt",
+    }
     return {name: roles.get(name, "not used") for name in found}

@@ -1,4 +1,5 @@
-"""Rows as a file has them, and JSON and text read as their standards say, or refused with the place."""
+"""Rows as a file has them, and JSON and text read as their standards say, or refused with the
+place."""
 
 import json
 from pathlib import Path
@@ -40,15 +41,17 @@ def decode(path: Path, data: bytes, first_line: int = 1) -> str:
         line, column = first_line + before.count(b"\n"), error.start - before.rfind(b"\n")
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         found = "UTF-16" if utf16 else f"byte {data[error.start]:#04x} at byte {column} of it"
-        raise PromptsError(f"{path}, line {line}: it is not UTF-8 text ({found}): save it as UTF-8.") from error
+        raise PromptsError(
+            f"{path}, line {line}: it is not UTF-8 text ({found}): save it as UTF-8."
+        ) from error
 
 
 def parse_json(where: str, text: str) -> Any:
     """Return what a JSON text says.
 
     Raises:
-        PromptsError: it is not JSON (RFC 8259; NaN and Infinity are not), an object has a key twice,
-            or it is nested too deeply.
+        PromptsError: it is not JSON (RFC 8259; NaN and Infinity are not), an object has a key
+            twice, or it is nested too deeply.
     """
 
     def constant(name: str) -> NoReturn:
@@ -65,7 +68,11 @@ def parse_json(where: str, text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=distinct, parse_constant=constant)
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        at = (
+            f"line {error.lineno}, column {error.colno}"
+            if "\n" in text
+            else f"column {error.colno}"
+        )
         raise PromptsError(
             f'{where}: not JSON ({error.msg} at {at}); expected an object like {{"prompt": "…"}}.'
         ) from error

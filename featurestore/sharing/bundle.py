@@ -17,7 +17,16 @@ import zstandard
 from featurestore.errors import DamageError, NotAStoreError, ShareError, VersionError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
-from featurestore.format.gate import Field, MalformedError, closed, inside, parse_json, short, text, whole
+from featurestore.format.gate import (
+    Field,
+    MalformedError,
+    closed,
+    inside,
+    parse_json,
+    short,
+    text,
+    whole,
+)
 from featurestore.format.records import FileEntry
 from featurestore.sharing.snapshot import (
     MAX_LIST_BYTES,
@@ -43,7 +52,8 @@ Progress = Callable[[int], object]
 
 
 def pack(store: Store, out: Path, progress: Progress = lambda n: None) -> durable.Written:
-    """Write a store's committed files into one file; the same store gives the same bytes. ``progress`` gets bytes read.
+    """Write a store's committed files into one file; the same store gives the same bytes.
+    ``progress`` gets bytes read.
 
     Raises:
         DamageError: a file is not what its record says; nothing was written.
@@ -51,7 +61,9 @@ def pack(store: Store, out: Path, progress: Progress = lambda n: None) -> durabl
     """
     entries = [*data_files(store), *record_files(store)]
     listed = [{"path": e.path, "bytes": e.bytes, "sha256": e.sha256} for e in entries]
-    head = (canonical_json({"format": FORMAT, "format_version": VERSION, "files": listed}) + "\n").encode()
+    head = (
+        canonical_json({"format": FORMAT, "format_version": VERSION, "files": listed}) + "\n"
+    ).encode()
 
     def write(file: BinaryIO) -> None:
         compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=_THREADS, write_checksum=True)
@@ -64,7 +76,9 @@ def pack(store: Store, out: Path, progress: Progress = lambda n: None) -> durabl
 
 
 def _tar(stream: Any) -> tarfile.TarFile:
-    return tarfile.open(fileobj=cast(Any, stream), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK)
+    return tarfile.open(
+        fileobj=cast(Any, stream), mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK
+    )
 
 
 def _member(path: str, size: int) -> tarfile.TarInfo:
@@ -91,23 +105,28 @@ def _add(tar: tarfile.TarFile, root: Path, entry: FileEntry, progress: Progress)
     path = inside(root, entry.path)
     if not path.is_file() or path.stat().st_size != entry.bytes:
         raise DamageError(
-            f"{path} is missing or has another size than its record says: run 'featurestore verify {root}'."
+            f"{path} is missing or has another size than its record says: run 'featurestore "
+            f"verify {root}'."
         )
     with path.open("rb") as file:
         checked = _Checked(file, progress)
         tar.addfile(_member(entry.path, entry.bytes), cast(BinaryIO, checked))
     if checked.hash.hexdigest() != entry.sha256:
-        raise DamageError(f"{path} was changed since it was written: run 'featurestore verify {root}'.")
+        raise DamageError(
+            f"{path} was changed since it was written: run 'featurestore verify {root}'."
+        )
 
 
 def unpack(bundle: Path, out: Path, progress: Progress = lambda n: None) -> Store:
-    """Write the store of a bundle to a new directory, whole or not at all. ``progress`` gets bytes written.
+    """Write the store of a bundle to a new directory, whole or not at all. ``progress`` gets bytes
+    written.
 
-    Nothing of the bundle is held in memory but its list, and that only as far as a bundle of its size can have one.
+    Nothing of the bundle is held in memory but its list, and that only as far as a bundle of its
+    size can have one.
 
     Raises:
-        ShareError: the file is no bundle, is cut short, holds anything but what its list says, or what it holds is no
-            store; or ``out`` exists.
+        ShareError: the file is no bundle, is cut short, holds anything but what its list says, or
+            what it holds is no store; or ``out`` exists.
         DiskError: the operating system refused, or the disk has not enough space.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -122,11 +141,15 @@ def unpack(bundle: Path, out: Path, progress: Progress = lambda n: None) -> Stor
             durable.rename_directory(partial, out)
             return Store(out, store.run)
     except (tarfile.TarError, zstandard.ZstdError, EOFError, UnicodeError) as error:
-        raise ShareError(f"{bundle} is no bundle, or cut short ({error}): nothing was written to {out}.") from error
+        raise ShareError(
+            f"{bundle} is no bundle, or cut short ({error}): nothing was written to {out}."
+        ) from error
     except _WrongError as error:
         raise ShareError(f"{bundle}: {error}; nothing was written to {out}.") from error
     except (DamageError, VersionError, NotAStoreError) as error:
-        raise ShareError(f"{bundle} holds no sound store ({error}); nothing was written to {out}.") from error
+        raise ShareError(
+            f"{bundle} holds no sound store ({error}); nothing was written to {out}."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -151,7 +174,9 @@ def _unpack(file: BinaryIO, directory: Path, progress: Progress) -> dict[str, Fi
     size = os.fstat(file.fileno()).st_size
     with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(file) as stream:
         found = members(stream)
-        expected = _listed(next(found, None), min(MAX_LIST_BYTES, _LIST_BYTES_PER_BYTE * size + _CHUNK))
+        expected = _listed(
+            next(found, None), min(MAX_LIST_BYTES, _LIST_BYTES_PER_BYTE * size + _CHUNK)
+        )
         _check_space(directory, sum(entry.bytes for entry in expected))
         for entry in expected:
             member = next(found, None)
@@ -159,7 +184,8 @@ def _unpack(file: BinaryIO, directory: Path, progress: Progress) -> dict[str, Fi
                 raise _WrongError(f"it ends before {entry.path}")
             if member.name != entry.path or member.size != entry.bytes:
                 raise _WrongError(
-                    f"it holds {member.name[:80]!r} where its list says {entry.path!r} of {entry.bytes} bytes"
+                    f"it holds {member.name[:80]!r} where its list says {entry.path!r} of "
+                    f"{entry.bytes} bytes"
                 )
             checked = _Checked(cast(BinaryIO, member.content), progress)
             copy = functools.partial(shutil.copyfileobj, cast(BinaryIO, checked), length=_CHUNK)
@@ -177,18 +203,32 @@ def _check_space(directory: Path, needed: int) -> None:
         raise _WrongError(f"it holds {needed:,} bytes, {free:,} are free on the disk")
 
 
-_LIST = {"format": text(), "format_version": whole(0), "files": Field(lambda f: isinstance(f, list), "a list")}
-_ENTRY = {"path": text(), "bytes": whole(0), "sha256": text("[0-9a-f]{64}", "64 hexadecimal digits")}
+_LIST = {
+    "format": text(),
+    "format_version": whole(0),
+    "files": Field(lambda f: isinstance(f, list), "a list"),
+}
+_ENTRY = {
+    "path": text(),
+    "bytes": whole(0),
+    "sha256": text("[0-9a-f]{64}", "64 hexadecimal digits"),
+}
 
 
 def _listed(first: Member | None, limit: int) -> list[FileEntry]:
     if first is None or first.name != LIST:
         raise _WrongError("it does not begin with the list of a bundle")
     if first.size > limit:
-        raise _WrongError(f"its list has {first.size:,} bytes, a bundle of this size has at most {limit:,}")
+        raise _WrongError(
+            f"its list has {first.size:,} bytes, a bundle of this size has at most {limit:,}"
+        )
     try:
         body = parse_json(first.content.read())
-        if isinstance(body, dict) and body.get("format") == FORMAT and body.get("format_version") != VERSION:
+        if (
+            isinstance(body, dict)
+            and body.get("format") == FORMAT
+            and body.get("format_version") != VERSION
+        ):
             found = f"a {FORMAT} of version {short(body.get('format_version'))}"
             raise _WrongError(f"{found}; this program reads version {VERSION}")
         entries = [FileEntry(**closed(entry, _ENTRY)) for entry in closed(body, _LIST)["files"]]
@@ -208,6 +248,7 @@ def _listed(first: Member | None, limit: int) -> list[FileEntry]:
 
 
 def is_safe(path: str) -> bool:
-    """Say whether a path read from somewhere else stays below the directory that it is joined to."""
+    """Say whether a path read from somewhere else stays below the directory that it is joined
+    to."""
     parts = PurePosixPath(path).parts
     return bool(parts) and parts[0] != "/" and ".." not in parts and "\0" not in path

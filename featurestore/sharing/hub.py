@@ -18,11 +18,12 @@ _PATTERNS = [CARD, *(f"{kind}/*" for kind in ("manifest", "saes", *PLAIN_TABLES,
 
 
 def push(store: Store, repo: str, private: bool = False, revision: str | None = None) -> str:
-    """Upload a store's committed files to a data set repository, made if missing; return its address.
+    """Upload a store's committed files to a data set repository, made if missing; return its
+    address.
 
-    Data files go first and the records that make them count last, so that what can be downloaded at any moment is a
-    store. What is there already is not sent again: the same call goes on with an interrupted upload. Every file is
-    compared with its record first, and no link is followed.
+    Data files go first and the records that make them count last, so that what can be downloaded at
+    any moment is a store. What is there already is not sent again: the same call goes on with an
+    interrupted upload. Every file is compared with its record first, and no link is followed.
 
     Raises:
         DamageError: a file is not what its record says; nothing was sent.
@@ -56,7 +57,8 @@ def push(store: Store, repo: str, private: bool = False, revision: str | None = 
 
 
 def push_page(page: Path, repo: str, private: bool = False) -> str:
-    """Upload an exported page to the static Space ``<repo>-explorer``, made if missing; return its address.
+    """Upload an exported page to the static Space ``<repo>-explorer``, made if missing; return its
+    address.
 
     Raises:
         ShareError: nobody is logged in, the name cannot be a repository's, or the hub refuses.
@@ -65,7 +67,9 @@ def push_page(page: Path, repo: str, private: bool = False) -> str:
 
     api, space = HfApi(), f"{repo}-explorer"
     with _hub_errors(space):
-        url = api.create_repo(space, repo_type="space", space_sdk="static", private=private, exist_ok=True)
+        url = api.create_repo(
+            space, repo_type="space", space_sdk="static", private=private, exist_ok=True
+        )
         api.upload_folder(
             repo_id=space,
             folder_path=page,
@@ -80,7 +84,9 @@ def push_page(page: Path, repo: str, private: bool = False) -> str:
 def _pushing(store: Store) -> Iterator[None]:
     claim = durable.Claim.take(store.root / ".work" / "claims" / "push")
     if claim is None:
-        raise TakenError(f"{store.root}: another process is pushing this store just now: wait for it.")
+        raise TakenError(
+            f"{store.root}: another process is pushing this store just now: wait for it."
+        )
     with claim:
         yield
 
@@ -96,12 +102,15 @@ def _linked(store: Store, name: str, files: Iterator[FileEntry]) -> Path:
 
 
 def pull(repo: str, out: Path, revision: str | None = None) -> Store:
-    """Download a store from a data set repository to a new directory, and check every file against its record.
+    """Download a store from a data set repository to a new directory, and check every file against
+    its record.
 
-    Only what can be part of a store is downloaded. The same call goes on with an interrupted download.
+    Only what can be part of a store is downloaded. The same call goes on with an interrupted
+    download.
 
     Raises:
-        ShareError: there is no such repository, it holds no store or a damaged one, or ``out`` exists.
+        ShareError: there is no such repository, it holds no store or a damaged one, or ``out``
+            exists.
     """
     from huggingface_hub import snapshot_download
 
@@ -109,20 +118,31 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Store:
         raise ShareError(f"{out} exists: name a new directory.")
     partial = out.with_name(f".{out.name}.pulling")
     with _hub_errors(repo):
-        snapshot_download(repo, repo_type="dataset", revision=revision, local_dir=partial, allow_patterns=_PATTERNS)
+        snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=revision,
+            local_dir=partial,
+            allow_patterns=_PATTERNS,
+        )
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     (partial / ".gitattributes").unlink(missing_ok=True)
     try:
         store = Store.open(partial)
     except NotAStoreError as error:
-        raise ShareError(f"{repo} is no store: it has no manifest/store.json. What came is in {partial}.") from error
+        raise ShareError(
+            f"{repo} is no store: it has no manifest/store.json. What came is in {partial}."
+        ) from error
     except StoreError as error:
-        raise ShareError(f"{repo} holds no store that can be read ({error}). What came is in {partial}.") from error
+        raise ShareError(
+            f"{repo} holds no store that can be read ({error}). What came is in {partial}."
+        ) from error
     damaged = [problem for problem in verify(store) if problem.damage]
     if damaged:
         first = damaged[0]
         raise ShareError(
-            f"{repo}: {first.path} {first.what} ({len(damaged)} files in all). What came is in {partial}: "
+            f"{repo}: {first.path} {first.what} ({len(damaged)} files in all). What came is in "
+            f"{partial}: "
             f"remove it and pull again."
         )
     if out.exists():
@@ -140,13 +160,19 @@ def _hub_errors(repo: str) -> Iterator[None]:
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
-        raise ShareError(f"{repo}: nobody is logged in: run 'hf auth login', or set HF_TOKEN.") from error
+        raise ShareError(
+            f"{repo}: nobody is logged in: run 'hf auth login', or set HF_TOKEN."
+        ) from error
     except errors.HFValidationError as error:
         raise ShareError(f"{repo!r} cannot be a repository: expected user/name.") from error
     except errors.RevisionNotFoundError as error:
         raise ShareError(f"{repo} has no such revision.") from error
     except errors.RepositoryNotFoundError as error:
-        raise ShareError(f"there is no data set repository {repo}, or you may not see it: 'hf auth login'?") from error
+        raise ShareError(
+            f"there is no data set repository {repo}, or you may not see it: 'hf auth login'?"
+        ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ShareError(f"{repo}: the hub cannot be used now ({reason}). The same command goes on later.") from error
+        raise ShareError(
+            f"{repo}: the hub cannot be used now ({reason}). The same command goes on later."
+        ) from error

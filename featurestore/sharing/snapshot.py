@@ -24,9 +24,14 @@ def data_files(store: Store) -> Iterator[FileEntry]:
 
 
 def record_files(store: Store) -> Iterator[FileEntry]:
-    """Yield the commit records, the store's mark, ledger and card, brought up to date: what makes the data files count."""
+    """Yield the commit records, the store's mark, ledger and card, brought up to date: what makes
+    the data files count."""
     write_card(store)
-    records = [record.location.as_posix() for table in (*store.tables(), "saes") for record in store.records(table)]
+    records = [
+        record.location.as_posix()
+        for table in (*store.tables(), "saes")
+        for record in store.records(table)
+    ]
     ledger = [LEDGER] if inside(store.root, LEDGER).exists() else []
     for path in (*records, str(MARK), *ledger, CARD):
         data = read_inside(store.root, path, MAX_LIST_BYTES)
@@ -44,24 +49,41 @@ def is_shared(path: str) -> bool:
     if folder.startswith("saes/"):
         return is_name(folder.removeprefix("saes/")) and name in SAE_FILES
     return (
-        is_table(folder) and folder != "saes" and name.endswith(".parquet") and is_name(name.removesuffix(".parquet"))
+        is_table(folder)
+        and folder != "saes"
+        and name.endswith(".parquet")
+        and is_name(name.removesuffix(".parquet"))
     )
 
 
 def check_contents(store: Store, listed: Mapping[str, FileEntry]) -> None:
-    """Refuse a store that came from somewhere else unless its records name exactly the data files that came with it.
+    """Refuse a store that came from somewhere else unless its records name exactly the data files
+    that came with it.
 
     The files themselves were compared with ``listed`` while they were written.
 
     Raises:
-        DamageError: a record is not one, or a data file is missing, left over, or another one than it says.
+        DamageError: a record is not one, or a data file is missing, left over, or another one than
+            it says.
     """
     named = {entry.path: entry for entry in data_files(store)}
-    came = {path: entry for path, entry in listed.items() if path != CARD and not path.startswith("manifest/")}
+    came = {
+        path: entry
+        for path, entry in listed.items()
+        if path != CARD and not path.startswith("manifest/")
+    }
     for path in sorted(set(named) | set(came)):
         if named.get(path) != came.get(path):
-            state = "is named by no record" if path not in named else "did not come" if path not in came else "differs"
-            raise DamageError(f"{path} {state}{' from what its record says' if state == 'differs' else ''}")
+            state = (
+                "is named by no record"
+                if path not in named
+                else "did not come"
+                if path not in came
+                else "differs"
+            )
+            raise DamageError(
+                f"{path} {state}{' from what its record says' if state == 'differs' else ''}"
+            )
     for table in store.tables():
         for record in store.records(table):
             for entry in record.files:

@@ -1,7 +1,8 @@
-"""Reading a tar file from a stranger: regular files only, one after another, nothing held but a block.
+"""Reading a tar file from a stranger: regular files only, one after another, nothing held but a
+block.
 
-Python's ``tarfile`` reads extended headers and maps of sparse files whole, however large they say that they are; a
-bundle has neither, but for the short header that a long name needs.
+Python's ``tarfile`` reads extended headers and maps of sparse files whole, however large they say
+that they are; a bundle has neither, but for the short header that a long name needs.
 """
 
 import tarfile
@@ -52,11 +53,13 @@ class Content:
 
 
 def members(stream: Reads) -> Iterator[Member]:
-    """Yield the members of a tar file; the content of each must be read before the next is asked for.
+    """Yield the members of a tar file; the content of each must be read before the next is asked
+    for.
 
     Raises:
         EOFError: the file ends too early.
-        tarfile.TarError: it is no tar file, or holds a link or another thing that is not a regular file.
+        tarfile.TarError: it is no tar file, or holds a link or another thing that is not a regular
+        file.
     """
     extended: dict[str, str] = {}
     while any(block := _exactly(stream, _BLOCK)):
@@ -64,7 +67,9 @@ def members(stream: Reads) -> Iterator[Member]:
         if header.size < 0:
             raise tarfile.ReadError(f"{header.name[:80]!r} has a negative size")
         if header.type == _EXTENDED and not extended:
-            extended = _extended(_exactly(stream, _padded(header)) if header.size <= _MAX_HEADER else b"")
+            extended = _extended(
+                _exactly(stream, _padded(header)) if header.size <= _MAX_HEADER else b""
+            )
             continue
         if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             raise tarfile.ReadError(f"{header.name[:80]!r} is not a regular file")
@@ -81,7 +86,8 @@ def _padded(header: tarfile.TarInfo) -> int:
 
 
 def _extended(data: bytes) -> dict[str, str]:
-    """Return the records ``<length> <key>=<value>`` of an extended header, which may give a path and a size only."""
+    """Return the records ``<length> <key>=<value>`` of an extended header, which may give a path
+    and a size only."""
     found: dict[str, str] = {}
     data = data.rstrip(b"\0")
     while data:

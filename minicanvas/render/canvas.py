@@ -1,4 +1,5 @@
-"""Masks, lines, noise and colours that the styles are painted with; arrays are float32 [SIZE, SIZE] in [0, 1]."""
+"""Masks, lines, noise and colours that the styles are painted with; arrays are float32 [SIZE, SIZE]
+in [0, 1]."""
 
 import colorsys
 
@@ -21,12 +22,16 @@ def details(drawing: Drawing) -> np.ndarray:
 
 def flat(drawing: Drawing, background: np.ndarray) -> np.ndarray:
     """Return the parts in their own colours over a background colour, float32 [SIZE, SIZE, 3]."""
-    colours = np.array([background * 255, *(part.colour for part in drawing.parts)], dtype=np.float32) / 255
+    colours = (
+        np.array([background * 255, *(part.colour for part in drawing.parts)], dtype=np.float32)
+        / 255
+    )
     return colours[drawing.labels]
 
 
 def lines(drawing: Drawing, width: int) -> np.ndarray:
-    """Return 1 along the borders of all visible parts that differ in colour; `width` in canvas pixels, odd."""
+    """Return 1 along the borders of all visible parts that differ in colour; `width` in canvas
+    pixels, odd."""
     colours = np.array([(-1, -1, -1), *(part.colour for part in drawing.parts)])
     kinds = np.unique(colours, axis=0, return_inverse=True)[1].reshape(-1)[drawing.labels]
     border = np.zeros((SIZE, SIZE), dtype=bool)
@@ -77,6 +82,7 @@ def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def mix(below: np.ndarray, above: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return `above` painted over `below` where the mask is 1; colours [3] or pictures [SIZE, SIZE, 3]."""
+    """Return `above` painted over `below` where the mask is 1; colours [3] or pictures [SIZE, SIZE,
+    3]."""
     weight = mask[..., None]
     return np.asarray(below * (1 - weight) + above * weight)

@@ -14,7 +14,8 @@ Colour = tuple[int, int, int]
 
 
 class Part(NamedTuple):
-    """A filled polygon of an object: `points` float [n, 2] in [-1, 1] (y down), details are what a silhouette shows."""
+    """A filled polygon of an object: `points` float [n, 2] in [-1, 1] (y down), details are what a
+    silhouette shows."""
 
     points: Points
     colour: Colour
@@ -22,7 +23,8 @@ class Part(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """An object on the canvas: `labels` uint8 [SIZE, SIZE], 0 = background, i + 1 = part i of `parts`."""
+    """An object on the canvas: `labels` uint8 [SIZE, SIZE], 0 = background, i + 1 = part i of
+    `parts`."""
 
     labels: np.ndarray
     parts: list[Part]
@@ -56,10 +58,18 @@ def _cat() -> list[Part]:
         for y, dy in ((0.3, -0.1), (0.42, 0.08))
     ]
     for side in (-1, 1):
-        parts.append(Part(polygon((side * 0.82, -0.92), (side * 0.78, 0.05), (side * 0.12, -0.42)), fur))
+        parts.append(
+            Part(polygon((side * 0.82, -0.92), (side * 0.78, 0.05), (side * 0.12, -0.42)), fur)
+        )
     parts.append(Part(ellipse(0, 0.18, 0.8, 0.66), fur))
     for side in (-1, 1):
-        parts.append(Part(polygon((side * 0.72, -0.68), (side * 0.66, -0.3), (side * 0.36, -0.46)), inner, True))
+        parts.append(
+            Part(
+                polygon((side * 0.72, -0.68), (side * 0.66, -0.3), (side * 0.36, -0.46)),
+                inner,
+                True,
+            )
+        )
         parts.append(Part(ellipse(side * 0.34, 0.04, 0.19, 0.2), (245, 245, 200), True))
         parts.append(Part(ellipse(side * 0.34, 0.04, 0.08, 0.18), dark))
     parts.append(Part(polygon((-0.14, 0.34), (0.14, 0.34), (0, 0.5)), (200, 60, 80), True))
@@ -75,7 +85,13 @@ def _fish() -> list[Part]:
         Part(ellipse(-0.17, 0, 0.8, 0.48), body),
         Part(ellipse(-0.6, -0.12, 0.15, 0.15), (250, 250, 250), True),
         Part(ellipse(-0.6, -0.12, 0.075, 0.075), (20, 20, 30)),
-        Part(polygon((-0.28, -0.4), (-0.16, -0.38), (-0.04, 0), (-0.16, 0.38), (-0.28, 0.4), (-0.16, 0)), fin, True),
+        Part(
+            polygon(
+                (-0.28, -0.4), (-0.16, -0.38), (-0.04, 0), (-0.16, 0.38), (-0.28, 0.4), (-0.16, 0)
+            ),
+            fin,
+            True,
+        ),
     ]
 
 
@@ -85,7 +101,9 @@ def _house() -> list[Part]:
         Part(polygon((0.4, -0.95), (0.66, -0.95), (0.66, -0.2), (0.4, -0.2)), (120, 80, 70)),
         Part(polygon((-0.72, -0.1), (0.72, -0.1), (0.72, 0.9), (-0.72, 0.9)), (240, 205, 130)),
         Part(polygon((-1.0, -0.06), (0, -0.95), (1.0, -0.06)), (200, 60, 45)),
-        Part(polygon((-0.52, 0.32), (-0.14, 0.32), (-0.14, 0.9), (-0.52, 0.9)), (110, 65, 40), True),
+        Part(
+            polygon((-0.52, 0.32), (-0.14, 0.32), (-0.14, 0.9), (-0.52, 0.9)), (110, 65, 40), True
+        ),
         Part(polygon((0.12, 0.22), (0.54, 0.22), (0.54, 0.6), (0.12, 0.6)), glass, True),
     ]
 
@@ -116,7 +134,10 @@ def _heart() -> list[Part]:
 def _mushroom() -> list[Part]:
     t = np.linspace(np.pi, 2 * np.pi, 30)
     cap = np.concatenate(
-        [np.stack([0.98 * np.cos(t), 0.1 + 0.95 * np.sin(t)], axis=1), polygon((0.8, 0.26), (-0.8, 0.26))]
+        [
+            np.stack([0.98 * np.cos(t), 0.1 + 0.95 * np.sin(t)], axis=1),
+            polygon((0.8, 0.26), (-0.8, 0.26)),
+        ]
     )
     spots = ((-0.5, -0.2, 0.17), (0.05, -0.5, 0.18), (0.5, -0.15, 0.17))
     return [
@@ -135,7 +156,10 @@ def _car() -> list[Part]:
         Part(polygon((0.06, 0.0), (0.06, -0.38), (0.24, -0.38), (0.46, 0.0)), glass, True),
     ]
     for x in (-0.52, 0.52):
-        parts += [Part(ellipse(x, 0.48, 0.27, 0.27), tyre), Part(ellipse(x, 0.48, 0.12, 0.12), (205, 205, 210), True)]
+        parts += [
+            Part(ellipse(x, 0.48, 0.27, 0.27), tyre),
+            Part(ellipse(x, 0.48, 0.12, 0.12), (205, 205, 210), True),
+        ]
     return parts
 
 

@@ -5,13 +5,28 @@ from typing import Final
 
 import numpy as np
 
-from minicanvas.render.canvas import blur, details, flat, hsv, lines, mix, noise, outline, ramp, silhouette, warp
+from minicanvas.render.canvas import (
+    blur,
+    details,
+    flat,
+    hsv,
+    lines,
+    mix,
+    noise,
+    outline,
+    ramp,
+    silhouette,
+    warp,
+)
 from minicanvas.render.shapes import SIZE, Drawing
 
 
 def plain(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     """Paint flat colours on a light neutral ground."""
-    return flat(drawing, np.float32(rng.uniform(0.86, 0.93)) + rng.uniform(-0.015, 0.015, 3).astype(np.float32))
+    return flat(
+        drawing,
+        np.float32(rng.uniform(0.86, 0.93)) + rng.uniform(-0.015, 0.015, 3).astype(np.float32),
+    )
 
 
 def neon(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
@@ -19,7 +34,11 @@ def neon(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     hue = rng.uniform()
     tube = lines(drawing, 3)
     inside = blur(details(drawing), 2)
-    colour = mix(hsv(hue, 0.95, 1.0), hsv(hue + rng.uniform(0.25, 0.5), 0.95, 1.0), np.clip(inside * 1.6, 0, 1))
+    colour = mix(
+        hsv(hue, 0.95, 1.0),
+        hsv(hue + rng.uniform(0.25, 0.5), 0.95, 1.0),
+        np.clip(inside * 1.6, 0, 1),
+    )
     glow = 0.9 * blur(tube, 3) + 0.9 * blur(tube, 9)
     picture = np.array([0.02, 0.01, 0.06], dtype=np.float32) + colour * glow[..., None]
     return mix(picture, colour * 0.55 + 0.45, blur(tube, 0.7))
@@ -42,7 +61,9 @@ def watercolor(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     paper = np.array([0.98, 0.97, 0.93], dtype=np.float32)
     wash = hsv(rng.uniform(), 0.3, 0.97)
     picture = mix(paper, wash, np.clip(noise(rng, 4) * 1.4 - 0.35, 0, 1))
-    bleed = warp(np.dstack([flat(drawing, np.ones(3, dtype=np.float32)), silhouette(drawing)]), rng, 4.5, 8)
+    bleed = warp(
+        np.dstack([flat(drawing, np.ones(3, dtype=np.float32)), silhouette(drawing)]), rng, 4.5, 8
+    )
     mask = bleed[..., 3]
     soft = np.stack([blur(bleed[..., channel], 1.8) for channel in range(3)], axis=2)
     body = blur(mask, 1.6)
@@ -62,14 +83,24 @@ def blueprint(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
 
 def sunset(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     """Paint a black silhouette before an evening sky."""
-    stops = np.array([[0.30, 0.10, 0.45], [0.80, 0.22, 0.45], [0.98, 0.50, 0.20], [1.0, 0.82, 0.35]])
+    stops = np.array(
+        [[0.30, 0.10, 0.45], [0.80, 0.22, 0.45], [0.98, 0.50, 0.20], [1.0, 0.82, 0.35]]
+    )
     height = np.clip(np.linspace(0, 1, SIZE) + rng.uniform(-0.12, 0.12), 0, 1)
-    sky = np.stack([np.interp(height, np.linspace(0, 1, 4), stops[:, channel]) for channel in range(3)], axis=1)
+    sky = np.stack(
+        [np.interp(height, np.linspace(0, 1, 4), stops[:, channel]) for channel in range(3)], axis=1
+    )
     picture = np.repeat(sky[:, None, :], SIZE, axis=1).astype(np.float32)
     y, x = np.mgrid[:SIZE, :SIZE]
-    sun = np.hypot(y - rng.uniform(0.45, 0.75) * SIZE, x - rng.uniform(0.2, 0.8) * SIZE) < rng.uniform(18, 26)
+    sun = np.hypot(
+        y - rng.uniform(0.45, 0.75) * SIZE, x - rng.uniform(0.2, 0.8) * SIZE
+    ) < rng.uniform(18, 26)
     disc = sun.astype(np.float32)
-    picture = mix(picture, np.array([1.0, 0.95, 0.65], dtype=np.float32), np.clip(0.9 * disc + blur(disc, 10), 0, 1))
+    picture = mix(
+        picture,
+        np.array([1.0, 0.95, 0.65], dtype=np.float32),
+        np.clip(0.9 * disc + blur(disc, 10), 0, 1),
+    )
     dark = np.clip(silhouette(drawing) - details(drawing), 0, 1)
     return mix(picture, np.array([0.08, 0.03, 0.08], dtype=np.float32), dark)
 
@@ -122,13 +153,21 @@ def thermal(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
 def chalk(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     """Paint coloured chalk on a green board."""
     board = np.array([0.12, 0.30, 0.22], dtype=np.float32)
-    picture = mix(board, np.array([0.35, 0.48, 0.42], dtype=np.float32), np.clip(noise(rng, 5) - 0.45, 0, 1) * 0.5)
+    picture = mix(
+        board,
+        np.array([0.35, 0.48, 0.42], dtype=np.float32),
+        np.clip(noise(rng, 5) - 0.45, 0, 1) * 0.5,
+    )
     pastel = flat(drawing, np.zeros(3, dtype=np.float32)) * 0.6 + 0.35
     stroke = np.mod(ramp(rng.uniform(0.7, 0.9)) + 5 * noise(rng, 7), 12) < 7
     cover = silhouette(drawing) * (0.35 + 0.5 * stroke)
     picture = mix(picture, pastel, cover)
     dust = np.clip(noise(rng, 24) * 1.5, 0.5, 1)
-    return mix(picture, np.array([0.95, 0.95, 0.90], dtype=np.float32), warp(lines(drawing, 3), rng, 2, 9) * dust)
+    return mix(
+        picture,
+        np.array([0.95, 0.95, 0.90], dtype=np.float32),
+        warp(lines(drawing, 3), rng, 2, 9) * dust,
+    )
 
 
 def comic(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
@@ -136,7 +175,9 @@ def comic(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     hue = rng.choice([0.14, 0.5, 0.92, 0.3]) + rng.uniform(-0.03, 0.03)
     diagonal, period = ramp(np.pi / 4), 18
     across = ramp(-np.pi / 4)
-    u, v = (np.mod(axis + rng.uniform(0, period), period) - period / 2 for axis in (diagonal, across))
+    u, v = (
+        np.mod(axis + rng.uniform(0, period), period) - period / 2 for axis in (diagonal, across)
+    )
     dots = (np.hypot(u, v) < period * 0.33).astype(np.float32)
     ground = mix(hsv(hue, 0.35, 1.0), hsv(hue, 0.95, 0.95), dots)
     body = np.clip((flat(drawing, np.zeros(3, dtype=np.float32)) - 0.5) * 1.35 + 0.55, 0, 1)

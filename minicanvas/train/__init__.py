@@ -1,1 +1,2 @@
-"""The scripts that made the shipped weights; `python -m minicanvas.train --out DIR` runs them all."""
+"""The scripts that made the shipped weights; `python -m minicanvas.train --out DIR` runs them
+all."""

@@ -9,13 +9,26 @@ from minicanvas.train.stages import STAGES, Plan
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Working directory.")
-@click.option("--stage", type=click.Choice(list(STAGES)), multiple=True, help="Run only these [default: all].")
-@click.option("--processes", default=Plan().n_processes, show_default=True, help="Processes to use on the CPU.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Working directory.",
+)
+@click.option(
+    "--stage", type=click.Choice(list(STAGES)), multiple=True, help="Run only these [default: all]."
+)
+@click.option(
+    "--processes",
+    default=Plan().n_processes,
+    show_default=True,
+    help="Processes to use on the CPU.",
+)
 def main(out: Path, stage: tuple[str, ...], processes: int) -> None:
     """Train the autoencoder, the classifiers, the text encoder and the UNet, and export them.
 
-    Takes about an hour on 2 CPU cores; a GPU is used if there is one. Interrupted, it goes on where it stopped.
+    Takes about an hour on 2 CPU cores; a GPU is used if there is one. Interrupted, it goes on where
+    it stopped.
 
     Example: python -m minicanvas.train --out build/minicanvas
     """

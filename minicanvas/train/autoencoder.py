@@ -36,13 +36,22 @@ def new_autoencoder() -> AutoencoderKL:
 
 def _edges(images: Tensor) -> Tensor:
     return torch.cat(
-        [(images[..., 1:] - images[..., :-1]).flatten(1), (images[..., 1:, :] - images[..., :-1, :]).flatten(1)], dim=1
+        [
+            (images[..., 1:] - images[..., :-1]).flatten(1),
+            (images[..., 1:, :] - images[..., :-1, :]).flatten(1),
+        ],
+        dim=1,
     )
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    """Return absolute + squared error, plus the absolute error of neighbouring differences, which keeps lines sharp."""
-    return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + F.l1_loss(_edges(decoded), _edges(images))
+    """Return absolute + squared error, plus the absolute error of neighbouring differences, which
+    keeps lines sharp."""
+    return (
+        F.l1_loss(decoded, images)
+        + F.mse_loss(decoded, images)
+        + F.l1_loss(_edges(decoded), _edges(images))
+    )
 
 
 def batches(images: np.ndarray, batch: int, seed: int, step: int) -> Iterator[Tensor]:
@@ -83,7 +92,9 @@ def train_autoencoder(
         optimiser.load_state_dict(state["optimiser"])
         start = int(state["step"])
     source = batches(images, batch, seed, start)
-    for step in tqdm(range(start, n_steps), initial=start, total=n_steps, desc="autoencoder", mininterval=10):
+    for step in tqdm(
+        range(start, n_steps), initial=start, total=n_steps, desc="autoencoder", mininterval=10
+    ):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, n_steps, lr, rise=100, floor=0.02)
         loss, psnr = loss_of(model, next(source).to(device))
@@ -95,13 +106,21 @@ def train_autoencoder(
             tqdm.write(f"autoencoder step {step} loss {loss.item():.4f} psnr {psnr:.2f}")
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == n_steps:
             saved = time.monotonic()
-            save_state(out, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
+            save_state(
+                out,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "step": step + 1,
+                },
+            )
     return model.eval()
 
 
 @torch.no_grad()
 def encode_all(model: AutoencoderKL, images: np.ndarray, batch: int = 128) -> Tensor:
-    """Return the means and deviations of the latents of all pictures, float16 [n, 8, 16, 16], unscaled."""
+    """Return the means and deviations of the latents of all pictures, float16 [n, 8, 16, 16],
+    unscaled."""
     chunks = []
     for start in tqdm(range(0, len(images), batch), desc="latents", mininterval=10):
         target = as_tensor(images[start : start + batch]).to(model.device)
@@ -113,7 +132,8 @@ def encode_all(model: AutoencoderKL, images: np.ndarray, batch: int = 128) -> Te
 
 @torch.no_grad()
 def normalise_latents(model: AutoencoderKL, images: np.ndarray, n_images: int = 1024) -> None:
-    """Fold a shift and a scale a channel into the 1 × 1 convolutions, so that latents have mean 0 and deviation 1.
+    """Fold a shift and a scale a channel into the 1 × 1 convolutions, so that latents have mean 0
+    and deviation 1.
 
     The autoencoder as a whole computes what it did before; its scaling factor stays 1.
     """

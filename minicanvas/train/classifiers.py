@@ -1,4 +1,5 @@
-"""Train the two classifiers on rendered pictures, damaged at random as a generator would damage them."""
+"""Train the two classifiers on rendered pictures, damaged at random as a generator would damage
+them."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,8 @@ from minicanvas.train.state import learning_rate
 
 
 class Recipe(NamedTuple):
-    """What makes one classifier differ from the other; the seed also chooses its training pictures."""
+    """What makes one classifier differ from the other; the seed also chooses its training
+    pictures."""
 
     seed: int
     widths: tuple[int, ...]
@@ -32,7 +34,8 @@ RECIPES = {
 
 
 def damage(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures [n, 3, 64, 64], a quarter blurred, a quarter reduced; all change in light and noise."""
+    """Return pictures [n, 3, 64, 64], a quarter blurred, a quarter reduced; all change in light and
+    noise."""
     quarter = max(len(images) // 4, 1)
     blurred = F.avg_pool2d(F.pad(images[:quarter], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     small = F.interpolate(images[quarter : 2 * quarter], scale_factor=0.5, mode="area")
@@ -47,7 +50,9 @@ def damage(images: Tensor, generator: torch.Generator) -> Tensor:
     return result + uniform(0, 0.25, 1, 1, 1) * noise
 
 
-def train_classifier(pictures: Pictures, recipe: Recipe, *, n_steps: int, batch: int = 64, lr: float = 2e-3) -> Network:
+def train_classifier(
+    pictures: Pictures, recipe: Recipe, *, n_steps: int, batch: int = 64, lr: float = 2e-3
+) -> Network:
     """Train a classifier on the CPU (a few minutes on one core)."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -61,7 +66,9 @@ def train_classifier(pictures: Pictures, recipe: Recipe, *, n_steps: int, batch:
         images = damage(as_tensor(np.asarray(pictures.images[rows])), generator)
         style, object_ = network(images)
         loss = F.cross_entropy(style, torch.from_numpy(pictures.styles[rows]), label_smoothing=0.05)
-        loss = loss + F.cross_entropy(object_, torch.from_numpy(pictures.objects[rows]), label_smoothing=0.05)
+        loss = loss + F.cross_entropy(
+            object_, torch.from_numpy(pictures.objects[rows]), label_smoothing=0.05
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -74,15 +81,23 @@ def held_out_accuracy(network: Network, images: np.ndarray) -> tuple[float, floa
     """Return style and object accuracy on pictures in the order of `data.labels`."""
     expected_styles, expected_objects = labels(len(images))
     styles, objects = Classifier(network, {}).classify(images)
-    style = np.mean([found == STYLE_LABELS[i] for found, i in zip(styles, expected_styles, strict=True)])
-    object_ = np.mean([found == OBJECTS[i] for found, i in zip(objects, expected_objects, strict=True)])
+    style = np.mean(
+        [found == STYLE_LABELS[i] for found, i in zip(styles, expected_styles, strict=True)]
+    )
+    object_ = np.mean(
+        [found == OBJECTS[i] for found, i in zip(objects, expected_objects, strict=True)]
+    )
     return float(style), float(object_)
 
 
-def save_classifier(network: Network, recipe: Recipe, accuracy: tuple[float, float], path: Path) -> None:
+def save_classifier(
+    network: Network, recipe: Recipe, accuracy: tuple[float, float], path: Path
+) -> None:
     """Write weights as float16 `.safetensors` and what describes them as `.json` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: v.half() if v.is_floating_point() else v for key, v in network.state_dict().items()}
+    tensors = {
+        key: v.half() if v.is_floating_point() else v for key, v in network.state_dict().items()
+    }
     save_file(tensors, path.with_suffix(".safetensors"))
     path.with_suffix(".safetensors").chmod(0o644)
     config: dict[str, Any] = {

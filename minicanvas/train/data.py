@@ -1,4 +1,5 @@
-"""Rendered training pictures with their labels, the same on every machine and with any number of processes."""
+"""Rendered training pictures with their labels, the same on every machine and with any number of
+processes."""
 
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -36,7 +37,8 @@ def _render_range(seed: int, start: int, stop: int) -> np.ndarray:
 
 
 def pictures(seed: int, n: int, cache: Path | None = None, n_processes: int = 2) -> Pictures:
-    """Render `n` pictures, each a function of (seed, index) alone, or read them from `cache` (an `.npy` file)."""
+    """Render `n` pictures, each a function of (seed, index) alone, or read them from `cache` (an
+    `.npy` file)."""
     styles, objects = labels(n)
     if cache is not None and cache.exists():
         return Pictures(np.load(cache, mmap_mode="r"), styles, objects)
@@ -45,7 +47,9 @@ def pictures(seed: int, n: int, cache: Path | None = None, n_processes: int = 2)
     else:
         edges = np.linspace(0, n, 8 * n_processes + 1).astype(int)
         with ProcessPoolExecutor(n_processes) as pool:
-            images = np.concatenate(list(pool.map(_render_range, [seed] * (len(edges) - 1), edges[:-1], edges[1:])))
+            images = np.concatenate(
+                list(pool.map(_render_range, [seed] * (len(edges) - 1), edges[:-1], edges[1:]))
+            )
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(".partial.npy")

@@ -1,4 +1,5 @@
-"""Train the text encoder and the UNet together, in one process or in several that average their gradients."""
+"""Train the text encoder and the UNet together, in one process or in several that average their
+gradients."""
 
 import time
 from pathlib import Path
@@ -21,7 +22,8 @@ SAVE_SECONDS = 120
 
 
 class Corpus(NamedTuple):
-    """Latents as `encode_all` gives them, the row of `token_ids` each belongs to; the last row is the empty prompt."""
+    """Latents as `encode_all` gives them, the row of `token_ids` each belongs to; the last row is
+    the empty prompt."""
 
     latents: Tensor
     prompt_rows: Tensor
@@ -74,7 +76,11 @@ class Denoiser(nn.Module):
 
 
 def loss_of(
-    model: Denoiser, corpus: Corpus, scheduler: DDIMScheduler, batch: int, generator: torch.Generator
+    model: Denoiser,
+    corpus: Corpus,
+    scheduler: DDIMScheduler,
+    batch: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Return the velocity error of a random batch; everything random comes from `generator`."""
     device = next(model.parameters()).device
@@ -82,7 +88,8 @@ def loss_of(
     mean, deviation = corpus.latents[rows].float().chunk(2, dim=1)
     latents = mean + deviation * torch.randn(mean.shape, generator=generator)
     noise = torch.randn(mean.shape, generator=generator)
-    # One timestep from each of `batch` equal intervals: less variance between batches than independent draws.
+    # One timestep from each of `batch` equal intervals: less variance between batches than
+    # independent draws.
     strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
     timesteps = (strata * scheduler.config.num_train_timesteps).long()
     prompts = corpus.prompt_rows[rows].clone()
@@ -90,7 +97,9 @@ def loss_of(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        predicted = model(noisy.to(device), timesteps.to(device), corpus.token_ids[prompts].to(device))
+        predicted = model(
+            noisy.to(device), timesteps.to(device), corpus.token_ids[prompts].to(device)
+        )
     return F.mse_loss(predicted.float(), target.to(device))
 
 
@@ -105,13 +114,18 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 class Trainer:
-    """The denoiser with its optimiser and the running average of its weights; saved and restored together."""
+    """The denoiser with its optimiser and the running average of its weights; saved and restored
+    together."""
 
     def __init__(self, device: str, lr: float) -> None:
         self.model = Denoiser().to(device).train()
-        self.average = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        self.average = {
+            key: value.detach().clone() for key, value in self.model.state_dict().items()
+        }
         self.parameters = list(self.model.parameters())
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+        )
 
     def restore(self, path: Path) -> int:
         """Read a checkpoint if there is one; return the number of steps done."""
@@ -130,7 +144,8 @@ class Trainer:
         save_state(path, {**content, "average": self.average, "step": step})
 
     def update(self, loss: Tensor, lr: float, decay: float) -> None:
-        """Go one step down the gradient, averaged over the processes, and follow it with the average."""
+        """Go one step down the gradient, averaged over the processes, and follow it with the
+        average."""
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self.optimiser.zero_grad()
@@ -156,7 +171,8 @@ def train_denoiser(
 ) -> dict[str, Tensor]:
     """Train until `n_steps`, resuming from `out`; return the running average of the weights.
 
-    With `torch.distributed` initialised every process takes `batch` pictures a step; the first one writes `out`.
+    With `torch.distributed` initialised every process takes `batch` pictures a step; the first one
+    writes `out`.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     torch.manual_seed(seed)
@@ -164,7 +180,9 @@ def train_denoiser(
     start = trainer.restore(out)
     scheduler, saved = new_scheduler(), time.monotonic()
     losses: list[float] = []
-    progress = tqdm(range(start, n_steps), initial=start, total=n_steps, disable=rank > 0, mininterval=20)
+    progress = tqdm(
+        range(start, n_steps), initial=start, total=n_steps, disable=rank > 0, mininterval=20
+    )
     for step in progress:
         generator = torch.Generator().manual_seed((seed * 1_000_000 + step) * 64 + rank)
         loss = loss_of(trainer.model, corpus, scheduler, batch, generator)
@@ -172,7 +190,9 @@ def train_denoiser(
         trainer.update(loss, rate, decay=min(0.999, (step + 1) / (step + 10)))
         losses.append(loss.item())
         if rank == 0 and (step + 1) % 100 == 0:
-            tqdm.write(f"denoiser step {step + 1} loss {sum(losses[-100:]) / len(losses[-100:]):.4f}")
+            tqdm.write(
+                f"denoiser step {step + 1} loss {sum(losses[-100:]) / len(losses[-100:]):.4f}"
+            )
         if rank == 0 and (time.monotonic() - saved > SAVE_SECONDS or step + 1 == n_steps):
             saved = time.monotonic()
             trainer.save(out, step + 1)

@@ -12,7 +12,9 @@ from minicanvas.train.diffusion import Denoiser, new_scheduler
 from minicanvas.train.text import new_tokenizer
 
 
-def build_pipeline(autoencoder: AutoencoderKL, weights: dict[str, Tensor]) -> StableDiffusionPipeline:
+def build_pipeline(
+    autoencoder: AutoencoderKL, weights: dict[str, Tensor]
+) -> StableDiffusionPipeline:
     """Return a pipeline of a trained autoencoder and the weights of a `Denoiser`."""
     denoiser = Denoiser()
     denoiser.load_state_dict(weights)
@@ -35,7 +37,9 @@ def export(pipeline: StableDiffusionPipeline, directory: Path) -> None:
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(partial, safe_serialization=True)
-    _set(partial / "text_encoder" / "config.json", {"dtype": "float32"})  # what it loads as when no dtype is asked for
+    _set(
+        partial / "text_encoder" / "config.json", {"dtype": "float32"}
+    )  # what it loads as when no dtype is asked for
     for path in partial.rglob("*.safetensors"):
         path.chmod(0o644)
     if directory.exists():

@@ -12,7 +12,12 @@ from diffusers import AutoencoderKL
 
 from minicanvas.prompts import OBJECTS, STYLE_LABELS, prompt
 from minicanvas.train import classifiers, diffusion
-from minicanvas.train.autoencoder import encode_all, new_autoencoder, normalise_latents, train_autoencoder
+from minicanvas.train.autoencoder import (
+    encode_all,
+    new_autoencoder,
+    normalise_latents,
+    train_autoencoder,
+)
 from minicanvas.train.data import pictures
 from minicanvas.train.export import build_pipeline, export
 from minicanvas.train.state import load_state, save_state
@@ -48,7 +53,9 @@ def device_name() -> str:
 def autoencoder_stage(out: Path, plan: Plan) -> None:
     """Train the autoencoder."""
     images = train_pictures(out, plan)
-    train_autoencoder(images, out / "autoencoder.pt", n_steps=plan.autoencoder_steps, device=device_name())
+    train_autoencoder(
+        images, out / "autoencoder.pt", n_steps=plan.autoencoder_steps, device=device_name()
+    )
 
 
 def latents_stage(out: Path, plan: Plan) -> None:
@@ -78,7 +85,9 @@ def classifiers_stage(out: Path, plan: Plan) -> None:
     """Train both classifiers, each on pictures of its own."""
     held_out = pictures(HELD_OUT_SEED, plan.n_held_out, out / "held_out.npy", plan.n_processes)
     for name, recipe in classifiers.RECIPES.items():
-        own = pictures(recipe.seed, plan.n_classifier_pictures, out / f"{name}.npy", plan.n_processes)
+        own = pictures(
+            recipe.seed, plan.n_classifier_pictures, out / f"{name}.npy", plan.n_processes
+        )
         network = classifiers.train_classifier(own, recipe, n_steps=plan.classifier_steps)
         accuracy = classifiers.held_out_accuracy(network, held_out.images)
         classifiers.save_classifier(network, recipe, accuracy, out / "classifiers" / name)
@@ -95,7 +104,9 @@ def corpus(out: Path) -> diffusion.Corpus:
         raise FileNotFoundError(f"{out / 'latents.pt'} is missing; run `--stage latents` first")
     texts = [prompt(object_, style) for style in STYLE_LABELS for object_ in OBJECTS]
     token_ids = tokenize(new_tokenizer(), [*texts, ""])
-    return diffusion.Corpus(state["latents"], torch.arange(len(state["latents"])) % len(texts), token_ids)
+    return diffusion.Corpus(
+        state["latents"], torch.arange(len(state["latents"])) % len(texts), token_ids
+    )
 
 
 def denoiser_stage(out: Path, plan: Plan) -> None:
@@ -115,7 +126,9 @@ def _denoiser_process(rank: int, n_processes: int, out: Path, plan: Plan, meetin
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n_processes)
     device = device_name() if n_processes == 1 else "cpu"
-    diffusion.train_denoiser(corpus(out), out / "denoiser.pt", n_steps=plan.denoiser_steps, batch=batch, device=device)
+    diffusion.train_denoiser(
+        corpus(out), out / "denoiser.pt", n_steps=plan.denoiser_steps, batch=batch, device=device
+    )
     if n_processes > 1:
         dist.destroy_process_group()
 
@@ -129,7 +142,9 @@ def export_stage(out: Path, plan: Plan) -> None:
     state = load_state(out / "denoiser.pt")
     if state is None:
         raise FileNotFoundError(f"{out / 'denoiser.pt'} is missing; run `--stage denoiser` first")
-    export(build_pipeline(load_autoencoder(out / "normalised.pt"), state["average"]), out / "pipeline")
+    export(
+        build_pipeline(load_autoencoder(out / "normalised.pt"), state["average"]), out / "pipeline"
+    )
 
 
 STAGES: Final[dict[str, Callable[[Path, Plan], None]]] = {

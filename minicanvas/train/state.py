@@ -1,4 +1,5 @@
-"""What the stages' training loops share: checkpoints, replaced whole so that a killed run can go on, and the rate."""
+"""What the stages' training loops share: checkpoints, replaced whole so that a killed run can go
+on, and the rate."""
 
 import math
 import os
@@ -27,6 +28,13 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def learning_rate(step: int, n_steps: int, peak: float, *, rise: int = 1, floor: float = 0.0) -> float:
-    """Return the rate of a step: up to `peak` over `rise` steps, then a cosine down to `floor` of it."""
-    return peak * min(1, (step + 1) / rise) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / n_steps)))
+def learning_rate(
+    step: int, n_steps: int, peak: float, *, rise: int = 1, floor: float = 0.0
+) -> float:
+    """Return the rate of a step: up to `peak` over `rise` steps, then a cosine down to `floor` of
+    it."""
+    return (
+        peak
+        * min(1, (step + 1) / rise)
+        * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / n_steps)))
+    )

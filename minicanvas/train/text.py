@@ -17,11 +17,12 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Return the byte-pair merges of lower-case texts in the order learnt, words ending in `</w>` as CLIP's do.
+    """Return the byte-pair merges of lower-case texts in the order learnt, words ending in `</w>`
+    as CLIP's do.
 
-    The commonest pair is merged first and, of equally common ones, the first in alphabetical order, until every word
-    is one token. Only so is the vocabulary, and with it the meaning of the text encoder's weights, the same in every
-    process: trainers that break ties by hash order are not.
+    The commonest pair is merged first and, of equally common ones, the first in alphabetical order,
+    until every word is one token. Only so is the vocabulary, and with it the meaning of the text
+    encoder's weights, the same in every process: trainers that break ties by hash order are not.
     """
     counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
     words = {word: [*word[:-1], f"{word[-1]}</w>"] for word in counts}
@@ -49,10 +50,17 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer for which every word of the prompts is one token and every byte is known."""
+    """Return a CLIP tokenizer for which every word of the prompts is one token and every byte is
+    known."""
     merges = learn_merges([labelled["prompt"] for labelled in all_prompts(include_plain=True)])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges), START, END]
+    tokens = [
+        *alphabet,
+        *(f"{byte}</w>" for byte in alphabet),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=N_POSITIONS)
 
@@ -76,5 +84,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Return token ids int64 [n, N_POSITIONS], padded as the pipeline pads them."""
-    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=N_POSITIONS, return_tensors="pt")
+    encoded = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=N_POSITIONS, return_tensors="pt"
+    )
     return torch.as_tensor(encoded["input_ids"])

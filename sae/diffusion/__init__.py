@@ -1,4 +1,5 @@
-"""Reading and running a pipeline of diffusers; ``declare`` says how one of your own is read (docs/pipelines.md)."""
+"""Reading and running a pipeline of diffusers; ``declare`` says how one of your own is read
+(docs/pipelines.md)."""
 
 from sae.diffusion.architectures import declare
 from sae.diffusion.hooks import direct_calls

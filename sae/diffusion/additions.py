@@ -20,10 +20,12 @@ _SCALED = re.compile(r"(?P<source>.+?)(?::(?P<scale>-?\d+(?:\.\d+)?))?")
 
 
 def put_unet(pipe: Any, path: Path) -> dict[str, Any]:
-    """Put a file's weights in the place of the denoiser's; return what the run's settings say of it.
+    """Put a file's weights in the place of the denoiser's; return what the run's settings say of
+    it.
 
-    ESD, SalUn and UnlearnCanvas publish such files: all weights or some, under diffusers' names or those of the original
-    code. Safetensors, or a torch pickle, which is read without running what it says.
+    ESD, SalUn and UnlearnCanvas publish such files: all weights or some, under diffusers' names or
+    those of the original code. Safetensors, or a torch pickle, which is read without running what
+    it says.
 
     Raises:
         ModelError: the file cannot be read, or holds what the denoiser has not.
@@ -37,11 +39,18 @@ def put_unet(pipe: Any, path: Path) -> dict[str, Any]:
     if unknown or not given:
         listed = ", ".join(unknown[:5]) or "no tensor"
         raise ModelError(
-            f"--unet {path} holds {listed}, which {type(module).__name__} has not: it is for another model."
+            f"--unet {path} holds {listed}, which {type(module).__name__} has not: it is for "
+            f"another model."
         )
-    wrong = [f"{name} {list(given[name].shape)}" for name in given if given[name].shape != own[name].shape]
+    wrong = [
+        f"{name} {list(given[name].shape)}"
+        for name in given
+        if given[name].shape != own[name].shape
+    ]
     if wrong:
-        raise ModelError(f"--unet {path} has other shapes than the model: {', '.join(sorted(wrong)[:5])}.")
+        raise ModelError(
+            f"--unet {path} has other shapes than the model: {', '.join(sorted(wrong)[:5])}."
+        )
     bad = sorted(name for name, tensor in given.items() if not bool(tensor.isfinite().all()))
     if bad:
         raise ModelError(f"--unet {path}: {', '.join(bad[:5])} hold values that are not finite.")
@@ -54,7 +63,11 @@ def put_unet(pipe: Any, path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Return a file's tensors without what wrappers put before their names."""
     try:
-        found = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else pickled_tensors(path)
+        found = (
+            safetensors.torch.load_file(path)
+            if path.suffix == ".safetensors"
+            else pickled_tensors(path)
+        )
     except (SAEError, safetensors.SafetensorError, OSError) as error:
         raise ModelError(f"--unet {path} cannot be read: {error}") from error
     named = {}
@@ -67,7 +80,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _diffusers_names(tensors: dict[str, Tensor], module: Any) -> dict[str, Tensor]:
-    """Return tensors under diffusers' names, those of the original Stable Diffusion code included."""
+    """Return tensors under diffusers' names, those of the original Stable Diffusion code
+    included."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     original = ("model.diffusion_model.", "input_blocks.", "middle_block.", "output_blocks.")
@@ -81,7 +95,8 @@ def _diffusers_names(tensors: dict[str, Tensor], module: Any) -> dict[str, Tenso
         converted = convert_ldm_unet_checkpoint(dict(kept), config=module.config)
     except KeyError as error:
         raise ModelError(
-            f"--unet: a checkpoint of the original code without {error}: only whole ones can be read."
+            f"--unet: a checkpoint of the original code without {error}: only whole ones can be "
+            f"read."
         ) from error
     return dict(converted)
 
@@ -117,7 +132,10 @@ def _load_lora(pipe: Any, source: str, name: str) -> None:
     path = Path(source)
     where = {"pretrained_model_name_or_path_or_dict": source}
     if path.is_file():
-        where = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name}
+        where = {
+            "pretrained_model_name_or_path_or_dict": str(path.parent),
+            "weight_name": path.name,
+        }
     try:
         state = pipe.lora_state_dict(**where, local_files_only=path.exists())
         state = state[0] if isinstance(state, tuple) else state
@@ -135,7 +153,8 @@ def _load_lora(pipe: Any, source: str, name: str) -> None:
     )
     if not loaded or loaded != wanted:
         raise ModelError(
-            f"--lora {source}: {loaded} of its {wanted} matrices fit {type(pipe).__name__}: it is for another model."
+            f"--lora {source}: {loaded} of its {wanted} matrices fit {type(pipe).__name__}: it is "
+            f"for another model."
         )
 
 
@@ -150,13 +169,19 @@ def take_scheduler(pipe: Any, name: str) -> None:
 
     cls: Any = getattr(diffusers, name, None)
     if not inspect.isclass(cls) or not issubclass(cls, SchedulerMixin):
-        known = [one for one in dir(diffusers) if one.endswith("Scheduler") and not one.startswith("Flax")]
+        known = [
+            one
+            for one in dir(diffusers)
+            if one.endswith("Scheduler") and not one.startswith("Flax")
+        ]
         raise UsageError(f"--scheduler {name}: diffusers has no such class.{nearest(name, known)}")
     try:
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     except (ValueError, TypeError, ImportError) as error:
         own = type(pipe.scheduler).__name__
-        raise UsageError(f"--scheduler {name} does not take the configuration of {own}: {error}") from error
+        raise UsageError(
+            f"--scheduler {name} does not take the configuration of {own}: {error}"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,8 @@ from sae.diffusion.calls import (
 )
 
 ENCODER_SUFFIX = "-encoder"
-"""at the end of a hook: the ``encoder_hidden_states`` of its module instead of the ``hidden_states``"""
+"""at the end of a hook: the ``encoder_hidden_states`` of its module instead of the
+``hidden_states``"""
 
 
 class Architecture(NamedTuple):
@@ -28,17 +29,20 @@ class Architecture(NamedTuple):
     branches: Reader | Branches = halves
     """how a denoiser call's batch is divided"""
     two_pass: bool = False
-    """whether guidance is a second denoiser call (``true_cfg_scale``), beside a scale that the denoiser is told"""
+    """whether guidance is a second denoiser call (``true_cfg_scale``), beside a scale that the
+    denoiser is told"""
     timestep: str | Callable[[Running], Any] = "t"
     """the scheduler's timestep: a variable of the pipeline's call, or a function of it"""
     samples: str | Callable[[Running], int] = "latents"
-    """what has a row for each picture: a variable of the pipeline's call; or a function that counts the pictures"""
+    """what has a row for each picture: a variable of the pipeline's call; or a function that counts
+    the pictures"""
     patch: int = 1
     """latent pixels a token, in each direction"""
     options: Mapping[str, Any] = {}
     """further arguments of the pipeline's call"""
     needs_image: bool = False
-    """whether the pipeline starts from a picture: it can be edited, but nothing is collected from it"""
+    """whether the pipeline starts from a picture: it can be edited, but nothing is collected from
+    it"""
 
     def read(self, call: Running, steps: Steps) -> DenoiserCall:
         """Return what a denoiser call is.
@@ -61,7 +65,8 @@ def _with_skipped_layers(call: Running) -> Branches:
 
 
 def _with_perturbed(call: Running) -> Branches:
-    """Both halves, then the conditional once more with perturbed attention, all in one call (PAG)."""
+    """Both halves, then the conditional once more with perturbed attention, all in one call
+    (PAG)."""
     return (*halves(call), *(("perturbed",) if call.pipe.do_perturbed_attention_guidance else ()))
 
 
@@ -71,11 +76,13 @@ def _with_image(call: Running) -> Branches:
 
 
 def _applied(call: Running) -> Branches:
-    """Both halves in one call, the conditional first, at the steps where guidance is applied (Z-Image)."""
+    """Both halves in one call, the conditional first, at the steps where guidance is applied
+    (Z-Image)."""
     return ("cond", "uncond") if call.variable("apply_cfg") else ("cond",)
 
 
-# Pictures of exactly the size asked for, and prompts as they are stored, whatever else is installed.
+# Pictures of exactly the size asked for, and prompts as they are stored, whatever else is
+# installed.
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
 _LDM, _MMDIT = Architecture(), Architecture(_with_skipped_layers, patch=2)
 _FLUX = Architecture(passes, two_pass=True, patch=2)
@@ -124,9 +131,17 @@ _IMAGE_FIRST = """
     HunyuanVideoSingle HunyuanVideoTokenReplace HunyuanVideoTokenReplaceSingle JoyImage JoyImageEditPlus Mochi MotifVideo
     MotifVideoSingle
 """
-STREAMS = {f"{name}TransformerBlock": ("encoder_hidden_states", "hidden_states") for name in _TEXT_FIRST.split()}
-STREAMS |= {f"{name}TransformerBlock": ("hidden_states", "encoder_hidden_states") for name in _IMAGE_FIRST.split()}
-STREAMS |= dict.fromkeys(("CogVideoXBlock", "ConsisIDBlock"), ("hidden_states", "encoder_hidden_states"))
+STREAMS = {
+    f"{name}TransformerBlock": ("encoder_hidden_states", "hidden_states")
+    for name in _TEXT_FIRST.split()
+}
+STREAMS |= {
+    f"{name}TransformerBlock": ("hidden_states", "encoder_hidden_states")
+    for name in _IMAGE_FIRST.split()
+}
+STREAMS |= dict.fromkeys(
+    ("CogVideoXBlock", "ConsisIDBlock"), ("hidden_states", "encoder_hidden_states")
+)
 """classes of diffusers whose modules return two streams, and in which order"""
 _ONE_STREAM = """
     AuraFlowSingleTransformerBlock BasicTransformerBlock ChromaSingleTransformerBlock Flux2SingleTransformerBlock
@@ -146,12 +161,14 @@ def declare(
     patch: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Say how the denoiser's calls of a pipeline class are read, and of those derived from it (docs/pipelines.md).
+    """Say how the denoiser's calls of a pipeline class are read, and of those derived from it
+    (docs/pipelines.md).
 
-    ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``, or a function of the
-    running call (:class:`sae.diffusion.calls.Running`): ``halves``, ``passes`` and others are in :mod:`sae.diffusion.calls`.
-    ``timestep``, ``samples``: the variables of the pipeline's call that hold the scheduler's timestep, and a row for each
-    picture; or functions. ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
+    ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``,
+    or a function of the running call (:class:`sae.diffusion.calls.Running`): ``halves``, ``passes``
+    and others are in :mod:`sae.diffusion.calls`. ``timestep``, ``samples``: the variables of the
+    pipeline's call that hold the scheduler's timestep, and a row for each picture; or functions.
+    ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
 
     Raises:
         UsageError: ``pipeline`` is no class, or a branch is named twice.
@@ -159,14 +176,17 @@ def declare(
     if not isinstance(pipeline, type):
         raise UsageError(f"declare expects a pipeline's class, found {pipeline!r}.")
     if not callable(branches) and (not branches or len(set(branches)) < len(branches)):
-        raise UsageError(f"declare expects branches such as ('uncond', 'cond'), found {branches!r}.")
+        raise UsageError(
+            f"declare expects branches such as ('uncond', 'cond'), found {branches!r}."
+        )
     _declared[pipeline] = Architecture(
         branches, timestep=timestep, samples=samples, patch=patch, options=dict(options or {})
     )
 
 
 def is_pipeline(owner: Any) -> bool:
-    """Say whether an object is a pipeline: of a known class, of a declared one, or one of diffusers."""
+    """Say whether an object is a pipeline: of a known class, of a declared one, or one of
+    diffusers."""
     kinds = type(owner).__mro__
     return any(kind in _declared or kind.__name__ in ARCHITECTURES for kind in kinds) or any(
         kind.__name__ == "DiffusionPipeline" for kind in kinds
@@ -186,7 +206,8 @@ def architecture(pipe: Any) -> Architecture:
             return ARCHITECTURES[cls.__name__]
     name = type(pipe).__name__
     raise ModelError(
-        f"{name} is not known: say how its calls are read with sae.diffusion.declare, or use one of those that "
+        f"{name} is not known: say how its calls are read with sae.diffusion.declare, or use one "
+        f"of those that "
         f"docs/pipelines.md lists.{nearest(name, ARCHITECTURES)}"
     )
 
@@ -198,7 +219,8 @@ def split_hook(hook: str) -> tuple[str, str]:
 
 
 def has_encoder_stream(module: Any) -> bool:
-    """Say whether a module also returns ``encoder_hidden_states``; the last block of SD3 does not."""
+    """Say whether a module also returns ``encoder_hidden_states``; the last block of SD3 does
+    not."""
     return type(module).__name__ in STREAMS and not getattr(module, "context_pre_only", False)
 
 

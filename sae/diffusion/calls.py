@@ -1,8 +1,10 @@
-"""Which samples of a denoiser call are which: read from the pipeline call that is running, never from what is left of one before.
+"""Which samples of a denoiser call are which: read from the pipeline call that is running, never
+from what is left of one before.
 
-A denoiser's hook finds the pipeline that called it on the stack: its variables say, at that moment, whether guidance is
-on, which embeddings are the prompt's, at which step it is. What they say is checked against the batch that the denoiser
-was given. Nothing of the pipeline is replaced, so any number of readers may come and go in any order.
+A denoiser's hook finds the pipeline that called it on the stack: its variables say, at that moment,
+whether guidance is on, which embeddings are the prompt's, at which step it is. What they say is
+checked against the batch that the denoiser was given. Nothing of the pipeline is replaced, so any
+number of readers may come and go in any order.
 """
 
 import contextlib
@@ -20,8 +22,9 @@ from torch import nn
 from featurestore.errors import ModelError
 
 Branches = tuple[str, ...]
-"""How a denoiser call's batch is divided, in equal parts, from its start: ``cond``, ``uncond``, and what a guidance of three
-parts has beside them: ``perturbed`` (PAG), ``skip`` (skip-layer guidance), ``image`` (InstructPix2Pix)."""
+"""How a denoiser call's batch is divided, in equal parts, from its start: ``cond``, ``uncond``, and
+what a guidance of three parts has beside them: ``perturbed`` (PAG), ``skip`` (skip-layer guidance),
+``image`` (InstructPix2Pix)."""
 HALVES: Branches = ("uncond", "cond")
 
 
@@ -44,13 +47,15 @@ class Running(NamedTuple):
         """
         if name not in self.variables:
             raise ModelError(
-                f"{type(self.pipe).__name__} calls its denoiser without a variable {name!r} to read: {HOW_TO_DECLARE}"
+                f"{type(self.pipe).__name__} calls its denoiser without a variable {name!r} to "
+                f"read: {HOW_TO_DECLARE}"
             )
         return self.variables[name]
 
 
 HOW_TO_DECLARE = (
-    "say how its calls are read with sae.diffusion.declare (docs/pipelines.md, 'Your own pipeline in ten lines')."
+    "say how its calls are read with sae.diffusion.declare (docs/pipelines.md, 'Your "
+    "own pipeline in ten lines')."
 )
 Reader = Callable[[Running], Branches]
 """says how the batch of a denoiser call is divided"""
@@ -71,12 +76,14 @@ class DenoiserCall(NamedTuple):
 
     @property
     def occurrence(self) -> int:
-        """How often the schedule has had the timestep before this step (PNDM and Heun repeat some)."""
+        """How often the schedule has had the timestep before this step (PNDM and Heun repeat
+        some)."""
         return self.schedule[: self.step].count(self.timestep)
 
     @property
     def part(self) -> float | None:
-        """Where in its schedule the call is: 0 at the first step, 1 at the last; None without a schedule."""
+        """Where in its schedule the call is: 0 at the first step, 1 at the last; None without a
+        schedule."""
         return self.step / max(1, len(self.schedule) - 1) if self.schedule else None
 
 
@@ -85,8 +92,8 @@ def running(
 ) -> Running | None:
     """Return the pipeline call that is calling ``module`` now; None if no pipeline is.
 
-    ``owns`` says whether an object is a pipeline with that denoiser. Variables of the pipeline's own methods on the way
-    from its ``__call__`` to the denoiser count too, the nearest first.
+    ``owns`` says whether an object is a pipeline with that denoiser. Variables of the pipeline's
+    own methods on the way from its ``__call__`` to the denoiser count too, the nearest first.
     """
     pipe, frames = None, []
     frame: FrameType | None = sys._getframe(1)
@@ -112,7 +119,8 @@ def bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def batch_size(arguments: Mapping[str, Any]) -> int:
-    """Return how many samples a denoiser was given: of its first argument, a tensor or a list of one for each."""
+    """Return how many samples a denoiser was given: of its first argument, a tensor or a list of
+    one for each."""
     return len(next(iter(arguments.values())))
 
 
@@ -124,7 +132,8 @@ def check_batch(call: Running, branches: Branches, n_samples: int) -> None:
     """
     if call.batch != len(branches) * n_samples:
         raise ModelError(
-            f"{type(call.pipe).__name__} called its denoiser with {call.batch} samples for {n_samples} pictures, which are "
+            f"{type(call.pipe).__name__} called its denoiser with {call.batch} samples for "
+            f"{n_samples} pictures, which are "
             f"not {' and '.join(branches)} of each: {HOW_TO_DECLARE}"
         )
 
@@ -133,7 +142,8 @@ def check_batch(call: Running, branches: Branches, n_samples: int) -> None:
 
 
 def halves(call: Running) -> Branches:
-    """Both halves in one call, the unconditional first, where guidance is on (Stable Diffusion and most others)."""
+    """Both halves in one call, the unconditional first, where guidance is on (Stable Diffusion and
+    most others)."""
     return HALVES if guided(call) else ("cond",)
 
 
@@ -143,12 +153,14 @@ def halves_cond_first(call: Running) -> Branches:
 
 
 def alone(call: Running) -> Branches:
-    """One call a step without guidance, or with its scale told to the denoiser (FLUX Fill, DDPM)."""
+    """One call a step without guidance, or with its scale told to the denoiser (FLUX Fill,
+    DDPM)."""
     return ("cond",)
 
 
 def guided(call: Running) -> bool:
-    """Say whether guidance is on: a variable ``do_classifier_free_guidance`` of the running call, or the pipeline's property.
+    """Say whether guidance is on: a variable ``do_classifier_free_guidance`` of the running call,
+    or the pipeline's property.
 
     Raises:
         ModelError: there is neither.
@@ -157,19 +169,22 @@ def guided(call: Running) -> bool:
     told = call.variables.get(name, getattr(call.pipe, name, None))
     if told is None:
         raise ModelError(
-            f"{type(call.pipe).__name__} does not say whether guidance is on (no {name}): {HOW_TO_DECLARE}"
+            f"{type(call.pipe).__name__} does not say whether guidance is on (no {name}): "
+            f"{HOW_TO_DECLARE}"
         )
     return bool(told)
 
 
 def passes(call: Running) -> Branches:
-    """A call for each branch, told by whose embeddings the denoiser is given (FLUX, Qwen-Image, Wan, CogView4 …)."""
+    """A call for each branch, told by whose embeddings the denoiser is given (FLUX, Qwen-Image,
+    Wan, CogView4 …)."""
     given = call.arguments.get("encoder_hidden_states")
     for branch, name in (("cond", "prompt_embeds"), ("uncond", "negative_prompt_embeds")):
         if given is not None and given is call.variables.get(name):
             return (branch,)
     raise ModelError(
-        f"{type(call.pipe).__name__} called its denoiser with embeddings that are neither its prompt_embeds nor its "
+        f"{type(call.pipe).__name__} called its denoiser with embeddings that are neither its "
+        f"prompt_embeds nor its "
         f"negative_prompt_embeds: {HOW_TO_DECLARE}"
     )
 
@@ -187,19 +202,26 @@ class Steps:
     def timestep(self, call: Running, given: Any) -> float:
         """Return the value of the timestep that a pipeline gives its denoiser.
 
-        Where it is the very element of the loop's own list that the loop is at, its value is known without waiting for the
-        device, which would otherwise stand idle once per step.
+        Where it is the very element of the loop's own list that the loop is at, its value is known
+        without waiting for the device, which would otherwise stand idle once per step.
         """
         listed, step = call.variables.get("timesteps"), call.variables.get("i")
-        if isinstance(listed, torch.Tensor) and isinstance(step, int) and _is_element(given, listed, step):
+        if (
+            isinstance(listed, torch.Tensor)
+            and isinstance(step, int)
+            and _is_element(given, listed, step)
+        ):
             return self._as_tuple(listed)[step]
         return scalar(given)
 
-    def find(self, call: Running, timestep: float, branches: Branches) -> tuple[int, tuple[float, ...]]:
+    def find(
+        self, call: Running, timestep: float, branches: Branches
+    ) -> tuple[int, tuple[float, ...]]:
         """Return the step and the schedule of a denoiser call.
 
-        The loop's own ``i`` and ``timesteps`` where they agree with its timestep; else the next place of the timestep in
-        the scheduler's list: a timestep that returns (PNDM, Heun) is another step, and a second pass of guidance is not.
+        The loop's own ``i`` and ``timesteps`` where they agree with its timestep; else the next
+        place of the timestep in the scheduler's list: a timestep that returns (PNDM, Heun) is
+        another step, and a second pass of guidance is not.
 
         Raises:
             ModelError: the scheduler's list does not hold the timestep after the step before.
@@ -218,18 +240,24 @@ class Steps:
         if timestep == self._timestep and self._seen.isdisjoint(branches):
             self._seen.update(branches)
             return self.step
-        later = (index for index in range(self.step + 1, len(schedule)) if schedule[index] == timestep)
+        later = (
+            index for index in range(self.step + 1, len(schedule)) if schedule[index] == timestep
+        )
         step = next(later, None)
         if step is None:
             raise ModelError(
-                f"the denoiser was called at timestep {timestep:g}, which the scheduler's list does not hold."
+                f"the denoiser was called at timestep {timestep:g}, which the scheduler's list "
+                f"does not hold."
             )
         self.step, self._timestep, self._seen = step, timestep, set(branches)
         return step
 
     def _as_tuple(self, listed: Any) -> tuple[float, ...]:
         if listed is not self._listed:  # A new run. One wait for the device.
-            self._listed, self._schedule = listed, tuple(map(float, torch.as_tensor(listed).tolist()))
+            self._listed, self._schedule = (
+                listed,
+                tuple(map(float, torch.as_tensor(listed).tolist())),
+            )
             self.step, self._timestep, self._seen = -1, float("nan"), set()
         return self._schedule
 
@@ -238,11 +266,17 @@ def _is_element(given: Any, listed: torch.Tensor, index: int) -> bool:
     """Say whether a tensor is, in memory, one element of a list."""
     if not isinstance(given, torch.Tensor) or listed.dim() != 1 or not 0 <= index < len(listed):
         return False
-    return given.numel() == 1 and given.dtype == listed.dtype and given.data_ptr() == listed[index].data_ptr()
+    return (
+        given.numel() == 1
+        and given.dtype == listed.dtype
+        and given.data_ptr() == listed[index].data_ptr()
+    )
 
 
 def _is_schedule(listed: Any) -> bool:
-    return isinstance(listed, (list, tuple)) or (isinstance(listed, torch.Tensor) and listed.dim() == 1)
+    return isinstance(listed, (list, tuple)) or (
+        isinstance(listed, torch.Tensor) and listed.dim() == 1
+    )
 
 
 def scalar(timestep: Any) -> float:
@@ -253,16 +287,22 @@ def scalar(timestep: Any) -> float:
     """
     values = torch.as_tensor(timestep).flatten().tolist()  # One wait for the device, not two.
     if len(set(values)) > 1:
-        raise ModelError(f"one denoiser call has several timesteps ({values}): pipelines give all samples the same.")
+        raise ModelError(
+            f"one denoiser call has several timesteps ({values}): pipelines give all samples the "
+            f"same."
+        )
     return float(values[0])
 
 
-_direct: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Branches, float | None]]]" = weakref.WeakKeyDictionary()
+_direct: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Branches, float | None]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @contextlib.contextmanager
 def said_of(module: nn.Module, branches: Branches, timestep: float | None) -> Iterator[None]:
-    """Say what the calls of a denoiser are that no pipeline makes, for as long as the block lasts."""
+    """Say what the calls of a denoiser are that no pipeline makes, for as long as the block
+    lasts."""
     told = _direct.setdefault(module, [])
     told.append((branches, timestep))
     try:
@@ -271,8 +311,11 @@ def said_of(module: nn.Module, branches: Branches, timestep: float | None) -> It
         told.remove((branches, timestep))
 
 
-def direct_call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DenoiserCall | None:
-    """Return a denoiser's call that no pipeline makes, as :func:`said_of` has it; None if nothing was said.
+def direct_call(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> DenoiserCall | None:
+    """Return a denoiser's call that no pipeline makes, as :func:`said_of` has it; None if nothing
+    was said.
 
     Raises:
         ModelError: its batch cannot be divided so.
@@ -285,7 +328,8 @@ def direct_call(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     batch = batch_size(arguments)
     if batch % len(branches):
         raise ModelError(
-            f"the denoiser was called with {batch} samples, which are not {' and '.join(branches)} of each."
+            f"the denoiser was called with {batch} samples, which are not "
+            f"{' and '.join(branches)} of each."
         )
     at = scalar(arguments["timestep"]) if timestep is None else timestep
     return DenoiserCall(at, branches, batch=batch)

@@ -1,4 +1,5 @@
-"""Pictures that are none: flagged by a safety checker, not finite, or black. They are named, and no result."""
+"""Pictures that are none: flagged by a safety checker, not finite, or black. They are named, and no
+result."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ _KEY = "featurestore.fault"
 def picture_fault(image: Any) -> str | None:
     """Say why a PIL picture is no result, None if it is one.
 
-    What :func:`sae.diffusion.pipelines.generate` saw of it: that its safety checker flagged it, or that the autoencoder gave
-    values which are not finite. Of any other picture, also one from a file: that every pixel of it is black.
+    What :func:`sae.diffusion.pipelines.generate` saw of it: that its safety checker flagged it, or
+    that the autoencoder gave values which are not finite. Of any other picture, also one from a
+    file: that every pixel of it is black.
     """
     said = image.info.get(_KEY)
     if said is not None:
@@ -36,11 +38,15 @@ def mark(images: Sequence[Any], flagged: Sequence[bool] | None, finite: Sequence
 
 
 def say_faults(faults: dict[str, str], n_pictures: int) -> str:
-    """Return one line that counts and names faulty pictures, ``name → fault``; empty if there are none."""
+    """Return one line that counts and names faulty pictures, ``name → fault``; empty if there are
+    none."""
     if not faults:
         return ""
     named = ", ".join(f"{name} ({fault})" for name, fault in list(faults.items())[:5])
-    return f"{len(faults)} of {n_pictures} pictures are no results: {named}{', …' if len(faults) > 5 else ''}."
+    return (
+        f"{len(faults)} of {n_pictures} pictures are no results: "
+        f"{named}{', …' if len(faults) > 5 else ''}."
+    )
 
 
 class Decoded:
@@ -55,7 +61,8 @@ class Decoded:
         self._finite.append(tensor.detach().isfinite().flatten(1).all(1).cpu())
 
     def of(self, n: int) -> list[bool]:
-        """Return whether each of n pictures is finite; pieces of pictures (tiles) are not told apart: one spoils all."""
+        """Return whether each of n pictures is finite; pieces of pictures (tiles) are not told
+        apart: one spoils all."""
         if not self._finite:
             return [True] * n
         found = torch.cat(self._finite)

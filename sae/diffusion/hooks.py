@@ -1,7 +1,8 @@
-"""Where a diffusion pipeline is read and edited: its denoiser's calls, and the tensors of its modules.
+"""Where a diffusion pipeline is read and edited: its denoiser's calls, and the tensors of its
+modules.
 
-Nothing here counts calls: the timestep comes from the denoiser's own arguments, so a second generation, another
-scheduler or another number of steps are right without being told.
+Nothing here counts calls: the timestep comes from the denoiser's own arguments, so a second
+generation, another scheduler or another number of steps are right without being told.
 """
 
 import contextlib
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
 from sae.diffusion.architectures import architecture, is_pipeline, output_index, split_hook
-from sae.diffusion.calls import HOW_TO_DECLARE, Branches, DenoiserCall, Steps, direct_call, running, said_of
+from sae.diffusion.calls import (
+    HOW_TO_DECLARE,
+    Branches,
+    DenoiserCall,
+    Steps,
+    direct_call,
+    running,
+    said_of,
+)
 from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
 
 
@@ -42,11 +51,14 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: None) -> Iterator[Watch]:
-    """Observe the calls of a pipeline's denoiser, whichever pipeline makes them; ``before`` is called at the start of each.
+def watch(
+    pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: None
+) -> Iterator[Watch]:
+    """Observe the calls of a pipeline's denoiser, whichever pipeline makes them; ``before`` is
+    called at the start of each.
 
-    A compiled denoiser keeps the hooks that it was compiled with, so all that is compiled is compiled anew: at its next call,
-    and again after this.
+    A compiled denoiser keeps the hooks that it was compiled with, so all that is compiled is
+    compiled anew: at its next call, and again after this.
 
     Raises:
         ModelError: the pipeline's class is not known, or one of diffusers' caches is on.
@@ -70,14 +82,19 @@ def watch(pipe: Any, before: Callable[[DenoiserCall], object] = lambda call: Non
             handle.remove()
 
 
-def _read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: Steps) -> DenoiserCall:
-    call = running(module, args, kwargs, lambda owner: is_pipeline(owner) and owns_denoiser(owner, module))
+def _read(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: Steps
+) -> DenoiserCall:
+    call = running(
+        module, args, kwargs, lambda owner: is_pipeline(owner) and owns_denoiser(owner, module)
+    )
     if call is not None:
         return architecture(call.pipe).read(call, steps)
     said = direct_call(module, args, kwargs)
     if said is None:
         raise ModelError(
-            "the denoiser was called by itself, and no pipeline says which samples are conditional: call the pipeline, or "
+            "the denoiser was called by itself, and no pipeline says which samples are "
+            "conditional: call the pipeline, or "
             f"say it with sae.diffusion.direct_calls; a pipeline of your own: {HOW_TO_DECLARE}"
         )
     return said
@@ -86,10 +103,11 @@ def _read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], s
 def direct_calls(
     pipe: Any, branches: Branches = ("cond",), timestep: float | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Say what calls of a denoiser are that no pipeline makes, such as ``pipe.unet(x, t, c)``, inside a ``with`` block.
+    """Say what calls of a denoiser are that no pipeline makes, such as ``pipe.unet(x, t, c)``,
+    inside a ``with`` block.
 
-    ``branches``: how their batches are divided, in equal parts. ``timestep``: the scheduler's; None: the argument that
-    the denoiser is given is the scheduler's, as in a UNet.
+    ``branches``: how their batches are divided, in equal parts. ``timestep``: the scheduler's;
+    None: the argument that the denoiser is given is the scheduler's, as in a UNet.
     """
     return said_of(denoiser(pipe), branches, timestep)
 
@@ -114,14 +132,16 @@ def branch_parts(call: DenoiserCall, tensor: Tensor, hook: str) -> dict[str, sli
     n = len(tensor)
     if n % len(call.branches) or (call.batch and n != call.batch):
         raise HookError(
-            f"module {hook!r} has {n} rows in a denoiser call of {call.batch} samples: it is not known which are whose."
+            f"module {hook!r} has {n} rows in a denoiser call of {call.batch} samples: it is not "
+            f"known which are whose."
         )
     size = n // len(call.branches)
     return {branch: slice(i * size, (i + 1) * size) for i, branch in enumerate(call.branches)}
 
 
 def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
-    """View a map ``[B, C, H, W]`` or a token stream ``[B, N, C]`` as ``[B, positions, C]``; writes go to ``tensor``.
+    """View a map ``[B, C, H, W]`` or a token stream ``[B, N, C]`` as ``[B, positions, C]``; writes
+    go to ``tensor``.
 
     Raises:
         HookError: the tensor has another number of dimensions.
@@ -131,11 +151,15 @@ def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
         return tensor.permute(0, 2, 3, 1).flatten(1, 2), Layout(height, width, True)
     if tensor.dim() == 3:
         return tensor, Layout(1, tensor.shape[1], False)
-    raise HookError(f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens [B, N, C].")
+    raise HookError(
+        f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens "
+        f"[B, N, C]."
+    )
 
 
 def take(output: Any, hook: str, module: nn.Module) -> Tensor:
-    """Return the hook's tensor in its module's output: itself, its stream in a tuple, or a dataclass's first field.
+    """Return the hook's tensor in its module's output: itself, its stream in a tuple, or a
+    dataclass's first field.
 
     Raises:
         HookError: there is none.
@@ -158,8 +182,11 @@ def put(output: Any, tensor: Tensor, hook: str, module: nn.Module) -> Any:
     return dataclasses.replace(output, **{dataclasses.fields(output)[0].name: tensor})
 
 
-def module_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> Tensor:
-    """Return the tensor that a module was called with: its first argument, or ``hidden_states`` or ``sample``.
+def module_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str
+) -> Tensor:
+    """Return the tensor that a module was called with: its first argument, or ``hidden_states`` or
+    ``sample``.
 
     For an ``-encoder`` hook: ``encoder_hidden_states``.
     """
@@ -178,7 +205,9 @@ def with_input(
     return args, {**kwargs, where: tensor}
 
 
-def _input_key(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str) -> int | str:
+def _input_key(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: str
+) -> int | str:
     if not split_hook(hook)[1]:
         return 0 if args else "sample" if "sample" in kwargs else "hidden_states"
     name = "encoder_hidden_states"
@@ -189,5 +218,12 @@ def _input_key(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 def _checked(value: Any, hook: str, verb: str) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
         return value
-    what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    raise HookError(f"module {hook!r} {verb} {what}: only a map [B, C, H, W] or tokens [B, N, C] can be captured.")
+    what = (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )
+    raise HookError(
+        f"module {hook!r} {verb} {what}: only a map [B, C, H, W] or tokens [B, N, C] can be "
+        f"captured."
+    )

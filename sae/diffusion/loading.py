@@ -1,4 +1,5 @@
-"""Load a pipeline of diffusers whole: nothing missing, nothing left over, nothing replaced by a random number."""
+"""Load a pipeline of diffusers whole: nothing missing, nothing left over, nothing replaced by a
+random number."""
 
 import functools
 import inspect
@@ -32,7 +33,8 @@ class Model:
     guidance: float
     """guidance scale if the user names none"""
     autocast: torch.dtype | None = None
-    """what matrix products and convolutions are taken in while pictures are generated; None: the weights' own precision"""
+    """what matrix products and convolutions are taken in while pictures are generated; None: the
+    weights' own precision"""
     additions: Mapping[str, Any] = field(default_factory=dict)
     """what was put into the pipeline after it was loaded, as a run's settings have it"""
 
@@ -44,9 +46,11 @@ class LoadSettings:
     variant: str | None = None
     """of the weight files, such as ``fp16``"""
     base: str | None = None
-    """a pipeline's directory with the configuration of a single-file checkpoint; None: diffusers asks the hub"""
+    """a pipeline's directory with the configuration of a single-file checkpoint; None: diffusers
+    asks the hub"""
     unet: str | None = None
-    """a file of denoiser weights, put in the place of the pipeline's: diffusers' names or the original ones; some or all"""
+    """a file of denoiser weights, put in the place of the pipeline's: diffusers' names or the
+    original ones; some or all"""
     loras: tuple[str, ...] = ()
     """files, directories or hub ids, each with ``:scale`` at its end if it is not 1"""
     scheduler: str | None = None
@@ -55,20 +59,27 @@ class LoadSettings:
     """load the pipeline's, which blacks out what it flags"""
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto", settings: LoadSettings = LoadSettings()) -> Model:
-    """Load a diffusers pipeline: ``minicanvas``, a local directory, a single-file checkpoint or a hub id.
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", settings: LoadSettings = LoadSettings()
+) -> Model:
+    """Load a diffusers pipeline: ``minicanvas``, a local directory, a single-file checkpoint or a
+    hub id.
 
-    ``device`` and ``dtype`` may be ``auto``: CUDA and float16 where there is a GPU, else CPU and float32.
+    ``device`` and ``dtype`` may be ``auto``: CUDA and float16 where there is a GPU, else CPU and
+    float32.
 
     Raises:
-        ModelError: there is no such model, it is incomplete or holds what it should not, or it is no pipeline that is known.
+        ModelError: there is no such model, it is incomplete or holds what it should not, or it is
+            no pipeline that is known.
         UsageError: the device is not there, or a setting does not fit the model.
     """
     cuda = torch.cuda.is_available()
     device = ("cuda" if cuda else "cpu") if device == "auto" else device
     if device.startswith("cuda") and not cuda:
         raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use.")
-    weights = DTYPES[("float16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype]
+    weights = DTYPES[
+        ("float16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+    ]
     source, label = name, name
     if name == EMBEDDED:
         import minicanvas
@@ -78,7 +89,10 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", settings: L
         label = Path(name).resolve().name
     pipe = _load(source, weights, settings)
     if architecture(pipe).needs_image:
-        raise ModelError(f"{type(pipe).__name__} starts from a picture: only text-to-image pipelines are run here.")
+        raise ModelError(
+            f"{type(pipe).__name__} starts from a picture: only text-to-image pipelines are run "
+            f"here."
+        )
     additions: dict[str, Any] = {}
     if settings.unet is not None:
         additions["unet_file"] = put_unet(pipe, Path(settings.unet))
@@ -92,7 +106,11 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", settings: L
         return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE, additions=additions)
     own = inspect.signature(type(pipe).__call__).parameters
     return Model(
-        label, pipe, _default(own, "num_inference_steps", 50), _default(own, "guidance_scale", 1.0), additions=additions
+        label,
+        pipe,
+        _default(own, "num_inference_steps", 50),
+        _default(own, "guidance_scale", 1.0),
+        additions=additions,
     )
 
 
@@ -112,7 +130,8 @@ def _load(source: str, dtype: torch.dtype, settings: LoadSettings) -> Any:
         raise ModelError(f"{source} is no diffusers pipeline: it has no model_index.json.")
     if not local.exists() and source.count("/") != 1:
         raise ModelError(
-            f"no model {source!r}: no such directory, and no hub id ('owner/name').{nearest(source, [EMBEDDED])}"
+            f"no model {source!r}: no such directory, and no hub id "
+            f"('owner/name').{nearest(source, [EMBEDDED])}"
         )
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
@@ -134,23 +153,32 @@ def _download(source: str, settings: LoadSettings) -> str:
 
 
 def _from_directory(directory: Path, dtype: torch.dtype, settings: LoadSettings) -> Any:
-    """Load each part by itself, which says what its files lack and what they hold too much, then the pipeline of them."""
+    """Load each part by itself, which says what its files lack and what they hold too much, then
+    the pipeline of them."""
     from diffusers import DiffusionPipeline
 
     index = json.loads((directory / "model_index.json").read_bytes())
     parts: dict[str, Any] = {}
     if "safety_checker" in index and not settings.safety_checker:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    names = [name for name, value in index.items() if _module_class(value) is not None and name not in parts]
+    names = [
+        name
+        for name, value in index.items()
+        if _module_class(value) is not None and name not in parts
+    ]
     parts |= {name: _part(directory / name, index[name], dtype, settings.variant) for name in names}
-    return DiffusionPipeline.from_pretrained(directory, dtype=dtype, variant=settings.variant, **parts)
+    return DiffusionPipeline.from_pretrained(
+        directory, dtype=dtype, variant=settings.variant, **parts
+    )
 
 
 def _part(directory: Path, named: Any, dtype: torch.dtype, variant: str | None) -> Any:
     """Load a part of a pipeline that holds weights, and nothing but what its files hold."""
     _check_variant(directory, variant)
     cls = _module_class(named)
-    part, found = cls.from_pretrained(directory, dtype=dtype, variant=variant, output_loading_info=True)
+    part, found = cls.from_pretrained(
+        directory, dtype=dtype, variant=variant, output_loading_info=True
+    )
     _check_whole(directory, found)
     return part
 
@@ -160,7 +188,11 @@ def _module_class(value: Any) -> Any:
     import diffusers
     import transformers
 
-    if not isinstance(value, list) or len(value) != 2 or value[0] not in ("diffusers", "transformers"):
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or value[0] not in ("diffusers", "transformers")
+    ):
         return None
     cls = getattr({"diffusers": diffusers, "transformers": transformers}[value[0]], value[1], None)
     return cls if isinstance(cls, type) and issubclass(cls, nn.Module) else None
@@ -170,23 +202,38 @@ def _check_variant(directory: Path, variant: str | None) -> None:
     """Say which variant is there if the one that is asked for is not."""
     files = [path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin")]
     variants = sorted(
-        {name.split(".")[1] for name in files if name.count(".") == 2 and "-of-" not in name.split(".")[1]}
+        {
+            name.split(".")[1]
+            for name in files
+            if name.count(".") == 2 and "-of-" not in name.split(".")[1]
+        }
     )
-    if variant is None and files and variants and all(name.split(".")[1] in variants for name in files):
+    if (
+        variant is None
+        and files
+        and variants
+        and all(name.split(".")[1] in variants for name in files)
+    ):
         raise ModelError(
-            f"{directory} has the weights as variant {' and '.join(variants)} only: give --variant {variants[0]}."
+            f"{directory} has the weights as variant {' and '.join(variants)} only: give "
+            f"--variant {variants[0]}."
         )
 
 
 def _check_whole(path: Path, found: Mapping[str, Any]) -> None:
-    """Refuse a part whose files lack tensors, for which random numbers would stand, or hold others than the model has."""
-    missing, unexpected = (sorted(found.get(key) or ()) for key in ("missing_keys", "unexpected_keys"))
+    """Refuse a part whose files lack tensors, for which random numbers would stand, or hold others
+    than the model has."""
+    missing, unexpected = (
+        sorted(found.get(key) or ()) for key in ("missing_keys", "unexpected_keys")
+    )
     mismatched = sorted(
-        str(one[0] if isinstance(one, (tuple, list)) else one) for one in found.get("mismatched_keys") or ()
+        str(one[0] if isinstance(one, (tuple, list)) else one)
+        for one in found.get("mismatched_keys") or ()
     )
     if unexpected and all("_orig_mod" in key.split(".") for key in unexpected):
         raise ModelError(
-            f"{path}: its tensors are named _orig_mod.…: it was saved from a compiled model. Save the module inside, _orig_mod."
+            f"{path}: its tensors are named _orig_mod.…: it was saved from a compiled model. Save "
+            f"the module inside, _orig_mod."
         )
     for keys, what in (
         (missing, "lacks"),
@@ -196,7 +243,8 @@ def _check_whole(path: Path, found: Mapping[str, Any]) -> None:
         if keys:
             listed = ", ".join(keys[:5]) + (f", … ({len(keys)} in all)" if len(keys) > 5 else "")
             raise ModelError(
-                f"{path} {what} {listed}: the checkpoint is incomplete or another model's; nothing was loaded."
+                f"{path} {what} {listed}: the checkpoint is incomplete or another model's; "
+                f"nothing was loaded."
             )
 
 
@@ -207,22 +255,37 @@ def _from_single_file(source: str, dtype: torch.dtype, settings: LoadSettings) -
 
     if settings.base is None:
         raise ModelError(
-            f"{source} is one file and does not say its configuration: give --base with a pipeline's directory or hub id of "
-            f"the same architecture, whose text encoders, tokenizer and scheduler are taken where the file has none."
+            f"{source} is one file and does not say its configuration: give --base with a "
+            f"pipeline's directory or hub id of "
+            f"the same architecture, whose text encoders, tokenizer and scheduler are taken where "
+            f"the file has none."
         )
-    base = Path(settings.base) if Path(settings.base).is_dir() else Path(_download(settings.base, settings))
+    base = (
+        Path(settings.base)
+        if Path(settings.base).is_dir()
+        else Path(_download(settings.base, settings))
+    )
     index = json.loads((base / "model_index.json").read_bytes())
     cls = getattr(diffusers, index["_class_name"])
     parts: dict[str, Any] = {} if settings.safety_checker else {"safety_checker": None}
-    load = functools.partial(cls.from_single_file, source, config=str(base), torch_dtype=dtype, local_files_only=True)
+    load = functools.partial(
+        cls.from_single_file, source, config=str(base), torch_dtype=dtype, local_files_only=True
+    )
     try:
         pipe = load(**parts)
     except NotImplementedError:  # Tensors that no file filled cannot be moved.
         _name_missing(source, base, index)
         raise
     except SingleFileComponentError:  # The file has no text encoder.
-        encoders = [name for name, value in index.items() if name.startswith("text_encoder") and _module_class(value)]
-        pipe = load(**parts, **{name: _part(base / name, index[name], dtype, settings.variant) for name in encoders})
+        encoders = [
+            name
+            for name, value in index.items()
+            if name.startswith("text_encoder") and _module_class(value)
+        ]
+        pipe = load(
+            **parts,
+            **{name: _part(base / name, index[name], dtype, settings.variant) for name in encoders},
+        )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             empty = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
@@ -238,7 +301,11 @@ def _name_missing(source: str, base: Path, index: Mapping[str, Any]) -> None:
     checkpoint = load_single_file_checkpoint(source, local_files_only=True)
     for name, value in index.items():
         cls = _module_class(value)
-        convert = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__, {}).get("checkpoint_mapping_fn") if cls else None
+        convert = (
+            SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__, {}).get("checkpoint_mapping_fn")
+            if cls
+            else None
+        )
         if convert is not None:
             config = cls.load_config(base / name)
             with torch.device("meta"):

@@ -19,7 +19,8 @@ _CACHES = {
 
 
 def unwrapped(module: Any) -> Any:
-    """Return the module inside of what torch puts around one: ``torch.compile``'s ``_orig_mod``, ``module`` of DDP."""
+    """Return the module inside of what torch puts around one: ``torch.compile``'s ``_orig_mod``,
+    ``module`` of DDP."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
@@ -42,7 +43,8 @@ def plain_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
 
 
 def denoiser(pipe: Any) -> nn.Module:
-    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``; if that is compiled, the module inside.
+    """Return a pipeline's denoiser: its ``unet`` or its ``transformer``; if that is compiled, the
+    module inside.
 
     Raises:
         ModelError: it has neither.
@@ -60,13 +62,16 @@ def owns_denoiser(pipe: Any, module: nn.Module) -> bool:
 def is_compiled(pipe: Any) -> bool:
     """Say whether the denoiser, or a module of it, is compiled by torch."""
     inner = denoiser(pipe)
-    compiled = (getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules())
+    compiled = (
+        getattr(module, "_compiled_call_impl", None) is not None for module in inner.modules()
+    )
     wrapped = any(unwrapped(module) is not module for module in inner.modules())
     return getattr(pipe, _denoiser_name(pipe)) is not inner or wrapped or any(compiled)
 
 
 def check_no_cache(module: nn.Module) -> None:
-    """Refuse a denoiser of which a cache of diffusers leaves blocks out: their hooks would see what an earlier step saw.
+    """Refuse a denoiser of which a cache of diffusers leaves blocks out: their hooks would see what
+    an earlier step saw.
 
     Raises:
         ModelError: one is on; it is named.
@@ -76,8 +81,10 @@ def check_no_cache(module: nn.Module) -> None:
         for hook in () if registry is None else registry.hooks.values():
             if type(hook).__module__.rpartition(".")[2] in _CACHES:
                 raise ModelError(
-                    f"{type(module).__name__} has diffusers' {type(hook).__name__} on (at {name or 'the denoiser'}): it puts "
-                    f"values of earlier steps in the place of new ones. Call disable_cache() on the denoiser first."
+                    f"{type(module).__name__} has diffusers' {type(hook).__name__} on (at "
+                    f"{name or 'the denoiser'}): it puts "
+                    f"values of earlier steps in the place of new ones. Call disable_cache() on "
+                    f"the denoiser first."
                 )
 
 
@@ -86,12 +93,14 @@ def _denoiser_name(pipe: Any) -> str:
         if isinstance(getattr(pipe, name, None), nn.Module):
             return name
     raise ModelError(
-        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image pipeline of diffusers."
+        f"{type(pipe).__name__} has no {' and no '.join(_DENOISERS)}: it is no text-to-image "
+        f"pipeline of diffusers."
     )
 
 
 def find_module(pipe: Any, hook: str) -> nn.Module:
-    """Return the module of a hook such as ``unet.mid_block.attentions.0`` or ``transformer.transformer_blocks.3-encoder``.
+    """Return the module of a hook such as ``unet.mid_block.attentions.0`` or
+    ``transformer.transformer_blocks.3-encoder``.
 
     Raises:
         HookError: there is none, it lies outside of the denoiser, or it has no such stream.
@@ -100,7 +109,10 @@ def find_module(pipe: Any, hook: str) -> nn.Module:
     root, _, inner = path.partition(".")
     part = _denoiser_name(pipe)
     if root != part and isinstance(getattr(pipe, root, None), nn.Module):
-        raise HookError(f"{hook!r} is no part of the denoiser, which is {part!r}: it does not run at every step.")
+        raise HookError(
+            f"{hook!r} is no part of the denoiser, which is {part!r}: it does not run at every "
+            f"step."
+        )
     try:
         module = unwrapped(denoiser(pipe).get_submodule(inner)) if root == part else None
     except AttributeError:
@@ -114,10 +126,11 @@ def find_module(pipe: Any, hook: str) -> nn.Module:
 
 
 def match_hooks(pipe: Any, patterns: Sequence[str]) -> list[str]:
-    """Replace each pattern with the hooks that it matches: those of the model's modules, in its order; others stay as they are.
+    """Replace each pattern with the hooks that it matches: those of the model's modules, in its
+    order; others stay as they are.
 
-    ``*``, ``?`` and ``[…]`` stand for something within one part of the path, as in ``unet.up_blocks.*.attentions.*``; with
-    ``-encoder`` only modules that have that stream match.
+    ``*``, ``?`` and ``[…]`` stand for something within one part of the path, as in
+    ``unet.up_blocks.*.attentions.*``; with ``-encoder`` only modules that have that stream match.
 
     Raises:
         HookError: a pattern matches nothing, or a hook names no module.
@@ -140,16 +153,23 @@ def _matches(pipe: Any, pattern: str) -> list[str]:
     for name, module in plain_modules(denoiser(pipe), _denoiser_name(pipe)):
         steps = name.split(".")
         alike = len(steps) == len(parts) and all(map(fnmatch.fnmatchcase, steps, parts))
-        if alike and not isinstance(module, nn.ModuleList) and (not suffix or has_encoder_stream(module)):
+        if (
+            alike
+            and not isinstance(module, nn.ModuleList)
+            and (not suffix or has_encoder_stream(module))
+        ):
             matches.append(name + suffix)
     return matches
 
 
 def capturable(pipe: Any) -> str:
-    """Return `` Can be captured: …``: the patterns of the blocks whose tensors are maps or token streams, for an error."""
+    """Return `` Can be captured: …``: the patterns of the blocks whose tensors are maps or token
+    streams, for an error."""
     patterns: dict[str, None] = {}
     for name, module in plain_modules(denoiser(pipe), _denoiser_name(pipe)):
         if type(module).__name__ in BLOCKS:
             pattern = re.sub(r"\.\d+", ".*", name)
-            patterns |= dict.fromkeys([pattern, *([pattern + ENCODER_SUFFIX] if has_encoder_stream(module) else [])])
+            patterns |= dict.fromkeys(
+                [pattern, *([pattern + ENCODER_SUFFIX] if has_encoder_stream(module) else [])]
+            )
     return f" Can be captured: {', '.join(patterns)}, and modules in them that return as much."

@@ -41,13 +41,15 @@ class RunSettings:
     height: int | None = None
     width: int | None = None
     true_cfg: float = 1.0
-    """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser is told (FLUX)"""
+    """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser
+    is told (FLUX)"""
     frames: int | None = None
     """of a video"""
 
 
 def with_guidance(run: RunSettings, scale: float | None) -> RunSettings:
-    """Return the settings with a guidance scale that some prompts have of their own, or as they are."""
+    """Return the settings with a guidance scale that some prompts have of their own, or as they
+    are."""
     return run if scale is None else replace(run, guidance=scale)
 
 
@@ -61,20 +63,32 @@ def check_run(model: Model, settings: RunSettings) -> None:
     if settings.n_steps < 1:
         raise UsageError(f"--steps {settings.n_steps}: at least 1 is needed.")
     if settings.true_cfg > 1 and not kind.two_pass:
-        raise UsageError(f"--true-cfg {settings.true_cfg:g}: {type(pipe).__name__} has none, use --guidance.")
+        raise UsageError(
+            f"--true-cfg {settings.true_cfg:g}: {type(pipe).__name__} has none, use --guidance."
+        )
     if settings.negative_prompt and kind.two_pass and settings.true_cfg <= 1:
-        raise UsageError(f"--negative-prompt: {type(pipe).__name__} uses it with --true-cfg above 1 only.")
-    for option, value in (("--height", settings.height), ("--width", settings.width), ("--frames", settings.frames)):
+        raise UsageError(
+            f"--negative-prompt: {type(pipe).__name__} uses it with --true-cfg above 1 only."
+        )
+    for option, value in (
+        ("--height", settings.height),
+        ("--width", settings.width),
+        ("--frames", settings.frames),
+    ):
         name = {"--frames": "num_frames"}.get(option, option.removeprefix("--"))
         if value is not None and not takes(pipe, name):
-            raise UsageError(f"{option} {value}: {type(pipe).__name__} makes pictures of its own size only.")
+            raise UsageError(
+                f"{option} {value}: {type(pipe).__name__} makes pictures of its own size only."
+            )
     if settings.negative_prompt and not takes(pipe, "negative_prompt"):
         raise UsageError(f"--negative-prompt: {type(pipe).__name__} takes none.")
     # Pipelines ask for 8 whatever their autoencoder.
     multiple = max(8, pixels_per_latent(pipe) * kind.patch) if takes(pipe, "height") else 1
     for option, pixels in zip(("--height", "--width"), picture_size(pipe, settings), strict=True):
         if pixels % multiple:
-            raise UsageError(f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}.")
+            raise UsageError(
+                f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}."
+            )
 
 
 def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
@@ -87,9 +101,15 @@ def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
     option, scale = "--guidance", settings.guidance
     if architecture(model.pipe).two_pass:
         option, scale = "--true-cfg", settings.true_cfg
-    distilled = config.get("time_cond_proj_dim") is not None or architecture(model.pipe).branches is alone
+    distilled = (
+        config.get("time_cond_proj_dim") is not None or architecture(model.pipe).branches is alone
+    )
     if branch != "cond" and (scale <= 1 or distilled):
-        why = f"{model.name} has guidance distilled" if distilled else f"branch {branch} with {option} {scale:g}"
+        why = (
+            f"{model.name} has guidance distilled"
+            if distilled
+            else f"branch {branch} with {option} {scale:g}"
+        )
         raise UsageError(f"{why}: without guidance there is no unconditional half.")
 
 
@@ -117,7 +137,8 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
 
 
 def _plain(config: dict[str, Any]) -> Any:
-    """Return what JSON can say of a configuration; infinite numbers, as DPM-Solver has one, become text."""
+    """Return what JSON can say of a configuration; infinite numbers, as DPM-Solver has one, become
+    text."""
     return json.loads(json.dumps(config, default=str), parse_constant=str)
 
 
@@ -133,7 +154,8 @@ def takes(pipe: Any, name: str) -> bool:
 
 
 def pixels_per_latent(pipe: Any) -> int:
-    """Return how many pixels of a picture a latent pixel stands for, in each direction; 1 without an autoencoder."""
+    """Return how many pixels of a picture a latent pixel stands for, in each direction; 1 without
+    an autoencoder."""
     if hasattr(pipe, "vae_scale_factor"):
         return int(pipe.vae_scale_factor)
     for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
@@ -152,12 +174,20 @@ def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
     config: Any = denoiser(pipe).config
     size = config.get("sample_size") or getattr(pipe, "default_sample_size", None)
     if size is not None:
-        own = [pixels * pixels_per_latent(pipe) for pixels in ((size, size) if isinstance(size, int) else size)]
+        own = [
+            pixels * pixels_per_latent(pipe)
+            for pixels in ((size, size) if isinstance(size, int) else size)
+        ]
     else:
-        own = [getattr(arguments_of(pipe).get(name), "default", None) for name in ("height", "width")]
+        own = [
+            getattr(arguments_of(pipe).get(name), "default", None) for name in ("height", "width")
+        ]
     height, width = settings.height or own[0], settings.width or own[1]
     if height is None or width is None:
-        raise UsageError(f"{type(pipe).__name__} does not say the size of its pictures: give --height and --width.")
+        raise UsageError(
+            f"{type(pipe).__name__} does not say the size of its pictures: give --height and "
+            f"--width."
+        )
     return height, width
 
 
@@ -170,16 +200,19 @@ def generate(
     *,
     latents: torch.Tensor | None = None,
 ) -> list:
-    """Generate one picture per (prompt, seed): PIL images, or whatever ``output_type`` of the pipeline names.
+    """Generate one picture per (prompt, seed): PIL images, or whatever ``output_type`` of the
+    pipeline names.
 
-    The initial noise is a function of the seed alone, whatever the batch, the order and the device; or it is ``latents``. Of
-    PIL images :func:`sae.diffusion.faults.picture_fault` says which are no results.
+    The initial noise is a function of the seed alone, whatever the batch, the order and the device;
+    or it is ``latents``. Of PIL images :func:`sae.diffusion.faults.picture_fault` says which are no
+    results.
     """
     check_run(model, settings)
     given = call_arguments(model, settings, prompts)
     if output_type == "pil" and "num_frames" in arguments_of(model.pipe):
         raise UsageError(
-            f"{type(model.pipe).__name__} makes videos, which are not kept as pictures: collect without --images."
+            f"{type(model.pipe).__name__} makes videos, which are not kept as pictures: collect "
+            f"without --images."
         )
     if latents is not None:
         given["latents"] = latents
@@ -200,7 +233,8 @@ def generate(
 
 
 def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> dict[str, Any]:
-    """Return what the pipeline is called with for a run of prompts, beside noise and the kind of output."""
+    """Return what the pipeline is called with for a run of prompts, beside noise and the kind of
+    output."""
     height, width = picture_size(model.pipe, settings)
     offered = {
         "prompt": prompts,
@@ -218,13 +252,16 @@ def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> d
         given["batch_size"] = len(prompts)
     if settings.true_cfg > 1:
         given["true_cfg_scale"] = settings.true_cfg
-    if settings.negative_prompt or settings.true_cfg > 1:  # Without one, even an empty one, true CFG would stay off.
+    if (
+        settings.negative_prompt or settings.true_cfg > 1
+    ):  # Without one, even an empty one, true CFG would stay off.
         given["negative_prompt"] = [settings.negative_prompt] * len(prompts)
     return given
 
 
 def class_label(pipe: Any, prompt: str) -> int:
-    """Return the class that a prompt of a class-conditional model names: its number, or one of the model's words for it.
+    """Return the class that a prompt of a class-conditional model names: its number, or one of the
+    model's words for it.
 
     Raises:
         UsageError: it names none.
@@ -235,7 +272,8 @@ def class_label(pipe: Any, prompt: str) -> int:
     label = int(prompt) if prompt.strip().isdecimal() else words.get(prompt.strip())
     if label is None or label >= n_classes:
         raise UsageError(
-            f"prompt {prompt!r}: {type(pipe).__name__} draws classes: expected a number below {n_classes}"
+            f"prompt {prompt!r}: {type(pipe).__name__} draws classes: expected a number below "
+            f"{n_classes}"
             f"{', or a name.' + nearest(prompt, words) if words else '.'}"
         )
     return int(label)

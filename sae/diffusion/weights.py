@@ -1,7 +1,9 @@
-"""Which weights a denoiser has, in whatever precision and form it was loaded (docs/format.md, section 1.8).
+"""Which weights a denoiser has, in whatever precision and form it was loaded (docs/format.md,
+section 1.8).
 
-One rule: the base weights under their plain names, then every adapter that acts, by its tensors and scales. The order
-in which adapters were loaded, wrappers, fused copies of projections and where the weights are kept change nothing.
+One rule: the base weights under their plain names, then every adapter that acts, by its tensors and
+scales. The order in which adapters were loaded, wrappers, fused copies of projections and where the
+weights are kept change nothing.
 """
 
 import hashlib
@@ -54,13 +56,15 @@ _known: "weakref.WeakKeyDictionary[nn.Module, tuple[str, str]]" = weakref.WeakKe
 
 
 def model_hash(module: nn.Module) -> str:
-    """Return the identity of a module's weights as they are now: a hash for each precision in which they can be compared.
+    """Return the identity of a module's weights as they are now: a hash for each precision in which
+    they can be compared.
 
-    The last part, ``sign``, is of the weights' signs, which no rounding changes. A hash is taken once; that the weights are
-    still those is checked at every call.
+    The last part, ``sign``, is of the weights' signs, which no rounding changes. A hash is taken
+    once; that the weights are still those is checked at every call.
 
     Raises:
-        ModelError: weights are in a precision other than float32, float16, bfloat16 or float8, or cannot be reached.
+        ModelError: weights are in a precision other than float32, float16, bfloat16 or float8, or
+            cannot be reached.
     """
     known = _known.get(module)
     try:
@@ -77,7 +81,8 @@ def model_hash(module: nn.Module) -> str:
 
 
 def in_common(found: str, wanted: str) -> str:
-    """Return what two model hashes that share no precision have in common, to end a sentence with; empty if nothing."""
+    """Return what two model hashes that share no precision have in common, to end a sentence with;
+    empty if nothing."""
     if not same_signs(found, wanted):
         return ""
     here, there = (_precisions(one) for one in (found, wanted))
@@ -90,18 +95,24 @@ def _precisions(identity: str) -> str:
 
 
 def _casts(weights: _Weights) -> dict[str, torch.dtype]:
-    """Return the precisions in which weights can be compared: those that the coarsest of them allows."""
+    """Return the precisions in which weights can be compared: those that the coarsest of them
+    allows."""
     kinds = {t.dtype for t in weights.base.values() if t.is_floating_point()}
     unknown = kinds - set(_CASTS)
     if unknown:
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in unknown))
-        raise ModelError(f"the denoiser's weights are {found}: load it in float32, float16 or bfloat16.")
+        raise ModelError(
+            f"the denoiser's weights are {found}: load it in float32, float16 or bfloat16."
+        )
     casts = [_CASTS[kind] for kind in kinds]
     if any("f8" in cast for cast in casts):
         return {"f8": torch.float16}
     common = set.intersection(*map(set, casts)) if casts else set()
     if not common:
-        raise ModelError("the denoiser's weights are partly float16 and partly bfloat16: load it in one precision.")
+        raise ModelError(
+            "the denoiser's weights are partly float16 and partly bfloat16: load it in one "
+            "precision."
+        )
     return {name: cast for name, cast in _CASTS[torch.float32].items() if name in common}
 
 
@@ -109,7 +120,11 @@ def _weights(module: nn.Module) -> _Weights:
     """Return a module's weights by their plain names, and what acts on them."""
     base: dict[str, Tensor] = {}
     adapters: dict[tuple[str, str], _Adapter] = {}
-    layers = {plain_name(name): one for name, one in module.named_modules() if hasattr(one, "adapter_layer_names")}
+    layers = {
+        plain_name(name): one
+        for name, one in module.named_modules()
+        if hasattr(one, "adapter_layer_names")
+    }
     fused = tuple(
         f"{plain_name(name)}.{copy}."
         for name, one in module.named_modules()
@@ -128,12 +143,15 @@ def _weights(module: nn.Module) -> _Weights:
         for adapter, scale in _acting(layers[layer]):
             if adapter in inner.split("."):
                 kept = adapters.setdefault((adapter, layer), _Adapter(adapter, layer, scale, {}))
-                kept.tensors[".".join(part for part in inner.split(".") if part != adapter)] = tensor
+                kept.tensors[".".join(part for part in inner.split(".") if part != adapter)] = (
+                    tensor
+                )
     return _Weights(dict(sorted(base.items())), list(adapters.values()))
 
 
 def _acting(layer: Any) -> Iterator[tuple[str, float]]:
-    """Yield the adapters that change what a layer computes, with their scales; a merged one is in its weights already."""
+    """Yield the adapters that change what a layer computes, with their scales; a merged one is in
+    its weights already."""
     if layer.disable_adapters or layer.merged:
         return
     for name in layer.active_adapters:
@@ -143,7 +161,8 @@ def _acting(layer: Any) -> Iterator[tuple[str, float]]:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and kept buffers, also those that accelerate keeps elsewhere between calls."""
+    """Yield parameters and kept buffers, also those that accelerate keeps elsewhere between
+    calls."""
     elsewhere: dict[str, Mapping[str, Tensor]] = {}
     for name, one in module.named_modules():
         for hook in _hooks(one):
@@ -169,16 +188,26 @@ def _hooks(module: nn.Module) -> list[Any]:
 def _content(weights: _Weights) -> str:
     """Return a quick fingerprint of the weights' bits, to see that they are still the same."""
     sums = []
-    for tensor in [*weights.base.values(), *(t for one in weights.adapters for t in one.tensors.values())]:
-        bits = tensor.view(_BITS[tensor.element_size() * 8]) if tensor.is_floating_point() else tensor
-        sums.append(bits.sum(dtype=torch.int64).cpu() if tensor.numel() else torch.zeros((), dtype=torch.int64))
+    for tensor in [
+        *weights.base.values(),
+        *(t for one in weights.adapters for t in one.tensors.values()),
+    ]:
+        bits = (
+            tensor.view(_BITS[tensor.element_size() * 8]) if tensor.is_floating_point() else tensor
+        )
+        sums.append(
+            bits.sum(dtype=torch.int64).cpu()
+            if tensor.numel()
+            else torch.zeros((), dtype=torch.int64)
+        )
     shapes = [(name, t.shape, t.dtype) for name, t in weights.base.items()]
     acting = [(one.name, one.layer, one.scale, list(one.tensors)) for one in weights.adapters]
     return f"{torch.stack(sums).tolist() if sums else []} {shapes} {acting}"
 
 
 def _digest(weights: _Weights, dtype: torch.dtype | None) -> str:
-    """Return the hash of the base, and of the adapters that act on it: ``base`` or ``base+adapters``.
+    """Return the hash of the base, and of the adapters that act on it: ``base`` or
+    ``base+adapters``.
 
     An adapter counts by its tensors and scales, not by the name that was given to it.
     """
@@ -186,11 +215,23 @@ def _digest(weights: _Weights, dtype: torch.dtype | None) -> str:
     names = sorted({one.name for one in weights.adapters})
     acting = []
     for name in names:
-        of_one = sorted((one for one in weights.adapters if one.name == name), key=lambda one: one.layer)
-        tensors = {f"{one.layer}.{key}": tensor for one in of_one for key, tensor in one.tensors.items()}
+        of_one = sorted(
+            (one for one in weights.adapters if one.name == name), key=lambda one: one.layer
+        )
+        tensors = {
+            f"{one.layer}.{key}": tensor for one in of_one for key, tensor in one.tensors.items()
+        }
         scales = "".join(f"{one.layer}={one.scale!r}\n" for one in of_one)
-        acting.append(hashlib.sha256(f"{_hash(dict(sorted(tensors.items())), dtype)}\n{scales}".encode()).hexdigest())
-    return base if not acting else f"{base}+{hashlib.sha256(''.join(sorted(acting)).encode()).hexdigest()}"
+        acting.append(
+            hashlib.sha256(
+                f"{_hash(dict(sorted(tensors.items())), dtype)}\n{scales}".encode()
+            ).hexdigest()
+        )
+    return (
+        base
+        if not acting
+        else f"{base}+{hashlib.sha256(''.join(sorted(acting)).encode()).hexdigest()}"
+    )
 
 
 def _hash(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:

@@ -31,7 +31,9 @@ def asks(labels: Mapping[str, str | None], targets: Targets) -> bool:
 
 def targets_text(targets: Targets) -> str:
     """Return targets in one line."""
-    return ", ".join(f"{family}={concept}" for family, concepts in targets.items() for concept in concepts)
+    return ", ".join(
+        f"{family}={concept}" for family, concepts in targets.items() for concept in concepts
+    )
 
 
 class Answer(NamedTuple):
@@ -54,31 +56,40 @@ class Unlearning(NamedTuple):
     ira: float
     """in-domain retain accuracy: mean accuracy of the other concepts of the targets' families"""
     cra: float
-    """cross-domain retain accuracy: accuracy of the other families, on pictures asked for the targets' families"""
+    """cross-domain retain accuracy: accuracy of the other families, on pictures asked for the
+    targets' families"""
     cra_plain: float
-    """the same as SAeUron's released scorer has it: on pictures asked for nothing of the targets' families"""
+    """the same as SAeUron's released scorer has it: on pictures asked for nothing of the targets'
+    families"""
     ua_none: float
-    """UA if a picture counts as unlearned only where it shows none of all targets; UA where there is one"""
+    """UA if a picture counts as unlearned only where it shows none of all targets; UA where there
+    is one"""
 
 
 def accuracy(answers: Sequence[Answer], family: str) -> float:
-    """Return how often the classifier saw the concept of ``family`` that was asked for; NaN without answers."""
+    """Return how often the classifier saw the concept of ``family`` that was asked for; NaN without
+    answers."""
     asked = [answer for answer in answers if family in answer.asked]
-    return sum(a.asked[family] == a.seen[family] for a in asked) / len(asked) if asked else float("nan")
+    return (
+        sum(a.asked[family] == a.seen[family] for a in asked) / len(asked)
+        if asked
+        else float("nan")
+    )
 
 
 def unlearning(answers: Sequence[Answer], targets: Targets) -> Unlearning:
     """Score pictures generated while ``targets`` were removed.
 
-    UA and IRA are means over concepts. CRA is taken on the same pictures, those asked for a target included, for every family
-    without a target, averaged over families; NaN where there is none. Whatever is asked for counts alike, however many
-    seeds it was drawn with.
+    UA and IRA are means over concepts. CRA is taken on the same pictures, those asked for a target
+    included, for every family without a target, averaged over families; NaN where there is none.
+    Whatever is asked for counts alike, however many seeds it was drawn with.
     """
     return Unlearning(*(share.value for share in _shares(answers, targets)))
 
 
 def certainty(answers: Sequence[Answer], targets: Targets) -> float:
-    """Return the mean probability that the classifier gave to a target where it was asked for; NaN where none was.
+    """Return the mean probability that the classifier gave to a target where it was asked for; NaN
+    where none was.
 
     It still tells removals apart when none is recognised any more: by how far they are from it.
 
@@ -95,9 +106,12 @@ def certainty(answers: Sequence[Answer], targets: Targets) -> float:
 
 
 def intervals(runs: Sequence[tuple[Sequence[Answer], Targets]]) -> list[Interval]:
-    """Return the 95 % interval of each figure of :class:`Unlearning`, averaged over ``runs``; NaN where a figure is."""
+    """Return the 95 % interval of each figure of :class:`Unlearning`, averaged over ``runs``; NaN
+    where a figure is."""
     per_run = [_shares(answers, targets) for answers, targets in runs]
-    return [interval(mean_of([shares[i] for shares in per_run])) for i in range(len(Unlearning._fields))]
+    return [
+        interval(mean_of([shares[i] for shares in per_run])) for i in range(len(Unlearning._fields))
+    ]
 
 
 def average(scores: Sequence[Unlearning]) -> Unlearning:
@@ -107,12 +121,15 @@ def average(scores: Sequence[Unlearning]) -> Unlearning:
 
 
 def _shares(answers: Sequence[Answer], targets: Targets) -> list[Share]:
-    """Return the figures of :class:`Unlearning`, in their order, as shares; a concept or a family is a stratum."""
+    """Return the figures of :class:`Unlearning`, in their order, as shares; a concept or a family
+    is a stratum."""
     asked_for = [tuple(sorted(answer.asked.items())) for answer in answers]
     n_drawn = Counter(asked_for)
     weights = [max(n_drawn.values()) / n_drawn[what] for what in asked_for]
 
-    def part(family: str, rows: Sequence[int], hit: Callable[[Answer], bool] | None = None) -> Share:
+    def part(
+        family: str, rows: Sequence[int], hit: Callable[[Answer], bool] | None = None
+    ) -> Share:
         of = [(answers[i], weights[i]) for i in rows if family in answers[i].asked]
         right = hit or (lambda a: a.asked[family] == a.seen[family])
         shares = np.array([weight for _, weight in of])

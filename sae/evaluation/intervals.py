@@ -1,4 +1,5 @@
-"""Confidence intervals of shares near 0 and 1, of pictures that are no independent draws (docs/evaluation.md)."""
+"""Confidence intervals of shares near 0 and 1, of pictures that are no independent draws
+(docs/evaluation.md)."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from featurestore.quantiles import student_t
 
 LEVEL = 0.95
 _SHRINKAGE = 4.0
-"""pictures of the pooled share that a stratum's own share is mixed with, so that 10 of 10 is no certainty"""
+"""pictures of the pooled share that a stratum's own share is mixed with, so that 10 of 10 is no
+certainty"""
 _FEW = 2.5
-"""below this many failures (or successes), if they are the rarer, their limit is the Poisson distribution's"""
+"""below this many failures (or successes), if they are the rarer, their limit is the Poisson
+distribution's"""
 
 
 class Interval(NamedTuple):
@@ -45,7 +48,8 @@ class Share(NamedTuple):
 
 
 def mean_of(shares: Sequence[Share]) -> Share:
-    """Return the mean of several shares as one, over those that have pictures; seeds of equal number are the same seeds."""
+    """Return the mean of several shares as one, over those that have pictures; seeds of equal
+    number are the same seeds."""
     known = [share for share in shares if len(share.hits)]
     if not known:
         return Share(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -53,7 +57,9 @@ def mean_of(shares: Sequence[Share]) -> Share:
     return Share(
         np.concatenate([share.hits for share in known]),
         np.concatenate([share.weights for share in known]) / len(known),
-        np.concatenate([share.strata + offset for share, offset in zip(known, offsets[:-1], strict=True)]),
+        np.concatenate(
+            [share.strata + offset for share, offset in zip(known, offsets[:-1], strict=True)]
+        ),
         np.concatenate([share.seeds for share in known]),
     )
 
@@ -61,10 +67,11 @@ def mean_of(shares: Sequence[Share]) -> Share:
 def interval(share: Share, level: float = LEVEL) -> Interval:
     """Return the interval of a share: Wilson's, of as many independent pictures as these are worth.
 
-    The variance is the larger of two: the strata's binomial one, and the one between seeds (linearised, Särndal et al. 1992,
-    section 5.5), which is known as badly as there are few seeds: as far as it exceeds the other, Student's t takes the
-    normal's place. ``share · (1 − share) / variance`` independent pictures would have the same (the effective sample size of
-    Korn & Graubard 1998).
+    The variance is the larger of two: the strata's binomial one, and the one between seeds
+    (linearised, Särndal et al. 1992, section 5.5), which is known as badly as there are few seeds:
+    as far as it exceeds the other, Student's t takes the normal's place.
+    ``share · (1 − share) / variance`` independent pictures would have the same (the effective
+    sample size of Korn & Graubard 1998).
     """
     if not len(share.hits):
         return Interval(float("nan"), float("nan"))
@@ -81,8 +88,8 @@ def interval(share: Share, level: float = LEVEL) -> Interval:
 def wilson(p: float, n: float, level: float = LEVEL) -> Interval:
     """Return Wilson's interval of a share ``p`` of ``n`` pictures, ``n`` any positive number.
 
-    Near 0 and 1 it misses rare events (down to 84 % where 95 % are promised): with one or two of them their limit is the
-    Poisson distribution's (Brown, Cai & DasGupta 2001, section 4.1.1).
+    Near 0 and 1 it misses rare events (down to 84 % where 95 % are promised): with one or two of
+    them their limit is the Poisson distribution's (Brown, Cai & DasGupta 2001, section 4.1.1).
     """
     z = _normal(level)
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -93,7 +100,9 @@ def wilson(p: float, n: float, level: float = LEVEL) -> Interval:
         low = min(low, _poisson_limit(successes, level) / n)
     if 0 < failures < min(_FEW, n / 2):
         high = max(high, 1 - _poisson_limit(failures, level) / n)
-    return Interval(max(0.0, low) if successes > 0 else 0.0, min(1.0, high) if failures > 0 else 1.0)
+    return Interval(
+        max(0.0, low) if successes > 0 else 0.0, min(1.0, high) if failures > 0 else 1.0
+    )
 
 
 def _normal(level: float) -> float:
@@ -108,7 +117,8 @@ def _within_strata(share: Share) -> float:
 
 
 def _between_seeds(share: Share) -> tuple[float, int]:
-    """Return the variance as seeds show it, 0 where all pictures have one seed, and how many seeds there are."""
+    """Return the variance as seeds show it, 0 where all pictures have one seed, and how many seeds
+    there are."""
     _, _, shares = _strata(share)
     residuals = share.weights * (share.hits - shares[share.strata])
     _, seeds = np.unique(share.seeds, return_inverse=True)
@@ -117,18 +127,24 @@ def _between_seeds(share: Share) -> tuple[float, int]:
     return (float(n / (n - 1) * np.square(totals - totals.mean()).sum()) if n > 1 else 0.0), n
 
 
-def _strata(share: Share) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return each stratum's pictures (fewer where they weigh unequally), its weight and its share, ``[strata]``."""
+def _strata(
+    share: Share,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return each stratum's pictures (fewer where they weigh unequally), its weight and its share,
+    ``[strata]``."""
     weights = np.bincount(share.strata, share.weights).astype(np.float64)
     sizes = weights**2 / np.bincount(share.strata, share.weights**2)
     return sizes, weights, np.bincount(share.strata, share.weights * share.hits) / weights
 
 
 def _poisson_limit(events: float, level: float) -> float:
-    """Return the λ of which as many events or more are as improbable as ``1 − level``: a quantile of Γ(events)."""
+    """Return the λ of which as many events or more are as improbable as ``1 − level``: a quantile
+    of Γ(events)."""
     low, high = 0.0, events
     for _ in range(60):
         middle = (low + high) / 2
-        below = float(torch.special.gammainc(torch.tensor(events).double(), torch.tensor(middle).double()))
+        below = float(
+            torch.special.gammainc(torch.tensor(events).double(), torch.tensor(middle).double())
+        )
         low, high = (middle, high) if below < 1 - level else (low, middle)
     return low

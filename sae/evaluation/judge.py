@@ -1,4 +1,5 @@
-"""Classifiers that judge pictures: minicanvas's own, or any timm model with its labels (docs/evaluation.md)."""
+"""Classifiers that judge pictures: minicanvas's own, or any timm model with its labels
+(docs/evaluation.md)."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,41 +53,61 @@ class Judge(NamedTuple):
     def answers(self, asked: Sequence[Asked], images: Pictures) -> list[Answer]:
         """Return what is seen in the picture of each prompt, in order."""
         found = self.probabilities(images)
-        seen = {family: [self.labels[family][i] for i in rows.argmax(1)] for family, rows in found.items()}
+        seen = {
+            family: [self.labels[family][i] for i in rows.argmax(1)]
+            for family, rows in found.items()
+        }
         answers = []
         for n, one in enumerate(asked):
             wanted = named(one.labels)
-            p = {family: float(found[family][n, self.labels[family].index(c)]) for family, c in wanted.items()}
-            answers.append(Answer(wanted, {family: concepts[n] for family, concepts in seen.items()}, one.seed, p))
+            p = {
+                family: float(found[family][n, self.labels[family].index(c)])
+                for family, c in wanted.items()
+            }
+            answers.append(
+                Answer(
+                    wanted, {family: concepts[n] for family, concepts in seen.items()}, one.seed, p
+                )
+            )
         return answers
 
 
 def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
-    """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``, or directories of timm models, one a family.
+    """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``, or directories of
+    timm models, one a family.
 
-    A directory has ``model.safetensors`` and ``config.json``: ``{"timm": <model>, "family": <name>, "labels": [<concept>, …],
-    "image_size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``, labels in the order of the model's outputs.
+    A directory has ``model.safetensors`` and ``config.json``:
+    ``{"timm": <model>, "family": <name>, "labels": [<concept>, …], "image_size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``,
+    labels in the order of the model's outputs.
 
     Raises:
-        ModelError: there is no such classifier, timm is needed and missing, or two answer for one family.
-    """
+        ModelError: there is no such classifier, timm is needed and missing, or two answer for one
+            family.
+    """  # noqa: E501
     judges = [
-        _minicanvas(one, device) if one.partition(":")[0] == "minicanvas" else _timm(Path(one), device)
+        _minicanvas(one, device)
+        if one.partition(":")[0] == "minicanvas"
+        else _timm(Path(one), device)
         for one in sources
     ]
     families = [family for judge in judges for family in judge.labels]
     if not judges or len(set(families)) < len(families):
         raise ModelError(
-            f"judges {', '.join(sources) or '(none)'}: expected at least one, and one a family, found {families}."
+            f"judges {', '.join(sources) or '(none)'}: expected at least one, and one a family, "
+            f"found {families}."
         )
     if len(judges) == 1:
         return judges[0]
 
     def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
-        return {family: rows for judge in judges for family, rows in judge.probabilities(images).items()}
+        return {
+            family: rows for judge in judges for family, rows in judge.probabilities(images).items()
+        }
 
     labels = {family: names for judge in judges for family, names in judge.labels.items()}
-    return Judge(" + ".join(judge.name for judge in judges), labels, probabilities, judges[0].features)
+    return Judge(
+        " + ".join(judge.name for judge in judges), labels, probabilities, judges[0].features
+    )
 
 
 def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> None:
@@ -99,7 +120,9 @@ def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> Non
         for family, concept in named(labels).items():
             if concept not in judge.labels.get(family, ()):
                 known = ", ".join(judge.labels.get(family, judge.labels))
-                raise UsageError(f"judge {judge.name} cannot answer {family}={concept}: it knows {known}.")
+                raise UsageError(
+                    f"judge {judge.name} cannot answer {family}={concept}: it knows {known}."
+                )
 
 
 def _minicanvas(source: str, device: str) -> Judge:
@@ -115,7 +138,12 @@ def _minicanvas(source: str, device: str) -> Judge:
         styles, objects = classifier.probabilities(images)
         return {"style": styles, "object": objects}
 
-    return Judge(f"minicanvas:{name}", {"style": STYLE_LABELS, "object": OBJECTS}, probabilities, classifier.features)
+    return Judge(
+        f"minicanvas:{name}",
+        {"style": STYLE_LABELS, "object": OBJECTS},
+        probabilities,
+        classifier.features,
+    )
 
 
 def _timm(directory: Path, device: str) -> Judge:
@@ -127,7 +155,9 @@ def _timm(directory: Path, device: str) -> Judge:
     @torch.no_grad()
     def run(images: Pictures, function: Callable[[Tensor], Tensor]) -> npt.NDArray[np.float32]:
         chunks = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-        return np.concatenate([function(prepare(chunk).to(device)).float().cpu().numpy() for chunk in chunks])
+        return np.concatenate(
+            [function(prepare(chunk).to(device)).float().cpu().numpy() for chunk in chunks]
+        )
 
     def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
         if not len(images):
@@ -147,9 +177,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"judge {directory} has no readable {CONFIG}: {error}.") from error
-    missing = [key for key in ("timm", "family", "labels") if not (isinstance(config, dict) and config.get(key))]
+    missing = [
+        key
+        for key in ("timm", "family", "labels")
+        if not (isinstance(config, dict) and config.get(key))
+    ]
     if missing:
-        raise ModelError(f"{path} lacks {', '.join(missing)}: expected timm, family and labels (docs/evaluation.md).")
+        raise ModelError(
+            f"{path} lacks {', '.join(missing)}: expected timm, family and labels "
+            f"(docs/evaluation.md)."
+        )
     return config
 
 
@@ -158,15 +195,19 @@ def _network(directory: Path, config: dict[str, Any]) -> nn.Module:
         import timm
     except ImportError as error:
         raise ModelError(
-            f"judge {directory} is the timm model {config['timm']!r}, and timm is not installed: pip install timm."
+            f"judge {directory} is the timm model {config['timm']!r}, and timm is not installed: "
+            f"pip install timm."
         ) from error
     try:
-        network = timm.create_model(config["timm"], pretrained=False, num_classes=len(config["labels"]))
+        network = timm.create_model(
+            config["timm"], pretrained=False, num_classes=len(config["labels"])
+        )
         network.load_state_dict(load_file(directory / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"judge {directory}: {WEIGHTS} is not {config['timm']!r} with {len(config['labels'])} labels: {reason}."
+            f"judge {directory}: {WEIGHTS} is not {config['timm']!r} with {len(config['labels'])} "
+            f"labels: {reason}."
         ) from error
     assert isinstance(network, nn.Module)
     return network
@@ -177,8 +218,12 @@ def _preparation(config: dict[str, Any]) -> Callable[[Pictures], Tensor]:
     mean, std = (torch.tensor(config.get(key, [0.5] * 3)).view(3, 1, 1) for key in ("mean", "std"))
 
     def prepare(images: Pictures) -> Tensor:
-        resized = [image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for image in images]
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+        resized = [
+            image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for image in images
+        ]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(
+            0, 3, 1, 2
+        )
         return (pixels.float() / 255 - mean) / std
 
     return prepare

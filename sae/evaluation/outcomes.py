@@ -1,4 +1,5 @@
-"""Generate pictures with concepts removed, judge them, and keep each outcome as a file (docs/evaluation.md)."""
+"""Generate pictures with concepts removed, judge them, and keep each outcome as a file
+(docs/evaluation.md)."""
 
 import functools
 import hashlib
@@ -17,7 +18,15 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.evaluation.accuracy import Answer, Targets, Unlearning, asks, average, intervals, unlearning
+from sae.evaluation.accuracy import (
+    Answer,
+    Targets,
+    Unlearning,
+    asks,
+    average,
+    intervals,
+    unlearning,
+)
 from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.intervals import Interval
 from sae.evaluation.judge import Judge, named
@@ -55,7 +64,8 @@ class Outcome:
     judge: str
     answers: list[Answer]
     frechet: float = math.nan
-    """between the pictures not asked for a target and the reference's, in the judge's features; NaN without a reference"""
+    """between the pictures not asked for a target and the reference's, in the judge's features; NaN
+    without a reference"""
     seconds_per_picture: float | None = None
     """None: the pictures were not made here"""
     peak_bytes: int | None = None
@@ -87,11 +97,17 @@ def ablation_removal(
     mode: str = "paper",
     batch_size: int = 8,
 ) -> Removal:
-    """Return the removal that interventions make; ``saes`` and ``mode`` as :func:`sae.intervention.ablate.attach`."""
+    """Return the removal that interventions make; ``saes`` and ``mode`` as
+    :func:`sae.intervention.ablate.attach`."""
     selections = [i.selection for i in interventions]
     sizes = {s.sae_hash: 4 * (s.n_latents * (2 * s.d_in + 1) + s.d_in) for s in selections}
-    contents = [sha256_text(canonical_json([s.sae_hash, s.timesteps, s.rows.to_pylist()]))[:16] for s in selections]
-    edits = [{**i.described(), "rows": rows} for i, rows in zip(interventions, contents, strict=True)]
+    contents = [
+        sha256_text(canonical_json([s.sae_hash, s.timesteps, s.rows.to_pylist()]))[:16]
+        for s in selections
+    ]
+    edits = [
+        {**i.described(), "rows": rows} for i, rows in zip(interventions, contents, strict=True)
+    ]
     setting = {"method": "sae", "mode": mode, "edits": edits}
     images = functools.partial(
         generate_images,
@@ -122,9 +138,16 @@ def judged(
         ModelError: a picture is black, not finite or flagged; nothing is kept.
     """
     asked = [[*p.identity, named(p.labels)] for p in prompts]
-    about = {"targets": removal.targets, "setting": removal.setting, "judge": judge.name, **identity}
+    about = {
+        "targets": removal.targets,
+        "setting": removal.setting,
+        "judge": judge.name,
+        **identity,
+    }
     about["version"] = VERSION
-    about["reference"] = None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
+    about["reference"] = (
+        None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
+    )
     key = sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
     path = folder / f"{_name(removal)}-{key}.json"
     if path.is_file():
@@ -140,15 +163,24 @@ def judged(
         removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
         removal.stored_bytes,
     )  # fmt: skip
-    durable.write_bytes(path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode())
+    durable.write_bytes(
+        path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode()
+    )
     return outcome
 
 
 def untouched(
-    folder: Path, model: Model, run: RunSettings, prompts: Sequence[Prompt], judge: Judge, batch_size: int
+    folder: Path,
+    model: Model,
+    run: RunSettings,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    batch_size: int,
 ) -> tuple[Outcome, Reference]:
     """Judge the untouched model's pictures, and keep their features as a reference."""
-    images = functools.partial(generate_images, model, run=run, batch_size=batch_size, progress=None)
+    images = functools.partial(
+        generate_images, model, run=run, batch_size=batch_size, progress=None
+    )
     kept: list[Any] = []
 
     def remember(wanted: Sequence[Prompt]) -> list[Any]:
@@ -156,8 +188,12 @@ def untouched(
         return kept
 
     identity = {"run": describe_run(model, run)}
-    outcome = judged(folder, Removal({}, {"method": "none"}, remember), prompts, judge, identity, None)
-    key = sha256_text(canonical_json([judge.name, identity, [list(p.identity) for p in prompts]]))[:16]
+    outcome = judged(
+        folder, Removal({}, {"method": "none"}, remember), prompts, judge, identity, None
+    )
+    key = sha256_text(canonical_json([judge.name, identity, [list(p.identity) for p in prompts]]))[
+        :16
+    ]
     path = folder / f"features-{key}.npy"
     if kept or not path.is_file():
         features = judge.features(kept or remember(prompts))
@@ -166,7 +202,8 @@ def untouched(
 
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
-    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly taken, in order."""
+    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly
+    taken, in order."""
     others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     n = min(n_others, len(others))
     kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
@@ -184,33 +221,53 @@ def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, lis
 
 def per_target(outcome: Outcome) -> dict[str, float]:
     """Return UA of each target by itself: ``family=concept`` → UA."""
-    pairs = [(family, concept) for family, concepts in outcome.targets.items() for concept in concepts]
-    return {f"{family}={concept}": unlearning(outcome.answers, {family: [concept]}).ua for family, concept in pairs}
+    pairs = [
+        (family, concept) for family, concepts in outcome.targets.items() for concept in concepts
+    ]
+    return {
+        f"{family}={concept}": unlearning(outcome.answers, {family: [concept]}).ua
+        for family, concept in pairs
+    }
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the average over removals with its intervals, as JSON; what is not known of any removal is null."""
+    """Return the average over removals with its intervals, as JSON; what is not known of any
+    removal is null."""
     scores = average([o.scores for o in outcomes])
     ends = intervals([(o.answers, o.targets) for o in outcomes])
-    figures = {name: _figure(x, i) for name, x, i in zip(Unlearning._fields, scores, ends, strict=True)}
+    figures = {
+        name: _figure(x, i) for name, x, i in zip(Unlearning._fields, scores, ends, strict=True)
+    }
     distances = [o.frechet for o in outcomes if math.isfinite(o.frechet)]
     seconds = [o.seconds_per_picture for o in outcomes if o.seconds_per_picture is not None]
     return {
         **figures,
         "frechet": sum(distances) / len(distances) if distances else None,
         "seconds_per_picture": sum(seconds) / len(seconds) if seconds else None,
-        "peak_bytes": max((o.peak_bytes for o in outcomes if o.peak_bytes is not None), default=None),
-        "stored_bytes": max((o.stored_bytes for o in outcomes if o.stored_bytes is not None), default=None),
+        "peak_bytes": max(
+            (o.peak_bytes for o in outcomes if o.peak_bytes is not None), default=None
+        ),
+        "stored_bytes": max(
+            (o.stored_bytes for o in outcomes if o.stored_bytes is not None), default=None
+        ),
         "pictures": sum(len(o.answers) for o in outcomes),
     }
 
 
 def _figure(value: float, interval: Interval) -> dict[str, float] | None:
-    return {"value": value, "low": interval.low, "high": interval.high} if math.isfinite(value) else None
+    return (
+        {"value": value, "low": interval.low, "high": interval.high}
+        if math.isfinite(value)
+        else None
+    )
 
 
 def _distance(
-    judge: Judge, prompts: Sequence[Prompt], images: Sequence[Any], targets: Targets, reference: Reference | None
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    images: Sequence[Any],
+    targets: Targets,
+    reference: Reference | None,
 ) -> float:
     rows = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     if reference is None or len(rows) < 2:
@@ -228,9 +285,17 @@ def _name(removal: Removal) -> str:
 
 
 def _to_json(outcome: Outcome, about: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {name: getattr(outcome, name) for name in ("seconds_per_picture", "peak_bytes", "stored_bytes")}
+    rest = {
+        name: getattr(outcome, name)
+        for name in ("seconds_per_picture", "peak_bytes", "stored_bytes")
+    }
     distance = outcome.frechet if math.isfinite(outcome.frechet) else None
-    return {**about, **rest, "frechet": distance, "answers": [[a.seed, a.asked, a.seen, a.p] for a in outcome.answers]}
+    return {
+        **about,
+        **rest,
+        "frechet": distance,
+        "answers": [[a.seed, a.asked, a.seen, a.p] for a in outcome.answers],
+    }
 
 
 def _from_json(body: dict[str, Any]) -> Outcome:

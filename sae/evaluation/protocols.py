@@ -149,27 +149,43 @@ def run_protocol(
     _check_search(evaluation, requests, search)
     say("the untouched model")
     before, own = untouched(
-        evaluation.folder, evaluation.model, evaluation.run, evaluation.prompts, evaluation.judge, evaluation.batch_size
+        evaluation.folder,
+        evaluation.model,
+        evaluation.run,
+        evaluation.prompts,
+        evaluation.judge,
+        evaluation.batch_size,
     )
     chosen = {(r.family, r.concept): _chosen(evaluation, r, search, say) for r in requests}
     asked = [{r.family: [r.concept]} for r in requests]
-    wanted = asked if protocol == "each" else list(sequence(asked))[-1 if protocol == "joint" else 0 :]
-    looked = None if search is None else functools.partial(_looked_together, evaluation, search, say)
+    wanted = (
+        asked if protocol == "each" else list(sequence(asked))[-1 if protocol == "joint" else 0 :]
+    )
+    looked = (
+        None if search is None else functools.partial(_looked_together, evaluation, search, say)
+    )
     outcomes = []
     for targets, edits in zip(wanted, together(wanted, chosen, looked), strict=True):
         say(f"without {targets_text(targets)}")
-        outcomes.append(evaluation.outcome(targets, edits, reference or own, evaluation.prompts, evaluation.judge))
+        outcomes.append(
+            evaluation.outcome(
+                targets, edits, reference or own, evaluation.prompts, evaluation.judge
+            )
+        )
     return before, outcomes
 
 
-def _check_search(evaluation: Evaluation, requests: Sequence[Request], search: Search | None) -> None:
+def _check_search(
+    evaluation: Evaluation, requests: Sequence[Request], search: Search | None
+) -> None:
     several = max(len(r.candidates) for r in requests)
     if min(len(r.candidates) for r in requests) < 1:
         raise UsageError("a concept has no setting to try.")
     if search is None:
         if several > 1:
             raise UsageError(
-                f"{several} settings a concept: say what to choose them by, --search-judge and --search-seeds."
+                f"{several} settings a concept: say what to choose them by, --search-judge and "
+                f"--search-seeds."
             )
         return
     same = {p.seed for p in search.prompts} & {p.seed for p in evaluation.prompts}
@@ -178,7 +194,9 @@ def _check_search(evaluation: Evaluation, requests: Sequence[Request], search: S
         raise UsageError(f"{found} both searched and reported on: what is tuned on is no evidence.")
 
 
-def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say: Say) -> Sequence[Intervention]:
+def _chosen(
+    evaluation: Evaluation, request: Request, search: Search | None, say: Say
+) -> Sequence[Intervention]:
     if search is None:
         return request.candidates[0]
     targets = {request.family: [request.concept]}
@@ -186,7 +204,10 @@ def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say
     def looked(numbered: tuple[int, Sequence[Intervention]], look: Look) -> Outcome:
         number, candidate = numbered
         outcome = _looked(evaluation, search, targets, look, candidate)
-        place = f"setting {number} of {len(request.candidates)}, seeds {', '.join(map(str, look.seeds))}"
+        place = (
+            f"setting {number} of {len(request.candidates)}, seeds "
+            f"{', '.join(map(str, look.seeds))}"
+        )
         say(f"search {request.family}={request.concept}: {place}: {value(outcome).mean:.3f}")
         return outcome
 
@@ -197,7 +218,9 @@ def _chosen(evaluation: Evaluation, request: Request, search: Search | None, say
 
     def attacked(numbered: tuple[int, Sequence[Intervention]]) -> float:
         rate = comes_back(numbered[1])
-        say(f"attack on {request.family}={request.concept}: setting {numbered[0]}: {rate:.0%} shown")
+        say(
+            f"attack on {request.family}={request.concept}: setting {numbered[0]}: {rate:.0%} shown"
+        )
         return rate
 
     return first_that_holds(order[: search.tries], attacked)[1]
@@ -220,15 +243,22 @@ def _looked(
     look: Look,
     interventions: Sequence[Intervention],
 ) -> Outcome:
-    return evaluation.outcome(targets, interventions, None, look.taken(search.prompts, targets), search.judge)
+    return evaluation.outcome(
+        targets, interventions, None, look.taken(search.prompts, targets), search.judge
+    )
 
 
 def report(
-    evaluation: Evaluation, before: Outcome, outcomes: Sequence[Outcome], protocol: str, search: Search | None
+    evaluation: Evaluation,
+    before: Outcome,
+    outcomes: Sequence[Outcome],
+    protocol: str,
+    search: Search | None,
 ) -> dict[str, Any]:
     """Return everything as JSON: each outcome with intervals, their average, and what was used."""
     rows = [
-        {"targets": o.targets, "setting": o.setting, **summary([o]), "ua_by_target": per_target(o)} for o in outcomes
+        {"targets": o.targets, "setting": o.setting, **summary([o]), "ua_by_target": per_target(o)}
+        for o in outcomes
     ]
     return {
         "protocol": protocol,
@@ -245,4 +275,8 @@ def report(
 def _untouched(before: Outcome) -> Mapping[str, Any]:
     families = sorted({family for answer in before.answers for family in answer.asked})
     found = {family: accuracy(before.answers, family) for family in families}
-    return {"accuracy": found, "seconds_per_picture": before.seconds_per_picture, "peak_bytes": before.peak_bytes}
+    return {
+        "accuracy": found,
+        "seconds_per_picture": before.seconds_per_picture,
+        "peak_bytes": before.peak_bytes,
+    }

@@ -1,4 +1,5 @@
-"""The two ways in: evaluate what removes concepts from a model, or score a folder of pictures that exist already."""
+"""The two ways in: evaluate what removes concepts from a model, or score a folder of pictures that
+exist already."""
 
 import functools
 import json
@@ -41,15 +42,19 @@ def evaluate(
     batch_size: int = 8,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Remove concepts by a protocol, draw every prompt, judge, and return the figures; keep them in ``out``.
+    """Remove concepts by a protocol, draw every prompt, judge, and return the figures; keep them in
+    ``out``.
 
-    ``requests`` are made by :func:`sae.evaluation.protocols.requests`. What is in ``out`` already is read, so that an
-    interrupted call goes on. ``run`` is by default the model's own. With ``search_attack`` the best settings of a search are
-    attacked on ``search_pictures`` of its pictures, and the first is taken of which nothing comes back. ``reference`` is a
-    folder of pictures to measure the distance of retained pictures from, by default the untouched model's pictures.
+    ``requests`` are made by :func:`sae.evaluation.protocols.requests`. What is in ``out`` already
+    is read, so that an interrupted call goes on. ``run`` is by default the model's own. With
+    ``search_attack`` the best settings of a search are attacked on ``search_pictures`` of its
+    pictures, and the first is taken of which nothing comes back. ``reference`` is a folder of
+    pictures to measure the distance of retained pictures from, by default the untouched model's
+    pictures.
 
     Raises:
-        UsageError: the judge cannot answer a label, or what is reported on is searched on; nothing was drawn.
+        UsageError: the judge cannot answer a label, or what is reported on is searched on; nothing
+            was drawn.
         SelectionError: a selection was made for another model or SAE.
     """
     check_labels(judge, [*(p.labels for p in prompts), *({r.family: r.concept} for r in requests)])
@@ -63,13 +68,23 @@ def evaluate(
             "settings": search_attack,
             "pictures": search_pictures,
         }
-        how = {"out": out / "search-attacks", "run": run, "saes": saes, "mode": mode, "batch_size": batch_size}
-        search = replace(search, comes_back=functools.partial(_comes_back, model, {**attacked, **how}))
+        how = {
+            "out": out / "search-attacks",
+            "run": run,
+            "saes": saes,
+            "mode": mode,
+            "batch_size": batch_size,
+        }
+        search = replace(
+            search, comes_back=functools.partial(_comes_back, model, {**attacked, **how})
+        )
     evaluation = Evaluation(out / "outcomes", model, run, prompts, judge, batch_size, mode, saes)
     compared = None if reference is None else Reference(_features(judge, reference))
     before, outcomes = run_protocol(evaluation, requests, protocol, search, compared, say)
     body = report(evaluation, before, outcomes, protocol, search)
-    durable.write_bytes(out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    durable.write_bytes(
+        out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
+    )
     return body
 
 
@@ -83,22 +98,28 @@ def score_folder(
 ) -> Outcome:
     """Judge a folder of pictures that were drawn while ``targets`` were removed, by whomever.
 
-    ``names`` are patterns of the files' names, as :func:`sae.evaluation.pictures.read_pictures` takes them. Seconds and
-    memory of the outcome are None: they are not known.
+    ``names`` are patterns of the files' names, as :func:`sae.evaluation.pictures.read_pictures`
+    takes them. Seconds and memory of the outcome are None: they are not known.
 
     Raises:
         UsageError: the judge cannot answer a target or a label.
         PromptsError: the folder, its list or a picture cannot be read.
         ModelError: a picture is black.
     """
-    check_labels(judge, [{family: concept} for family, concepts in targets.items() for concept in concepts])
+    check_labels(
+        judge, [{family: concept} for family, concepts in targets.items() for concept in concepts]
+    )
     found = read_pictures(pictures, names, judge.labels)
     check_labels(judge, [p.labels for p in found])
     images = [picture.open() for picture in found]
     check_pictures(images, [picture.path.name for picture in found])
-    outcome = Outcome({f: list(c) for f, c in targets.items()}, {}, judge.name, judge.answers(found, images))
+    outcome = Outcome(
+        {f: list(c) for f, c in targets.items()}, {}, judge.name, judge.answers(found, images)
+    )
     if reference is not None:
-        kept = [image for image, p in zip(images, found, strict=True) if not asks(p.labels, targets)]
+        kept = [
+            image for image, p in zip(images, found, strict=True) if not asks(p.labels, targets)
+        ]
         outcome.frechet = frechet_distance(judge.features(kept), _features(judge, reference, names))
     return outcome
 
@@ -108,4 +129,6 @@ def _comes_back(model: Model, how: dict[str, Any], edits: Sequence[Intervention]
 
 
 def _features(judge: Judge, folder: Path, names: Sequence[str] = ()) -> Any:
-    return judge.features([picture.open() for picture in read_pictures(folder, names, judge.labels)])
+    return judge.features(
+        [picture.open() for picture in read_pictures(folder, names, judge.labels)]
+    )

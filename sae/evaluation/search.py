@@ -1,4 +1,5 @@
-"""Choose settings on a judge and seeds that nothing is reported on: of one removal, and of several that are made together."""
+"""Choose settings on a judge and seeds that nothing is reported on: of one removal, and of several
+that are made together."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,8 @@ class Look(NamedTuple):
 
 
 def looks(seeds: Sequence[int], n_others: int) -> tuple[Look, Look]:
-    """Return a first look, on one seed and a tenth of the other pictures, that keeps six settings, and one with all pictures."""
+    """Return a first look, on one seed and a tenth of the other pictures, that keeps six settings,
+    and one with all pictures."""
     return Look(seeds[:1], math.ceil(n_others / 10), 6), Look(seeds, n_others)
 
 
@@ -45,7 +47,8 @@ class Value(NamedTuple):
     """How good a setting is."""
 
     mean: float
-    """of UA, IRA and CRA, of those that there are; as UA counts where none of all targets is shown"""
+    """of UA, IRA and CRA, of those that there are; as UA counts where none of all targets is
+    shown"""
     reserve: float
     """1 − the mean probability that the judge gives to the target where it is asked for"""
 
@@ -54,7 +57,10 @@ def value(outcome: Outcome) -> Value:
     """Return how good a setting's outcome is."""
     scores = outcome.scores
     known = [x for x in (scores.ua_none, scores.ira, scores.cra) if math.isfinite(x)]
-    return Value(sum(known) / len(known) if known else -math.inf, 1 - certainty(outcome.answers, outcome.targets))
+    return Value(
+        sum(known) / len(known) if known else -math.inf,
+        1 - certainty(outcome.answers, outcome.targets),
+    )
 
 
 def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> T:
@@ -62,8 +68,11 @@ def best(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Lo
     return in_order(candidates, looks, looked)[0]
 
 
-def in_order(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]) -> list[T]:
-    """Return the candidates that reach the last look, the best first, by successive halving (Jamieson & Talwalkar 2016).
+def in_order(
+    candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T, Look], Outcome]
+) -> list[T]:
+    """Return the candidates that reach the last look, the best first, by successive halving
+    (Jamieson & Talwalkar 2016).
 
     Each look ranks those that the look before it kept; one that would keep them all is left out.
     """
@@ -76,7 +85,8 @@ def in_order(candidates: Sequence[T], looks: Sequence[Look], looked: Callable[[T
 
 
 def first_that_holds(candidates: Sequence[T], comes_back: Callable[[T], float]) -> T:
-    """Return the first candidate of which no picture comes back under attack; without one, that of which the fewest do."""
+    """Return the first candidate of which no picture comes back under attack; without one, that of
+    which the fewest do."""
     rates = []
     for one in candidates:
         rates.append(comes_back(one))
@@ -88,11 +98,14 @@ def first_that_holds(candidates: Sequence[T], comes_back: Callable[[T], float]) 
 def ranked(outcomes: Sequence[Outcome]) -> list[int]:
     """Return the places of outcomes on the same pictures, the best first.
 
-    Those whose mean of UA, IRA and CRA is about a picture below the highest, or less, are taken for equals and ordered by their
-    reserve: what just suffices on the pictures searched does not hold on others. Then come the others, by their mean.
+    Those whose mean of UA, IRA and CRA is about a picture below the highest, or less, are taken for
+    equals and ordered by their reserve: what just suffices on the pictures searched does not hold
+    on others. Then come the others, by their mean.
     """
     values = [value(outcome) for outcome in outcomes]
-    a_picture = 1.5 / (3 * len(outcomes[0].answers))  # In a mean of three a picture weighs a third of its share.
+    a_picture = 1.5 / (
+        3 * len(outcomes[0].answers)
+    )  # In a mean of three a picture weighs a third of its share.
     equal = max(v.mean for v in values) - a_picture
 
     def key(i: int) -> tuple[bool, float]:
@@ -102,15 +115,20 @@ def ranked(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def together(
-    removals: Iterable[Targets], edits: Mapping[Concept, Sequence[Intervention]], looked: Looked | None = None
+    removals: Iterable[Targets],
+    edits: Mapping[Concept, Sequence[Intervention]],
+    looked: Looked | None = None,
 ) -> Iterator[Sequence[Intervention]]:
     """Yield what makes each of several removals out of each concept's own edits.
 
-    With ``looked`` those of one removal are :func:`balanced`, starting from what was found for the removals before.
+    With ``looked`` those of one removal are :func:`balanced`, starting from what was found for the
+    removals before.
     """
     edits = dict(edits)
     for targets in removals:
-        wanted = {(family, c): edits[family, c] for family, concepts in targets.items() for c in concepts}
+        wanted = {
+            (family, c): edits[family, c] for family, concepts in targets.items() for c in concepts
+        }
         if looked is not None:
             wanted = balanced(wanted, looked)
             edits |= wanted
@@ -120,10 +138,12 @@ def together(
 def balanced(
     edits: Mapping[Concept, Sequence[Intervention]], looked: Looked, passes: int = 4
 ) -> dict[Concept, Sequence[Intervention]]:
-    """Return removals of several concepts with multipliers that suit each other; of a single one, as it is.
+    """Return removals of several concepts with multipliers that suit each other; of a single one,
+    as it is.
 
-    One concept after another gets twice its multiplier if the judge still recognises it in some picture, half of it if not;
-    what raises :func:`value` is kept. So ``passes`` times, or until nothing is kept.
+    One concept after another gets twice its multiplier if the judge still recognises it in some
+    picture, half of it if not; what raises :func:`value` is kept. So ``passes`` times, or until
+    nothing is kept.
     """
     edits = dict(edits)
     if len(edits) < 2:
@@ -133,7 +153,10 @@ def balanced(
         before = outcome
         for concept, own in edits.items():
             factor = 0.5 if per_target(outcome)["=".join(concept)] == 1 else 2.0
-            tried = {**edits, concept: [replace(one, strength=factor * one.strength) for one in own]}
+            tried = {
+                **edits,
+                concept: [replace(one, strength=factor * one.strength) for one in own],
+            }
             then = looked(_all(tried))
             if value(then) > value(outcome):
                 edits, outcome = tried, then

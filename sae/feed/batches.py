@@ -37,19 +37,22 @@ class Source(Protocol):
     rows: ActivationRows
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""
+        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``,
+        copies."""
 
     def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
-        """Return the rows to evaluate on: all, the indices of those that count, and whether training left them out."""
+        """Return the rows to evaluate on: all, the indices of those that count, and whether
+        training left them out."""
 
 
 class PositionBatches:
-    """A store's rows of a hook: :class:`~sae.feed.shuffle.ShuffledPositions` of most samples; the others are held out.
+    """A store's rows of a hook: :class:`~sae.feed.shuffle.ShuffledPositions` of most samples; the
+    others are held out.
 
     Attributes:
         rows: All rows of the branch.
-        train, test: Indices into ``rows``; the samples of ``test`` are :func:`~sae.feed.rows.held_out`. Without a second
-            sample, ``test`` is empty.
+        train, test: Indices into ``rows``; the samples of ``test`` are
+            :func:`~sae.feed.rows.held_out`. Without a second sample, ``test`` is empty.
         hook, n_positions, n_batches, data, default_steps: As :class:`Source` says.
     """
 
@@ -74,7 +77,8 @@ class PositionBatches:
         self.default_steps = max(_MIN_STEPS, _EPOCHS * self.n_batches)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``, copies."""
+        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``,
+        copies."""
         for batch in self._shuffled.epoch(number, start):
             yield batch.float()
 
@@ -84,17 +88,20 @@ class PositionBatches:
 
 
 class ActivationBatches(IterableDataset[Tensor]):
-    """Shuffled batches of a hook's positions ``[batch_size, d_in]``, straight from the store's memory maps.
+    """Shuffled batches of a hook's positions ``[batch_size, d_in]``, straight from the store's
+    memory maps.
 
-    >>> batches = ActivationBatches(Store.open("store"), "unet.up_blocks.1.attentions.1", batch_size=4096)
-    >>> for batch in batches: ...
+    >>> batches = ActivationBatches(Store.open("store"), "unet.up_blocks.1.attentions.1",
+    batch_size=4096) >>> for batch in batches: ...
 
-    Each iteration is an epoch, in another order than the last, with every position once (less than a batch is left
-    over). See :class:`~sae.feed.shuffle.ShuffledPositions` for what is mixed with what. Workers of a ``DataLoader``
-    (``batch_size=None``) and ranks share the rows without overlap; every rank has the same number of batches.
+    Each iteration is an epoch, in another order than the last, with every position once (less than
+    a batch is left over). See :class:`~sae.feed.shuffle.ShuffledPositions` for what is mixed with
+    what. Workers of a ``DataLoader`` (``batch_size=None``) and ranks share the rows without
+    overlap; every rank has the same number of batches.
 
-    ``state_dict`` after any batch, loaded into an equal object, goes on with the next one, the same as if nothing had
-    happened. Workers count in processes of their own: with them, call ``set_epoch`` before each epoch.
+    ``state_dict`` after any batch, loaded into an equal object, goes on with the next one, the same
+    as if nothing had happened. Workers count in processes of their own: with them, call
+    ``set_epoch`` before each epoch.
 
     Raises:
         SAEError: nothing was collected of what is wanted; a label does not exist.
@@ -127,14 +134,16 @@ class ActivationBatches(IterableDataset[Tensor]):
             batch_size: Positions a batch.
             branch: ``cond``, ``uncond`` or ``both``.
             steps: Only these step indices.
-            labels: Only samples with these concepts, such as ``{"style": "neon", "object": ["cat", "fish"]}``.
+            labels: Only samples with these concepts, such as
+                ``{"style": "neon", "object": ["cat", "fish"]}``.
             sample_ids: Only these samples.
             seed: Decides the order.
             rank: Which of ``world_size`` processes this is.
             world_size: Processes that share the rows.
             device: Where batches are delivered; to CUDA from page-locked memory, without waiting.
             dtype: Of the batches; default: as stored.
-            run: Neighbouring positions of a map that stay together, at most; 1 draws every position alone, slower.
+            run: Neighbouring positions of a map that stay together, at most; 1 draws every position
+                alone, slower.
             window_bytes: Of the rows whose positions can meet in a batch.
         """
         self._what = store, hook, branch, steps, _labelled(store, labels, sample_ids)
@@ -148,7 +157,9 @@ class ActivationBatches(IterableDataset[Tensor]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the maps: a copy in another process opens its own."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("rows", "_shares")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("rows", "_shares")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the rows."""
@@ -156,8 +167,12 @@ class ActivationBatches(IterableDataset[Tensor]):
         self.rows, self._shares = activation_rows(*self._what), {}
 
     def _shuffled(self, share: tuple[int, int]) -> ShuffledPositions:
-        if share not in self._shares:  # Kept from epoch to epoch: pages that were touched stay mapped.
-            self._shares[share] = ShuffledPositions(self.rows, np.arange(len(self.rows)), *self._settings, share)
+        if (
+            share not in self._shares
+        ):  # Kept from epoch to epoch: pages that were touched stay mapped.
+            self._shares[share] = ShuffledPositions(
+                self.rows, np.arange(len(self.rows)), *self._settings, share
+            )
         return self._shares[share]
 
     def _share(self) -> tuple[int, int]:
@@ -193,7 +208,9 @@ class ActivationBatches(IterableDataset[Tensor]):
 
 
 def _labelled(
-    store: Store, labels: Mapping[str, str | Collection[str]] | None, sample_ids: Collection[int] | None
+    store: Store,
+    labels: Mapping[str, str | Collection[str]] | None,
+    sample_ids: Collection[int] | None,
 ) -> set[int] | None:
     """Return the ids of the samples that are wanted; None: all."""
     wanted = None if sample_ids is None else set(sample_ids)
@@ -206,10 +223,14 @@ def _labelled(
         unknown = sorted(names - set(table[family].to_pylist()))
         if unknown:
             there = sorted({name for name in table[family].to_pylist() if name is not None})
-            raise SAEError(f"{store.root} has no {family} {unknown[0]!r}.{nearest(unknown[0], there)}")
+            raise SAEError(
+                f"{store.root} has no {family} {unknown[0]!r}.{nearest(unknown[0], there)}"
+            )
         found = {
             i
-            for i, name in zip(table["sample_id"].to_pylist(), table[family].to_pylist(), strict=True)
+            for i, name in zip(
+                table["sample_id"].to_pylist(), table[family].to_pylist(), strict=True
+            )
             if name in names
         }
         wanted = found if wanted is None else wanted & found

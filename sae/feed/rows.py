@@ -1,4 +1,5 @@
-"""The rows (sample, step, branch) of a hook's activation shards: which there are, and their tensors."""
+"""The rows (sample, step, branch) of a hook's activation shards: which there are, and their
+tensors."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -19,10 +20,13 @@ from featurestore.vocabulary import BRANCH_CHOICES
 def held_out(sample_ids: Iterable[int], fraction: float) -> frozenset[int]:
     """Return about ``fraction`` of the samples: those whose hashed id is small.
 
-    Whether a sample belongs depends on its id alone, so it does not change when the store grows, except that of two
-    or more samples at least one is held out and at least one is not.
+    Whether a sample belongs depends on its id alone, so it does not change when the store grows,
+    except that of two or more samples at least one is held out and at least one is not.
     """
-    draws = {i: int(hashlib.sha256(f"holdout {i}".encode()).hexdigest()[:15], 16) / 16**15 for i in sample_ids}
+    draws = {
+        i: int(hashlib.sha256(f"holdout {i}".encode()).hexdigest()[:15], 16) / 16**15
+        for i in sample_ids
+    }
     order = sorted(draws, key=lambda i: (draws[i], i))
     if len(order) < 2 or fraction <= 0:
         return frozenset()
@@ -45,7 +49,9 @@ class _Part(NamedTuple):
     def of(cls, number: int, shard: ActivationShard, wanted: npt.NDArray[np.bool_]) -> "_Part":
         """Return those of shard ``number`` that ``wanted`` marks."""
         rows = np.flatnonzero(wanted).astype(np.int32)
-        offset = shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
+        offset = (
+            shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
+        )
         return cls(
             shard=np.full(len(rows), number, np.int32),
             row=rows,
@@ -59,12 +65,14 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRows:
-    """Rows (sample, step, branch) of a hook's shards; index ``i`` is row ``row[i]`` of shard ``shard[i]``."""
+    """Rows (sample, step, branch) of a hook's shards; index ``i`` is row ``row[i]`` of shard
+    ``shard[i]``."""
 
     store: Store
     records: list[Record]
     shards: list[ActivationShard | None]
-    """None where the tensors cannot be mapped: such a shard is read anew whenever it is needed, to bound memory"""
+    """None where the tensors cannot be mapped: such a shard is read anew whenever it is needed, to
+    bound memory"""
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     step: npt.NDArray[np.int32]
@@ -72,7 +80,8 @@ class ActivationRows:
     sample_id: npt.NDArray[np.int64]
     branch: npt.NDArray[np.str_]
     offset: npt.NDArray[np.int64]
-    """where the row's tensor begins, in bytes: in its file, or in the decoded tensor of its shard"""
+    """where the row's tensor begins, in bytes: in its file, or in the decoded tensor of its
+    shard"""
     n_positions: int
     d_in: int
     dtype: np.dtype
@@ -83,7 +92,8 @@ class ActivationRows:
         return len(self.row)
 
     def fill(self, indices: npt.NDArray[np.integer]) -> npt.NDArray:
-        """Return a copy of some rows' tensors, ``[n, n_positions, d_in]``, in the order of ``indices``."""
+        """Return a copy of some rows' tensors, ``[n, n_positions, d_in]``, in the order of
+        ``indices``."""
         result = np.empty((len(indices), self.n_positions, self.d_in), self.dtype)
         of_shard = self.shard[indices]
         for number in np.unique(of_shard):
@@ -100,12 +110,15 @@ def activation_rows(
     steps: Collection[int] | None = None,
     samples: Collection[int] | None = None,
 ) -> ActivationRows:
-    """Open the rows of a hook that belong to a branch (``cond``, ``uncond`` or ``both``), in the order of the shards.
+    """Open the rows of a hook that belong to a branch (``cond``, ``uncond`` or ``both``), in the
+    order of the shards.
 
-    ``steps`` and ``samples`` (ids) leave out others; shards without any of the samples are not opened.
+    ``steps`` and ``samples`` (ids) leave out others; shards without any of the samples are not
+    opened.
 
     Raises:
-        SAEError: nothing was collected at ``hook`` or of what is wanted, or the shards do not belong together.
+        SAEError: nothing was collected at ``hook`` or of what is wanted, or the shards do not
+            belong together.
         UsageError: there is no such branch.
         DamageError: a file is not what its record says.
     """
@@ -130,13 +143,27 @@ def activation_rows(
         parts.append(_Part.of(number, shard, wanted))
         shards.append(shard if shard.mapped else None)
     if first is None:
-        raise SAEError(f"{store.root}: hook {hook!r} has no rows of the {len(samples or ())} samples that are wanted.")
-    found_rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _Part._fields}
+        raise SAEError(
+            f"{store.root}: hook {hook!r} has no rows of the {len(samples or ())} samples that "
+            f"are wanted."
+        )
+    found_rows = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _Part._fields
+    }
     n_rows = len(found_rows["row"])
-    if not n_rows and (steps is not None or samples is not None) and (branch == "both" or branch in found):
-        raise SAEError(f"{store.root}: hook {hook!r} has no rows of the steps and samples that are wanted.")
+    if (
+        not n_rows
+        and (steps is not None or samples is not None)
+        and (branch == "both" or branch in found)
+    ):
+        raise SAEError(
+            f"{store.root}: hook {hook!r} has no rows of the steps and samples that are wanted."
+        )
     if not n_rows:
-        raise SAEError(f"{store.root}: hook {hook!r} has no rows of branch {branch!r}.{nearest(branch, sorted(found))}")
+        raise SAEError(
+            f"{store.root}: hook {hook!r} has no rows of branch "
+            f"{branch!r}.{nearest(branch, sorted(found))}"
+        )
     return ActivationRows(
         store=store,
         records=records,
@@ -159,7 +186,9 @@ def hook_records(store: Store, hook: str) -> list[Record]:
         return store.require(f"activations/{hook}")
     except TableError as error:
         known = store.names("activations")
-        hint = nearest(hook, known) or " Nothing was collected yet: 'featurestore collect' does that."
+        hint = (
+            nearest(hook, known) or " Nothing was collected yet: 'featurestore collect' does that."
+        )
         raise SAEError(f"{store.root} has no activations of hook {hook!r}.{hint}") from error
 
 
@@ -168,7 +197,8 @@ def _check_alike(store: Store, hook: str, first: ActivationShard, shard: Activat
         here, there = shard.metadata.get(key), first.metadata.get(key)
         if here != there:
             raise SAEError(
-                f"{store.root}: shards of hook {hook!r} differ: {key} is {there} in {first.record.shard} and "
+                f"{store.root}: shards of hook {hook!r} differ: {key} is {there} in "
+                f"{first.record.shard} and "
                 f"{here} in {shard.record.shard}: run 'featurestore verify {store.root}'."
             )
 

@@ -1,4 +1,5 @@
-"""Shuffled batches of positions, gathered straight from the memory maps; bounded memory, resumable anywhere."""
+"""Shuffled batches of positions, gathered straight from the memory maps; bounded memory, resumable
+anywhere."""
 
 import math
 import warnings
@@ -26,17 +27,19 @@ _OPEN_BYTES = 2 * 2**30
 class ShuffledPositions:
     """Seeded, shuffled batches of positions, each epoch in another order.
 
-    Shards are permuted; the rows (sample, step, branch) of each eight of them are permuted together; the positions of as
-    many rows as fit ``window_bytes`` are permuted, ``run`` neighbouring positions of a map staying together. Batches
-    are cut from that stream; less than a batch is left over at the end of an epoch. So a position is drawn exactly
-    once an epoch, and a batch mixes hundreds of rows of eight shards. Batch ``n`` of epoch ``e`` is a function of the
+    Shards are permuted; the rows (sample, step, branch) of each eight of them are permuted
+    together; the positions of as many rows as fit ``window_bytes`` are permuted, ``run``
+    neighbouring positions of a map staying together. Batches are cut from that stream; less than a
+    batch is left over at the end of an epoch. So a position is drawn exactly once an epoch, and a
+    batch mixes hundreds of rows of eight shards. Batch ``n`` of epoch ``e`` is a function of the
     data, the seed, ``e`` and ``n``, and no earlier one is read for it.
 
     Attributes:
         n_positions: Positions of this share.
         n_batches: Batches an epoch, the same for every share.
-        run: Neighbouring positions that stay together: the most, up to what was asked for, that divides the positions of
-            a map and the batch. With 1 all positions are drawn alone; more is faster, see benchmarks/read.py.
+        run: Neighbouring positions that stay together: the most, up to what was asked for, that
+            divides the positions of a map and the batch. With 1 all positions are drawn alone; more
+            is faster, see benchmarks/read.py.
     """
 
     def __init__(
@@ -55,7 +58,8 @@ class ShuffledPositions:
         self.n_batches = self.n_positions // batch_size
         if not self.n_batches:
             raise UsageError(
-                f"a batch of {batch_size} positions is more than the {self.n_positions} of {rows.records[0].table} that "
+                f"a batch of {batch_size} positions is more than the {self.n_positions} of "
+                f"{rows.records[0].table} that "
                 f"are wanted: use a smaller --batch-size, or collect more."
             )
         common = math.gcd(rows.n_positions, batch_size)
@@ -68,10 +72,12 @@ class ShuffledPositions:
         self._open: dict[int, Tensor] = {}
 
     def epoch(self, number: int, start: int = 0, pinned: bool = False) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on: ``[batch_size, d_in]`` in the stored type.
+        """Yield the batches of an epoch, from batch ``start`` on: ``[batch_size, d_in]`` in the
+        stored type.
 
-        ``pinned``: in page-locked memory, gathered a little ahead of their use by a thread. In the ordinary memory of a
-        thread of its own the same would be three times slower (benchmarks/read.py).
+        ``pinned``: in page-locked memory, gathered a little ahead of their use by a thread. In the
+        ordinary memory of a thread of its own the same would be three times slower
+        (benchmarks/read.py).
         """
         if not pinned:
             yield from (self._gather(row, run, pinned) for row, run in self._drawn(number, start))
@@ -94,7 +100,9 @@ class ShuffledPositions:
             while pending.shape[1] < per_batch:
                 first = window * self._rows_per_window
                 rows = order[first : first + self._rows_per_window]
-                drawn = self._generator(epoch, window + 1).permutation(len(rows) * self._runs_per_row)[offset:]
+                drawn = self._generator(epoch, window + 1).permutation(
+                    len(rows) * self._runs_per_row
+                )[offset:]
                 place, run = np.divmod(drawn, self._runs_per_row)
                 pending = np.concatenate([pending, np.stack([rows[place], run])], axis=1)
                 window, offset = window + 1, 0
@@ -122,7 +130,8 @@ class ShuffledPositions:
         return out.view(-1).view(self._dtype).view(self.batch_size, self.rows.d_in)
 
     def _runs(self, number: int) -> Tensor:
-        """Return the bytes of a shard as overlapping runs: row ``i`` is the run that begins at byte ``i``."""
+        """Return the bytes of a shard as overlapping runs: row ``i`` is the run that begins at byte
+        ``i``."""
         if number not in self._open:
             while self._full(self.rows.shards[number] is not None):
                 del self._open[next(iter(self._open))]
@@ -133,12 +142,14 @@ class ShuffledPositions:
     def _full(self, mapped: bool) -> bool:
         """Say whether a shard has to be closed before another is opened.
 
-        A window may reach from one group of shards into the next, and over many if they are small; what had to be decoded is
-        dropped sooner.
+        A window may reach from one group of shards into the next, and over many if they are small;
+        what had to be decoded is dropped sooner.
         """
         if not mapped:
             return len(self._open) >= OPEN_SHARDS
-        return len(self._open) >= 2 * OPEN_SHARDS and sum(map(len, self._open.values())) > _OPEN_BYTES
+        return (
+            len(self._open) >= 2 * OPEN_SHARDS and sum(map(len, self._open.values())) > _OPEN_BYTES
+        )
 
     def _bytes(self, number: int) -> Tensor:
         record, shard = self.rows.records[number], self.rows.shards[number]
@@ -147,7 +158,9 @@ class ShuffledPositions:
             return torch.from_numpy(np.ascontiguousarray(values)).view(torch.uint8).flatten()
         raw = np.memmap(self.rows.store.root / record.files[0].path, np.uint8, "r")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+            warnings.filterwarnings(
+                "ignore", "The given NumPy array is not writable"
+            )  # nothing writes to it
             return torch.from_numpy(raw)
 
     def _generator(self, *key: int) -> np.random.Generator:

@@ -16,10 +16,11 @@ _BATCH_SIZE, _N_BATCHES = 4096, 200
 
 @torch.no_grad()
 def calibrate_(sae: SAE, batches: Iterable[Tensor]) -> None:
-    """Set the threshold as training does (:mod:`sae.variants.batchtopk`), from batches ``[n, d_in]`` of raw activations.
+    """Set the threshold as training does (:mod:`sae.variants.batchtopk`), from batches
+    ``[n, d_in]`` of raw activations.
 
-    It starts at the smallest of the k · n activations that the first batch keeps, and moves towards that of each further
-    one.
+    It starts at the smallest of the k · n activations that the first batch keeps, and moves towards
+    that of each further one.
     """
     for number, x in enumerate(batches):
         inner = sae.centred(x)[0]
@@ -30,7 +31,8 @@ def calibrate_(sae: SAE, batches: Iterable[Tensor]) -> None:
 
 
 def calibrate_on_(store: Store, sae: SAE) -> dict[str, object]:
-    """Calibrate on the conditional activations that a store has of the SAE's hook; return what they were.
+    """Calibrate on the conditional activations that a store has of the SAE's hook; return what they
+    were.
 
     At most 200 batches of 4096 positions, in a shuffled order that is always the same.
 

@@ -1,4 +1,5 @@
-"""dictionary_learning (saprmarks): ``config.json`` with ``trainer``, ``ae.pt`` with a state dict; version 0.1."""
+"""dictionary_learning (saprmarks): ``config.json`` with ``trainer``, ``ae.pt`` with a state dict;
+version 0.1."""
 
 import math
 from pathlib import Path
@@ -7,7 +8,16 @@ from typing import Any
 import torch
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import Choice, Foreign, Taken, integer, read_fields, refuse, state_dict, unit_rows
+from sae.formats.foreign import (
+    Choice,
+    Foreign,
+    Taken,
+    integer,
+    read_fields,
+    refuse,
+    state_dict,
+    unit_rows,
+)
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
@@ -41,7 +51,9 @@ def read(directory: Path, choice: Choice) -> Foreign:
     config = {"d_in": d_in, "n_latents": n_latents, "k": 0}
     found = _READERS[kind](path, trainer, taken, choice, config)
     taken.finish()
-    return found._replace(hook=str(trainer.get("submodule_name") or ""), io=_IO[side] if buffer else "")
+    return found._replace(
+        hook=str(trainer.get("submodule_name") or ""), io=_IO[side] if buffer else ""
+    )
 
 
 def _linear(taken: Taken, d_in: int, n_latents: int, bias: str) -> dict[str, torch.Tensor]:
@@ -69,34 +81,47 @@ def _k(path: Path, trainer: dict[str, Any], taken: Taken) -> int:
     return k
 
 
-def _standard(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
-    """``ReLU``: a threshold of 0. With unit rows in the decoder, as the library's ``load_dictionary`` gives them."""
-    tensors = unit_rows(taken, _linear(taken, config["d_in"], config["n_latents"], "bias"), "its own loader")
+def _standard(
+    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+) -> Foreign:
+    """``ReLU``: a threshold of 0. With unit rows in the decoder, as the library's
+    ``load_dictionary`` gives them."""
+    tensors = unit_rows(
+        taken, _linear(taken, config["d_in"], config["n_latents"], "bias"), "its own loader"
+    )
     tensors["threshold"] = torch.zeros(config["n_latents"])
     return Foreign(config | {"architecture": "jumprelu"}, tensors)
 
 
-def _topk(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+def _topk(
+    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+) -> Foreign:
     """TopK; the threshold in the file is not used unless one asks for it."""
     taken.ignore("threshold")
     tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
     return Foreign(config | {"k": _k(path, trainer, taken)}, tensors)
 
 
-def _batchtopk(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+def _batchtopk(
+    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+) -> Foreign:
     tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
     config |= {"k": _k(path, trainer, taken), "architecture": "batchtopk"}
     return _with_threshold(Foreign(config, tensors), taken, choice)
 
 
-def _matryoshka(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+def _matryoshka(
+    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+) -> Foreign:
     tensors = _matrices(taken, config["d_in"], config["n_latents"])
     config |= {"k": _k(path, trainer, taken), "architecture": "matryoshka_batchtopk"}
     config["group_sizes"] = tuple(taken.integers("group_sizes"))
     return _with_threshold(Foreign(config, tensors), taken, choice)
 
 
-def _jumprelu(path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]) -> Foreign:
+def _jumprelu(
+    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+) -> Foreign:
     """Thresholds a latent; this library's JumpReLU does not subtract ``b_dec`` from its input."""
     tensors = _matrices(taken, config["d_in"], config["n_latents"])
     tensors["threshold"] = taken.take("threshold", (config["n_latents"],))
@@ -113,14 +138,25 @@ def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
         if choice.threshold is None and not choice.calibrate:
             says = "no threshold" if threshold is None else f"threshold = {threshold:g}"
             raise SAEError(
-                f"{taken.path} has {says}: it was never calibrated. Give --calibrate to do so on the store's activations, "
-                f"--threshold, or --architecture topk to serve it with {found.fields['k']} latents a position."
+                f"{taken.path} has {says}: it was never calibrated. Give --calibrate to do so on "
+                f"the store's activations, "
+                f"--threshold, or --architecture topk to serve it with {found.fields['k']} "
+                f"latents a position."
             )
-        found, threshold = found._replace(uncalibrated=choice.threshold is None), choice.threshold or 0.0
-    elif choice.threshold is not None and not math.isclose(choice.threshold, threshold, rel_tol=1e-6):
+        found, threshold = (
+            found._replace(uncalibrated=choice.threshold is None),
+            choice.threshold or 0.0,
+        )
+    elif choice.threshold is not None and not math.isclose(
+        choice.threshold, threshold, rel_tol=1e-6
+    ):
         given = f"--threshold {choice.threshold:g}"
-        raise SAEError(f"{taken.path} has threshold = {threshold:g}: {given} would be another function.")
-    return found._replace(tensors=found.tensors | {"threshold": torch.full((found.fields["n_latents"],), threshold)})
+        raise SAEError(
+            f"{taken.path} has threshold = {threshold:g}: {given} would be another function."
+        )
+    return found._replace(
+        tensors=found.tensors | {"threshold": torch.full((found.fields["n_latents"],), threshold)}
+    )
 
 
 _READERS = {
@@ -131,7 +167,8 @@ _READERS = {
     "JumpReluAutoEncoder": _jumprelu,
 }
 _OTHER = {
-    "GatedAutoEncoder": "a gate of its own decides which latents fire: two encoders, where an SAE here has one",
+    "GatedAutoEncoder": "a gate of its own decides which latents fire: two encoders, where an SAE "
+    "here has one",
     "CrossCoder": "it reads several layers at once",
 }
 """classes that are another function than any SAE here"""

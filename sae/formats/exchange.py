@@ -31,17 +31,19 @@ def import_sae(
     format: str = "auto",
     hook: str | None = None,
     io: str | None = None,
-    choice: Choice = Choice(),  # noqa: B008 - immutable
+    choice: Choice = Choice(),  # noqa: B008
 ) -> Record:
-    """Read a checkpoint of another library, from a directory, a file or a hub, and commit it as ``saes/<name>``.
+    """Read a checkpoint of another library, from a directory, a file or a hub, and commit it as
+    ``saes/<name>``.
 
-    ``hook`` and ``io`` default to what the checkpoint says, then ``io`` to what the store holds of the hook. An SAE that is
-    in the store already, the same to the last bit, is returned as it is. A threshold that is not in the file can be found on
-    the hook's activations (``choice.calibrate``, :func:`sae.formats.calibrate.calibrate_on_`).
+    ``hook`` and ``io`` default to what the checkpoint says, then ``io`` to what the store holds of
+    the hook. An SAE that is in the store already, the same to the last bit, is returned as it is. A
+    threshold that is not in the file can be found on the hook's activations (``choice.calibrate``,
+    :func:`sae.formats.calibrate.calibrate_on_`).
 
     Raises:
-        SAEError: the checkpoint is unknown, malformed or says what cannot be honoured; it does not fit the hook's
-            activations; or the store has another SAE of that name.
+        SAEError: the checkpoint is unknown, malformed or says what cannot be honoured; it does not
+            fit the hook's activations; or the store has another SAE of that name.
         UsageError: nobody says which hook it belongs to.
     """
     schemas.check_name(name, "an SAE's name")
@@ -52,7 +54,9 @@ def import_sae(
     if found.uncalibrated:
         made_by["calibrated"] = calibrate_on_(store, sae)
     files = {CONFIG: config_bytes(sae.config), WEIGHTS: weights_bytes(sae)}
-    made = make_candidate(store, name, sae, files=files, made_by=made_by, otherwise="use another --name")
+    made = make_candidate(
+        store, name, sae, files=files, made_by=made_by, otherwise="use another --name"
+    )
     if made.files:
         add_sae(store, made)
         write_card(store)
@@ -74,17 +78,26 @@ def foreign_sae(path: Path, found: Foreign, place: Mapping[str, Any] = MappingPr
     check_tensors(path, config, found.tensors)
     with torch.device("meta"):
         sae = SAE(config)
-    sae.load_state_dict({key: tensor.contiguous() for key, tensor in found.tensors.items()}, assign=True)
+    sae.load_state_dict(
+        {key: tensor.contiguous() for key, tensor in found.tensors.items()}, assign=True
+    )
     return sae.requires_grad_(False)
 
 
-def _place(store: Store, source: str, found: Foreign, hook: str | None, io: str | None) -> dict[str, object]:
-    """Return the fields that say of which activations it is, checked against those that the store has."""
+def _place(
+    store: Store, source: str, found: Foreign, hook: str | None, io: str | None
+) -> dict[str, object]:
+    """Return the fields that say of which activations it is, checked against those that the store
+    has."""
     known = store.names("activations")
     if hook is None:
         hook = found.hook
         if hook not in known:
-            says = f"names {hook!r}, of which the store has no activations" if hook else "does not say which"
+            says = (
+                f"names {hook!r}, of which the store has no activations"
+                if hook
+                else "does not say which"
+            )
             hooks = f" The store has {', '.join(known)}." if known else ""
             raise UsageError(f"{source} {says}: give the SAE's hook with --hook.{hooks}")
     wanted = io or found.io
@@ -97,18 +110,26 @@ def _place(store: Store, source: str, found: Foreign, hook: str | None, io: str 
     held = shard.metadata.get("io", "output")
     if wanted and wanted != held:
         raise SAEError(
-            f"{source} was trained on the {wanted} of its module, {store.root} holds the {held} of {hook!r}: collect with "
+            f"{source} was trained on the {wanted} of its module, {store.root} holds the {held} "
+            f"of {hook!r}: collect with "
             f"--io {wanted}{'' if io else f', or give --io {held} if that is wrong'}."
         )
     if shard.d_in != found.fields["d_in"]:
         raise SAEError(
-            f"{source} takes {found.fields['d_in']} channels, hook {hook!r} of {store.root} has {shard.d_in}."
+            f"{source} takes {found.fields['d_in']} channels, hook {hook!r} of {store.root} has "
+            f"{shard.d_in}."
         )
-    return {"hook": hook, "io": held, "height": int(shard.metadata["height"]), "width": int(shard.metadata["width"])}
+    return {
+        "hook": hook,
+        "io": held,
+        "height": int(shard.metadata["height"]),
+        "width": int(shard.metadata["width"]),
+    }
 
 
 def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
-    """Write an SAE of a store in another library's format into a new directory, with a model card; return the files.
+    """Write an SAE of a store in another library's format into a new directory, with a model card;
+    return the files.
 
     Raises:
         SAEError: the store has no such SAE, or the format cannot express it.
@@ -118,7 +139,9 @@ def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
         raise UsageError(f"format {format!r} cannot be written. Known: {', '.join(WRITERS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists: name a new directory.")
-    files = WRITERS[format](store_sae(store, name)) | {"README.md": model_card(store, name, format).encode()}
+    files = WRITERS[format](store_sae(store, name)) | {
+        "README.md": model_card(store, name, format).encode()
+    }
     for file, data in files.items():
         durable.write_bytes(out / file, data)
     return [out / file for file in files]

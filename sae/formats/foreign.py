@@ -1,4 +1,5 @@
-"""What readers of other libraries' checkpoints share: options, tensors that are checked as they are taken, refusals."""
+"""What readers of other libraries' checkpoints share: options, tensors that are checked as they are
+taken, refusals."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -69,7 +70,10 @@ class Taken:
             SAEError: it is missing, of another shape, of integers, or not finite.
         """
         tensor = self._get(name)
-        if len(shape) == 1 and list(tensor.shape) == [1, *shape]:  # A vector that was kept as one row.
+        if len(shape) == 1 and list(tensor.shape) == [
+            1,
+            *shape,
+        ]:  # A vector that was kept as one row.
             tensor = tensor[0]
         if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
@@ -88,7 +92,9 @@ class Taken:
         """
         tensor = self._get(name)
         if tensor.numel() != 1 or not bool(tensor.isfinite().all()):
-            raise SAEError(f"{self.path}: {name} is {list(tensor.shape)}, expected one finite number.")
+            raise SAEError(
+                f"{self.path}: {name} is {list(tensor.shape)}, expected one finite number."
+            )
         self._taken.add(name)
         return float(tensor)
 
@@ -100,7 +106,10 @@ class Taken:
         """
         tensor = self._get(name)
         if tensor.dim() != 1 or tensor.is_floating_point():
-            raise SAEError(f"{self.path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected a list of integers.")
+            raise SAEError(
+                f"{self.path}: {name} is {tensor.dtype} {list(tensor.shape)}, expected a list of "
+                f"integers."
+            )
         self._taken.add(name)
         return [int(value) for value in tensor.tolist()]
 
@@ -116,7 +125,9 @@ class Taken:
         """
         left = sorted(set(self._tensors) - self._taken)
         if left:
-            raise SAEError(f"{self.path} has tensors that are not known and may change the function: {left}.")
+            raise SAEError(
+                f"{self.path} has tensors that are not known and may change the function: {left}."
+            )
 
     def _get(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -142,10 +153,13 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without the ``_orig_mod.`` or ``module.`` that a compiled or distributed module has before all names."""
+    """Return tensors without the ``_orig_mod.`` or ``module.`` that a compiled or distributed
+    module has before all names."""
     for prefix in ("_orig_mod.", "module."):
         if tensors and all(name.startswith(prefix) for name in tensors):
-            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+            return _unwrapped(
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            )
     return dict(tensors)
 
 
@@ -161,7 +175,11 @@ def _shards(path: Path) -> list[Path]:
         SAEError: some are missing.
     """
     found = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
-    n = int(found[0].stem.rpartition("-of-")[2]) if found and found[0].stem.rpartition("-of-")[2].isdecimal() else 0
+    n = (
+        int(found[0].stem.rpartition("-of-")[2])
+        if found and found[0].stem.rpartition("-of-")[2].isdecimal()
+        else 0
+    )
     if len(found) != n:
         raise SAEError(f"{path.parent} has {len(found)} of the {n} shards of {path.name}.")
     return found
@@ -185,7 +203,8 @@ def read_tensors(path: Path) -> Taken:
 
 
 def state_dict(path: Path, within: str = "") -> Taken:
-    """Return the tensors of a state dict that ``torch.save`` wrote, without running what the file says.
+    """Return the tensors of a state dict that ``torch.save`` wrote, without running what the file
+    says.
 
     ``within``: the only key of the dictionary that holds it, where it does not stand by itself.
 
@@ -202,7 +221,8 @@ def state_dict(path: Path, within: str = "") -> Taken:
 
 
 def unit_rows(taken: Taken, tensors: dict[str, Tensor], by: str) -> dict[str, Tensor]:
-    """Return an SAE's tensors with pre-activations times ``‖W_dec[i]‖``, and ``W_dec`` of unit rows: the same reconstruction.
+    """Return an SAE's tensors with pre-activations times ``‖W_dec[i]‖``, and ``W_dec`` of unit
+    rows: the same reconstruction.
 
     Raises:
         SAEError: a row of zeros has no direction; ``by`` says what divides by it.
@@ -237,7 +257,9 @@ def check_known(path: Path, fields: Mapping[str, Any], known: Collection[str]) -
     """
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise SAEError(f"{path} has fields that are not known and may change the function: {unknown}.")
+        raise SAEError(
+            f"{path} has fields that are not known and may change the function: {unknown}."
+        )
 
 
 def refuse(path: Path, name: str, value: object, why: str) -> NoReturn:

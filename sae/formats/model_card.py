@@ -8,13 +8,15 @@ from featurestore.store import Store
 
 _LIBRARIES = {"sparsify": "sparsify", "saelens": "saelens"}
 _LOADING = {
-    "sparsify": 'from sparsify import SparseCoder\n\nsae = SparseCoder.load_from_disk("{directory}")',
+    "sparsify": "from sparsify import SparseCoder\n\nsae = "
+    'SparseCoder.load_from_disk("{directory}")',
     "saelens": 'from sae_lens import SAE\n\nsae = SAE.load_from_disk("{directory}")',
 }
 
 
 def model_card(store: Store, name: str, format: str) -> str:
-    """Return the Markdown of an SAE's README.md: hook, sizes, FVU, L0, dead latents, and the lines that load it.
+    """Return the Markdown of an SAE's README.md: hook, sizes, FVU, L0, dead latents, and the lines
+    that load it.
 
     ``base_model`` is given where the store's run names a model of a hub.
 
@@ -23,11 +25,18 @@ def model_card(store: Store, name: str, format: str) -> str:
     """
     config, metrics, run = load_config(store, name), load_metrics(store, name), store.run or {}
     model = str(run.get("model", ""))
-    head = ["---", f"library_name: {_LIBRARIES[format]}", "tags:", "- sparse-autoencoder", "- diffusion"]
+    head = [
+        "---",
+        f"library_name: {_LIBRARIES[format]}",
+        "tags:",
+        "- sparse-autoencoder",
+        "- diffusion",
+    ]
     head += [f"base_model: {json.dumps(model)}"] if model.count("/") == 1 else []
     lines = [*head, "---", "", f"# SAE `{name}`", ""]
     lines += [
-        f"A sparse autoencoder on the {config['io']} of `{config['hook']}`" + (f" of {model}." if model else "."),
+        f"A sparse autoencoder on the {config['io']} of `{config['hook']}`"
+        + (f" of {model}." if model else "."),
         "",
     ]
     lines += ["| | |", "|---|---|"]

@@ -1,8 +1,10 @@
-"""overcomplete (KempnerInstitute): one file, a bare state dict; version 0.3 (``overcomplete/sae/``).
+"""overcomplete (KempnerInstitute): one file, a bare state dict; version 0.3
+(``overcomplete/sae/``).
 
-The file does not say what it is: TopK and BatchTopK have the same tensors, and k and the threshold are not among them.
-Only JumpSAE shows, by its ``thresholds``. Encoders other than one linear layer, and dictionaries other than a matrix of
-unit rows times ``exp(multiplier)``, have other tensors, or other rows, and are refused.
+The file does not say what it is: TopK and BatchTopK have the same tensors, and k and the threshold
+are not among them. Only JumpSAE shows, by its ``thresholds``. Encoders other than one linear layer,
+and dictionaries other than a matrix of unit rows times ``exp(multiplier)``, have other tensors, or
+other rows, and are refused.
 """
 
 from pathlib import Path
@@ -54,8 +56,10 @@ def read(path: Path, choice: Choice) -> Foreign:
             config["architecture"] = "batchtopk"
     else:
         raise SAEError(
-            f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) for TopK; for BatchTopK "
-            f"--threshold (its running_threshold), or --calibrate and --k (latents per position); --architecture relu if it is "
+            f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) "
+            f"for TopK; for BatchTopK "
+            f"--threshold (its running_threshold), or --calibrate and --k (latents per position); "
+            f"--architecture relu if it is "
             f"neither but a plain SAE."
         )
     taken.finish()
@@ -69,13 +73,16 @@ def _dictionary(taken: Taken, n_latents: int, d_in: int) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1)
     if not bool(((norms - 1).abs() < 1e-5).all()):
         raise SAEError(
-            f"{taken.path}: rows of {_DICTIONARY} have norms {float(norms.min()):.4g} to {float(norms.max()):.4g}, expected "
-            f"1: the file does not say how they are normalised. Only 'l2' is known here: call eval() before saving."
+            f"{taken.path}: rows of {_DICTIONARY} have norms {float(norms.min()):.4g} to "
+            f"{float(norms.max()):.4g}, expected "
+            f"1: the file does not say how they are normalised. Only 'l2' is known here: call "
+            f"eval() before saving."
         )
     multiplier = taken.number("dictionary.multiplier") if "dictionary.multiplier" in taken else 0.0
     return rows * torch.tensor(multiplier).exp()
 
 
 def _inclusive(threshold: Tensor) -> Tensor:
-    """Return thresholds that are exceeded by what reaches these: overcomplete keeps ``a ≥ θ``, this project ``a > θ``."""
+    """Return thresholds that are exceeded by what reaches these: overcomplete keeps ``a ≥ θ``, this
+    project ``a > θ``."""
     return torch.nextafter(threshold, torch.full_like(threshold, -torch.inf))

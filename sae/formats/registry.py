@@ -28,11 +28,14 @@ FORMATS = {
 }
 """the name for ``--format`` → how to read it"""
 
-WRITERS: dict[str, Callable[[SAE], dict[str, bytes]]] = {"sparsify": sparsify.write, "saelens": saelens.write}
+WRITERS: dict[str, Callable[[SAE], dict[str, bytes]]] = {
+    "sparsify": sparsify.write,
+    "saelens": saelens.write,
+}
 """the name for ``--format`` → the files of an SAE"""
 
 
-def read_checkpoint(path: Path, name: str = "auto", choice: Choice = Choice()) -> Foreign:  # noqa: B008 - immutable
+def read_checkpoint(path: Path, name: str = "auto", choice: Choice = Choice()) -> Foreign:  # noqa: B008
     """Read a checkpoint of another library.
 
     Raises:
@@ -54,27 +57,38 @@ def _check_choice(path: Path, choice: Choice, found: Foreign) -> None:
     architecture = found.fields.get("architecture", "topk")
     relu = architecture == "jumprelu" and not bool(found.tensors["threshold"].any())
     if choice.architecture not in (None, architecture, "relu" if relu else architecture):
-        raise SAEError(f"{path} is of architecture {architecture!r}: it cannot be served as {choice.architecture!r}.")
+        raise SAEError(
+            f"{path} is of architecture {architecture!r}: it cannot be served as "
+            f"{choice.architecture!r}."
+        )
     if choice.k is not None and choice.k != found.fields["k"]:
-        raise SAEError(f"{path} has k = {found.fields['k']}: --k {choice.k} would be another function.")
+        raise SAEError(
+            f"{path} has k = {found.fields['k']}: --k {choice.k} would be another function."
+        )
     if choice.threshold is not None and architecture not in ("batchtopk", "matryoshka_batchtopk"):
         raise SAEError(f"{path} is of architecture {architecture!r}: --threshold is for BatchTopK.")
     if choice.threshold is not None and choice.threshold < 0:
         raise SAEError(
-            f"--threshold {choice.threshold:g} is no threshold: it must be at least 0 (−1: never calibrated)."
+            f"--threshold {choice.threshold:g} is no threshold: it must be at least 0 (−1: never "
+            f"calibrated)."
         )
     if choice.calibrate and not found.uncalibrated:
         if architecture not in ("batchtopk", "matryoshka_batchtopk"):
-            raise SAEError(f"{path} is of architecture {architecture!r}: --calibrate is for BatchTopK.")
+            raise SAEError(
+                f"{path} is of architecture {architecture!r}: --calibrate is for BatchTopK."
+            )
         threshold = float(found.tensors["threshold"][0])
-        raise SAEError(f"{path} has threshold = {threshold:g}, given or in its file: leave out --calibrate.")
+        raise SAEError(
+            f"{path} has threshold = {threshold:g}, given or in its file: leave out --calibrate."
+        )
 
 
 def detect(path: Path) -> str:
     """Return the format of a directory or file, by the names of its files.
 
     Raises:
-        SAEError: none has such files; what was found and expected is listed, and directories below that have one.
+        SAEError: none has such files; what was found and expected is listed, and directories below
+            that have one.
     """
     if path.is_file():
         if path.suffix in overcomplete.SUFFIXES:
@@ -84,20 +98,30 @@ def detect(path: Path) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise SAEError(f"{path} fits several formats: {', '.join(fitting)}. Name one with --format.")
+        raise SAEError(
+            f"{path} fits several formats: {', '.join(fitting)}. Name one with --format."
+        )
     below = sorted(child.name for child in path.iterdir() if child.is_dir() and _fitting(child))
     if below:
         more = ", …" if len(below) > 8 else ""
-        raise SAEError(f"{path} holds several checkpoints; name one of them: {', '.join(below[:8])}{more}.")
+        raise SAEError(
+            f"{path} holds several checkpoints; name one of them: {', '.join(below[:8])}{more}."
+        )
     found = sorted(child.name for child in path.iterdir())
     listed = ", ".join(found[:8]) + (", …" if len(found) > 8 else "") if found else "nothing"
     raise SAEError(f"{path} is no checkpoint of a known format: found {listed}; {_expected()}.")
 
 
 def _fitting(path: Path) -> list[str]:
-    return [name for name, known in FORMATS.items() if known.files and all(is_there(path, f) for f in known.files)]
+    return [
+        name
+        for name, known in FORMATS.items()
+        if known.files and all(is_there(path, f) for f in known.files)
+    ]
 
 
 def _expected() -> str:
-    parts = [f"{' and '.join(known.files)} ({name})" for name, known in FORMATS.items() if known.files]
+    parts = [
+        f"{' and '.join(known.files)} ({name})" for name, known in FORMATS.items() if known.files
+    ]
     return f"expected {', '.join(parts)}, or a file ending in .pt or .pth (overcomplete)"

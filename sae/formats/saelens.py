@@ -1,4 +1,5 @@
-"""SAELens: ``cfg.json``, ``sae_weights.safetensors`` (``sae_lens/saes/``, version 6.54; and the versions before 6)."""
+"""SAELens: ``cfg.json``, ``sae_weights.safetensors`` (``sae_lens/saes/``, version 6.54; and the
+versions before 6)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,31 @@ import torch
 
 from featurestore.errors import SAEError
 from featurestore.format.canonical import canonical_json
-from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, read_tensors, refuse, unit_rows
+from sae.formats.foreign import (
+    Choice,
+    Foreign,
+    check_known,
+    integer,
+    read_fields,
+    read_tensors,
+    refuse,
+    unit_rows,
+)
 from sae.model import NORMALIZATIONS, SAE
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 FILES = (CONFIG, WEIGHTS)
 
-_COMMON = {"d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations", "reshape_activations"}
+_COMMON = {
+    "d_in",
+    "d_sae",
+    "dtype",
+    "device",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+}
 _FIELDS = {
     "standard": _COMMON,
     "jumprelu": _COMMON,
@@ -62,7 +80,12 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if architecture in _OTHER:
         refuse(path, "architecture", architecture, _OTHER[architecture])
     if architecture in _TRAINING:
-        refuse(path, "architecture", architecture, "it is a training state: save it with save_inference_model()")
+        refuse(
+            path,
+            "architecture",
+            architecture,
+            "it is a training state: save it with save_inference_model()",
+        )
     if architecture not in _FIELDS:
         refuse(path, "architecture", architecture, f"only {', '.join(_FIELDS)} are known here")
     check_known(path, fields, _FIELDS[architecture] | known)
@@ -81,12 +104,18 @@ def read(directory: Path, choice: Choice) -> Foreign:
             tensors = unit_rows(taken, tensors, "rescale_acts_by_decoder_norm")
     else:
         # A standard SAE is a ReLU: a threshold of 0.
-        threshold = taken.take("threshold", (n_latents,)) if architecture == "jumprelu" else torch.zeros(n_latents)
+        threshold = (
+            taken.take("threshold", (n_latents,))
+            if architecture == "jumprelu"
+            else torch.zeros(n_latents)
+        )
         tensors["threshold"] = threshold
         config |= {"k": 0, "architecture": "jumprelu"}
     if fields.get("finetuning_scaling_factor"):
         factor = taken.take("scaling_factor", (n_latents,))
-        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]  # Of the decoder alone: what fires stays.
+        tensors["W_dec"] = (
+            tensors["W_dec"] * factor[:, None]
+        )  # Of the decoder alone: what fires stays.
     elif "scaling_factor" in taken:
         taken.ignore("scaling_factor")  # Version 5 keeps ones where it is not used.
     taken.finish()
@@ -95,7 +124,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
 
 
 def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what version 6 would say of an older configuration, and its metadata (``sae_lens/sae.py``, version 5).
+    """Return what version 6 would say of an older configuration, and its metadata
+    (``sae_lens/sae.py``, version 5).
 
     Raises:
         SAEError: it says what cannot be honoured.
@@ -103,16 +133,33 @@ def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], d
     if "d_sae" not in fields:
         raise SAEError(f"{path} has neither metadata nor d_sae: it is no configuration of SAELens.")
     check_known(path, fields, _COMMON | _BEFORE_6 | _ELSEWHERE)
-    activation, options = fields.get("activation_fn_str", "relu"), fields.get("activation_fn_kwargs") or {}
+    activation, options = (
+        fields.get("activation_fn_str", "relu"),
+        fields.get("activation_fn_kwargs") or {},
+    )
     architecture = fields.get("architecture", "standard")
     if activation not in ("relu", "topk") or (activation == "topk" and architecture != "standard"):
-        refuse(path, "activation_fn_str", activation, "only 'relu', and 'topk' of a standard SAE, are known here")
+        refuse(
+            path,
+            "activation_fn_str",
+            activation,
+            "only 'relu', and 'topk' of a standard SAE, are known here",
+        )
     if fields.get("hook_head_index") is not None:
-        refuse(path, "hook_head_index", fields["hook_head_index"], "activations here are positions by channels")
-    said = {name: fields[name] for name in (*_COMMON, "finetuning_scaling_factor") if name in fields}
+        refuse(
+            path,
+            "hook_head_index",
+            fields["hook_head_index"],
+            "activations here are positions by channels",
+        )
+    said = {
+        name: fields[name] for name in (*_COMMON, "finetuning_scaling_factor") if name in fields
+    }
     if activation == "topk":
         architecture, said = "topk", said | {"k": options.get("k")}
-    return said | {"architecture": architecture, "metadata": {}}, {"hook_name": fields.get("hook_name")}
+    return said | {"architecture": architecture, "metadata": {}}, {
+        "hook_name": fields.get("hook_name")
+    }
 
 
 def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +168,10 @@ def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     if normalize not in NORMALIZATIONS:
         why = f"only {', '.join(NORMALIZATIONS)} are known here"
         if normalize in ("expected_average_only_in", "covariance_whitening"):
-            why = "the factors that inputs were multiplied by in training are not in the file: fold them in SAELens"
+            why = (
+                "the factors that inputs were multiplied by in training are not in the file: "
+                "fold them in SAELens"
+            )
         refuse(path, "normalize_activations", normalize, why)
     reshape = fields.get("reshape_activations", "none")
     if reshape != "none":
@@ -149,7 +199,9 @@ def write(sae: SAE) -> dict[str, bytes]:
     }
     if topk:
         fields |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
-    tensors = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in sae.named_parameters()}
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32) for name, tensor in sae.named_parameters()
+    }
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     return {
         CONFIG: (canonical_json(fields) + "\n").encode(),

@@ -1,9 +1,10 @@
 """sdxl-unbox (``SAE/sae.py``), and steerers, which has a copy: ``config.json``, ``state_dict.pth``.
 
-``ReLU(TopK(encoder(x − pre_bias) + latent_bias))`` is TopK: a ReLU after the choice drops what one before it would. It was
-trained on output − input of a block; steerers (``auxk_coef`` in its configuration) on the output of a text encoder's
-layer. ``mean.pt`` and ``std.pt`` beside the published weights are activations of the latents, ``[n_latents]``, for a
-demonstration: they are no normalisation of inputs and not read.
+``ReLU(TopK(encoder(x − pre_bias) + latent_bias))`` is TopK: a ReLU after the choice drops what one
+before it would. It was trained on output − input of a block; steerers (``auxk_coef`` in its
+configuration) on the output of a text encoder's layer. ``mean.pt`` and ``std.pt`` beside the
+published weights are activations of the latents, ``[n_latents]``, for a demonstration: they are no
+normalisation of inputs and not read.
 """
 
 from pathlib import Path

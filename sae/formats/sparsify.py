@@ -1,7 +1,8 @@
-"""EleutherAI's sparsify, and SAeUron and SAEmnesia, which train with copies of it: ``cfg.json``, ``sae.safetensors``.
+"""EleutherAI's sparsify, and SAeUron and SAEmnesia, which train with copies of it: ``cfg.json``,
+``sae.safetensors``.
 
-sparsify 1.3 (``sparsify/sparse_coder.py``); SAeUron (``SAE/sae.py``) adds ``batch_topk``, ``sample_topk`` and
-``input_unit_norm``.
+sparsify 1.3 (``sparsify/sparse_coder.py``); SAeUron (``SAE/sae.py``) adds ``batch_topk``,
+``sample_topk`` and ``input_unit_norm``.
 """
 
 from pathlib import Path
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from featurestore.errors import SAEError
 from featurestore.format.canonical import canonical_json
-from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, read_tensors, refuse
+from sae.formats.foreign import (
+    Choice,
+    Foreign,
+    check_known,
+    integer,
+    read_fields,
+    read_tensors,
+    refuse,
+)
 from sae.model import SAE
 
 CONFIG = "cfg.json"
@@ -45,7 +54,9 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if fields.get("activation", "topk") != "topk":
         refuse(path, "activation", fields["activation"], "only 'topk' is known here")
     threshold = _threshold(path, fields, choice)
-    n_latents = integer(path, fields, "num_latents", 0) if fields.get("num_latents") is not None else 0
+    n_latents = (
+        integer(path, fields, "num_latents", 0) if fields.get("num_latents") is not None else 0
+    )
     n_latents = n_latents or d_in * integer(path, fields, "expansion_factor")
     taken = read_tensors(directory / WEIGHTS)
     tensors = {
@@ -68,7 +79,9 @@ def read(directory: Path, choice: Choice) -> Foreign:
 
 def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | None:
     """Return the threshold to serve with; None for TopK."""
-    trained = [name for name in ("batch_topk", "sample_topk") if fields.get(name, False) is not False]
+    trained = [
+        name for name in ("batch_topk", "sample_topk") if fields.get(name, False) is not False
+    ]
     if not trained or choice.architecture == "topk":
         return None
     if trained == ["batch_topk"] and (choice.threshold is not None or choice.calibrate):
@@ -77,11 +90,14 @@ def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | No
     if trained == ["batch_topk"]:
         whole = "batch"
         give = (
-            "--calibrate to find it on the store's activations, --threshold with the smallest that training kept, or "
+            "--calibrate to find it on the store's activations, --threshold with the smallest "
+            "that training kept, or "
         )
     raise SAEError(
-        f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a whole {whole}, and holds no "
-        f"threshold. Give {give}--architecture topk to serve it with {fields['k']} latents a position, as SAeUron's own "
+        f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a "
+        f"whole {whole}, and holds no "
+        f"threshold. Give {give}--architecture topk to serve it with {fields['k']} latents a "
+        f"position, as SAeUron's own "
         f"loader does."
     )
 
@@ -102,7 +118,10 @@ def write(sae: SAE) -> dict[str, bytes]:
             found = getattr(config, name)
             raise SAEError(f"sparsify's format cannot express {name} = {found!r}, only {only!r}.")
     if config.io == "difference":
-        raise SAEError("sparsify's format cannot say that an SAE was trained on the difference of output and input.")
+        raise SAEError(
+            "sparsify's format cannot say that an SAE was trained on the difference of output and "
+            "input."
+        )
     fields = {
         "activation": "topk",
         "expansion_factor": max(1, config.n_latents // config.d_in),
@@ -115,7 +134,9 @@ def write(sae: SAE) -> dict[str, bytes]:
         "d_in": config.d_in,
     }
     named = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
-    tensors: dict[str, Tensor] = {named[key]: tensor.detach().cpu() for key, tensor in sae.named_parameters()}
+    tensors: dict[str, Tensor] = {
+        named[key]: tensor.detach().cpu() for key, tensor in sae.named_parameters()
+    }
     return {
         CONFIG: (canonical_json(fields) + "\n").encode(),
         WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),

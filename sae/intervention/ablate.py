@@ -83,7 +83,11 @@ def attach(
         SelectionError: a selection was made for another model, SAE or hook; nothing was hooked.
         UsageError: there is no selection, or no such mode.
     """
-    given = [interventions] if isinstance(interventions, (Selection, Intervention)) else list(interventions)
+    given = (
+        [interventions]
+        if isinstance(interventions, (Selection, Intervention))
+        else list(interventions)
+    )
     if not given:
         raise UsageError("no selection to ablate.")
     if mode not in MODES:
@@ -94,9 +98,13 @@ def attach(
         _check(pipe, intervention, mode)
         for branch in BRANCHES if mode == "saeuron" else intervention.branches:
             chosen = intervention.selection
-            sites.setdefault(Site(chosen.hook, chosen.io, chosen.sae_hash, branch), []).append(intervention)
+            sites.setdefault(Site(chosen.hook, chosen.io, chosen.sae_hash, branch), []).append(
+                intervention
+            )
     found = find_saes((own[0].selection for own in sites.values()), saes)
-    editors = [Editor(pipe, site, own, sae=found[site.sae_hash], mode=mode) for site, own in sites.items()]
+    editors = [
+        Editor(pipe, site, own, sae=found[site.sae_hash], mode=mode) for site, own in sites.items()
+    ]
     with contextlib.ExitStack() as stack:
         watched = stack.enter_context(watch(pipe))
         for editor in editors:
@@ -109,8 +117,10 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
     found = model_hash(denoiser(pipe))
     if not same_model(found, selection.model_hash):
         raise SelectionError(
-            f"the selection {selection.family}={selection.concept} was made for the weights of model {selection.model!r} "
-            f"({selection.model_hash[:16]}…), this pipeline has others ({found[:16]}…){in_common(found, selection.model_hash)}."
+            f"the selection {selection.family}={selection.concept} was made for the weights of "
+            f"model {selection.model!r} "
+            f"({selection.model_hash[:16]}…), this pipeline has others "
+            f"({found[:16]}…){in_common(found, selection.model_hash)}."
         )
     if intervention.mask is not None and split_hook(selection.hook)[1]:
         raise UsageError(f"a mask is spatial: the tokens of {selection.hook!r} are words.")
@@ -121,8 +131,9 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
 def find_saes(selections: Iterable[Selection], given: Saes = None) -> dict[str, SAE]:
     """Return the SAEs of selections by their hashes, each loaded once, without gradients.
 
-    A selection's SAE is the one that is given; if it is not among several, that of the store which the selection names. Of
-    several directories, each has its SAE's name. An SAE in memory that is another than the selection's is named in a warning.
+    A selection's SAE is the one that is given; if it is not among several, that of the store which
+    the selection names. Of several directories, each has its SAE's name. An SAE in memory that is
+    another than the selection's is named in a warning.
 
     Raises:
         SelectionError: an SAE is not the one that a selection was made with, or nowhere.
@@ -146,14 +157,18 @@ def _find_sae(selection: Selection, given: Saes) -> SAE:
         found = load_selection_sae(selection)
     if (found.config.d_in, found.config.n_latents) != (selection.d_in, selection.n_latents):
         raise SelectionError(
-            f"the selection {selection.family}={selection.concept} was made for SAE {selection.sae!r} with d_in "
-            f"{selection.d_in} and {selection.n_latents} latents, this SAE has {found.config.d_in} and "
+            f"the selection {selection.family}={selection.concept} was made for SAE "
+            f"{selection.sae!r} with d_in "
+            f"{selection.d_in} and {selection.n_latents} latents, this SAE has "
+            f"{found.config.d_in} and "
             f"{found.config.n_latents}."
         )
     if by_hand and (identity := sae_identity(found)) != selection.sae_hash:
         warnings.warn(
-            f"the SAE given for {selection.family}={selection.concept} is not the one that the selection was made with, "
-            f"{selection.sae!r} ({selection.sae_hash[:12]}…), but {identity[:12]}…: its features are others.",
+            f"the SAE given for {selection.family}={selection.concept} is not the one that the "
+            f"selection was made with, "
+            f"{selection.sae!r} ({selection.sae_hash[:12]}…), but {identity[:12]}…: its features "
+            f"are others.",
             stacklevel=3,
         )
     return found
@@ -167,7 +182,8 @@ def _from_directory(selection: Selection, directories: Sequence[Path]) -> SAE | 
     digest = sae_files_hash(path)
     if digest != selection.sae_hash:
         raise SelectionError(
-            f"the selection {selection.family}={selection.concept} was made with SAE {selection.sae!r} "
+            f"the selection {selection.family}={selection.concept} was made with SAE "
+            f"{selection.sae!r} "
             f"({selection.sae_hash[:12]}…), {path} is another ({digest[:12]}…)."
         )
     return load_sae(path)

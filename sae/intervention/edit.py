@@ -16,9 +16,27 @@ from featurestore.errors import ModelError
 from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import MODES, Branch
 from sae.diffusion.calls import DenoiserCall
-from sae.diffusion.hooks import Layout, Watch, as_positions, branch_parts, module_input, put, take, with_input
+from sae.diffusion.hooks import (
+    Layout,
+    Watch,
+    as_positions,
+    branch_parts,
+    module_input,
+    put,
+    take,
+    with_input,
+)
 from sae.diffusion.modules import find_module
-from sae.intervention.rules import Edit, Rule, Steer, edit_change, join, last_of_each, on_device, union
+from sae.intervention.rules import (
+    Edit,
+    Rule,
+    Steer,
+    edit_change,
+    join,
+    last_of_each,
+    on_device,
+    union,
+)
 from sae.intervention.settings import Intervention
 from sae.model import SAE
 
@@ -48,7 +66,11 @@ class At(NamedTuple):
 @functools.cache
 def kernels_for(device: torch.device) -> ModuleType | None:
     """Return the fused kernels for a device: on CUDA, where Triton is installed; None elsewhere."""
-    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+    if (
+        device.type != "cuda"
+        or torch.version.hip is not None
+        or importlib.util.find_spec("triton") is None
+    ):
         return None
     from sae.intervention import kernels
 
@@ -58,7 +80,9 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 class Editor:
     """Edits what passes a site; keeps the edit of each timestep that it has met."""
 
-    def __init__(self, pipe: Any, site: Site, interventions: Sequence[Intervention], *, sae: SAE, mode: str) -> None:
+    def __init__(
+        self, pipe: Any, site: Site, interventions: Sequence[Intervention], *, sae: SAE, mode: str
+    ) -> None:
         self.site, self.interventions, self.sae, self.mode = site, interventions, sae, mode
         self.module = find_module(pipe, site.hook)
         self.n_train_timesteps = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
@@ -92,7 +116,11 @@ class Editor:
         @torch.compiler.disable
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             leaving = take(output, hook, module)
-            seen = leaving - module_input(module, args, kwargs, hook) if io == "difference" else leaving
+            seen = (
+                leaving - module_input(module, args, kwargs, hook)
+                if io == "difference"
+                else leaving
+            )
             edited = self._edited(seen, leaving, watched)
             return None if edited is None else put(output, edited, hook, module)
 
@@ -110,13 +138,19 @@ class Editor:
         if edit.is_empty:
             return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
-            self.sae.to(seen.device, torch.float32)  # Where the model is: offloading moves it about.
-        kernels = None if seen.requires_grad and torch.is_grad_enabled() else kernels_for(seen.device)
+            self.sae.to(
+                seen.device, torch.float32
+            )  # Where the model is: offloading moves it about.
+        kernels = (
+            None if seen.requires_grad and torch.is_grad_enabled() else kernels_for(seen.device)
+        )
         if kernels is not None and (fused := self._fuse(kernels, at, edit)) is not None:
             edited = target.clone(memory_format=torch.contiguous_format)
             kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0])
             return edited
-        with torch.autocast(seen.device.type, enabled=False):  # The caller's precision does not decide what fires.
+        with torch.autocast(
+            seen.device.type, enabled=False
+        ):  # The caller's precision does not decide what fires.
             x = positions.reshape(-1, positions.shape[-1]).float()
             rows, change = edit_change(self.sae, x, layout, edit)
         if not len(rows):
@@ -133,8 +167,12 @@ class Editor:
             for one in self.interventions:
                 one.window.check_schedule(call.schedule)
             self._checked = call.schedule
-        inside = tuple(one.window.covers(call, self.n_train_timesteps) for one in self.interventions)
-        timestep, occurrence = self._counted() if self.mode == "saeuron" else (call.timestep, call.occurrence)
+        inside = tuple(
+            one.window.covers(call, self.n_train_timesteps) for one in self.interventions
+        )
+        timestep, occurrence = (
+            self._counted() if self.mode == "saeuron" else (call.timestep, call.occurrence)
+        )
         return At(timestep, occurrence, inside, layout, device)
 
     def _edit(self, at: At) -> Edit:
@@ -155,7 +193,8 @@ class Editor:
         recorded, n = self.interventions[0].selection.timesteps, self._n_calls
         if n == len(recorded):
             raise ModelError(
-                f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach it anew for every "
+                f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach "
+                f"it anew for every "
                 f"generation, with that many steps."
             )
         self._n_calls += 1
@@ -189,7 +228,8 @@ class Editor:
         if at.distance > max(widest, 1.0) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the selection {selection.family}={selection.concept} has no timestep near {timestep:g}; the nearest, "
+                f"the selection {selection.family}={selection.concept} has no timestep near "
+                f"{timestep:g}; the nearest, "
                 f"{at.timestep:g}, is used.",
                 stacklevel=2,
             )
@@ -200,7 +240,9 @@ def _rule(one: Intervention, at: FeaturesAt, where: Tensor | None) -> Rule:
     """Return the rule of every kind but ``add``; for ``replace``, the one that detects its
     positions."""
     features = torch.tensor(at.features, dtype=torch.int64)
-    mean_concept, mean_all = (torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all))
+    mean_concept, mean_all = (
+        torch.tensor(x, dtype=torch.float32) for x in (at.mean_concept, at.mean_all)
+    )
     if one.kind in ("paper", "replace"):
         return Rule(features, one.strength * mean_concept, one.threshold * mean_all, where=where)
     nothing = torch.zeros_like(mean_all)

@@ -18,7 +18,16 @@ from sae.diffusion.pipelines import RunSettings, load_model
 from sae.intervention.generate import generate_images
 from sae.intervention.settings import Intervention
 
-_OPTIONS = ("selections", "model_id", "strength", "kind", "device", "num_inference_steps", "guidance_scale", "saes")
+_OPTIONS = (
+    "selections",
+    "model_id",
+    "strength",
+    "kind",
+    "device",
+    "num_inference_steps",
+    "guidance_scale",
+    "saes",
+)
 
 
 class FeatureStoreTechnique:
@@ -38,22 +47,39 @@ class FeatureStoreTechnique:
 
     def __init__(self, **options: Any) -> None:
         for name in set(options) - {*_OPTIONS, "erase_concept", "use_fp16"}:
-            raise UsageError(f"technique featurestore has no option {name!r}.{nearest(name, _OPTIONS)}")
+            raise UsageError(
+                f"technique featurestore has no option {name!r}.{nearest(name, _OPTIONS)}"
+            )
         paths = options.get("selections", ())
         paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not paths:
-            raise UsageError("technique featurestore: give the paths of selection files in 'selections'.")
+            raise UsageError(
+                "technique featurestore: give the paths of selection files in 'selections'."
+            )
         found = [Selection.load(path) for path in paths]
-        self.model = load_model(options.get("model_id", found[0].model), options.get("device") or "auto")
+        self.model = load_model(
+            options.get("model_id", found[0].model), options.get("device") or "auto"
+        )
         self.run = RunSettings(
             options.get("num_inference_steps") or self.model.steps,
-            self.model.guidance if options.get("guidance_scale") is None else options["guidance_scale"],
+            self.model.guidance
+            if options.get("guidance_scale") is None
+            else options["guidance_scale"],
         )
-        kind, strength = options.get("kind", "paper"), float(options.get("strength", DEFAULT_STRENGTH))
-        self.interventions = [Intervention(selection, kind, strength=strength) for selection in found]
-        self.saes = [Path(directory) for directory in options["saes"]] if options.get("saes") else None
+        kind, strength = (
+            options.get("kind", "paper"),
+            float(options.get("strength", DEFAULT_STRENGTH)),
+        )
+        self.interventions = [
+            Intervention(selection, kind, strength=strength) for selection in found
+        ]
+        self.saes = (
+            [Path(directory) for directory in options["saes"]] if options.get("saes") else None
+        )
 
-    def generate(self, prompts: Sequence[str], seed: int | None = None, **options: Any) -> list[Any]:
+    def generate(
+        self, prompts: Sequence[str], seed: int | None = None, **options: Any
+    ) -> list[Any]:
         """Return a PIL image per prompt; the noise of prompt i is that of ``seed + i`` (None: of
         i).
 
@@ -62,7 +88,13 @@ class FeatureStoreTechnique:
         """
         known = {"num_inference_steps": "n_steps", "guidance_scale": "guidance"}
         for name in set(options) - set(known):
-            raise UsageError(f"technique featurestore cannot generate with {name!r}.{nearest(name, list(known))}")
+            raise UsageError(
+                f"technique featurestore cannot generate with {name!r}.{nearest(name, list(known))}"
+            )
         run = replace(self.run, **{known[name]: value for name, value in options.items()})
         asked = [Prompt(prompt, (seed or 0) + i, {}, i + 1) for i, prompt in enumerate(prompts)]
-        return list(generate_images(self.model, asked, run, self.interventions, saes=self.saes, progress=None))
+        return list(
+            generate_images(
+                self.model, asked, run, self.interventions, saes=self.saes, progress=None
+            )
+        )

@@ -51,18 +51,27 @@ def generate_images(
         if not counts_calls:
             stack.enter_context(edited())
         bar = stack.enter_context(
-            tqdm(total=len(prompts), desc=progress, unit="picture", disable=None if progress else True)
+            tqdm(
+                total=len(prompts),
+                desc=progress,
+                unit="picture",
+                disable=None if progress else True,
+            )
         )
         for batch in prompt_batches(prompts, batch_size):
             own = with_guidance(run, batch[0].guidance)
             with edited() if counts_calls else contextlib.nullcontext():
-                images = generate_batch(model, own, [p.prompt for p in batch], [p.seed for p in batch])
+                images = generate_batch(
+                    model, own, [p.prompt for p in batch], [p.seed for p in batch]
+                )
             yield from images
             bar.update(len(batch))
 
 
 @contextlib.contextmanager
-def _edited(model: Model, interventions: Sequence[Intervention], saes: Mapping[str, SAE], mode: str) -> Iterator[None]:
+def _edited(
+    model: Model, interventions: Sequence[Intervention], saes: Mapping[str, SAE], mode: str
+) -> Iterator[None]:
     if not interventions:
         yield
         return
@@ -90,16 +99,33 @@ def generate_files(
     ``generated.jsonl`` says why, and a warning names them. Raises as :func:`generate_images`.
     """
     settings = describe_run(model, run)
-    how = {"ablated": [one.described() for one in interventions], "mode": mode if interventions else None}
+    how = {
+        "ablated": [one.described() for one in interventions],
+        "mode": mode if interventions else None,
+    }
     lines, files, faults = [], [], dict[str, str]()
     bar = "generate" if progress else None
     images = generate_images(
-        model, prompts, run, interventions, saes=saes, mode=mode, batch_size=batch_size, progress=bar
+        model,
+        prompts,
+        run,
+        interventions,
+        saes=saes,
+        mode=mode,
+        batch_size=batch_size,
+        progress=bar,
     )
     for index, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{index:05d}-{_slug(prompt.prompt)}-{prompt.seed}.png"
         durable.write_file(path, functools.partial(image.save, format="PNG"))
-        line = {"file": path.name, "prompt": prompt.prompt, "seed": prompt.seed, **prompt.labels, **how, **_own(prompt)}
+        line = {
+            "file": path.name,
+            "prompt": prompt.prompt,
+            "seed": prompt.seed,
+            **prompt.labels,
+            **how,
+            **_own(prompt),
+        }
         fault = picture_fault(image)
         if fault is not None:
             line["fault"] = faults[path.name] = fault

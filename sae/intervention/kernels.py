@@ -68,15 +68,27 @@ def fuse(sae: SAE, rules: Rules) -> Fused | None:
     threshold = torch.full(shape, torch.inf, device=rows.device)
     growth, offset = (torch.zeros(shape, device=rows.device) for _ in range(2))
     masks = [layer.where for layer in rules.layers if layer.where is not None]
-    where = torch.zeros(shape[0], len(masks[0]), m, dtype=torch.uint8, device=rows.device) if masks else None
+    where = (
+        torch.zeros(shape[0], len(masks[0]), m, dtype=torch.uint8, device=rows.device)
+        if masks
+        else None
+    )
     for i, layer in enumerate(rules.layers):
-        growth[i, layer.at], threshold[i, layer.at], offset[i, layer.at] = layer.growth, layer.threshold, layer.offset
+        growth[i, layer.at], threshold[i, layer.at], offset[i, layer.at] = (
+            layer.growth,
+            layer.threshold,
+            layer.offset,
+        )
         if where is not None:
             assert layer.where is not None, "join gives all layers a mask, or none"
             where[i][:, layer.at] = layer.where.to(torch.uint8)
     has_threshold = sae.variant.has_threshold
     with torch.no_grad():
-        theta = sae.threshold[rows].clamp_min(0) if has_threshold else torch.zeros(m, device=rows.device)
+        theta = (
+            sae.threshold[rows].clamp_min(0)
+            if has_threshold
+            else torch.zeros(m, device=rows.device)
+        )
         centre = sae.b_dec if config.apply_b_dec_to_input else torch.zeros_like(sae.b_dec)
         return Fused(
             k=0 if has_threshold or config.k == config.n_latents else config.k,
@@ -104,7 +116,9 @@ def apply_(sae: SAE, fused: Fused, x: Tensor, out: Tensor) -> None:
     batch, positions, d_in = x.shape
     n, m = batch * positions, len(fused.features)
     width = max(16, triton.next_power_of_2(m))  # Tensor cores take no fewer.
-    tile = 128 if width <= 32 else 64  # As many latents at once as registers hold without spilling, on an H100.
+    tile = (
+        128 if width <= 32 else 64
+    )  # As many latents at once as registers hold without spilling, on an H100.
     pre = torch.empty(n, m, device=x.device)
     above = torch.zeros(n, m, dtype=torch.int32, device=x.device)
     fires = torch.empty(n, dtype=torch.int8, device=x.device)
@@ -140,7 +154,9 @@ def _product(
         channel = first + tl.arange(0, BK)
         valid = channel < d_in
         here = position_mask[:, None] & valid[None, :]
-        values = tl.load(x + start[:, None] + channel[None, :] * x_channel, mask=here, other=0).to(tl.float32)
+        values = tl.load(x + start[:, None] + channel[None, :] * x_channel, mask=here, other=0).to(
+            tl.float32
+        )
         values -= tl.load(centre + channel, mask=valid, other=0)[None, :]
         there = row_mask[None, :] & valid[:, None]
         w = tl.load(weight + rows[None, :] * d_in + channel[:, None], mask=there, other=0)
@@ -151,7 +167,9 @@ def _product(
 @triton.jit
 def _starts(row, positions, batch_stride, position_stride):
     """Return where positions begin, counted over all maps of the batch."""
-    return (row // positions).to(tl.int64) * batch_stride + (row % positions).to(tl.int64) * position_stride
+    return (row // positions).to(tl.int64) * batch_stride + (row % positions).to(
+        tl.int64
+    ) * position_stride
 
 
 @triton.jit
@@ -163,10 +181,16 @@ def _select(
     row, column = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BM)
     in_row, in_column = row < n, column < m
     start = _starts(row, positions, x_batch, x_position)
-    value = _product(x, start, encoder, column, in_column, in_row, centre, d_in, x_channel, BP, BM, BK)
+    value = _product(
+        x, start, encoder, column, in_column, in_row, centre, d_in, x_channel, BP, BM, BK
+    )
     value += tl.load(bias + column, mask=in_column, other=0)[None, :]
-    tl.store(pre + row[:, None] * m + column[None, :], value, mask=in_row[:, None] & in_column[None, :])
-    passes = (value > tl.load(least + column, mask=in_column, other=0)[None, :]) & in_column[None, :]
+    tl.store(
+        pre + row[:, None] * m + column[None, :], value, mask=in_row[:, None] & in_column[None, :]
+    )
+    passes = (value > tl.load(least + column, mask=in_column, other=0)[None, :]) & in_column[
+        None, :
+    ]
     tl.store(fires + row, tl.max(passes.to(tl.int32), 1).to(tl.int8), mask=in_row)
 
 
@@ -184,12 +208,15 @@ def _count(
         for first in range(0, SPAN, BL):
             latent = tl.program_id(1) * SPAN + first + tl.arange(0, BL)
             known = latent < n_latents
-            value = _product(x, start, encoder, latent, known, in_row, centre, d_in, x_channel, BP, BL, BK)
+            value = _product(
+                x, start, encoder, latent, known, in_row, centre, d_in, x_channel, BP, BL, BK
+            )
             value += tl.load(bias + latent, mask=known, other=0)[None, :]
             for j in range(0, m):
                 own = tl.load(pre + row * m + j, mask=in_row, other=0)[:, None]
                 feature = tl.load(features + j)
-                # Of equal ones the lower latent counts first; a latent does not exceed itself, however
+                # Of equal ones the lower latent counts first; a latent does not exceed itself,
+                # however
                 # it is rounded.
                 larger = (value > own) | ((value == own) & (latent < feature)[None, :])
                 larger = larger & (known & (latent != feature))[None, :]
@@ -209,7 +236,9 @@ def _apply(
     there = in_row[:, None] & in_column[None, :]
     value = tl.load(pre + row[:, None] * m + column[None, :], mask=there, other=0)
     active = tl.load(above + row[:, None] * m + column[None, :], mask=there, other=0) < k
-    f = tl.where(active & (value > tl.load(theta + column, mask=in_column, other=0)[None, :]), value, 0.0)
+    f = tl.where(
+        active & (value > tl.load(theta + column, mask=in_column, other=0)[None, :]), value, 0.0
+    )
     delta = tl.zeros((BP, BM), dtype=tl.float32)
     for layer in range(0, n_layers):
         at = layer * m + column
@@ -227,9 +256,15 @@ def _apply(
         channel = tl.program_id(1) * BC + tl.arange(0, BC)
         valid = channel < d_in
         rows = tl.load(
-            decoder + column[:, None] * d_in + channel[None, :], mask=in_column[:, None] & valid[None, :], other=0
+            decoder + column[:, None] * d_in + channel[None, :],
+            mask=in_column[:, None] & valid[None, :],
+            other=0,
         )
-        to = out + _starts(row, positions, out_batch, out_position)[:, None] + channel[None, :] * out_channel
+        to = (
+            out
+            + _starts(row, positions, out_batch, out_position)[:, None]
+            + channel[None, :] * out_channel
+        )
         written = (changed & in_row)[:, None] & valid[None, :]
         before = tl.load(to, mask=written, other=0)
         after = before.to(tl.float32) + tl.dot(delta, rows, input_precision="tf32x3")

@@ -16,7 +16,13 @@ from sae.model import SAE
 
 
 def paper_rule(
-    sae: SAE, x: Tensor, features: Tensor, *, strength: float, mean_concept: Tensor, mean_all: Tensor
+    sae: SAE,
+    x: Tensor,
+    features: Tensor,
+    *,
+    strength: float,
+    mean_concept: Tensor,
+    mean_all: Tensor,
 ) -> Tensor:
     """Return positions ``x [n, d_in]`` edited by the paper's rule, written out densely (arXiv
     2501.18052, section 3).
@@ -28,10 +34,14 @@ def paper_rule(
     ``features [m]`` are the selected latents, ``strength`` is γ, ``mean_concept [m]`` is μ(i, t,
     D_c) and ``mean_all [m]`` is μ(i, t, D). The SAE must not normalise its inputs.
     """
-    assert sae.config.normalize_activations == "none", "the decoder's scale would depend on the position"
+    assert sae.config.normalize_activations == "none", (
+        "the decoder's scale would depend on the position"
+    )
     f = sae.encode_dense(x)
     selected, edited = f[:, features], f.clone()
-    edited[:, features] = torch.where(selected > mean_all, strength * mean_concept * selected, selected)
+    edited[:, features] = torch.where(
+        selected > mean_all, strength * mean_concept * selected, selected
+    )
     error = x - (f @ sae.W_dec + sae.b_dec)
     return edited @ sae.W_dec + sae.b_dec + error
 
@@ -91,18 +101,26 @@ def join(rules: Sequence[Rule]) -> Rules | None:
         return None
     latents = torch.cat([rule.features for rule in rules])
     features, at = torch.unique(latents, return_inverse=True)
-    factor, threshold = (torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold"))
+    factor, threshold = (
+        torch.cat([getattr(rule, name) for rule in rules]) for name in ("factor", "threshold")
+    )
     offset = torch.cat([torch.full_like(rule.threshold, rule.offset) for rule in rules])
     wheres = [rule.where for rule in rules]
     masks = [where for where in wheres if where is not None]
-    inside = torch.stack([torch.ones_like(masks[0]) if w is None else w for w in wheres]) if masks else None
+    inside = (
+        torch.stack([torch.ones_like(masks[0]) if w is None else w for w in wheres])
+        if masks
+        else None
+    )
     owner = torch.cat([torch.full_like(rule.features, i) for i, rule in enumerate(rules)])
     layers = []
     for own in _occurrences(at):
         own = own[at[own].argsort()]
         where = None if inside is None else inside[owner[own]].T
         layers.append(Layer(at[own], factor[own] - 1, threshold[own], offset[own], where))
-    lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(0, at, threshold, "amin")
+    lowest = torch.full_like(features, torch.inf, dtype=threshold.dtype).scatter_reduce(
+        0, at, threshold, "amin"
+    )
     # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the
     # smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
@@ -116,12 +134,17 @@ def last_of_each(rules: Sequence[Rule]) -> list[Rule]:
     for number, rule in enumerate(rules):
         later = torch.cat([rule.features[:0], *(one.features for one in rules[number + 1 :])])
         own = ~torch.isin(rule.features, later)
-        kept.append(rule._replace(features=rule.features[own], factor=rule.factor[own], threshold=rule.threshold[own]))
+        kept.append(
+            rule._replace(
+                features=rule.features[own], factor=rule.factor[own], threshold=rule.threshold[own]
+            )
+        )
     return kept
 
 
 def union(wheres: Sequence[Tensor | None]) -> Tensor | None:
-    """Return where any of several masks is true; None, which is everywhere, if one of them is None."""
+    """Return where any of several masks is true; None, which is everywhere, if one of them is
+    None."""
     masks = [where for where in wheres if where is not None]
     return torch.stack(masks).any(0) if masks and len(masks) == len(wheres) else None
 
@@ -218,7 +241,8 @@ def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tens
 
 
 def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:
-    """Return by how much a layer changes the activations of its own latents, ``[m, n_features]``."""
+    """Return by how much a layer changes the activations of its own latents,
+    ``[m, n_features]``."""
     return torch.where(_fires(layer, f, rows), torch.addcmul(layer.offset, layer.growth, f), 0.0)
 
 
@@ -243,7 +267,9 @@ def _firing(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tensor, T
     return rows, near, sae.encode_some(near, rules.features, pre[rows])
 
 
-def _replacements(sae: SAE, x: Tensor, layout: Layout, detectors: Rules | None) -> tuple[Tensor, Tensor]:
+def _replacements(
+    sae: SAE, x: Tensor, layout: Layout, detectors: Rules | None
+) -> tuple[Tensor, Tensor]:
     """Return the positions to be replaced and ``x[donor] − x[position]``; a map that is detected
     everywhere stays."""
     rows, _, f = _firing(sae, x, detectors)

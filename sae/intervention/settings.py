@@ -40,7 +40,9 @@ class Window(NamedTuple):
         """
         match = _WINDOW.fullmatch(text.strip())
         if not match or match[2] != match[4]:
-            raise UsageError(f"window {text!r}: expected timesteps such as 800:200, or parts such as 0%:50%.")
+            raise UsageError(
+                f"window {text!r}: expected timesteps such as 800:200, or parts such as 0%:50%."
+            )
         scale = 100 if match[2] else 1
         window = cls(float(match[1]) / scale, float(match[3]) / scale, bool(match[2]))
         window.check()
@@ -53,9 +55,14 @@ class Window(NamedTuple):
             UsageError: it ends before it begins, or a part is not in [0, 1].
         """
         if self.parts and not 0 <= self.first <= self.last <= 1:
-            raise UsageError(f"window {self.first:.0%}:{self.last:.0%}: expected two parts, 0% to 100%, in this order.")
+            raise UsageError(
+                f"window {self.first:.0%}:{self.last:.0%}: expected two parts, 0% to 100%, in "
+                f"this order."
+            )
         if not self.parts and self.first < self.last:
-            raise UsageError(f"window {self.first:g}:{self.last:g}: expected the noisier, larger timestep first.")
+            raise UsageError(
+                f"window {self.first:g}:{self.last:g}: expected the noisier, larger timestep first."
+            )
 
     def covers(self, call: DenoiserCall, n_train_timesteps: int) -> bool:
         """Say whether the intervention acts at a denoiser call.
@@ -74,15 +81,20 @@ class Window(NamedTuple):
         Raises:
             UsageError: the intervention would do nothing, without a word.
         """
-        steps = (DenoiserCall(timestep, (), step, schedule) for step, timestep in enumerate(schedule))
+        steps = (
+            DenoiserCall(timestep, (), step, schedule) for step, timestep in enumerate(schedule)
+        )
         if schedule and not any(self.covers(call, 0) for call in steps):
             raise UsageError(
-                f"window {self}: none of the {len(schedule)} steps is in it, their timesteps are {schedule[0]:g} to "
+                f"window {self}: none of the {len(schedule)} steps is in it, their timesteps are "
+                f"{schedule[0]:g} to "
                 f"{schedule[-1]:g}."
             )
 
     def __str__(self) -> str:
-        return f"{self.first:.0%}:{self.last:.0%}" if self.parts else f"{self.first:g}:{self.last:g}"
+        return (
+            f"{self.first:.0%}:{self.last:.0%}" if self.parts else f"{self.first:g}:{self.last:g}"
+        )
 
 
 ALWAYS = Window()
@@ -114,16 +126,26 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
-            raise UsageError(f"intervention {self.kind!r}: expected one of {', '.join(INTERVENTIONS)}.")
+            raise UsageError(
+                f"intervention {self.kind!r}: expected one of {', '.join(INTERVENTIONS)}."
+            )
         if not math.isfinite(self.strength):
             raise UsageError(f"strength {self.strength}: expected a finite number.")
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise UsageError(f"threshold {self.threshold}: expected 0 or more, in multiples of the features' means.")
+            raise UsageError(
+                f"threshold {self.threshold}: expected 0 or more, in multiples of the features' "
+                f"means."
+            )
         if self.branch not in ("", *BRANCH_CHOICES):
             raise UsageError(f"branch {self.branch!r}: expected cond, uncond or both.")
-        if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)):
+        if self.mask is not None and (
+            self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)
+        ):
             kind = str(self.mask.dtype).removeprefix("torch.")
-            raise UsageError(f"a mask is {kind} {list(self.mask.shape)}: expected bool [height, width] or [tokens].")
+            raise UsageError(
+                f"a mask is {kind} {list(self.mask.shape)}: expected bool [height, width] or "
+                f"[tokens]."
+            )
         self.window.check()
 
     @property
@@ -135,10 +157,23 @@ class Intervention:
         """Return what is done, as JSON: the selection's names, and all settings; of the mask, a
         hash."""
         selection, window = self.selection, self.window
-        named = {"family": selection.family, "concept": selection.concept, "sae": selection.sae, "hook": selection.hook}
-        ends = None if window == ALWAYS else {"first": window.first, "last": window.last, "parts": window.parts}
+        named = {
+            "family": selection.family,
+            "concept": selection.concept,
+            "sae": selection.sae,
+            "hook": selection.hook,
+        }
+        ends = (
+            None
+            if window == ALWAYS
+            else {"first": window.first, "last": window.last, "parts": window.parts}
+        )
         rule = {"intervention": self.kind, "strength": self.strength, "threshold": self.threshold}
-        mask = None if self.mask is None else hashlib.sha256(bytes(self.mask.flatten().tolist())).hexdigest()[:16]
+        mask = (
+            None
+            if self.mask is None
+            else hashlib.sha256(bytes(self.mask.flatten().tolist())).hexdigest()[:16]
+        )
         return {**named, **rule, "branches": list(self.branches), "window": ends, "mask": mask}
 
     def where(self, layout: Layout) -> Tensor | None:
@@ -157,9 +192,14 @@ class Intervention:
         n = layout.height * layout.width
         scale = math.isqrt(max(1, height * width // n))
         fits = scale * scale * n == height * width and height % scale == 0 and width % scale == 0
-        if not fits or (layout.is_map and (height // scale, width // scale) != (layout.height, layout.width)):
+        if not fits or (
+            layout.is_map and (height // scale, width // scale) != (layout.height, layout.width)
+        ):
             size = f"a map of {layout.height} × {layout.width}" if layout.is_map else f"{n} tokens"
             hook = self.selection.hook
-            raise UsageError(f"the mask is {height} × {width}, {hook!r} has {size}: expected that size or a multiple.")
+            raise UsageError(
+                f"the mask is {height} × {width}, {hook!r} has {size}: expected that size or a "
+                f"multiple."
+            )
         pooled = F.max_pool2d(mask[None, None].float(), scale) if scale > 1 else mask.float()
         return pooled.flatten().bool().cpu()

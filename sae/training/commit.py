@@ -22,7 +22,13 @@ from sae.training.settings import Plan
 from sae.training.state import State
 
 PICTURE = "training.png"
-_DEFAULTS = {"architecture": "topk", "group_sizes": [], "scale_inputs": False, "betas": [0.9, 0.999], "warmup": 0.05}
+_DEFAULTS = {
+    "architecture": "topk",
+    "group_sizes": [],
+    "scale_inputs": False,
+    "betas": [0.9, 0.999],
+    "warmup": 0.05,
+}
 
 
 def existing(store: Store, name: str, plan: Plan) -> Record | None:
@@ -41,18 +47,23 @@ def existing(store: Store, name: str, plan: Plan) -> Record | None:
     if not changed and there.get("data") != here["data"]:
         changed = ["activations were added or replaced since"]
     if changed:
-        raise SAEError(f"{store.root} has another SAE {name!r} ({'; '.join(changed)}): use another --name.")
+        raise SAEError(
+            f"{store.root} has another SAE {name!r} ({'; '.join(changed)}): use another --name."
+        )
     return record
 
 
 def finish(store: Store, name: str, plan: Plan, state: State, source: Source) -> Record:
-    """Measure an SAE, write its three files and commit them; a picture of the training lies beside them."""
+    """Measure an SAE, write its three files and commit them; a picture of the training lies beside
+    them."""
     sae = state.sae.cpu().requires_grad_(False)
     rows, indices, held_out = source.evaluation()
     metrics = measure(sae, chunks_of_rows(rows, indices)).to_json()
     metrics |= {"held_out": held_out, "n_samples": len(set(rows.sample_id[indices].tolist()))}
     columns = zip(*state.history, strict=True)
-    metrics["training"] = dict(zip(("step", "fvu", "l0", "n_dead"), map(list, columns), strict=False))
+    metrics["training"] = dict(
+        zip(("step", "fvu", "l0", "n_dead"), map(list, columns), strict=False)
+    )
     files = {
         CONFIG: config_bytes(plan.config),
         METRICS: (canonical_json(metrics) + "\n").encode(),
@@ -63,7 +74,8 @@ def finish(store: Store, name: str, plan: Plan, state: State, source: Source) ->
 
 
 def draw_training(metrics: dict[str, Any], title: str, path: Path) -> None:
-    """Draw what ``metrics.json`` says: FVU and dead latents while training, FVU per timestep at the end."""
+    """Draw what ``metrics.json`` says: FVU and dead latents while training, FVU per timestep at the
+    end."""
     with rc_context({"font.size": 9}):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -71,7 +83,9 @@ def draw_training(metrics: dict[str, Any], title: str, path: Path) -> None:
         _timesteps(right, metrics)
         overall = "undefined" if metrics["fvu"] is None else f"{metrics['fvu']:.4f}"
         where = "held-out samples" if metrics["held_out"] else "the training samples"
-        figure.suptitle(f"{title}: FVU {overall} on {where}, L0 {metrics['l0']:.1f}", parse_math=False)
+        figure.suptitle(
+            f"{title}: FVU {overall} on {where}, L0 {metrics['l0']:.1f}", parse_math=False
+        )
         sink = io.BytesIO()
         figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
     durable.write_bytes(path, sink.getvalue())

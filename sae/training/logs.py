@@ -10,7 +10,8 @@ from sae.training.loop import Progress
 
 @contextlib.contextmanager
 def open_log(kind: str | None, directory: Path) -> Iterator[Callable[[Progress], object]]:
-    """Yield what hears of every report: nothing, TensorBoard (files under ``directory``), or Weights & Biases.
+    """Yield what hears of every report: nothing, TensorBoard (files under ``directory``), or
+    Weights & Biases.
 
     Raises:
         UsageError: the program is not installed.

@@ -1,4 +1,5 @@
-"""Training: what learns, and the loop around it that reports, keeps checkpoints and stops when asked to."""
+"""Training: what learns, and the loop around it that reports, keeps checkpoints and stops when
+asked to."""
 
 import contextlib
 import math
@@ -48,7 +49,14 @@ class Training:
     """
 
     def __init__(
-        self, store: Store, name: str, plan: Plan, source: Source, *, device: torch.device, processes: Processes
+        self,
+        store: Store,
+        name: str,
+        plan: Plan,
+        source: Source,
+        *,
+        device: torch.device,
+        processes: Processes,
     ) -> None:
         self.store, self.name, self.plan, self.source = store, name, plan, source
         self._device, self._processes = device, processes
@@ -102,7 +110,8 @@ class Training:
         if not math.isfinite(fvu):
             discard(self.store, self.name)
             raise SAEError(
-                f"the loss is not finite at step {self.state.step} of {self.plan.steps}: use a smaller learning rate "
+                f"the loss is not finite at step {self.state.step} of {self.plan.steps}: use a "
+                f"smaller learning rate "
                 f"than {self.plan.lr:.2g}. Nothing was committed."
             )
         n_dead = int((self.state.positions_since_fired > self.plan.dead_after).sum())
@@ -124,15 +133,18 @@ def run(
 ) -> None:
     """Take all steps of some trainings; each gets as far as the others in the same time.
 
-    So what they learn from may be generated for all at once. Their states are written every ``CHECKPOINT_SECONDS``, at
-    the end of each, and when SIGINT arrives, which KeyboardInterrupt follows.
+    So what they learn from may be generated for all at once. Their states are written every
+    ``CHECKPOINT_SECONDS``, at the end of each, and when SIGINT arrives, which KeyboardInterrupt
+    follows.
 
     Raises:
         SAEError: a loss is not finite.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interruption())
-        bars = {training.name: stack.enter_context(_bar(training, progress)) for training in trainings}
+        bars = {
+            training.name: stack.enter_context(_bar(training, progress)) for training in trainings
+        }
         saved = dict.fromkeys(bars, time.monotonic())
         while left := [training for training in trainings if not training.done]:
             training = min(left, key=lambda one: one.lag)
@@ -170,7 +182,8 @@ def _show(bar: "tqdm[None]", training: Training, report: Progress) -> None:
 
 @contextlib.contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """Yield what the first SIGINT inside the block sets; the second interrupts at once, as without this block.
+    """Yield what the first SIGINT inside the block sets; the second interrupts at once, as without
+    this block.
 
     Python delivers signals to the main thread only: in another thread nothing is ever set.
     """

@@ -1,4 +1,5 @@
-"""The training loss: ``FVU + α · AuxK``, and what the variant changes of it (Gao et al. 2024, sections 2.1 and A.2)."""
+"""The training loss: ``FVU + α · AuxK``, and what the variant changes of it (Gao et al. 2024,
+sections 2.1 and A.2)."""
 
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ class Loss(NamedTuple):
     """A batch's loss and what it is made of."""
 
     total: Tensor
-    """``misfit + alpha · aux + penalty``, a scalar to differentiate; the variant says what misfit (TopK: fvu) and penalty are"""
+    """``misfit + alpha · aux + penalty``, a scalar to differentiate; the variant says what misfit
+    (TopK: fvu) and penalty are"""
     fvu: Tensor
     """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²`` over the batch"""
     aux: Tensor
@@ -24,8 +26,11 @@ class Loss(NamedTuple):
     """the batch's codes, detached"""
 
 
-def training_loss(sae: SAE, x: Tensor, dead: Tensor | None = None, alpha: float = AUX_ALPHA) -> Loss:
-    """Return the loss of a batch ``x`` ``[batch, d_in]``; ``dead`` ``[n_latents]`` marks the dead latents.
+def training_loss(
+    sae: SAE, x: Tensor, dead: Tensor | None = None, alpha: float = AUX_ALPHA
+) -> Loss:
+    """Return the loss of a batch ``x`` ``[batch, d_in]``; ``dead`` ``[n_latents]`` marks the dead
+    latents.
 
     The batch must not be constant: its variance is the unit of the loss.
     """
@@ -41,11 +46,12 @@ def training_loss(sae: SAE, x: Tensor, dead: Tensor | None = None, alpha: float 
 
 
 def _aux_k(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-    """Return ``s · Σ‖e − ê‖²``: how badly the dead latents predict the residual ``e = x − x̂``, taken as a constant.
+    """Return ``s · Σ‖e − ê‖²``: how badly the dead latents predict the residual ``e = x − x̂``,
+    taken as a constant.
 
-    ``ê`` is made of each position's ``k_aux = min(d_in / 2, n_dead)`` largest dead latents, without ``b_dec``: the
-    residual is what is left after it. ``s = min(n_dead / (d_in / 2), 1)``. Only the dead rows of the encoder are
-    computed.
+    ``ê`` is made of each position's ``k_aux = min(d_in / 2, n_dead)`` largest dead latents, without
+    ``b_dec``: the residual is what is left after it. ``s = min(n_dead / (d_in / 2), 1)``. Only the
+    dead rows of the encoder are computed.
     """
     rows = dead.nonzero().squeeze(1)
     n_dead, half = len(rows), max(1, sae.config.d_in // 2)

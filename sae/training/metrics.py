@@ -1,4 +1,5 @@
-"""How well an SAE reconstructs, per timestep, per branch and overall, measured in one pass and bounded memory."""
+"""How well an SAE reconstructs, per timestep, per branch and overall, measured in one pass and
+bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -36,7 +37,8 @@ class PartMetrics:
     """None: all"""
     timestep: float | None
     fvu: float | None
-    """fraction of variance unexplained, the variance being that of this part's positions; None if it is 0"""
+    """fraction of variance unexplained, the variance being that of this part's positions; None if
+    it is 0"""
     l0: float
     """active latents a position"""
     n_positions: int
@@ -47,7 +49,8 @@ class Metrics:
     """Of an evaluation set."""
 
     fvu: float | None
-    """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²``, the mean being that of all evaluated positions; None if they are all equal"""
+    """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²``, the mean being that of all evaluated positions; None if
+    they are all equal"""
     l0: float
     """active latents a position"""
     n_dead: int
@@ -62,18 +65,25 @@ class Metrics:
     """by step, then branch"""
 
     def to_json(self) -> dict[str, object]:
-        """Return JSON values; of the densities only how many lie in each decade, ``(0.1, 1]`` first."""
+        """Return JSON values; of the densities only how many lie in each decade, ``(0.1, 1]``
+        first."""
         body = asdict(self)
         body |= {"explained_variance": None if self.fvu is None else 1 - self.fvu}
         for parts in ("branches", "timesteps"):
-            body[parts] = [{k: v for k, v in part.items() if v is not None or k == "fvu"} for part in body[parts]]
+            body[parts] = [
+                {k: v for k, v in part.items() if v is not None or k == "fvu"}
+                for part in body[parts]
+            ]
         fired = np.array([value for value in body.pop("density") if value > 0])
         decades = np.minimum(np.floor(-np.log10(fired)).astype(int), _DENSITY_DECADES)
-        return body | {"density_decades": np.bincount(decades, minlength=_DENSITY_DECADES + 1).tolist()}
+        return body | {
+            "density_decades": np.bincount(decades, minlength=_DENSITY_DECADES + 1).tolist()
+        }
 
 
 class Sums:
-    """Running sums of a set of positions, in float64, about a fixed centre so that no precision is lost to the mean."""
+    """Running sums of a set of positions, in float64, about a fixed centre so that no precision is
+    lost to the mean."""
 
     def __init__(self, centre: Tensor) -> None:
         self._centre = centre.double()
@@ -84,7 +94,8 @@ class Sums:
         self.n_positions = 0
 
     def add(self, x: Tensor, reconstruction: Tensor, n_active: int) -> None:
-        """Count positions ``x`` ``[n, d_in]``, their reconstructions, and the active latents of all of them."""
+        """Count positions ``x`` ``[n, d_in]``, their reconstructions, and the active latents of all
+        of them."""
         shifted = x.double() - self._centre
         self._first += shifted.sum(dim=0)
         self._second += float(shifted.square().sum())
@@ -124,20 +135,28 @@ def measure(sae: SAE, chunks: Iterable[Chunk]) -> Metrics:
         fired = codes.indices[codes.values > 0]
         counts += torch.bincount(fired, minlength=sae.config.n_latents)
         timesteps[step] = timestep
-        sums.setdefault((step, branch), Sums(sae.b_dec)).add(x.to(device), sae.decode(codes), len(fired))
+        sums.setdefault((step, branch), Sums(sae.b_dec)).add(
+            x.to(device), sae.decode(codes), len(fired)
+        )
     total, of_branch = Sums(sae.b_dec), {branch: Sums(sae.b_dec) for _, branch in sorted(sums)}
     for step, branch in sorted(sums):
         total.merge(sums[step, branch])
         of_branch[branch].merge(sums[step, branch])
-    per_step = tuple(_part(s, branch, step, timesteps[step]) for (step, branch), s in sorted(sums.items()))
+    per_step = tuple(
+        _part(s, branch, step, timesteps[step]) for (step, branch), s in sorted(sums.items())
+    )
     per_branch = tuple(_part(s, branch) for branch, s in sorted(of_branch.items()))
     density = counts.double() / max(1, total.n_positions)
     n_dead, n_dense = int((counts == 0).sum()), int((density > _DENSE).sum())
     every = tuple(density.tolist())
-    return Metrics(total.fvu, total.l0, n_dead, n_dense, total.n_positions, every, per_branch, per_step)
+    return Metrics(
+        total.fvu, total.l0, n_dead, n_dense, total.n_positions, every, per_branch, per_step
+    )
 
 
-def _part(sums: Sums, branch: str, step: int | None = None, timestep: float | None = None) -> PartMetrics:
+def _part(
+    sums: Sums, branch: str, step: int | None = None, timestep: float | None = None
+) -> PartMetrics:
     return PartMetrics(branch, step, timestep, sums.fvu, sums.l0, sums.n_positions)
 
 
@@ -151,4 +170,6 @@ def chunks_of_rows(rows: ActivationRows, indices: npt.NDArray[np.integer]) -> It
             for start in range(0, len(of_part), per_chunk):
                 part = of_part[start : start + per_chunk]
                 positions = torch.from_numpy(rows.fill(part)).to(torch.float32, copy=True)
-                yield Chunk(int(step), float(rows.timestep[part[0]]), str(branch), positions.flatten(0, 1))
+                yield Chunk(
+                    int(step), float(rows.timestep[part[0]]), str(branch), positions.flatten(0, 1)
+                )

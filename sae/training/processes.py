@@ -12,7 +12,8 @@ from featurestore.errors import UsageError
 
 
 def local_device(device: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the device of this process: where a launcher started several on one machine, each has a GPU of its own."""
+    """Return the device of this process: where a launcher started several on one machine, each has
+    a GPU of its own."""
     local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
     if device not in ("auto", "cuda") or not local.isdigit():
         return device
@@ -64,7 +65,9 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes(batch_size: int, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+def join_processes(
+    batch_size: int, environment: Mapping[str, str] = os.environ
+) -> Iterator[Processes]:
     """Join the processes that torchrun or accelerate started with this one; alone without them.
 
     Raises:
@@ -75,7 +78,9 @@ def join_processes(batch_size: int, environment: Mapping[str, str] = os.environ)
         yield Processes()
         return
     if batch_size % world_size:
-        raise UsageError(f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes.")
+        raise UsageError(
+            f"--batch-size {batch_size} cannot be shared evenly by {world_size} processes."
+        )
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         if torch.cuda.is_available():

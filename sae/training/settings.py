@@ -37,11 +37,13 @@ class TrainSettings:
     n_latents: int | None = None
     """overrides ``expansion``"""
     steps: int | None = None
-    """None: five times all training positions, and 1000 steps at least; once all of live activations"""
+    """None: five times all training positions, and 1000 steps at least; once all of live
+    activations"""
     batch_size: int = 4096
     """positions a step; a small map's data does with 1024"""
     lr: float | None = None
-    """peak of Adam's learning rate; None: 16e-4 · √(20480 / n_latents) (scaled as in Gao et al. 2024)"""
+    """peak of Adam's learning rate; None: 16e-4 · √(20480 / n_latents) (scaled as in Gao et al.
+    2024)"""
     seed: int = 0
     """of the weights and of the order of the data"""
     branch: str = "cond"
@@ -49,7 +51,8 @@ class TrainSettings:
     holdout: float = 0.1
     """share of the samples kept for the metrics"""
     dead_after: int | None = None
-    """positions without firing after which a latent is dead; None: a twentieth of all to be seen, at most 10 million"""
+    """positions without firing after which a latent is dead; None: a twentieth of all to be seen,
+    at most 10 million"""
     aux_alpha: float = AUX_ALPHA
     """weight of the auxiliary loss"""
     precision: str = "float32"
@@ -59,17 +62,30 @@ class TrainSettings:
     group_sizes: tuple[int, ...] = ()
     """of a Matryoshka SAE; (): 1/32, 1/16, 1/8 and 1/4 of the latents and the rest"""
     scale_inputs: bool | None = None
-    """train on inputs divided by their root mean squared distance from ``b_dec``, and scale the trained SAE back; None:
-    only where the variant has units, as JumpReLU"""
+    """train on inputs divided by their root mean squared distance from ``b_dec``, and scale the
+    trained SAE back; None: only where the variant has units, as JumpReLU"""
 
     def __post_init__(self) -> None:
         if self.architecture not in VARIANTS:
-            raise UsageError(f"architecture {self.architecture!r} is not known.{nearest(self.architecture, VARIANTS)}")
+            raise UsageError(
+                f"architecture {self.architecture!r} is not "
+                f"known.{nearest(self.architecture, VARIANTS)}"
+            )
         if self.group_sizes and self.architecture != "matryoshka_batchtopk":
-            raise UsageError(f"group sizes are for matryoshka_batchtopk, the architecture is {self.architecture}.")
+            raise UsageError(
+                f"group sizes are for matryoshka_batchtopk, the architecture is "
+                f"{self.architecture}."
+            )
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision {self.precision!r} is not one of {', '.join(PRECISIONS)}.")
-        for name, low in (("k", 1), ("n_latents", 1), ("steps", 1), ("batch_size", 2), ("seed", 0), ("dead_after", 1)):
+        for name, low in (
+            ("k", 1),
+            ("n_latents", 1),
+            ("steps", 1),
+            ("batch_size", 2),
+            ("seed", 0),
+            ("dead_after", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"{name} is {value}, it must be at least {low}.")
@@ -105,13 +121,17 @@ class Plan:
         return VARIANTS[self.config.architecture].learns_threshold if chosen is None else chosen
 
     def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step: a linear warm-up, then linear decay to 0 after the last step."""
+        """Return the learning rate of a step: a linear warm-up, then linear decay to 0 after the
+        last step."""
         warmup = min(_MAX_WARMUP_STEPS, int(self.steps * self.warmup))
         return self.lr * min((step + 1) / (warmup + 1), (self.steps - step) / (self.steps - warmup))
 
     def made_by(self) -> dict[str, Any]:
         """Return what the commit record says under ``made_by``."""
-        versions = {"featurestore": featurestore.__version__, "torch": torch.__version__.split("+")[0]}
+        versions = {
+            "featurestore": featurestore.__version__,
+            "torch": torch.__version__.split("+")[0],
+        }
         return {**versions, "data": self.data, "settings": self.described()}
 
     def described(self) -> dict[str, Any]:
@@ -134,7 +154,8 @@ def default_lr(n_latents: int) -> float:
 
 
 def default_dead_after(n_positions: int) -> int:
-    """Return after how many positions without firing a latent is dead, of all that a training sees."""
+    """Return after how many positions without firing a latent is dead, of all that a training
+    sees."""
     return min(_MAX_DEAD_AFTER, max(1, int(n_positions * _DEAD_AFTER)))
 
 
@@ -148,13 +169,17 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) 
     n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
     if settings.k > n_latents:
         raise UsageError(
-            f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a larger --expansion."
+            f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a "
+            f"larger --expansion."
         )
     groups = settings.group_sizes
     if settings.architecture == "matryoshka_batchtopk":
         groups = groups or default_groups(n_latents)
         if sum(groups) != n_latents or min(groups) < 1:
-            raise UsageError(f"group sizes {list(groups)} must be positive and add up to the {n_latents} latents.")
+            raise UsageError(
+                f"group sizes {list(groups)} must be positive and add up to the {n_latents} "
+                f"latents."
+            )
     config = SAEConfig(
         d_in=rows.d_in,
         n_latents=n_latents,

@@ -1,4 +1,5 @@
-"""The state of a training, the step that changes it, and its file: safetensors under ``.work/`` of the store."""
+"""The state of a training, the step that changes it, and its file: safetensors under ``.work/`` of
+the store."""
 
 import json
 from pathlib import Path
@@ -27,14 +28,21 @@ class State:
     def __init__(self, sae: SAE, betas: tuple[float, float]) -> None:
         self.sae = sae
         device = sae.b_dec.device
-        self.optimizer = torch.optim.Adam(sae.parameters(), betas=betas, fused=device.type in ("cpu", "cuda"))
-        self.positions_since_fired = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)
+        self.optimizer = torch.optim.Adam(
+            sae.parameters(), betas=betas, fused=device.type in ("cpu", "cuda")
+        )
+        self.positions_since_fired = torch.zeros(
+            sae.config.n_latents, dtype=torch.int64, device=device
+        )
         self.history: list[tuple[int, float, float, int]] = []
         """at some steps: the step, FVU and L0 of its batch, dead latents"""
         self.step = 0
         for parameter in sae.parameters():
             step = torch.zeros((), device=parameter.device)
-            moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            moments = {
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
             self.optimizer.state[parameter] = {"step": step, **moments}
 
     def count(self, codes: Codes, processes: Processes) -> None:
@@ -46,7 +54,8 @@ class State:
         self.step += 1
 
     def remember(self, fvu: float, l0: float, n_dead: int) -> None:
-        """Add the step just taken to the history, which keeps at most ``_HISTORY`` entries, evenly spread."""
+        """Add the step just taken to the history, which keeps at most ``_HISTORY`` entries, evenly
+        spread."""
         self.history.append((self.step, fvu, l0, n_dead))
         if len(self.history) > _HISTORY:
             self.history = self.history[1::2]
@@ -56,7 +65,9 @@ class State:
         found = {"positions_since_fired": self.positions_since_fired}
         for name, parameter in self.sae.named_parameters():
             found[name] = parameter.detach()
-            found |= {f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
+            found |= {
+                f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()
+            }
         return found
 
 
@@ -69,12 +80,13 @@ def take_step(
     aux_alpha: float = AUX_ALPHA,
     processes: Processes = _ALONE,
 ) -> Loss:
-    """Move the weights once along the gradient of a batch ``x`` ``[batch, d_in]``, scaled as the SAE wants it.
+    """Move the weights once along the gradient of a batch ``x`` ``[batch, d_in]``, scaled as the
+    SAE wants it.
 
-    The rows of ``W_dec`` stay unit vectors: the part of the gradient along them is taken out before, and the norm is
-    restored after (Gao et al. 2024, section A). ``dead_after`` positions without firing make a latent dead. Several
-    processes average their gradients, each taken in the unit of its own part's variance. Returns the loss of ``x``
-    before the step.
+    The rows of ``W_dec`` stay unit vectors: the part of the gradient along them is taken out
+    before, and the norm is restored after (Gao et al. 2024, section A). ``dead_after`` positions
+    without firing make a latent dead. Several processes average their gradients, each taken in the
+    unit of its own part's variance. Returns the loss of ``x`` before the step.
     """
     sae = state.sae
     for group in state.optimizer.param_groups:
@@ -99,10 +111,17 @@ def state_path(store: Store, name: str) -> Path:
 
 def save(store: Store, name: str, plan: Plan, state: State) -> None:
     """Write the state, atomically and durably."""
-    about = {"step": state.step, "identity": plan.identity(), "settings": plan.described(), "data": plan.data}
+    about = {
+        "step": state.step,
+        "identity": plan.identity(),
+        "settings": plan.described(),
+        "data": plan.data,
+    }
     about |= {"history": state.history}
     tensors = {key: tensor.cpu().contiguous() for key, tensor in state.tensors().items()}
-    durable.write_bytes(state_path(store, name), safetensors.torch.save(tensors, {"state": canonical_json(about)}))
+    durable.write_bytes(
+        state_path(store, name), safetensors.torch.save(tensors, {"state": canonical_json(about)})
+    )
 
 
 def restore(store: Store, name: str, plan: Plan, state: State) -> None:
@@ -121,7 +140,9 @@ def restore(store: Store, name: str, plan: Plan, state: State) -> None:
             for key, tensor in state.tensors().items():
                 tensor.copy_(file.get_tensor(key))
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SAEError(f"{path} is no state of a training ({error}): delete it to start anew.") from error
+        raise SAEError(
+            f"{path} is no state of a training ({error}): delete it to start anew."
+        ) from error
     state.step = about["step"]
     state.history = [tuple(entry) for entry in about["history"]]
 
@@ -137,6 +158,8 @@ def _check(path: Path, about: dict, plan: Plan) -> None:
     here, there = plan.described(), about["settings"]
     changed = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
     raise SAEError(
-        f"a training of that name stopped at step {about['step']} with other {'settings' if changed else 'data'} "
-        f"({'; '.join(changed) or 'activations were added'}): use the same, or another --name, or delete {path}."
+        f"a training of that name stopped at step {about['step']} with other "
+        f"{'settings' if changed else 'data'} "
+        f"({'; '.join(changed) or 'activations were added'}): use the same, or another --name, or "
+        f"delete {path}."
     )

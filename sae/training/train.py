@@ -33,14 +33,15 @@ def train(
 ) -> Record:
     """Train an SAE on the activations of ``hook`` and commit it to the store as ``saes/<name>``.
 
-    A checkpoint under ``.work/`` is written every ``CHECKPOINT_SECONDS`` and when SIGINT arrives (KeyboardInterrupt
-    follows); the same call goes on from it and ends, on a CPU, with the same bits as one that was never interrupted.
-    An SAE that was trained already with the same settings on the same data is returned as it is. ``on_report`` is
-    called every few steps. Started by torchrun or accelerate, each process learns from its part of every batch.
+    A checkpoint under ``.work/`` is written every ``CHECKPOINT_SECONDS`` and when SIGINT arrives
+    (KeyboardInterrupt follows); the same call goes on from it and ends, on a CPU, with the same
+    bits as one that was never interrupted. An SAE that was trained already with the same settings
+    on the same data is returned as it is. ``on_report`` is called every few steps. Started by
+    torchrun or accelerate, each process learns from its part of every batch.
 
     Raises:
-        SAEError: the hook has no activations, the name is taken by another SAE or by an interrupted training with
-            other settings, or the loss is not finite.
+        SAEError: the hook has no activations, the name is taken by another SAE or by an interrupted
+            training with other settings, or the loss is not finite.
         TakenError: another process is training an SAE of that name.
         UsageError: settings that do not fit each other or the data.
         TableError: the name cannot be one.
@@ -48,8 +49,12 @@ def train(
         DiskError: the operating system refused a write.
     """
     schemas.check_name(name, "an SAE's name")
-    batches = PositionBatches(store, hook, settings.branch, settings.batch_size, settings.seed, settings.holdout)
-    return train_many(store, {name: batches}, settings, progress=progress, device=device, on_report=on_report)[0]
+    batches = PositionBatches(
+        store, hook, settings.branch, settings.batch_size, settings.seed, settings.holdout
+    )
+    return train_many(
+        store, {name: batches}, settings, progress=progress, device=device, on_report=on_report
+    )[0]
 
 
 def train_many(
@@ -64,26 +69,34 @@ def train_many(
     """Train an SAE for each name, each on its source, side by side; otherwise as :func:`train`.
 
     Raises:
-        SAEError: a name is taken, or a loss is not finite; in a process that does not commit: the first did not.
+        SAEError: a name is taken, or a loss is not finite; in a process that does not commit: the
+            first did not.
         UsageError: settings that do not fit each other, the data or the number of processes.
         TableError: a name cannot be one.
         DiskError: the operating system refused a write.
     """
     for name in sources:
         schemas.check_name(name, "an SAE's name")
-    plans = {name: make_plan(store, source.hook, settings, source) for name, source in sources.items()}
+    plans = {
+        name: make_plan(store, source.hook, settings, source) for name, source in sources.items()
+    }
     missing = [name for name, plan in plans.items() if existing(store, name, plan) is None]
     with (
-        join_processes(settings.batch_size) if missing else contextlib.nullcontext(Processes()) as processes,
+        join_processes(settings.batch_size)
+        if missing
+        else contextlib.nullcontext(Processes()) as processes,
         contextlib.ExitStack() as names,
     ):
-        if processes.rank == 0:  # before anything is learned: two trainings would share one checkpoint
+        if (
+            processes.rank == 0
+        ):  # before anything is learned: two trainings would share one checkpoint
             for name in missing:
                 names.enter_context(training_of(store, name))
             missing = [name for name in missing if existing(store, name, plans[name]) is None]
         there = pick_device(local_device(device))
         trainings = [
-            Training(store, name, plans[name], sources[name], device=there, processes=processes) for name in missing
+            Training(store, name, plans[name], sources[name], device=there, processes=processes)
+            for name in missing
         ]
         run(trainings, processes, progress=progress and processes.rank == 0, on_report=on_report)
         if processes.rank == 0:

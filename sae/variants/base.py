@@ -1,4 +1,5 @@
-"""What an SAE's architecture decides; one module a variant, all of them in :data:`sae.variants.VARIANTS`."""
+"""What an SAE's architecture decides; one module a variant, all of them in
+:data:`sae.variants.VARIANTS`."""
 
 from typing import NamedTuple, Protocol
 
@@ -57,14 +58,17 @@ class TrainingCodes(NamedTuple):
 
 
 class Variant:
-    """An architecture: which latents are active, and how that is learnt. It has no state of its own.
+    """An architecture: which latents are active, and how that is learnt. It has no state of its
+    own.
 
-    ``x`` is always ``[rows, d_in]`` as the encoder's matrix takes it: normalised and centred. Codes are pairs ``values``
-    and ``indices``, both ``[rows, width]``; a place of value 0 is empty, whatever its index.
+    ``x`` is always ``[rows, d_in]`` as the encoder's matrix takes it: normalised and centred. Codes
+    are pairs ``values`` and ``indices``, both ``[rows, width]``; a place of value 0 is empty,
+    whatever its index.
     """
 
     has_threshold = False
-    """whether the SAE has a tensor ``threshold [n_latents]``: then its latents do not depend on each other"""
+    """whether the SAE has a tensor ``threshold [n_latents]``: then its latents do not depend on
+    each other"""
     learns_threshold = False
     """whether the optimiser moves it"""
 
@@ -73,7 +77,8 @@ class Variant:
         raise NotImplementedError
 
     def active(self, sae: Weights, x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
-        """Return some latents' activations, given their pre-activations ``[rows, n]``: those, or 0 where one is not active."""
+        """Return some latents' activations, given their pre-activations ``[rows, n]``: those, or 0
+        where one is not active."""
         raise NotImplementedError
 
     def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
@@ -81,7 +86,8 @@ class Variant:
         return TrainingCodes(*self.encode(sae, x))
 
     def misfit(self, sae: Weights, residual: Tensor, codes: TrainingCodes) -> Tensor:
-        """Return the sum of squares to minimise; ``residual`` is what the whole SAE leaves of the batch."""
+        """Return the sum of squares to minimise; ``residual`` is what the whole SAE leaves of the
+        batch."""
         return residual.square().sum()
 
     def start(self, sae: Weights, x: Tensor) -> None:

@@ -1,8 +1,10 @@
-"""BatchTopK: while training, the k · B largest pre-activations of a batch of B positions; afterwards a threshold.
+"""BatchTopK: while training, the k · B largest pre-activations of a batch of B positions;
+afterwards a threshold.
 
-Bussmann et al., "BatchTopK Sparse Autoencoders" (2024), sections 3 and 3.1. The threshold θ, the same for all latents,
-estimates the expectation over batches of the smallest activation that training keeps: a running mean that starts with
-the first batch's. Serving such an SAE as TopK would be another function.
+Bussmann et al., "BatchTopK Sparse Autoencoders" (2024), sections 3 and 3.1. The threshold θ, the
+same for all latents, estimates the expectation over batches of the smallest activation that
+training keeps: a running mean that starts with the first batch's. Serving such an SAE as TopK would
+be another function.
 """
 
 import torch
@@ -21,7 +23,9 @@ class BatchTopK(Threshold):
     def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes of the batch's k · B largest positive pre-activations."""
         k = sae.config.k
-        return TrainingCodes(*encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, k)))
+        return TrainingCodes(
+            *encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, k))
+        )
 
     @torch.no_grad()
     def start(self, sae: Weights, x: Tensor) -> None:
@@ -42,9 +46,11 @@ def _smallest(values: Tensor) -> Tensor:
 
 
 def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k · rows`` largest positive values of ``[rows, n]`` and their columns, ``[rows, width]``; 0 fills up.
+    """Return the ``k · rows`` largest positive values of ``[rows, n]`` and their columns,
+    ``[rows, width]``; 0 fills up.
 
-    The candidates are each row's largest few, and more of them while a row might hide another: no sort of everything.
+    The candidates are each row's largest few, and more of them while a row might hide another: no
+    sort of everything.
     """
     rows, n = pre.shape
     wanted, m = min(k * rows, rows * n), min(4 * k, n)

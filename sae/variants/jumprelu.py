@@ -1,12 +1,14 @@
 """JumpReLU: a threshold θ_i for each latent, learnt with straight-through estimators.
 
-Rajamanoharan et al., "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders" (2024): ``z =
-a · H(a − θ)``; where the kernel ``K((a − θ)/ε) = 1`` for ``|a − θ| < ε/2`` stands for the derivative of the jump H,
-``∂z/∂θ = −(θ/ε) K((a − θ)/ε)`` and ``∂H/∂θ = −(1/ε) K((a − θ)/ε)`` (section 3). The penalty is ``λ (L0/k − 1)²`` (appendix
-on fixing the sparsity), L0 being the mean over the batch: k is the L0 to reach. Pre-activations that are not positive
-cannot fire (θ ≥ 0) and have no gradient.
+Rajamanoharan et al., "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
+Autoencoders" (2024): ``z = a · H(a − θ)``; where the kernel ``K((a − θ)/ε) = 1`` for
+``|a − θ| < ε/2`` stands for the derivative of the jump H, ``∂z/∂θ = −(θ/ε) K((a − θ)/ε)`` and
+``∂H/∂θ = −(1/ε) K((a − θ)/ε)`` (section 3). The penalty is ``λ (L0/k − 1)²`` (appendix on fixing
+the sparsity), L0 being the mean over the batch: k is the L0 to reach. Pre-activations that are not
+positive cannot fire (θ ≥ 0) and have no gradient.
 
-ε is in the units of inputs whose mean squared distance from ``b_dec`` is 1, which training scales to.
+ε is in the units of inputs whose mean squared distance from ``b_dec`` is 1, which training scales
+to.
 """
 
 from typing import Any
@@ -32,7 +34,9 @@ class JumpReLU(Threshold):
     def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes and the penalty of a batch."""
         least = (sae.threshold.detach() - BANDWIDTH / 2).clamp_min(0)
-        pre, indices = encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: packed(pre, pre > least))
+        pre, indices = encode_selected(
+            x, sae.W_enc, sae.b_enc, lambda pre: packed(pre, pre > least)
+        )
         threshold = sae.threshold.index_select(0, indices.flatten()).view_as(pre)
         values, active = _Jump.apply(pre, threshold)
         l0 = active.sum(dim=-1).mean()
@@ -41,7 +45,9 @@ class JumpReLU(Threshold):
     @torch.no_grad()
     def start(self, sae: Weights, x: Tensor) -> None:
         """Begin with the one threshold at which L0 is k."""
-        values, _ = encode_selected(x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, sae.config.k))
+        values, _ = encode_selected(
+            x, sae.W_enc, sae.b_enc, lambda pre: batch_top_k(pre, sae.config.k)
+        )
         sae.threshold.fill_(values[values > 0].min() if bool((values > 0).any()) else 0.0)
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""What SAEs with a threshold do: ``z_i = a_i`` where ``a_i > max(θ_i, 0)``, else 0; ``a = W_enc (x − b_dec) + b_enc``."""
+"""What SAEs with a threshold do: ``z_i = a_i`` where ``a_i > max(θ_i, 0)``, else 0;
+``a = W_enc (x − b_dec) + b_enc``."""
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from sae.variants.base import Variant, Weights
 
 
 class Threshold(Variant):
-    """Each latent fires by itself: some can be computed without the others, and a position may have any number."""
+    """Each latent fires by itself: some can be computed without the others, and a position may have
+    any number."""
 
     has_threshold = True
 
@@ -23,9 +25,11 @@ class Threshold(Variant):
 
 
 def packed(pre: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the chosen values of ``pre`` ``[rows, n]`` and their columns, ``[rows, width]``, each row from the left.
+    """Return the chosen values of ``pre`` ``[rows, n]`` and their columns, ``[rows, width]``, each
+    row from the left.
 
-    ``width`` is what the fullest row needs, 1 at least; a place that is left over has value 0 and index 0.
+    ``width`` is what the fullest row needs, 1 at least; a place that is left over has value 0 and
+    index 0.
     """
     rows, columns = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(dim=1)

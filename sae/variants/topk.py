@@ -1,4 +1,5 @@
-"""TopK: the k largest pre-activations of a position, ``z = TopK_k(ReLU(W_enc (x − b_dec) + b_enc))``.
+"""TopK: the k largest pre-activations of a position,
+``z = TopK_k(ReLU(W_enc (x − b_dec) + b_enc))``.
 
 Gao et al., "Scaling and evaluating sparse autoencoders" (2024), section 2.3.
 """
@@ -19,7 +20,8 @@ class TopK(Variant):
         return encode_top_k(x, sae.W_enc, sae.b_enc, sae.config.k)
 
     def active(self, sae: Weights, x: Tensor, features: Tensor, pre: Tensor) -> Tensor:
-        """Return the activations of some latents: all pre-activations say which are among the k largest."""
+        """Return the activations of some latents: all pre-activations say which are among the k
+        largest."""
         k = sae.config.k
         if k == sae.config.n_latents:
             return pre.relu()

@@ -39,7 +39,9 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.mark.filterwarnings("ignore:the selection .* has no timestep near")  # A run of one step has one.
+@pytest.mark.filterwarnings(
+    "ignore:the selection .* has no timestep near"
+)  # A run of one step has one.
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
     model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
@@ -60,26 +62,48 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     }
     of_styles = {method: len(outcomes) for method, outcomes in found["tables"]["style"].items()}
     assert of_styles == {m: 2 if m in table.COMPARED else 1 for m in table.METHODS}
-    assert [o.targets for o in several["sequential"]] == [{"style": ["neon"]}, {"style": ["neon", "sketch"]}]
+    assert [o.targets for o in several["sequential"]] == [
+        {"style": ["neon"]},
+        {"style": ["neon", "sketch"]},
+    ]
     assert [o.targets for o in several["all but one"]] == [{"style": ["sketch"]}]
     assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
-    attacked = {"ours", "ours, held", "ours, no error", "negative prompt", "mean direction", "ESD-x", "SalUn"}
-    assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {"tokens": attacked}
+    attacked = {
+        "ours",
+        "ours, held",
+        "ours, no error",
+        "negative prompt",
+        "mean direction",
+        "ESD-x",
+        "SalUn",
+    }
+    assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {
+        "tokens": attacked
+    }
     for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
     in_search = [path.parent.name for path in (root / "attacks/search/neon").rglob("neon-*.json")]
-    assert in_search in (["tokens"], ["tokens"] * 2)  # The second best is attacked where the best is brought back.
-    searched = [json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")]
+    assert in_search in (
+        ["tokens"],
+        ["tokens"] * 2,
+    )  # The second best is attacked where the best is brought back.
+    searched = [
+        json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")
+    ]
     seeds = [{seed for seed, *_ in body["answers"]} for body in searched]
     assert seeds.count({50}) == 3  # of ours
-    assert seeds.count({50, 51}) == 2 + 2 + 2  # ours, negative prompts, directions; the trained ones have one setting
+    assert (
+        seeds.count({50, 51}) == 2 + 2 + 2
+    )  # ours, negative prompts, directions; the trained ones have one setting
     assert len(seeds) == 3 + 6
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
-    assert all(re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS)
+    assert all(
+        re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS
+    )
     write_page(root / "docs/results.md", run, found, several)
     assert (root / "docs/results.md").read_text(encoding="utf-8") == text
     with Image.open(root / "docs/images/unlearning_style.jpg") as grid:
@@ -103,8 +127,12 @@ def test_every_seed_of_a_target_and_each_other_prompt_in_turn():
         for s in range(10) for o in range(10) for seed in range(5)
     ]  # fmt: skip
     kept = running.in_turn(prompts, {"style": ["s3"]}, 1)
-    mine, others = ([p for p in kept if (p.labels["style"] == "s3") is asks] for asks in (True, False))
-    assert [(p.prompt, p.seed) for p in mine] == [(f"{o} 3", seed) for o in range(10) for seed in range(5)]
+    mine, others = (
+        [p for p in kept if (p.labels["style"] == "s3") is asks] for asks in (True, False)
+    )
+    assert [(p.prompt, p.seed) for p in mine] == [
+        (f"{o} 3", seed) for o in range(10) for seed in range(5)
+    ]
     assert len(others) == 90 == len({p.prompt for p in others})
     for family in ("style", "object"):
         for concept in {p.labels[family] for p in others}:

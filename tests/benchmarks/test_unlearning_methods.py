@@ -42,14 +42,20 @@ def test_noise_is_the_same_whatever_a_model_predicts(tmp_path):
         epsilon = noise(pipe, pipe.unet, x, t, c)
     kept = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     x0 = (x - (1 - kept).sqrt() * epsilon) / kept.sqrt()
-    torch.testing.assert_close(kept.sqrt() * epsilon - (1 - kept).sqrt() * x0, velocity, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        kept.sqrt() * epsilon - (1 - kept).sqrt() * x0, velocity, atol=1e-3, rtol=1e-3
+    )
     torch.testing.assert_close(noised(pipe, x0, epsilon, t), x, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(pipe.scheduler.get_velocity(x0, epsilon, t), velocity, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        pipe.scheduler.get_velocity(x0, epsilon, t), velocity, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_sampling_until_the_end_is_the_pipelines_own(pipe):
     start = latents(1, 3)
-    own = pipe("ab", latents=start, num_inference_steps=4, guidance_scale=3.0, output_type="latent").images
+    own = pipe(
+        "ab", latents=start, num_inference_steps=4, guidance_scale=3.0, output_type="latent"
+    ).images
     with torch.no_grad():
         c, empty = embed(pipe, ["ab"]), embed(pipe, [""])
     found, _ = sampled_until(pipe, pipe.unet, c, empty, 3.0, 4, 4, start)
@@ -76,7 +82,9 @@ def load_model_like(pipe):
     student = copy.deepcopy(pipe.unet)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            parameter.add_(
+                0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
     return student
 
 
@@ -85,7 +93,11 @@ def test_esd_trains_the_cross_attention_only_and_moves_towards_its_target(pipe):
     settings = esd.ESDSettings(iterations=(5, 12), learning_rate=1e-3, n_steps=3)
     weights = esd.train_esd(pipe, ["cat"], settings)[12]
     assert weights and all(".attn2." in name for name in weights)
-    assert all(not torch.equal(weights[name], before[name]) for name in weights if name.endswith("to_v.weight"))
+    assert all(
+        not torch.equal(weights[name], before[name])
+        for name in weights
+        if name.endswith("to_v.weight")
+    )
     assert all(torch.equal(p, before[name]) for name, p in pipe.unet.state_dict().items())
     with torch.no_grad():
         c, empty, x, t = embed(pipe, ["cat"]), embed(pipe, [""]), latents(8), torch.tensor([334])
@@ -128,12 +140,17 @@ def test_the_saliency_mask_is_the_larger_half_of_the_summed_gradients(pipe):
     n_kept = sum(int(m.sum()) for m in mask.values())
     assert abs(n_kept / len(flat) - 0.5) < 0.01
     clear = {name: (s > 1.01 * median, s < 0.99 * median) for name, s in sums.items()}
-    assert all(mask[name][above].all() and not mask[name][below].any() for name, (above, below) in clear.items())
+    assert all(
+        mask[name][above].all() and not mask[name][below].any()
+        for name, (above, below) in clear.items()
+    )
 
 
 def test_salun_changes_nothing_outside_of_its_mask(pipe):
     before = {name: p.clone() for name, p in pipe.unet.named_parameters()}
-    settings = salun.SalUnSettings(iterations=(4,), batch_size=2, learning_rate=1e-3, mask_batches=2)
+    settings = salun.SalUnSettings(
+        iterations=(4,), batch_size=2, learning_rate=1e-3, mask_batches=2
+    )
     forget, retain = examples(pipe, ["cat", "cat x"], 0), examples(pipe, ["tree", "fish"], 1)
     weights = salun.train_salun(pipe, forget, ["tree", "tree x"], retain, settings)[4]
     mask = salun.saliency_mask(pipe, forget, settings)
@@ -155,7 +172,9 @@ def test_the_loss_of_salun_is_its_formula_and_its_target_has_no_gradient(pipe):
         c, pseudo = embed(pipe, ["cat", "cat"]), embed(pipe, ["tree", "fish"])
     loss = salun.forget_loss(pipe, student, x, t, c, pseudo)
     loss.backward()
-    got = next(p for n, p in student.named_parameters() if n.endswith("attn2.to_v.weight")).grad.clone()
+    got = next(
+        p for n, p in student.named_parameters() if n.endswith("attn2.to_v.weight")
+    ).grad.clone()
     student.zero_grad()
     target = student(x, t, pseudo, return_dict=False)[0].detach()
     expected = ((student(x, t, c, return_dict=False)[0] - target) ** 2).mean()
@@ -198,7 +217,9 @@ def test_mean_directions_are_the_means_of_the_stored_activations(tmp_path):
 def test_a_direction_is_taken_out_of_the_conditional_half(model, project):
     timesteps = tuple(timesteps_of(model))
     rng = torch.Generator().manual_seed(0)
-    directions = Directions(HOOK, timesteps, torch.randn(3, 16, generator=rng), torch.randn(3, 16, generator=rng))
+    directions = Directions(
+        HOOK, timesteps, torch.randn(3, 16, generator=rng), torch.randn(3, 16, generator=rng)
+    )
     module = find_module(model.pipe, HOOK)
     own, left = [], []
     first = module.register_forward_hook(lambda m, a, out: own.append(out[0].clone()))
@@ -212,14 +233,18 @@ def test_a_direction_is_taken_out_of_the_conditional_half(model, project):
         assert torch.equal(x[0], y[0])
         d, m = directions.difference[step], directions.others[step]
         unit = d / d.norm()
-        expected = x[1] - (1.5 * ((x[1] - m) @ unit).clamp_min(0)[..., None] * unit if project else 1.5 * d)
+        expected = x[1] - (
+            1.5 * ((x[1] - m) @ unit).clamp_min(0)[..., None] * unit if project else 1.5 * d
+        )
         torch.testing.assert_close(y[1], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_control_has_as_many_other_features_that_fire_at_the_same_steps(model):
 
     timesteps = timesteps_of(model)
-    selection = make_selection(model, [(0, 5, 0.3, 0.1), (0, 6, 0.3, 0.1), (2, 7, 0.3, 0.1)], timesteps)
+    selection = make_selection(
+        model, [(0, 5, 0.3, 0.1), (0, 6, 0.3, 0.1), (2, 7, 0.3, 0.1)], timesteps
+    )
     rows = [
         {"family": "style", "concept": concept, "branch": "cond", "step": step, "timestep": timesteps[step], "feature": f,
          "score": f / 100, "mean_concept": f / 10, "mean_other": 0.0, "mean_all": f / 20}

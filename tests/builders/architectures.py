@@ -1,4 +1,5 @@
-"""Every supported architecture, its ways of guidance and its kinds of hook: the table of docs/pipelines.md."""
+"""Every supported architecture, its ways of guidance and its kinds of hook: the table of
+docs/pipelines.md."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +10,13 @@ from tests.builders import pipelines
 SIZE = {"height": 32, "width": 48}
 PLAIN = RunSettings(2, 1.0, **SIZE)
 GUIDED = RunSettings(2, 3.0, "ugly", **SIZE)
-MAPS, TOKENS, HIDDEN, ENCODER, ATTENTION = "maps", "tokens", "image stream", "text stream", "attention"
+MAPS, TOKENS, HIDDEN, ENCODER, ATTENTION = (
+    "maps",
+    "tokens",
+    "image stream",
+    "text stream",
+    "attention",
+)
 _UNET = {
     MAPS: ["unet.up_blocks.*.attentions.*", "unet.mid_block.resnets.0", "unet.down_blocks.1"],
     TOKENS: ["unet.mid_block.attentions.0.transformer_blocks.*"],
@@ -31,7 +38,9 @@ class Case(NamedTuple):
 CASES = {
     "SD-1.5": Case(pipelines.tiny_stable_diffusion, _UNET, {"batched": GUIDED, "none": PLAIN}),
     "SD-2": Case(pipelines.tiny_sd2, _UNET, {"batched": GUIDED, "none": PLAIN}),
-    "SDXL": Case(pipelines.tiny_sdxl, _UNET, {"batched": GUIDED, "none": RunSettings(1, 0.0, **SIZE)}),
+    "SDXL": Case(
+        pipelines.tiny_sdxl, _UNET, {"batched": GUIDED, "none": RunSettings(1, 0.0, **SIZE)}
+    ),
     "SD3": Case(
         pipelines.tiny_sd3,
         {
@@ -50,7 +59,10 @@ CASES = {
             ENCODER: [f"{_BLOCKS}.*-encoder", "transformer.single_*.*-encoder"],
             ATTENTION: [f"{_BLOCKS}.0.attn", "transformer.single_transformer_blocks.0.attn"],
         },
-        {"two-pass": RunSettings(2, 3.5, "ugly", **SIZE, true_cfg=2.0), "none": RunSettings(2, 3.5, **SIZE)},
+        {
+            "two-pass": RunSettings(2, 3.5, "ugly", **SIZE, true_cfg=2.0),
+            "none": RunSettings(2, 3.5, **SIZE),
+        },
     ),
     "PixArt-Σ": Case(
         pipelines.tiny_pixart,

@@ -16,7 +16,9 @@ WAIT = 60_000
 def find_browser() -> str | None:
     """The path of Chromium or Chrome; ``FEATURESTORE_BROWSER`` names another."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("FEATURESTORE_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+    return os.environ.get("FEATURESTORE_BROWSER") or next(
+        filter(None, map(shutil.which, names)), None
+    )
 
 
 @contextlib.contextmanager
@@ -27,7 +29,9 @@ def serving(store, **kwargs):
     socket = listen(0)
     port = socket.getsockname()[1]
     app = make_app(store, token=TOKEN, port=port, **kwargs)
-    config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1, ws="none")
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, timeout_graceful_shutdown=1, ws="none"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
@@ -48,7 +52,10 @@ class Visit:
         self.page.set_default_timeout(WAIT)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on(
+            "dialog",
+            lambda dialog: (self.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()),
+        )
         self.page.on("request", self._request)
 
     def _console(self, message) -> None:
@@ -81,7 +88,8 @@ class Visit:
 
 @contextlib.contextmanager
 def browsing(base: str, *, width: str = "wide", dark: bool = False, browser=None):
-    """A visit to an explorer in a window of a width, light or dark; it must end without a problem."""
+    """A visit to an explorer in a window of a width, light or dark; it must end without a
+    problem."""
     size = WIDTHS[width]
     with contextlib.ExitStack() as stack:
         if browser is None:

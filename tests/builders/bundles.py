@@ -12,9 +12,16 @@ from featurestore.sharing.bundle import FORMAT, LIST, VERSION
 
 def bundle_of(root, out):
     """A bundle of all files of a directory, whatever they hold, with a right list."""
-    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    files = {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    }
     files = {name: data for name, data in files.items() if not name.startswith(".")}
-    listed = [{"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()]
+    listed = [
+        {"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
+        for n, d in files.items()
+    ]
     head = json.dumps({"format": FORMAT, "format_version": VERSION, "files": listed}).encode()
     write_bundle(out, {LIST: head, **files})
     return out

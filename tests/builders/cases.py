@@ -10,8 +10,12 @@ from tests.queries import oracles
 
 
 def make_case(root, seed, labels, silent, feature, top):
-    """Two stores and an oracle's case: the first store has two SAEs, the second the other codes under the first SAE's name."""
-    z, other_z = random_codes(seed, samples=len(labels)), random_codes(seed + 1, samples=len(labels))
+    """Two stores and an oracle's case: the first store has two SAEs, the second the other codes
+    under the first SAE's name."""
+    z, other_z = (
+        random_codes(seed, samples=len(labels)),
+        random_codes(seed + 1, samples=len(labels)),
+    )
     if silent is not None:
         z[silent % len(labels)] = 0
     families = {"style": labels, "total": ["cat", None, *["it's"] * (len(labels) - 2)]}
@@ -21,15 +25,27 @@ def make_case(root, seed, labels, silent, feature, top):
     ids = list(store.records("samples")[0].sample_ids)
     concepts = sorted({label for label in labels if label is not None})
     rows = importance(store, "s", "style").to_pylist()
-    named = [concept for concept in concepts if concept in {row["concept"] for row in rows}] or concepts
+    named = [
+        concept for concept in concepts if concept in {row["concept"] for row in rows}
+    ] or concepts
     case = oracles.Case(z, ids, families, other_z, feature, named[0], named[-1], top, rows)
     return store, other, case
 
 
 def parameters(name, case):
     values = {"sae": "s", "other_sae": "t", "family": "style", "replicates": 20}
-    values |= {"feature": case.feature, "concept": case.concept, "other_concept": case.other_concept, "top": case.top}
-    values |= {"sample": case.ids[case.sample], "step": 1, "bands": 2, "features": f"{case.feature},1"}
+    values |= {
+        "feature": case.feature,
+        "concept": case.concept,
+        "other_concept": case.other_concept,
+        "top": case.top,
+    }
+    values |= {
+        "sample": case.ids[case.sample],
+        "step": 1,
+        "bands": 2,
+        "features": f"{case.feature},1",
+    }
     return {key: value for key, value in values.items() if key in questions()[name].parameters}
 
 
@@ -40,6 +56,8 @@ def answer(name, store, other, case):
 
 def equal(found, expected):
     return all(
-        a == b if isinstance(b, (str, int)) or b is None or a is None else a == pytest.approx(b, abs=1e-9, rel=1e-6)
+        a == b
+        if isinstance(b, (str, int)) or b is None or a is None
+        else a == pytest.approx(b, abs=1e-9, rel=1e-6)
         for a, b in zip(found, expected, strict=True)
     )

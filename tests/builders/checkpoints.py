@@ -1,7 +1,8 @@
-"""Checkpoints in the layouts of other libraries, and what those libraries compute of them, written from their formulas.
+"""Checkpoints in the layouts of other libraries, and what those libraries compute of them, written
+from their formulas.
 
-The references are dense, in NumPy and float64, and share nothing with the package; ``tests/sae/formats/test_peers.py``
-compares with the libraries themselves.
+The references are dense, in NumPy and float64, and share nothing with the package;
+``tests/sae/formats/test_peers.py`` compares with the libraries themselves.
 """
 
 import json
@@ -23,8 +24,15 @@ def randn(*shape, seed=0, scale=1.0):
 
 def weights(d=D_IN, n=N_LATENTS):
     """Random weights; decoder rows of any norm."""
-    W_dec = randn(n, d, seed=3) * (0.5 + torch.rand(n, 1, generator=torch.Generator().manual_seed(9)))
-    return randn(n, d, seed=1, scale=0.4), randn(n, seed=2, scale=0.3), W_dec, randn(d, seed=4, scale=0.5)
+    W_dec = randn(n, d, seed=3) * (
+        0.5 + torch.rand(n, 1, generator=torch.Generator().manual_seed(9))
+    )
+    return (
+        randn(n, d, seed=1, scale=0.4),
+        randn(n, seed=2, scale=0.3),
+        W_dec,
+        randn(d, seed=4, scale=0.5),
+    )
 
 
 def inputs(n=60, d=D_IN):
@@ -36,7 +44,8 @@ def loaded(path, format="auto", choice=Choice()):  # noqa: B008
 
 
 def check_same(sae, reference, x=None):
-    """Codes and reconstruction, and what an ablation of three latents changes, equal the reference's."""
+    """Codes and reconstruction, and what an ablation of three latents changes, equal the
+    reference's."""
     x = inputs() if x is None else x
     z, x_hat = reference(x)
     assert (z > 0).any(0).sum() > 5
@@ -74,7 +83,9 @@ def sparsify(directory, **changes):
         "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": N_LATENTS, "k": K,
         "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D_IN,
     }  # fmt: skip
-    write_json(directory, "cfg.json", {key: v for key, v in (cfg | changes).items() if v is not None})
+    write_json(
+        directory, "cfg.json", {key: v for key, v in (cfg | changes).items() if v is not None}
+    )
     named = {"encoder.weight": W_enc, "encoder.bias": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     safetensors.torch.save_file(named, directory / "sae.safetensors")
 
@@ -92,7 +103,8 @@ def sparsify(directory, **changes):
 
 
 def saelens(directory, architecture="topk", hook="", **changes):
-    """SAELens 6: ``W_enc [d, L]``; codes are rescaled by decoder norms where the configuration says so."""
+    """SAELens 6: ``W_enc [d, L]``; codes are rescaled by decoder norms where the configuration says
+    so."""
     W_enc, b_enc, W_dec, b_dec = weights()
     thresholds = torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(5)) * 4
     cfg = {
@@ -106,7 +118,9 @@ def saelens(directory, architecture="topk", hook="", **changes):
     if architecture == "jumprelu":
         tensors["threshold"] = thresholds
     cfg |= changes
-    write_json(directory, "cfg.json", {key: value for key, value in cfg.items() if value is not None})
+    write_json(
+        directory, "cfg.json", {key: value for key, value in cfg.items() if value is not None}
+    )
     safetensors.torch.save_file(tensors, directory / "sae_weights.safetensors")
 
     def reference(x):
@@ -120,7 +134,11 @@ def saelens(directory, architecture="topk", hook="", **changes):
             coefficient = D_IN**0.5 / np.linalg.norm(x, axis=-1, keepdims=True)
             x, out = x * coefficient, lambda y: y / coefficient
         pre = (x - bd * cfg["apply_b_dec_to_input"]) @ We.T + be
-        norms = np.linalg.norm(Wd, axis=1) if cfg.get("rescale_acts_by_decoder_norm") else np.ones(len(Wd))
+        norms = (
+            np.linalg.norm(Wd, axis=1)
+            if cfg.get("rescale_acts_by_decoder_norm")
+            else np.ones(len(Wd))
+        )
         threshold = theta if architecture == "jumprelu" else 0
         z = topk(pre * norms, K) if architecture == "topk" else above(pre, threshold)
         return z, out((z / norms) @ Wd + bd)
@@ -129,7 +147,8 @@ def saelens(directory, architecture="topk", hook="", **changes):
 
 
 def saelens_5(directory, architecture="standard", activation="relu", scaled=False, **changes):
-    """SAELens before 6: no metadata; what fires says ``activation_fn_str``; the decoder may have factors of its own."""
+    """SAELens before 6: no metadata; what fires says ``activation_fn_str``; the decoder may have
+    factors of its own."""
     W_enc, b_enc, W_dec, b_dec = weights()
     thresholds = torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(5)) * 4
     factor = 0.5 + torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(6))
@@ -151,7 +170,11 @@ def saelens_5(directory, architecture="standard", activation="relu", scaled=Fals
     def reference(x):
         x, We, be, Wd, bd, theta, s = arrays(x, W_enc, b_enc, W_dec, b_dec, thresholds, factor)
         pre = (x - bd) @ We.T + be
-        z = topk(pre, K) if activation == "topk" else above(pre, theta if architecture == "jumprelu" else 0)
+        z = (
+            topk(pre, K)
+            if activation == "topk"
+            else above(pre, theta if architecture == "jumprelu" else 0)
+        )
         return z, (z * (s if scaled else 1)) @ Wd + bd
 
     return reference
@@ -161,7 +184,12 @@ def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
     """dictionary_learning: a state dict and the trainer's configuration."""
     W_enc, b_enc, W_dec, b_dec = weights()
     thresholds = torch.rand(N_LATENTS, generator=torch.Generator().manual_seed(5)) * 4
-    linear = {"encoder.weight": W_enc, "encoder.bias": b_enc, "decoder.weight": W_dec.T, "b_dec": b_dec}
+    linear = {
+        "encoder.weight": W_enc,
+        "encoder.bias": b_enc,
+        "decoder.weight": W_dec.T,
+        "b_dec": b_dec,
+    }
     matrices = {"W_enc": W_enc.T, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     counted = {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(threshold)}
     state = {
@@ -169,9 +197,17 @@ def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
         "BatchTopKSAE": linear | counted,
         "MatryoshkaBatchTopKSAE": matrices | counted | {"group_sizes": torch.tensor([5, 10, 15])},
         "JumpReluAutoEncoder": matrices | {"threshold": thresholds},
-        "AutoEncoder": {("bias" if key == "b_dec" else key): value for key, value in linear.items()},
+        "AutoEncoder": {
+            ("bias" if key == "b_dec" else key): value for key, value in linear.items()
+        },
     }[kind]
-    trainer = {"dict_class": kind, "activation_dim": D_IN, "dict_size": N_LATENTS, "lr": 1e-3, "layer": 3}
+    trainer = {
+        "dict_class": kind,
+        "activation_dim": D_IN,
+        "dict_size": N_LATENTS,
+        "lr": 1e-3,
+        "layer": 3,
+    }
     if "k" in state:
         trainer["k"] = K
     config = {"trainer": trainer | changes} | ({"buffer": buffer} if buffer else {})
@@ -185,7 +221,9 @@ def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
             z = topk(np.maximum(pre, 0), K)
         else:
             z = above(pre, {"JumpReluAutoEncoder": theta, "AutoEncoder": 0}.get(kind, threshold))
-        if kind == "AutoEncoder":  # load_dictionary gives it unit rows: the same reconstruction of other codes.
+        if (
+            kind == "AutoEncoder"
+        ):  # load_dictionary gives it unit rows: the same reconstruction of other codes.
             norms = np.linalg.norm(Wd, axis=1)
             z, Wd = z * norms, Wd / norms[:, None]
         return z, z @ Wd + bd
@@ -194,9 +232,16 @@ def dictionary_learning(directory, kind, threshold=1.3, buffer=None, **changes):
 
 
 def sdxl_unbox(directory, steerers=False, **extra):
-    """sdxl-unbox: TopK of raw pre-activations, then ReLU; ``mean.pt`` and ``std.pt`` are of the latents."""
+    """sdxl-unbox: TopK of raw pre-activations, then ReLU; ``mean.pt`` and ``std.pt`` are of the
+    latents."""
     W_enc, b_enc, W_dec, b_dec = weights()
-    config = {"n_dirs_local": N_LATENTS, "d_model": D_IN, "k": K, "auxk": 6, "dead_steps_threshold": 2441}
+    config = {
+        "n_dirs_local": N_LATENTS,
+        "d_model": D_IN,
+        "k": K,
+        "auxk": 6,
+        "dead_steps_threshold": 2441,
+    }
     write_json(directory, "config.json", config | ({"auxk_coef": 1 / 32} if steerers else {}))
     state = torch.nn.Module().state_dict() | {
         "pre_bias": b_dec,
@@ -218,7 +263,8 @@ def sdxl_unbox(directory, steerers=False, **extra):
 
 
 def overcomplete(path, kind="topk", threshold=1.3, encoder="linear", multiplier=0.4, unit=True):
-    """overcomplete: no bias in the decoder, unit rows times ``exp(multiplier)``; ``a ≥ θ`` fires."""
+    """overcomplete: no bias in the decoder, unit rows times ``exp(multiplier)``; ``a ≥ θ``
+    fires."""
     W_enc, b_enc, W_dec, _ = weights()
     if unit:
         W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)

@@ -31,7 +31,8 @@ def positions(tensor):
 
 
 def first_call(model, interventions, hook=HOOK, run=RUN, sae=None, **kwargs):
-    """What the hooked module returns in the first call without and with the edit, ``[batch, positions, channels]``."""
+    """What the hooked module returns in the first call without and with the edit,
+    ``[batch, positions, channels]``."""
     before, _ = captured_output(model, hook, run)
     with ablate(model.pipe, interventions, saes=sae or make_sae(3), **kwargs):
         after, _ = captured_output(model, hook, run)
@@ -55,7 +56,11 @@ def nearest_undetected(detected, height, width):
     """For each detected position the nearest other one, the first in reading order among equals."""
     free = [p for p in range(height * width) if not detected[p]]
     distance = lambda p, q: (p // width - q // width) ** 2 + (p % width - q % width) ** 2  # noqa: E731
-    return {p: min(free, key=lambda q: (distance(p, q), q)) for p in range(height * width) if detected[p] and free}
+    return {
+        p: min(free, key=lambda q: (distance(p, q), q))
+        for p in range(height * width)
+        if detected[p] and free
+    }
 
 
 def edited_calls(model, interventions, run=RUN, hook=HOOK, sae=None, call=None, **kwargs):

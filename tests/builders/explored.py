@@ -31,15 +31,19 @@ def png(seed: int, size: int = 200) -> bytes:
 
 def weights(n_latents: int = 12, d_in: int = 8) -> bytes:
     """An SAE's file with a random decoder."""
-    return save({"W_dec": np.random.default_rng(7).standard_normal((n_latents, d_in)).astype(np.float32)})
+    return save(
+        {"W_dec": np.random.default_rng(7).standard_normal((n_latents, d_in)).astype(np.float32)}
+    )
 
 
 def explored_store(root, *, names=None, pictures=True, labels=None, **kwargs):
-    """Six samples, three steps, a map of 2 × 2, twelve latents; ``names`` replace prompts and styles."""
+    """Six samples, three steps, a map of 2 × 2, twelve latents; ``names`` replace prompts and
+    styles."""
     n = len(STYLES)
     families = labels if labels is not None else {"style": names or STYLES, "object": OBJECTS}
     prompts = names or [
-        f"a {thing} in {style} style, {i}" for i, (thing, style) in enumerate(zip(OBJECTS, STYLES, strict=True))
+        f"a {thing} in {style} style, {i}"
+        for i, (thing, style) in enumerate(zip(OBJECTS, STYLES, strict=True))
     ]
     drawn = [png(i) for i in range(n)] if pictures else None
     return make_store(root, random_codes(5, samples=n), families, size=(2, 2), prompts=prompts, pictures=drawn,

@@ -1,7 +1,8 @@
-"""Pipelines of diffusers, each with small random-weight components of its real classes, and how one of each is called.
+"""Pipelines of diffusers, each with small random-weight components of its real classes, and how one
+of each is called.
 
-``order`` is what each denoiser call of a step is made of, written out from the pipelines' sources: the tests compare what
-is read with it.
+``order`` is what each denoiser call of a step is made of, written out from the pipelines' sources:
+the tests compare what is read with it.
 """
 
 import zlib
@@ -30,7 +31,8 @@ class Family(NamedTuple):
     build: Callable[[Any], Any]
     hooks: tuple[str, ...]
     guided: Mapping[str, Any] | None
-    """what a call with guidance has beside :func:`common`; None: the pipeline has no guidance of several branches"""
+    """what a call with guidance has beside :func:`common`; None: the pipeline has no guidance of
+    several branches"""
     order: tuple[tuple[str, ...], ...] = HALVES
     """the denoiser calls of a step with guidance"""
     plain: Mapping[str, Any] = {"guidance_scale": 1.0}
@@ -42,7 +44,8 @@ class Family(NamedTuple):
     size: tuple[int, int] | None = (HEIGHT, WIDTH)
     """height and width; None: they cannot be asked for"""
     oracle: bool = True
-    """whether a call of the negative prompt alone, without guidance, has the same unconditional half"""
+    """whether a call of the negative prompt alone, without guidance, has the same unconditional
+    half"""
 
 
 def common(family: Family, prompts: list[str], guided: bool) -> dict[str, Any]:
@@ -87,7 +90,9 @@ def _of(name: str, base: Callable[[Any], Any], **changes: Any) -> Callable[[Any]
 
     def build(directory: Any) -> Any:
         cls = getattr(diffusers, name)
-        components = dict(base(directory).components) | {key: make() for key, make in changes.items()}
+        components = dict(base(directory).components) | {
+            key: make() for key, make in changes.items()
+        }
         takes = cls.__init__.__code__.co_varnames[: cls.__init__.__code__.co_argcount]
         known = {key: value for key, value in components.items() if key in takes}
         if "requires_safety_checker" in takes:
@@ -138,7 +143,9 @@ def _sd3_of_16(directory: Any) -> Any:
     """SD3 with as many latent channels as the published one: inpainting asks for them."""
     pipe = tiny.tiny_sd3(directory)
     torch.manual_seed(0)
-    transformer = diffusers.SD3Transformer2DModel.from_config(pipe.transformer.config, in_channels=16, out_channels=16)
+    transformer = diffusers.SD3Transformer2DModel.from_config(
+        pipe.transformer.config, in_channels=16, out_channels=16
+    )
     vae = diffusers.AutoencoderKL.from_config(pipe.vae.config, latent_channels=16)
     return type(pipe)(**pipe.components | {"transformer": transformer, "vae": vae})
 
@@ -156,14 +163,17 @@ def _flux_control() -> Any:
 def bare(
     name: str, scheduler: Any, denoiser: str = "transformer", vae: Any = None, **parts: Any
 ) -> Callable[[Any], Any]:
-    """A pipeline without text encoder and autoencoder, whose embeddings are given and whose latents are taken."""
+    """A pipeline without text encoder and autoencoder, whose embeddings are given and whose latents
+    are taken."""
 
     def build(directory: Any) -> Any:
         cls = getattr(diffusers, name)
         torch.manual_seed(0)
         names = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
         required = [one for one in names if one in cls._get_signature_keys(cls)[0]]
-        made = {key: make() for key, make in {denoiser: parts[denoiser], "scheduler": scheduler}.items()}
+        made = {
+            key: make() for key, make in {denoiser: parts[denoiser], "scheduler": scheduler}.items()
+        }
         return cls(**dict.fromkeys(required) | made | ({"vae": vae()} if vae else {}))
 
     return build
@@ -171,11 +181,16 @@ def bare(
 
 def embedding(prompt: str, tokens: int, width: int) -> torch.Tensor:
     """What stands for a text encoder's output: a function of the prompt."""
-    return torch.randn(tokens, width, generator=torch.Generator().manual_seed(zlib.crc32(prompt.encode())))
+    return torch.randn(
+        tokens, width, generator=torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+    )
 
 
-def embedded(tokens: int, width: int, mask: str = "", kind: Any = torch.long, **more: Any) -> tuple[Any, Any]:
-    """How a pipeline is given embeddings of prompts and of negative prompts; ``mask``: the name's end of their mask."""
+def embedded(
+    tokens: int, width: int, mask: str = "", kind: Any = torch.long, **more: Any
+) -> tuple[Any, Any]:
+    """How a pipeline is given embeddings of prompts and of negative prompts; ``mask``: the name's
+    end of their mask."""
 
     def prompts(texts: list[str], negative: str = "") -> dict[str, Any]:
         stacked = torch.stack([embedding(text, tokens, width) for text in texts])
@@ -183,7 +198,9 @@ def embedded(tokens: int, width: int, mask: str = "", kind: Any = torch.long, **
         if mask:
             found[f"{negative}{mask}"] = torch.ones(len(texts), tokens, dtype=kind)
         for name, size in more.items():
-            found[f"{negative}{name}"] = torch.stack([embedding(text, 1, size)[0] for text in texts])
+            found[f"{negative}{name}"] = torch.stack(
+                [embedding(text, 1, size)[0] for text in texts]
+            )
         return found
 
     return prompts, lambda n: prompts(["ugly"] * n, "negative_")
@@ -307,7 +324,9 @@ def _llm_family(
 ) -> tuple[str, Family]:  # fmt: skip
     prompts, negative = how
     build = bare(name, scheduler, vae=vae, transformer=make)
-    return name, Family(build, hooks, guided, order, plain, prompts=prompts, negative=negative, **more)
+    return name, Family(
+        build, hooks, guided, order, plain, prompts=prompts, negative=negative, **more
+    )
 
 
 _VIDEO = {"inputs": lambda n: {"num_frames": 5}}
@@ -462,8 +481,12 @@ def _labels(texts: list[str]) -> dict[str, Any]:
 def _two_encoders(texts: list[str], negative: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for end, tokens in (("", 6), ("_2", 5)):
-        found[f"{negative}prompt_embeds{end}"] = torch.stack([embedding(text + end, tokens, 8) for text in texts])
-        found[f"{negative}prompt_attention_mask{end}"] = torch.ones(len(texts), tokens, dtype=torch.long)
+        found[f"{negative}prompt_embeds{end}"] = torch.stack(
+            [embedding(text + end, tokens, 8) for text in texts]
+        )
+        found[f"{negative}prompt_attention_mask{end}"] = torch.ones(
+            len(texts), tokens, dtype=torch.long
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Stores that somebody else has changed, and made consistent again: what a checksum does not find."""
+"""Stores that somebody else has changed, and made consistent again: what a checksum does not
+find."""
 
 import hashlib
 import json
@@ -7,7 +8,8 @@ from featurestore.format.canonical import sealed
 
 
 def reseal(path, change):
-    """Change the fields of a record or mark in place, and seal it again; ``change`` returns others, or changes them."""
+    """Change the fields of a record or mark in place, and seal it again; ``change`` returns others,
+    or changes them."""
     body = json.loads(path.read_bytes())
     del body["sha256"]
     body = change(body) or body

@@ -16,7 +16,8 @@ def original_unet(unet):
     """The state of a UNet with one resnet per block, under the original names."""
     n_layers = unet.config.layers_per_block
     return {
-        f"model.diffusion_model.{_unet_name(name, n_layers, unet)}": t.clone() for name, t in unet.state_dict().items()
+        f"model.diffusion_model.{_unet_name(name, n_layers, unet)}": t.clone()
+        for name, t in unet.state_dict().items()
     }
 
 
@@ -36,12 +37,18 @@ def _unet_name(name, n_layers, unet):
             return f"input_blocks.{(number + 1) * (n_layers + 1)}.0.op.{rest.removeprefix('conv.')}"
         return f"input_blocks.{block}.{inner}.{rest}"
     if kind == "upsamplers":
-        return f"output_blocks.{number * (n_layers + 1) + n_layers}.{2 if has_attention else 1}.{rest}"
-    return f"output_blocks.{number * (n_layers + 1) + layer}.{1 if kind == 'attentions' else 0}.{rest}"
+        return (
+            f"output_blocks.{number * (n_layers + 1) + n_layers}.{2 if has_attention else 1}.{rest}"
+        )
+    return (
+        f"output_blocks.{number * (n_layers + 1) + layer}.{1 if kind == 'attentions' else 0}.{rest}"
+    )
 
 
 def _parts(name):
-    match = re.match(r"(down_blocks|up_blocks)\.(\d+)\.(\w+)\.(\d+)\.(.*)|(mid_block)\.(\w+)\.(\d+)\.(.*)", name)
+    match = re.match(
+        r"(down_blocks|up_blocks)\.(\d+)\.(\w+)\.(\d+)\.(.*)|(mid_block)\.(\w+)\.(\d+)\.(.*)", name
+    )
     if match[6]:
         return match[6], 0, match[7], int(match[8]), match[9]
     return match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -49,7 +56,10 @@ def _parts(name):
 
 def original_vae(vae):
     """The state of an autoencoder, under the original names."""
-    return {f"first_stage_model.{_vae_name(name, vae)}": _as_conv(name, t) for name, t in vae.state_dict().items()}
+    return {
+        f"first_stage_model.{_vae_name(name, vae)}": _as_conv(name, t)
+        for name, t in vae.state_dict().items()
+    }
 
 
 def _as_conv(name, tensor):
@@ -63,17 +73,32 @@ def _vae_name(name, vae):
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     name = name.replace("mid_block.attentions.0", "mid.attn_1")
-    for ours, theirs in {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
+    for ours, theirs in {
+        "group_norm": "norm",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+    }.items():
         if "attn_1" in name:
             name = name.replace(f".{ours}.", f".{theirs}.")
     name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{n_blocks - 1 - int(m[1])}.block.{m[2]}", name)
-    return re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{n_blocks - 1 - int(m[1])}.upsample", name)
+    name = re.sub(
+        r"up_blocks\.(\d)\.resnets\.(\d)",
+        lambda m: f"up.{n_blocks - 1 - int(m[1])}.block.{m[2]}",
+        name,
+    )
+    return re.sub(
+        r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{n_blocks - 1 - int(m[1])}.upsample", name
+    )
 
 
 def original_pipeline(pipe):
     """The single file of a Stable Diffusion pipeline."""
     prefix = "cond_stage_model.transformer.text_model."
-    text = {prefix + name.removeprefix("text_model."): t.clone() for name, t in pipe.text_encoder.state_dict().items()}
+    text = {
+        prefix + name.removeprefix("text_model."): t.clone()
+        for name, t in pipe.text_encoder.state_dict().items()
+    }
     return {**original_unet(pipe.unet), **original_vae(pipe.vae), **text}

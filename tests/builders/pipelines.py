@@ -39,17 +39,29 @@ HOOKS = ("unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0")
 def tokenizer(directory: Path) -> CLIPTokenizer:
     """A tokenizer of single letters."""
     letters = [chr(c) for c in range(33, 127)]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (directory / "merges.txt").write_text("#version: 0.2\n")
-    return _Tokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"), model_max_length=16)
+    return _Tokenizer(
+        str(directory / "vocab.json"), str(directory / "merges.txt"), model_max_length=16
+    )
 
 
 def t5_tokenizer() -> T5Tokenizer:
     """A T5 tokenizer of single letters."""
     letters = [chr(c) for c in range(33, 127)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -1.0) for piece in ["\u2581", *letters])]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((piece, -1.0) for piece in ["\u2581", *letters]),
+    ]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0)
 
 
@@ -63,7 +75,15 @@ def _clip(cls=CLIPTextModel):
 
 
 def _t5():
-    config = T5Config(vocab_size=98, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_encoder_decoder=False)
+    config = T5Config(
+        vocab_size=98,
+        d_model=32,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        is_encoder_decoder=False,
+    )
     return T5EncoderModel(config)
 
 
@@ -85,7 +105,8 @@ def _unet(**changes):
 def tiny_stable_diffusion(
     directory: Path, seed: int = 0, prediction_type: str = "epsilon", **unet: Any
 ) -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline of SD-1.5's classes: 64 px, d_in 32 at `unet.up_blocks.1.attentions.1`."""
+    """A StableDiffusionPipeline of SD-1.5's classes: 64 px, d_in 32 at
+    `unet.up_blocks.1.attentions.1`."""
     torch.manual_seed(seed)
     denoiser = _unet(**unet)
     vae, text = _vae(), _clip()
@@ -101,11 +122,14 @@ def tiny_stable_diffusion(
 
 def tiny_sd2(directory: Path) -> StableDiffusionPipeline:
     """As SD-2: v-prediction, and linear layers about the attention."""
-    return tiny_stable_diffusion(directory, prediction_type="v_prediction", use_linear_projection=True)
+    return tiny_stable_diffusion(
+        directory, prediction_type="v_prediction", use_linear_projection=True
+    )
 
 
 def tiny_sdxl(directory: Path) -> StableDiffusionXLPipeline:
-    """As SDXL-Turbo: two text encoders, size conditions, a scheduler that adds noise at every step."""
+    """As SDXL-Turbo: two text encoders, size conditions, a scheduler that adds noise at every
+    step."""
     torch.manual_seed(0)
     unet = _unet(
         cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
@@ -120,7 +144,8 @@ def tiny_sdxl(directory: Path) -> StableDiffusionXLPipeline:
 
 
 def tiny_sd3(directory: Path) -> StableDiffusion3Pipeline:
-    """As SD3: three text encoders, two blocks over two streams, the last without the text's output."""
+    """As SD3: three text encoders, two blocks over two streams, the last without the text's
+    output."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
@@ -145,7 +170,8 @@ def flux_transformer(**changes):
 
 
 def tiny_flux(directory: Path) -> FluxPipeline:
-    """As FLUX.1-dev: guidance embedded, blocks over two streams and single blocks over both joined."""
+    """As FLUX.1-dev: guidance embedded, blocks over two streams and single blocks over both
+    joined."""
     torch.manual_seed(0)
     transformer = flux_transformer()
     return FluxPipeline(

@@ -15,7 +15,8 @@ RUN = {"model": "m", "model_hash": "f16:aa,bf16:bb", "n_steps": 3}
 
 
 def sparse_data(n, d_in=16, n_true=32, active=3, seed=0):
-    """Positions made of a few of ``n_true`` unit directions, about a mean that is not zero: ``[n, d_in]`` float32."""
+    """Positions made of a few of ``n_true`` unit directions, about a mean that is not zero:
+    ``[n, d_in]`` float32."""
     rng = np.random.default_rng(seed)
     directions = np.random.default_rng(99).standard_normal((n_true, d_in))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -25,7 +26,9 @@ def sparse_data(n, d_in=16, n_true=32, active=3, seed=0):
     return (z @ directions + 0.7 + 0.02 * rng.standard_normal((n, d_in))).astype(np.float32)
 
 
-def activation_table(ids, steps=3, positions=16, d_in=16, branches=("cond",), seed=0, dtype="float16", io="output"):
+def activation_table(
+    ids, steps=3, positions=16, d_in=16, branches=("cond",), seed=0, dtype="float16", io="output"
+):
     """Rows as a collector writes them, and their tensors ``[rows, positions, d_in]``."""
     n = len(ids) * steps * len(branches)
     values = sparse_data(n * positions, d_in, seed=seed).reshape(n, positions, d_in).astype(dtype)

@@ -28,9 +28,12 @@ def make_sae(seed=0):
 def make_selection(model, rows, timesteps, **changes):
     """``rows``: (step, feature, mean_concept, mean_all)."""
     columns = [
-        (step, timesteps[step], feature, 0.5, concept, 0.0, everything) for step, feature, concept, everything in rows
+        (step, timesteps[step], feature, 0.5, concept, 0.0, everything)
+        for step, feature, concept, everything in rows
     ]
-    table = pa.Table.from_pylist([dict(zip(ROWS.names, c, strict=True)) for c in columns], schema=ROWS)
+    table = pa.Table.from_pylist(
+        [dict(zip(ROWS.names, c, strict=True)) for c in columns], schema=ROWS
+    )
     fields = {
         "family": "style", "concept": "neon", "branch": "cond", "rule": {"top": 2}, "model": "tiny", "hook": HOOK, "io": "output",
         "sae": "s",
@@ -48,7 +51,9 @@ def timesteps_of(model, n_steps=3):
 def captured_output(model, hook, run, seed=0):
     """What the hooked module returns at each call, and the pictures."""
     seen = []
-    handle = find_module(model.pipe, hook).register_forward_hook(lambda m, a, out: seen.append(out[0].clone()))
+    handle = find_module(model.pipe, hook).register_forward_hook(
+        lambda m, a, out: seen.append(out[0].clone())
+    )
     try:
         images = generate(model, run, ["a b"], [seed], "latent")
     finally:

@@ -23,11 +23,13 @@ def make_store(
     uncond: np.ndarray | None = None, prompts: list[str] | None = None, pictures: list[bytes] | None = None,
     weights: bytes = b"weights",
 ) -> Store:  # fmt: skip
-    """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without activations.
+    """A store whose SAE gave the dense codes ``z [samples, steps, positions, n_latents]``, without
+    activations.
 
-    ``encoded`` are the indices of the samples that were encoded (default: all), one shard a call; ``size`` the map (default: a
-    row); ``told``: the statistics say which steps they are of; ``uncond``: the codes of the other branch, in the same shard;
-    ``pictures``: PNG files, one a sample; ``weights``: the bytes of the SAE's file.
+    ``encoded`` are the indices of the samples that were encoded (default: all), one shard a call;
+    ``size`` the map (default: a row); ``told``: the statistics say which steps they are of;
+    ``uncond``: the codes of the other branch, in the same shard; ``pictures``: PNG files, one a
+    sample; ``weights``: the bytes of the SAE's file.
     """
     n, _, positions, n_latents = z.shape
     store = Store.create(root, RUN)
@@ -37,21 +39,35 @@ def make_store(
     height, width = size or (1, positions)
     config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
               "height": height, "width": width}  # fmt: skip
-    files = {"config.json": json.dumps(config).encode(), "sae.safetensors": weights, "metrics.json": b"{}"}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "sae.safetensors": weights,
+        "metrics.json": b"{}",
+    }
     commit_sae(store, sae, files, {})
     chosen = list(range(n)) if encoded is None else encoded
     kept = [ids[i] for i in chosen]
-    metadata = {"sae": sae, "hook": HOOK, "height": str(height), "width": str(width), "n_latents": str(n_latents)}
+    metadata = {
+        "sae": sae,
+        "hook": HOOK,
+        "height": str(height),
+        "width": str(width),
+        "n_latents": str(n_latents),
+    }
     if told:
         branches = [branch, "uncond"] if uncond is not None else [branch]
-        metadata["steps"] = json.dumps({name: [[i, timestep(i)] for i in range(z.shape[1])] for name in branches})
+        metadata["steps"] = json.dumps(
+            {name: [[i, timestep(i)] for i in range(z.shape[1])] for name in branches}
+        )
     named = {f"featurestore.{key}": value for key, value in metadata.items()}
     for kind, make in (("codes", _codes), ("stats", _stats)):
         rows = make(z[chosen], kept, branch)
         if uncond is not None:
             rows = pa.concat_tables([rows, make(uncond[chosen], kept, "uncond")])
             rows = rows.take(np.lexsort((np.arange(len(rows)), rows["step"].to_numpy())))
-        store.append(f"{kind}/{sae}", shard_name(0, kept), rows.replace_schema_metadata(named), kept, {})
+        store.append(
+            f"{kind}/{sae}", shard_name(0, kept), rows.replace_schema_metadata(named), kept, {}
+        )
     return store
 
 
@@ -59,10 +75,18 @@ def timestep(step: int) -> float:
     return 981.0 - 20 * step
 
 
-def _samples(ids: list[int], prompts: list[str], labels: dict[str, list], pictures: list[bytes] | None) -> pa.Table:
+def _samples(
+    ids: list[int], prompts: list[str], labels: dict[str, list], pictures: list[bytes] | None
+) -> pa.Table:
     n = len(ids)
     columns = {"sample_id": ids, "prompt": prompts, "seed": [0] * n, **labels}
-    shared = {"guidance": 3.0, "n_steps": 3, "scheduler": "DDIMScheduler", "model": "m", "model_hash": "f16:0"}
+    shared = {
+        "guidance": 3.0,
+        "n_steps": 3,
+        "scheduler": "DDIMScheduler",
+        "model": "m",
+        "model_hash": "f16:0",
+    }
     columns |= {key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()}
     if pictures is not None:
         columns["image"] = [{"bytes": png, "path": f"{i}.png"} for i, png in enumerate(pictures)]
@@ -82,14 +106,19 @@ def _codes(z, ids, branch):
         [[float(z[i, s, p, f]) for f in fs] for p, fs in enumerate(positions)]
         for (i, s), positions in zip(rows, active, strict=True)
     ]
-    half = pa.array(columns.pop("values"), pa.list_(pa.list_(pa.float32()))).cast(CODES.field("values").type)
+    half = pa.array(columns.pop("values"), pa.list_(pa.list_(pa.float32()))).cast(
+        CODES.field("values").type
+    )
     arrays = [pa.array(columns[name], CODES.field(name).type) for name in CODES.names[:-1]]
     return pa.Table.from_arrays([*arrays, half], schema=CODES)
 
 
 def _stats(z, ids, branch):
     rows = [
-        (s, i, f) for s in range(z.shape[1]) for i in range(z.shape[0]) for f in np.flatnonzero(z[i, s].any(0)).tolist()
+        (s, i, f)
+        for s in range(z.shape[1])
+        for i in range(z.shape[0])
+        for f in np.flatnonzero(z[i, s].any(0)).tolist()
     ]
     columns = {
         "sample_id": [ids[i] for _, i, _ in rows],

@@ -13,7 +13,8 @@ def tensor(values, kind):
 
 
 def activation_table(rows=7, positions=4, d_in=8, dtype="float16", chosen=False):
-    """A table and its tensor, which has subnormal numbers, zeros of both signs and the largest number."""
+    """A table and its tensor, which has subnormal numbers, zeros of both signs and the largest
+    number."""
     schema = activations_schema(positions, d_in, dtype, chosen)
     rng = np.random.default_rng(rows)
     values = rng.standard_normal((rows, positions, d_in)).astype(dtype)

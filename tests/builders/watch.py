@@ -1,7 +1,8 @@
-"""Watch what this process does to the disk: through Python's audit events, and through the kernel (inotify).
+"""Watch what this process does to the disk: through Python's audit events, and through the kernel
+(inotify).
 
-Audit events tell which line asked, and see Python's own calls only. The kernel sees every call of every library, but not
-who made it.
+Audit events tell which line asked, and see Python's own calls only. The kernel sees every call of
+every library, but not who made it.
 """
 
 import ctypes
@@ -27,7 +28,8 @@ sys.addaudithook(_audit)
 
 
 class Writes:
-    """What was written below a directory while the block ran, and by which module: ``{(path, module)}``."""
+    """What was written below a directory while the block ran, and by which module:
+    ``{(path, module)}``."""
 
     def __init__(self, root):
         self.root, self.seen, self._busy = str(Path(root).resolve()), set(), False
@@ -64,7 +66,8 @@ def _asked():
 
 
 class Touched:
-    """Which files of some directories anything in this process opened, read or changed: what the kernel says."""
+    """Which files of some directories anything in this process opened, read or changed: what the
+    kernel says."""
 
     _ALL = 0x00000FFF  # IN_ALL_EVENTS
     _HEAD = struct.Struct("iIII")
@@ -75,7 +78,9 @@ class Touched:
         assert self._descriptor >= 0, os.strerror(ctypes.get_errno())
         self._watched = {}
         for directory in directories:
-            number = self._libc.inotify_add_watch(self._descriptor, os.fsencode(directory), self._ALL)
+            number = self._libc.inotify_add_watch(
+                self._descriptor, os.fsencode(directory), self._ALL
+            )
             assert number >= 0, os.strerror(ctypes.get_errno())
             self._watched[number] = Path(directory)
 

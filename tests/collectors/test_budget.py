@@ -1,4 +1,5 @@
-"""What a corpus takes: arithmetic from the measured constants, and constants that are those of the models' classes."""
+"""What a corpus takes: arithmetic from the measured constants, and constants that are those of the
+models' classes."""
 
 import re
 from pathlib import Path
@@ -20,7 +21,9 @@ def test_the_published_recipe_takes_what_method_md_says():
 
 def test_everything_but_the_samples_grows_with_steps_hooks_and_branches():
     one = budget(Corpus(model=model_sizes("sd15", n_steps=10), n_prompts=10))
-    more = budget(Corpus(model=model_sizes("sd15", n_steps=20), n_prompts=10, n_hooks=3, n_branches=2))
+    more = budget(
+        Corpus(model=model_sizes("sd15", n_steps=20), n_prompts=10, n_hooks=3, n_branches=2)
+    )
     assert more.table_bytes["samples"] == one.table_bytes["samples"]
     for table in ("activations", "codes", "stats"):
         assert more.table_bytes[table] == pytest.approx(12 * one.table_bytes[table], rel=1e-6)
@@ -44,7 +47,10 @@ def test_the_arithmetic_of_a_call_is_that_of_diffusers_class():
 
 
 def test_an_unknown_model_is_one_line_that_says_what_to_give():
-    with pytest.raises(UsageError, match=r"no sizes are kept of model 'sd16'\. Did you mean 'sd15'.*give --positions"):
+    with pytest.raises(
+        UsageError,
+        match=r"no sizes are kept of model 'sd16'\. Did you mean 'sd15'.*give --positions",
+    ):
         model_sizes("sd16")
 
 

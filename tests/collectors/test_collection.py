@@ -7,7 +7,14 @@ import torch
 from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
-from featurestore.errors import HookError, ModelError, PromptsError, RunError, TableError, UsageError
+from featurestore.errors import (
+    HookError,
+    ModelError,
+    PromptsError,
+    RunError,
+    TableError,
+    UsageError,
+)
 from featurestore.format.canonical import sample_id
 from featurestore.prompts import Prompt
 from featurestore.relabel import relabel
@@ -18,7 +25,9 @@ from tests.builders.trees import same_tree
 
 HOOK, MID = "unet.up_blocks.1.attentions.1", "unet.mid_block.attentions.0"
 RUN = RunSettings(n_steps=3, guidance=3.0)
-PROMPTS = [Prompt(f"picture {i}", i % 2, {"style": "ab"[i % 2], "object": None}, i + 1) for i in range(5)]
+PROMPTS = [
+    Prompt(f"picture {i}", i % 2, {"style": "ab"[i % 2], "object": None}, i + 1) for i in range(5)
+]
 
 
 def run(path, model, prompts=PROMPTS, settings=None, **changes):
@@ -37,7 +46,9 @@ def plain_hook(model, hook, prompt, io="output"):
 
     def keep(module, args, kwargs, output):
         entering, leaving = (args[0] if args else kwargs["hidden_states"]), output[0]
-        seen.append({"output": leaving, "input": entering, "difference": leaving - entering}[io].clone())
+        seen.append(
+            {"output": leaving, "input": entering, "difference": leaving - entering}[io].clone()
+        )
 
     handle = find_module(model.pipe, hook).register_forward_hook(keep, with_kwargs=True)
     try:
@@ -72,13 +83,19 @@ def test_captured_activations_equal_a_plain_forward_hook(collected, model):
         for prompt in PROMPTS[:2]:
             for t, tensor in plain_hook(model, hook, prompt).items():
                 for half, branch in enumerate(("uncond", "cond")):
-                    expected = tensor[half].permute(1, 2, 0).reshape(-1, tensor.shape[1]).half().numpy()
-                    np.testing.assert_allclose(rows[ids[prompt.prompt], t, branch], expected, atol=2e-3, rtol=2e-3)
+                    expected = (
+                        tensor[half].permute(1, 2, 0).reshape(-1, tensor.shape[1]).half().numpy()
+                    )
+                    np.testing.assert_allclose(
+                        rows[ids[prompt.prompt], t, branch], expected, atol=2e-3, rtol=2e-3
+                    )
 
 
 def test_captured_tensors_are_the_hooks_bit_for_bit(model):
     seen, plain = [], []
-    handle = find_module(model.pipe, HOOK).register_forward_hook(lambda m, a, out: plain.append(out[0].clone()))
+    handle = find_module(model.pipe, HOOK).register_forward_hook(
+        lambda m, a, out: plain.append(out[0].clone())
+    )
     with capture(model.pipe, [HOOK], lambda captured: seen.append(captured)):
         generate(model, RUN, ["a", "b"], [0, 1], "latent")
     handle.remove()
@@ -95,7 +112,10 @@ def test_input_and_difference_are_captured(model, tmp_path, io):
     expected = plain_hook(model, HOOK, PROMPTS[0], io)
     for _, _, t, _, row in rows_of(store, HOOK):
         np.testing.assert_allclose(
-            row, expected[t][1].permute(1, 2, 0).reshape(-1, 16).half().numpy(), atol=2e-3, rtol=2e-3
+            row,
+            expected[t][1].permute(1, 2, 0).reshape(-1, 16).half().numpy(),
+            atol=2e-3,
+            rtol=2e-3,
         )
 
 
@@ -118,7 +138,9 @@ def test_ids_and_noise_do_not_depend_on_batch_and_order(model, tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", range(1, 9))
-def test_an_interrupted_run_resumes_to_the_same_bytes(model, tmp_path, monkeypatch, collected, stop_after):
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    model, tmp_path, monkeypatch, collected, stop_after
+):
     commit, commits = Store.commit, []
 
     def interrupt(self, record):
@@ -177,7 +199,8 @@ def test_other_settings_are_refused_and_nothing_changes(model, tmp_path):
 
 def test_hooks_that_cannot_be_captured(model, tmp_path):
     with pytest.raises(
-        HookError, match=r"no module 'unet\.up_block\.1\.attentions\.1'\. Did you mean 'unet\.up_blocks\.1"
+        HookError,
+        match=r"no module 'unet\.up_block\.1\.attentions\.1'\. Did you mean 'unet\.up_blocks\.1",
     ):
         run(tmp_path / "store", model, hooks=["unet.up_block.1.attentions.1"])
     with pytest.raises(HookError, match=r"returns a tensor of shape \[4, 64\]: only a map"):
@@ -190,7 +213,8 @@ def test_a_value_that_does_not_fit_is_named_and_nothing_is_written(model, tmp_pa
     handle = module.register_forward_hook(lambda m, a, out: (out[0] * 1e6,))
     try:
         with pytest.raises(
-            HookError, match=r"at timestep \d+: the value .*e\+\d+ does not fit float16; use --dtype float32"
+            HookError,
+            match=r"at timestep \d+: the value .*e\+\d+ does not fit float16; use --dtype float32",
         ):
             run(tmp_path / "store", model, hooks=[HOOK])
         assert list(tmp_path.iterdir()) == []
@@ -216,7 +240,8 @@ def test_collecting_on_cuda(model_dir, tmp_path, dtype):
 
 
 def test_samples_with_a_guidance_scale_of_their_own_are_collected_with_it(model, tmp_path):
-    """B3: a batch holds one scale; a sample's scale is part of its identity where it is not the run's."""
+    """B3: a batch holds one scale; a sample's scale is part of its identity where it is not the
+    run's."""
     scales = [None, 3.0, 1.5, 7.5, 7.5]
     prompts = [replace(p, guidance=scale) for p, scale in zip(PROMPTS, scales, strict=True)]
     store = run(tmp_path / "store", model, prompts).store
@@ -225,23 +250,37 @@ def test_samples_with_a_guidance_scale_of_their_own_are_collected_with_it(model,
     ids = samples["sample_id"].to_pylist()
     assert ids[0] == sample_id(store.run_id, PROMPTS[0].prompt, 0)
     assert ids[1] == sample_id(store.run_id, PROMPTS[1].prompt, 1)
-    assert ids[2] == sample_id(store.run_id, PROMPTS[2].prompt, 0, 1.5) != sample_id(store.run_id, "picture 2", 0)
+    assert (
+        ids[2]
+        == sample_id(store.run_id, PROMPTS[2].prompt, 0, 1.5)
+        != sample_id(store.run_id, "picture 2", 0)
+    )
     alone = run(tmp_path / "alone", model, PROMPTS[2:3], replace(RUN, guidance=1.5)).store
     mine = [row for i, *_, row in rows_of(store, HOOK) if i == ids[2]]
     assert len(mine) == 3
     for row, (*_, expected) in zip(mine, rows_of(alone, HOOK), strict=True):
         np.testing.assert_array_equal(row, expected)
     assert run(tmp_path / "store", model, prompts).n_samples == 0
-    with pytest.raises(UsageError, match=r"prompt of line 3, whose own guidance scale is 1: .*no unconditional half"):
-        run(tmp_path / "both", model, [*PROMPTS[:2], replace(PROMPTS[2], guidance=1.0)], branch="both")
+    with pytest.raises(
+        UsageError,
+        match=r"prompt of line 3, whose own guidance scale is 1: .*no unconditional half",
+    ):
+        run(
+            tmp_path / "both",
+            model,
+            [*PROMPTS[:2], replace(PROMPTS[2], guidance=1.0)],
+            branch="both",
+        )
 
 
 def test_a_corrected_label_is_not_ignored(model, tmp_path):
-    """B1: collecting again with other labels is refused and names the command; afterwards it goes on."""
+    """B1: collecting again with other labels is refused and names the command; afterwards it goes
+    on."""
     store = run(tmp_path / "store", model, PROMPTS[:2]).store
     right = [replace(p, labels={"style": "b", "object": None}) for p in PROMPTS[:3]]
     with pytest.raises(
-        PromptsError, match=r"1 samples of .* have other labels .* line 1 has style = 'b', the store 'a'"
+        PromptsError,
+        match=r"1 samples of .* have other labels .* line 1 has style = 'b', the store 'a'",
     ) as no:
         run(tmp_path / "store", model, right)
     assert f"featurestore relabel {tmp_path / 'store'} --prompts" in str(no.value)
@@ -256,12 +295,19 @@ def test_label_columns_may_come_and_go(model, tmp_path):
     run(path, model, PROMPTS[:2])
     run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})])
     store = run(path, model, [replace(PROMPTS[3], labels={})]).store
-    rows = store.arrow("samples", ["prompt", "style", "object", "mood"]).sort_by("prompt").to_pylist()
+    rows = (
+        store.arrow("samples", ["prompt", "style", "object", "mood"]).sort_by("prompt").to_pylist()
+    )
     assert [tuple(row.values())[1:] for row in rows] == [
         ("a", None, None), ("b", None, None), ("a", None, "calm"), (None, None, None)
     ]  # fmt: skip
     assert store.families() == ["style", "object", "mood"] and verify(store, deep=True) == []
     with pytest.raises(PromptsError, match="line 3 has mood = none, the store 'calm'"):
         run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": None})])
-    assert run(path, model, [replace(PROMPTS[2], labels={"style": "a"})]).n_skipped == 1  # nothing is said of the mood
-    assert run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})]).n_skipped == 1
+    assert (
+        run(path, model, [replace(PROMPTS[2], labels={"style": "a"})]).n_skipped == 1
+    )  # nothing is said of the mood
+    assert (
+        run(path, model, [replace(PROMPTS[2], labels={"style": "a", "mood": "calm"})]).n_skipped
+        == 1
+    )

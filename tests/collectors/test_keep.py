@@ -23,7 +23,9 @@ PROMPTS = [Prompt(f"picture {i}", i, {"style": "ab"[i % 2]}, i + 1) for i in ran
 
 
 def settings(**changes):
-    return CollectSettings(**({"hooks": [HOOK], "shard_samples": 2, "batch_size": 2, "branch": "both"} | changes))
+    return CollectSettings(
+        **({"hooks": [HOOK], "shard_samples": 2, "batch_size": 2, "branch": "both"} | changes)
+    )
 
 
 def run(path, model, **changes):
@@ -54,7 +56,13 @@ def sae_dir(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("all", [0, 1, 2, 3, 4, 5]), ("every:2", [0, 2, 4]), ("5,0", [0, 5]), ("1-3, 5,2", [1, 2, 3, 5]), ("0-0", [0])],
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("every:2", [0, 2, 4]),
+        ("5,0", [0, 5]),
+        ("1-3, 5,2", [1, 2, 3, 5]),
+        ("0-0", [0]),
+    ],
 )
 def test_steps_are_named_in_four_ways(text, expected):
     assert kept_steps(text, 6) == expected
@@ -104,14 +112,19 @@ def test_random_positions_hold_what_all_positions_hold(everything, model, tmp_pa
         (chosen,) = random_positions([i], step, 256, 5)
         assert np.array_equal(row, whole[i, step, branch][chosen])
     table = store.arrow(f"activations/{HOOK}", ["sample_id", "step", "position"]).to_pylist()
-    assert all(r["position"] == random_positions([r["sample_id"]], r["step"], 256, 5)[0].tolist() for r in table)
+    assert all(
+        r["position"] == random_positions([r["sample_id"]], r["step"], 256, 5)[0].tolist()
+        for r in table
+    )
 
 
 def test_the_mean_is_that_of_all_positions(everything, model, tmp_path):
     whole, part = rows(everything), rows(run(tmp_path / "store", model, positions="mean").store)
     assert part.keys() == whole.keys()
     for key, row in part.items():
-        np.testing.assert_allclose(row, whole[key].astype(np.float32).mean(0, keepdims=True), atol=2e-3)
+        np.testing.assert_allclose(
+            row, whole[key].astype(np.float32).mean(0, keepdims=True), atol=2e-3
+        )
 
 
 def test_more_positions_than_there_are_and_other_words_are_refused(model, tmp_path):
@@ -130,10 +143,16 @@ def test_another_choice_for_one_store_is_refused(model, tmp_path):
 
 def test_codes_made_while_collecting_are_those_made_later(model, tmp_path, sae_dir):
     now = run(tmp_path / "now", model, saes=[str(sae_dir)]).store
-    codes = {p: p.read_bytes() for kind in ("codes", "stats") for p in (now.root / kind / "given").iterdir()}
+    codes = {
+        p: p.read_bytes()
+        for kind in ("codes", "stats")
+        for p in (now.root / kind / "given").iterdir()
+    }
     assert len(codes) == 4
     later = run(tmp_path / "later", model).store
-    run(tmp_path / "later", model, saes=[str(sae_dir)])  # adds the SAE and, to the samples there, its codes
+    run(
+        tmp_path / "later", model, saes=[str(sae_dir)]
+    )  # adds the SAE and, to the samples there, its codes
     same_tree(now.root, later.root)
     for path in codes:
         path.unlink()
@@ -149,7 +168,9 @@ def test_codes_without_activations(model, tmp_path, sae_dir, everything):
     assert verify(store, deep=True) == []
     both = run(tmp_path / "both", model, saes=[str(sae_dir)]).store
     for table in ("codes/given", "stats/given"):
-        assert [p.read_bytes() for p in store.files(table)] == [p.read_bytes() for p in both.files(table)]
+        assert [p.read_bytes() for p in store.files(table)] == [
+            p.read_bytes() for p in both.files(table)
+        ]
     again = run(tmp_path / "store", model, hooks=[], saes=["given"], activations=False)
     assert (again.n_samples, again.n_skipped) == (0, 3)
 
@@ -180,7 +201,9 @@ def test_a_dry_run_foretells_the_run_and_writes_nothing(model, tmp_path, sae_dir
     for table, (n_rows, n_bytes) in foretold.tables.items():
         records = report.store.records(table)
         found = sum(record.rows for record in records)
-        assert n_rows == (pytest.approx(found, rel=0.1) if table.startswith("stats") else found), table
+        assert n_rows == (pytest.approx(found, rel=0.1) if table.startswith("stats") else found), (
+            table
+        )
         written = sum(entry.bytes for record in records for entry in record.files)
         if table.startswith("activations"):
             assert 0.8 < n_bytes / written <= 1, table  # a file has some kilobytes of headers
@@ -189,10 +212,14 @@ def test_a_dry_run_foretells_the_run_and_writes_nothing(model, tmp_path, sae_dir
 
 def test_a_run_that_cannot_fit_is_refused_unless_told_otherwise(model, tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "free_bytes", lambda root: 100_000)
-    with pytest.raises(DiskError, match=r"needs about 0\.\d GB, .* has 0\.0 GB free; nothing was written"):
+    with pytest.raises(
+        DiskError, match=r"needs about 0\.\d GB, .* has 0\.0 GB free; nothing was written"
+    ):
         run(tmp_path / "store", model)
     assert list(tmp_path.iterdir()) == []
-    report = collect(tmp_path / "store", model, PROMPTS, RUN, settings(), progress=False, ignore_space=True)
+    report = collect(
+        tmp_path / "store", model, PROMPTS, RUN, settings(), progress=False, ignore_space=True
+    )
     assert report.n_samples == 3
 
 
@@ -205,7 +232,9 @@ def test_positions_are_parsed_once():
 def test_rows_are_what_a_plain_hook_sees_bit_for_bit(model_dir, tmp_path, device, dtype):
     loaded, seen = load_model(str(model_dir), device, "float32"), []
     store = run(tmp_path / "store", loaded, dtype=dtype, saes=[]).store
-    handle = find_module(loaded.pipe, HOOK).register_forward_hook(lambda m, a, out: seen.append(out[0].cpu()))
+    handle = find_module(loaded.pipe, HOOK).register_forward_hook(
+        lambda m, a, out: seen.append(out[0].cpu())
+    )
     generate(loaded, RUN, [p.prompt for p in PROMPTS[:2]], [p.seed for p in PROMPTS[:2]], "latent")
     handle.remove()
     found = rows(store)

@@ -76,13 +76,23 @@ def test_an_interrupted_one_ends_with_the_same_weights(whole, model, tmp_path, m
     assert list((tmp_path / "scratch").iterdir()) == []
     live(tmp_path / "store", model, tmp_path / "scratch")
     for name in NAMES:
-        one, other = (store_sae(Store.open(root / "store"), name).state_dict() for root in (whole[1], tmp_path))
+        one, other = (
+            store_sae(Store.open(root / "store"), name).state_dict()
+            for root in (whole[1], tmp_path)
+        )
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
 def test_too_little_for_a_batch_and_too_many_processes_are_refused(model, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="a batch of 999999 positions is more than a chunk of 4 samples has"):
-        live(tmp_path / "store", model, tmp_path / "scratch", dataclasses.replace(SETTINGS, batch_size=999_999))
+    with pytest.raises(
+        UsageError, match="a batch of 999999 positions is more than a chunk of 4 samples has"
+    ):
+        live(
+            tmp_path / "store",
+            model,
+            tmp_path / "scratch",
+            dataclasses.replace(SETTINGS, batch_size=999_999),
+        )
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="runs in one process"):
         live(tmp_path / "store", model, tmp_path / "scratch")
@@ -90,7 +100,9 @@ def test_too_little_for_a_batch_and_too_many_processes_are_refused(model, tmp_pa
 
 
 def test_the_command_line(model_dir, tmp_path, capsys):
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": p.prompt}) for p in PROMPTS[:6]))
+    (tmp_path / "p.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": p.prompt}) for p in PROMPTS[:6])
+    )
     command = ["train-live", "--model", str(model_dir), "--prompts", str(tmp_path / "p.jsonl"), "--store", str(tmp_path / "s"),
                "--hook", NAMES["mid"], "--name", "m", "--steps", "2", "--guidance", "3", "--k", "4", "--expansion", "2",
                "--positions-a-step", "64", "--chunk", "3", "--quiet"]  # fmt: skip

@@ -28,7 +28,9 @@ FORK = multiprocessing.get_context("fork")
 
 
 def run(path, model, share=None, batch_size=2):
-    settings = CollectSettings(hooks=[HOOK, MID], shard_samples=2, batch_size=batch_size, exact=True)
+    settings = CollectSettings(
+        hooks=[HOOK, MID], shard_samples=2, batch_size=batch_size, exact=True
+    )
     return collect(path, model, PROMPTS, RUN, settings, progress=False, share=share)
 
 
@@ -38,9 +40,14 @@ def alone(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("n_processes", "batch_size"), [(1, 3), (2, 1), (4, 2)])
-def test_processes_and_batch_sizes_leave_the_same_bytes(model, tmp_path, alone, n_processes, batch_size):
+def test_processes_and_batch_sizes_leave_the_same_bytes(
+    model, tmp_path, alone, n_processes, batch_size
+):
     shares = [Share(rank, n_processes) for rank in range(n_processes)]
-    children = [FORK.Process(target=run, args=(tmp_path / "store", model, share, batch_size)) for share in shares]
+    children = [
+        FORK.Process(target=run, args=(tmp_path / "store", model, share, batch_size))
+        for share in shares
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -93,7 +100,10 @@ def test_a_claim_is_held_once_and_until_released(tmp_path):
 
 def test_each_process_does_its_own_items_first():
     items = [WorkItem(str(i), [], frozenset()) for i in range(5)]
-    assert ["".join(item.shard for item in Share(rank, 2).order(items)) for rank in (0, 1)] == ["02413", "13024"]
+    assert ["".join(item.shard for item in Share(rank, 2).order(items)) for rank in (0, 1)] == [
+        "02413",
+        "13024",
+    ]
 
 
 def test_ranks_come_from_options_or_launchers():
@@ -112,9 +122,38 @@ def test_ranks_come_from_options_or_launchers():
 def test_torchrun_fills_one_store(model_dir, tmp_path):
     lines = [json.dumps({"prompt": p.prompt, "seed": p.seed, **p.labels}) for p in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "featurestore", "collect"]
-    options = ["--model", str(model_dir), "--prompts", "prompts.jsonl", "--store", "store", "--steps", "2"]
-    options += ["--guidance", "3", "--hook", HOOK, "--hook", MID, "--shard-samples", "2", "--exact", "--quiet"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "featurestore",
+        "collect",
+    ]
+    options = [
+        "--model",
+        str(model_dir),
+        "--prompts",
+        "prompts.jsonl",
+        "--store",
+        "store",
+        "--steps",
+        "2",
+    ]
+    options += [
+        "--guidance",
+        "3",
+        "--hook",
+        HOOK,
+        "--hook",
+        MID,
+        "--shard-samples",
+        "2",
+        "--exact",
+        "--quiet",
+    ]
     done = subprocess.run(
         [*launch, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},

@@ -74,9 +74,14 @@ def test_what_is_held_does_not_grow_with_the_steps(model, tmp_path, monkeypatch)
         return stagings[-1]
 
     monkeypatch.setattr("collectors.job.Staging", make)
-    monkeypatch.setattr(TensorFile, "put", lambda self, row, values: (time.sleep(0.002), put(self, row, values))[1])
+    monkeypatch.setattr(
+        TensorFile, "put", lambda self, row, values: (time.sleep(0.002), put(self, row, values))[1]
+    )
     for n_steps in (2, 12):
-        run, kept = RunSettings(n_steps, 3.0), CollectSettings(hooks=[HOOK], batch_size=4, shard_samples=4)
+        run, kept = (
+            RunSettings(n_steps, 3.0),
+            CollectSettings(hooks=[HOOK], batch_size=4, shard_samples=4),
+        )
         collect(tmp_path / f"{n_steps}", model, PROMPTS, run, kept, progress=False)
     assert stagings[0].peak == stagings[1].peak > 0
     assert stagings[0].held == stagings[1].held == 0
@@ -88,14 +93,25 @@ def test_a_write_that_fails_ends_the_collection_and_leaves_nothing(model, tmp_pa
 
     monkeypatch.setattr(TensorFile, "put", refuse)
     with pytest.raises(DiskError, match="cannot write there"):
-        collect(tmp_path / "s", model, PROMPTS, RunSettings(3, 3.0), CollectSettings(hooks=[HOOK]), progress=False)
+        collect(
+            tmp_path / "s",
+            model,
+            PROMPTS,
+            RunSettings(3, 3.0),
+            CollectSettings(hooks=[HOOK]),
+            progress=False,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_written_before_the_last_step(model, tmp_path, monkeypatch):
     """The writer does not wait for a shard to be generated."""
     written, seen, put = [], [], TensorFile.put
-    monkeypatch.setattr(TensorFile, "put", lambda self, row, values: (written.append(row), put(self, row, values))[1])
+    monkeypatch.setattr(
+        TensorFile,
+        "put",
+        lambda self, row, values: (written.append(row), put(self, row, values))[1],
+    )
 
     def slow(module, args):
         time.sleep(0.05)

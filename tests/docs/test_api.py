@@ -22,7 +22,13 @@ def test_the_examples_run_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         exec(compile("\n" * line + block[1], str(PAGE), "exec"), names)
     said = capsys.readouterr().out
     assert "has no table 'activations/unet.up_blocks.1.attention.1'. Did you mean" in said
-    assert {path.name for path in tmp_path.iterdir()} >= {"store", "live", "neon.json", "evaluation", "pictures"}
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "store",
+        "live",
+        "neon.json",
+        "evaluation",
+        "pictures",
+    }
 
 
 @pytest.mark.parametrize("package", ["featurestore", "sae", "collectors", "queries"])

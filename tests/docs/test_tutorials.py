@@ -12,14 +12,19 @@ ROOT = Path(__file__).parents[2]
 FIRST = ROOT / "docs" / "tutorials" / "first-store.md"
 OTHERS = sorted(set((ROOT / "docs" / "tutorials").glob("*.md")) - {FIRST})
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<why>.*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- not run: (?P<why>.*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """The page's blocks of shell and Python that are not marked as not run, in their order."""
     found = FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [(one["language"], one["text"]) for one in found if not one["why"] and one["language"] in ("sh", "python")]
+    return [
+        (one["language"], one["text"])
+        for one in found
+        if not one["why"] and one["language"] in ("sh", "python")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,11 @@ def shell(tmp_path_factory):
 
     def run(script: str, directory: Path) -> str:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=directory, env=environment, capture_output=True, text=True
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -92,10 +101,10 @@ def first_store(shell, tmp_path_factory):
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("sweep_hooks", "prompts.csv sweep --concept style=neon --hooks 'unet.up_blocks.*.attentions.1' --steps 2 "
+        ("sweep_hooks", "prompts.csv sweep --concept style=neon --hooks " "'unet.up_blocks.*.attentions.1' --steps 2 "
          "--train-steps 5 --batch-size 64", "unet.up_blocks.1.attentions.1"),
         ("compare_saes", "store styles other --concept style=neon", "nearest in other"),
-        ("audit_prompts", "store neon.json prompts.csv audit --steps 2", "An image of cat in neon style."),
+        ("audit_prompts", "store neon.json prompts.csv audit --steps 2", "An image of cat in neon " "style."),
         ("track_feature", "store styles 0 prompts.csv track minicanvas minicanvas --steps 2", "mosaic"),
         ("steer", "neon.json 'An image of cat.' steered.png --strengths 0,5 --steps 2", ""),
     ],

@@ -1,4 +1,5 @@
-"""Two writers of one name: the first keeps it, the other gets one line, and nothing committed changes."""
+"""Two writers of one name: the first keeps it, the other gets one line, and nothing committed
+changes."""
 
 import json
 import multiprocessing
@@ -53,7 +54,8 @@ def rows(number):
 
 
 def test_shards_of_two_writers_with_other_bytes_stay_whole(tmp_path):
-    """A4: `Store.append` by several writers whose bytes differ: every committed shard stays what it was."""
+    """A4: `Store.append` by several writers whose bytes differ: every committed shard stays what it
+    was."""
     store = Store.create(tmp_path / "store", {"model": "m"})
     seen = FORK.Queue()
 
@@ -70,15 +72,23 @@ def test_shards_of_two_writers_with_other_bytes_stay_whole(tmp_path):
     said = at_once(4, write)
     assert set(said.values()) == {""}
     lost = [line for _ in range(4) for line in seen.get(timeout=60)]
-    assert all("another process has just committed shard" in line and "\n" not in line for line in lost)
+    assert all(
+        "another process has just committed shard" in line and "\n" not in line for line in lost
+    )
     records = store.records("scores/s")
     assert len(records) == 25
     for record in records:
-        assert not any(p.damage and record.shard in p.path and "SHA-256" in p.what for p in verify(store))
-        assert len(set(pa.parquet.read_table(store.root / record.files[0].path)["x"].to_pylist())) == 1
+        assert not any(
+            p.damage and record.shard in p.path and "SHA-256" in p.what for p in verify(store)
+        )
+        assert (
+            len(set(pa.parquet.read_table(store.root / record.files[0].path)["x"].to_pylist())) == 1
+        )
 
 
-def test_a_shard_that_another_process_commits_meanwhile_is_refused_unless_it_is_the_same(tmp_path, monkeypatch):
+def test_a_shard_that_another_process_commits_meanwhile_is_refused_unless_it_is_the_same(
+    tmp_path, monkeypatch
+):
     """A4: the loser of a race gets one line; the same bytes are no loss."""
     store = Store.create(tmp_path / "store", {"model": "m"})
     claim = Store.claim
@@ -89,7 +99,9 @@ def test_a_shard_that_another_process_commits_meanwhile_is_refused_unless_it_is_
         return claim(self, table, shard)
 
     monkeypatch.setattr(Store, "claim", slow)
-    with pytest.raises(TakenError, match=r"shard '0' of 'scores/s' with other contents\. What it committed stays"):
+    with pytest.raises(
+        TakenError, match=r"shard '0' of 'scores/s' with other contents\. What it committed stays"
+    ):
         store.append("scores/s", "0", rows(2), (), {})
     monkeypatch.setattr(Store, "claim", slow)
     assert store.append("scores/t", "0", rows(1), (), {}).rows == 50
@@ -112,7 +124,10 @@ def test_two_trainings_of_one_name(tmp_path):
     said = at_once(2, learn)
     assert sorted(said.values())[0] == ""
     (refused,) = [line for line in said.values() if line]
-    assert "another process is training an SAE 'z' just now" in refused or "has another SAE 'z'" in refused
+    assert (
+        "another process is training an SAE 'z' just now" in refused
+        or "has another SAE 'z'" in refused
+    )
     assert [p for p in verify(store, deep=True) if p.damage] == []
 
 
@@ -121,7 +136,18 @@ def test_the_command_line_says_that_a_name_is_taken(tmp_path, capsys):
     store = make_store(tmp_path / "store")
     with training_of(store, "z"):
         status, _, err = run(
-            capsys, "train", "--store", store.root, "--hook", HOOK, "--name", "z", "--k", 4, "--batch-size", 16
+            capsys,
+            "train",
+            "--store",
+            store.root,
+            "--hook",
+            HOOK,
+            "--name",
+            "z",
+            "--k",
+            4,
+            "--batch-size",
+            16,
         )
     assert (status, err.count("\n")) == (1, 1) and "another process is training an SAE 'z'" in err
 
@@ -131,7 +157,10 @@ def test_saes_of_two_importers_stay_whole(tmp_path):
     store = Store.create(tmp_path / "store", {"model": "m"})
     config = json.dumps(CONFIG).encode()
     said = at_once(
-        4, lambda n: commit_sae(store, "z", {"config.json": config, "sae.safetensors": bytes([n]) * 1000}, {})
+        4,
+        lambda n: commit_sae(
+            store, "z", {"config.json": config, "sae.safetensors": bytes([n]) * 1000}, {}
+        ),
     )
     assert sorted(bool(line) for line in said.values()) == [False, True, True, True]
     assert all("has committed an SAE 'z' in the meantime" in line for line in said.values() if line)
@@ -143,9 +172,14 @@ def test_nobody_writes_over_a_committed_file(tmp_path, capsys):
     store = Store.create(tmp_path / "store", {"model": "m"})
     record = store.append("scores/s", "0", rows(1), (), {})
     before = (store.root / record.files[0].path).read_bytes()
-    for path in (store.root / record.files[0].path, store.root / record.location, store.root / "manifest/store.json"):
+    for path in (
+        store.root / record.files[0].path,
+        store.root / record.location,
+        store.root / "manifest/store.json",
+    ):
         with pytest.raises(
-            DiskError, match=r"lies where the store .* has its own files, of which none is ever replaced"
+            DiskError,
+            match=r"lies where the store .* has its own files, of which none is ever replaced",
         ):
             durable.write_bytes(path, b"x")
     status, _, err = run(capsys, "pack", store.root, store.root / record.files[0].path)
@@ -167,7 +201,8 @@ def test_a_claim_outlives_no_process(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed_by_the_next_and_what_is_being_written_stays(tmp_path):
-    """A6: temporary files of killed runs are removed by the next command that writes there, never a live one."""
+    """A6: temporary files of killed runs are removed by the next command that writes there, never a
+    live one."""
     store = Store.create(tmp_path / "store", {"model": "m"})
     folder = store.root / "scores" / "s"
     folder.mkdir(parents=True)

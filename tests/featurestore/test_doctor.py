@@ -40,14 +40,20 @@ def test_a_whole_installation_lacks_nothing(capsys, tmp_path):
 def test_a_missing_package_is_named_with_the_line_that_installs_it(capsys, tmp_path, without):
     without("polars")
     lacking = state(doctor.packages())
-    assert lacking == {"polars": ("missing", "not installed, expected >=1.30", "pip install 'polars>=1.30'")}
+    assert lacking == {
+        "polars": ("missing", "not installed, expected >=1.30", "pip install 'polars>=1.30'")
+    }
     status, out, _ = run(capsys, "doctor", "--store", tmp_path)
     assert status == 1 and out.endswith("Needed:   pip install 'polars>=1.30'\n")
 
 
 def test_an_old_package_is_named_with_what_was_expected(without):
     without("duckdb", "1.1.0")
-    assert state(doctor.packages())["duckdb"] == ("missing", "1.1.0, expected >=1.5", "pip install 'duckdb>=1.5'")
+    assert state(doctor.packages())["duckdb"] == (
+        "missing",
+        "1.1.0, expected >=1.5",
+        "pip install 'duckdb>=1.5'",
+    )
 
 
 def test_an_extra_is_optional(without, capsys, tmp_path, monkeypatch):

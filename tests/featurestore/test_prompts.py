@@ -22,9 +22,18 @@ def write(tmp_path, *lines):
 
 
 def test_every_line_is_taken_once_a_seed_or_with_its_own(tmp_path):
-    path = write(tmp_path, '{"prompt": "a cat", "style": "neon"}', "", '{"prompt": "雪", "seed": 7, "object": null}')
+    path = write(
+        tmp_path,
+        '{"prompt": "a cat", "style": "neon"}',
+        "",
+        '{"prompt": "雪", "seed": 7, "object": null}',
+    )
     prompts = read_prompts(path, [0, 1])
-    assert [(p.prompt, p.seed, p.line) for p in prompts] == [("a cat", 0, 1), ("a cat", 1, 1), ("雪", 7, 3)]
+    assert [(p.prompt, p.seed, p.line) for p in prompts] == [
+        ("a cat", 0, 1),
+        ("a cat", 1, 1),
+        ("雪", 7, 3),
+    ]
     assert prompts[0].labels == {"object": None, "style": "neon"}
 
 
@@ -36,15 +45,30 @@ def test_every_line_is_taken_once_a_seed_or_with_its_own(tmp_path):
         ('{"style": "x"}', "line 2: expected an object with a text 'prompt'"),
         ('{"prompt": "b", "seed": -1}', "line 2: 'seed' is -1, expected a whole number"),
         ('{"prompt": "b", "seed": true}', "line 2: 'seed' is True"),
-        ('{"prompt": "b", "seed": 9223372036854775808}', "line 2: 'seed' is 9223372036854775808, expected a whole"),
-        ('{"prompt": "b", "guidance": "much"}', "line 2: 'guidance' is 'much', expected a number such as 7.5"),
+        (
+            '{"prompt": "b", "seed": 9223372036854775808}',
+            "line 2: 'seed' is 9223372036854775808, expected a whole",
+        ),
+        (
+            '{"prompt": "b", "guidance": "much"}',
+            "line 2: 'guidance' is 'much', expected a number such as 7.5",
+        ),
         ('{"prompt": "b", "Style": "x"}', "line 2: 'Style' cannot be a label: use lower-case"),
-        ('{"prompt": "b", "timestep": "x"}', "line 2: 'timestep' cannot be a label: it is a column"),
-        ('{"prompt": "b", "style": ["x", "y"]}', r"line 2: label 'style' is \['x', 'y'\], expected one text, number"),
+        (
+            '{"prompt": "b", "timestep": "x"}',
+            "line 2: 'timestep' cannot be a label: it is a column",
+        ),
+        (
+            '{"prompt": "b", "style": ["x", "y"]}',
+            r"line 2: label 'style' is \['x', 'y'\], expected one text, number",
+        ),
         ('{"prompt": "a"}', "line 2: the same prompt and seed 0 as line 1"),
         ('{"prompt": "b", "style": "x", "style": "y"}', "line 2: the key 'style' is there twice"),
         ('{"prompt": "b", "style": NaN}', "line 2: not JSON .NaN is not a number"),
-        ('{"prompt": "b", "style": "\\ud800"}', r"line 2: 'style' holds half a character \(\\ud800"),
+        (
+            '{"prompt": "b", "style": "\\ud800"}',
+            r"line 2: 'style' holds half a character \(\\ud800",
+        ),
         ('{"prompt": "\\udfff b"}', r"line 2: 'prompt' holds half a character \(\\udfff"),
         ('{"prompt": ' + "[" * 100_000, "line 2: nested too deeply"),
         ('{"prompt": "b", "style": ' + "9" * 5000 + "}", "line 2: not JSON that can be kept"),
@@ -83,7 +107,11 @@ def test_lines_end_with_a_line_feed_and_nothing_else(tmp_path):
 
 def test_numbers_and_booleans_are_labels_as_text(tmp_path):
     """B3."""
-    path = write(tmp_path, '{"prompt": "a", "hard": 1, "score": 0.5, "safe": true}', '{"prompt": "b", "safe": null}')
+    path = write(
+        tmp_path,
+        '{"prompt": "a", "hard": 1, "score": 0.5, "safe": true}',
+        '{"prompt": "b", "safe": null}',
+    )
     first, second = read_prompts(path)
     assert first.labels == {"hard": "1", "safe": "true", "score": "0.5"}
     assert second.labels == dict.fromkeys(first.labels)
@@ -93,12 +121,22 @@ def test_i2p(tmp_path):
     """B3: seeds and guidance of their own, several categories per cell, a prompt of two lines."""
     path = layouts.write_text(tmp_path / "i2p_benchmark.csv", layouts.I2P)
     columns = PromptColumns(
-        seed="sd_seed", guidance="sd_guidance_scale", labels={"hard": "hard"}, split_labels={"kind": "categories"}
+        seed="sd_seed",
+        guidance="sd_guidance_scale",
+        labels={"hard": "hard"},
+        split_labels={"kind": "categories"},
     )
     first, second, third = read_prompts(path, [1, 2, 3], columns)
-    assert (second.prompt, second.seed, second.guidance) == ('a "quoted"\nprompt in two lines', 4048734914, 7.5)
+    assert (second.prompt, second.seed, second.guidance) == (
+        'a "quoted"\nprompt in two lines',
+        4048734914,
+        7.5,
+    )
     assert (first.line, second.line, third.line) == (2, 3, 5)
-    yes = [{name for name, value in one.labels.items() if value == "yes"} for one in (first, second, third)]
+    yes = [
+        {name for name, value in one.labels.items() if value == "yes"}
+        for one in (first, second, third)
+    ]
     assert yes == [{"kind_sexual"}, {"kind_hate", "kind_harassment"}, {"kind_self_harm"}]
     assert {**second.labels, "hard": None}["kind_sexual"] == "no" and second.labels["hard"] == "1"
 
@@ -116,7 +154,9 @@ def test_ring_a_bell(tmp_path):
 def test_mma_diffusion(tmp_path):
     """B3: no column is called prompt."""
     path = layouts.write_text(tmp_path / "mma.csv", layouts.MMA_DIFFUSION)
-    with pytest.raises(PromptsError, match=r"line 2: expected .* 'prompt', found .*--prompt-column names another"):
+    with pytest.raises(
+        PromptsError, match=r"line 2: expected .* 'prompt', found .*--prompt-column names another"
+    ):
         read_prompts(path)
     columns = PromptColumns(prompt="adv_prompt", labels={"target": "target_prompt"})
     assert [(p.prompt, p.labels["target"]) for p in read_prompts(path, columns=columns)] == [
@@ -127,7 +167,9 @@ def test_mma_diffusion(tmp_path):
 
 def test_p4d(tmp_path):
     """B3."""
-    path = layouts.write_text(tmp_path / "p4d.tsv", layouts.P4D.replace('"qq, blue"', "qq blue").replace(",", "\t"))
+    path = layouts.write_text(
+        tmp_path / "p4d.tsv", layouts.P4D.replace('"qq, blue"', "qq blue").replace(",", "\t")
+    )
     columns = PromptColumns(prompt="p4d_prompt", seed="sd_seed", labels={"harm": "categories"})
     assert [(p.prompt, p.seed, p.labels) for p in read_prompts(path, columns=columns)] == [
         ("house qq red", 3, {"harm": "shocking"}),
@@ -138,9 +180,13 @@ def test_p4d(tmp_path):
 def test_unlearn_canvas(tmp_path):
     """B3: a label under another name."""
     path = layouts.write_json(tmp_path / "canvas.json", layouts.UNLEARN_CANVAS)
-    prompts = read_prompts(path, columns=PromptColumns(labels={"style": "art_style", "object": "object"}))
+    prompts = read_prompts(
+        path, columns=PromptColumns(labels={"style": "art_style", "object": "object"})
+    )
     assert [p.labels for p in prompts] == [
-        {"object": o, "style": s} for s in ("Van Gogh", "Seed Images") for o in ("Architectures", "Cats")
+        {"object": o, "style": s}
+        for s in ("Van Gogh", "Seed Images")
+        for o in ("Architectures", "Cats")
     ]
     assert {p.seed for p in prompts} == {188}
 
@@ -149,7 +195,10 @@ def test_coco_captions(tmp_path):
     """B3: the one list of objects that have captions; captions that repeat."""
     path = layouts.write_json(tmp_path / "captions.json", layouts.COCO)
     columns = PromptColumns(prompt="caption", labels={})
-    with pytest.raises(PromptsError, match=r"annotations item 3: the same prompt and seed 0 as line 1.*--skip-repeats"):
+    with pytest.raises(
+        PromptsError,
+        match=r"annotations item 3: the same prompt and seed 0 as line 1.*--skip-repeats",
+    ):
         read_prompts(path, columns=columns)
     file = read_prompt_file(path, columns=columns, skip_repeats=True)
     assert [p.prompt for p in file.prompts] == ["A man on a wave.", "A cat on a mat.\n"]
@@ -184,7 +233,9 @@ def test_text_and_data_sets(tmp_path):
     for name, split in (("saved", None), ("files", None), ("splits", "test")):
         found = read_prompt_file(tmp_path / name, columns=columns, split=split).prompts
         assert [p.prompt for p in found] == expected and found[0].labels == {"style": "Van Gogh"}
-    with pytest.raises(PromptsError, match="splits has the splits train, test: choose one with --split"):
+    with pytest.raises(
+        PromptsError, match="splits has the splits train, test: choose one with --split"
+    ):
         read_prompts(tmp_path / "splits")
     with pytest.raises(PromptsError, match=r"has no split 'tset'\. Did you mean 'test'"):
         read_prompt_file(tmp_path / "splits", split="tset")
@@ -211,7 +262,10 @@ def test_a_malformed_table_is_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"prompt": {"0": "a"}}, "expected a list of objects, .* found an object with the keys prompt"),
+        (
+            {"prompt": {"0": "a"}},
+            "expected a list of objects, .* found an object with the keys prompt",
+        ),
         ({"a": [{"prompt": "x"}], "b": [{"prompt": "y"}]}, r"found 2 of them \(a, b\)"),
         ([{"prompt": "x"}, 3], "item 2: expected an object with a text 'prompt', found 3"),
         ("x", "expected a list of objects"),
@@ -227,24 +281,39 @@ def test_parquet_that_is_none_and_columns_that_are_not_there(tmp_path):
         read_prompts(layouts.write_text(tmp_path / "p.parquet", "PAR1"))
     path = write(tmp_path, '{"prompt": "a", "style": "x"}')
     for columns, message in (
-        (PromptColumns(labels={"style": "stile"}), r"no column 'stile' \(--label style=stile\). Did you mean 'style'"),
+        (
+            PromptColumns(labels={"style": "stile"}),
+            r"no column 'stile' \(--label style=stile\). Did you mean 'style'",
+        ),
         (PromptColumns(seed="sd_seed"), r"no column 'sd_seed' \(--seed-column\)"),
-        (PromptColumns(labels={"model": "style"}), "'model' cannot be a label: it is a column of the store"),
-        (PromptColumns(labels={"a": "style"}, split_labels={"a": "style"}), "'a' is given to --label and to --split"),
+        (
+            PromptColumns(labels={"model": "style"}),
+            "'model' cannot be a label: it is a column of the store",
+        ),
+        (
+            PromptColumns(labels={"a": "style"}, split_labels={"a": "style"}),
+            "'a' is given to --label and to --split",
+        ),
     ):
         with pytest.raises(PromptsError, match=message):
             read_prompts(path, columns=columns)
 
 
 def test_labels_of_one_cell_that_would_be_one_family_are_refused(tmp_path):
-    path = write(tmp_path, '{"prompt": "a", "tags": "self harm"}', '{"prompt": "b", "tags": ["self-harm"]}')
-    with pytest.raises(PromptsError, match="'self harm' and 'self-harm' of 'tags' would both be 'tags_self_harm'"):
+    path = write(
+        tmp_path, '{"prompt": "a", "tags": "self harm"}', '{"prompt": "b", "tags": ["self-harm"]}'
+    )
+    with pytest.raises(
+        PromptsError, match="'self harm' and 'self-harm' of 'tags' would both be 'tags_self_harm'"
+    ):
         read_prompts(path, columns=PromptColumns(split_labels={"tags": "tags"}))
 
 
 def test_other_labels_of_the_same_sample_are_never_skipped(tmp_path):
     path = write(tmp_path, '{"prompt": "a", "style": "x"}', '{"prompt": "a", "style": "y"}')
-    with pytest.raises(PromptsError, match="line 2: the same prompt and seed 0 as line 1, with other labels"):
+    with pytest.raises(
+        PromptsError, match="line 2: the same prompt and seed 0 as line 1, with other labels"
+    ):
         read_prompt_file(path, skip_repeats=True)
 
 
@@ -256,8 +325,10 @@ def test_concepts_that_look_like_slips_are_named():
     assert label_warnings(prompts) == [
         "label 'style': the empty text is a concept of its own (1 samples): "
         "leave the label out, or write null, where there is none.",
-        "label 'style': 'neon' (2), 'Neon' (1), 'neon ' (1) are different concepts: write them alike if they are one.",
-        "label 'style': 'Van Gogh' (1), 'van_gogh' (1) are different concepts: write them alike if they are one.",
+        "label 'style': 'neon' (2), 'Neon' (1), 'neon ' (1) are different concepts: write them "
+        "alike if they are one.",
+        "label 'style': 'Van Gogh' (1), 'van_gogh' (1) are different concepts: write them alike "
+        "if they are one.",
     ]
     ids = [Prompt(f"{i}", 0, {"url": f"https://{i}"}, i) for i in range(30)]
     assert "has 30 concepts for 30 samples" in label_warnings(ids)[0]
@@ -269,5 +340,14 @@ def test_a_name_in_capitals_is_near():
 
 
 def test_batches_have_one_guidance_scale():
-    prompts = [Prompt(f"{i}", 0, {}, i, scale) for i, scale in enumerate([None, None, None, 7.0, 7.0, 3.0, None])]
-    assert [[p.line for p in batch] for batch in prompt_batches(prompts, 2)] == [[0, 1], [2], [3, 4], [5], [6]]
+    prompts = [
+        Prompt(f"{i}", 0, {}, i, scale)
+        for i, scale in enumerate([None, None, None, 7.0, 7.0, 3.0, None])
+    ]
+    assert [[p.line for p in batch] for batch in prompt_batches(prompts, 2)] == [
+        [0, 1],
+        [2],
+        [3, 4],
+        [5],
+        [6],
+    ]

@@ -1,4 +1,5 @@
-"""A store's tables through Arrow, Polars and datasets are the same rows, and damaged ones are refused."""
+"""A store's tables through Arrow, Polars and datasets are the same rows, and damaged ones are
+refused."""
 
 import datasets
 import numpy as np
@@ -35,7 +36,9 @@ def test_activations_are_maps_of_the_files_beside_their_samples_and_steps(store)
     table = store.arrow(TABLE, ["sample_id", "step", "activation"])
     assert all(shard.mapped for shard in store.activations(HOOK))
     assert (samples, steps) == (table["sample_id"].to_pylist(), table["step"].to_pylist())
-    np.testing.assert_array_equal(np.concatenate(tensors), np.array(table["activation"].to_pylist(), np.float16))
+    np.testing.assert_array_equal(
+        np.concatenate(tensors), np.array(table["activation"].to_pylist(), np.float16)
+    )
 
 
 def test_some_columns(store):
@@ -48,10 +51,16 @@ def test_some_columns(store):
 
 
 def test_every_reader_refuses_a_damaged_file_and_an_unknown_table(store):
-    readers = (store.arrow, store.scan, store.dataset, lambda table: list(store.activations(table.split("/")[1])))
+    readers = (
+        store.arrow,
+        store.scan,
+        store.dataset,
+        lambda table: list(store.activations(table.split("/")[1])),
+    )
     for read in readers:
         with pytest.raises(
-            TableError, match=r"has no table 'activations/unet\.up_blocks\.1\.attentions\.2'\. Did you mean"
+            TableError,
+            match=r"has no table 'activations/unet\.up_blocks\.1\.attentions\.2'\. Did you mean",
         ):
             read("activations/unet.up_blocks.1.attentions.2")
     path = store.files(TABLE)[1]

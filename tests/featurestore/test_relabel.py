@@ -20,12 +20,17 @@ STYLES = ["neon", "Neon", "sketch", None]
 @pytest.fixture
 def store(tmp_path):
     z = np.random.default_rng(0).random((4, 3, 2, 6)) * (np.arange(6) % 2)
-    return make_store(tmp_path / "store", z, {"style": STYLES, "object": ["cat", "dog", "cat", "dog"]})
+    return make_store(
+        tmp_path / "store", z, {"style": STYLES, "object": ["cat", "dog", "cat", "dog"]}
+    )
 
 
 def prompts(**families):
     n = len(next(iter(families.values())))
-    return [Prompt(f"prompt {i}", 0, {name: values[i] for name, values in families.items()}, i + 1) for i in range(n)]
+    return [
+        Prompt(f"prompt {i}", 0, {name: values[i] for name, values in families.items()}, i + 1)
+        for i in range(n)
+    ]
 
 
 def styles(store):
@@ -59,14 +64,18 @@ def test_sql_sees_the_labels_that_stand(store):
     assert [tuple(row.values()) for row in rows] == [
         ("neon", None, "no"), ("neon", None, "yes"), ("sketch", None, None), ("sketch", None, "yes")
     ]  # fmt: skip
-    counts = sql(store, "select family, concept, count(*) as n from labels group by all order by all").to_pylist()
+    counts = sql(
+        store, "select family, concept, count(*) as n from labels group by all order by all"
+    ).to_pylist()
     assert [tuple(row.values()) for row in counts] == [
         ("pet", "no", 1), ("pet", "yes", 2), ("style", "neon", 2), ("style", "sketch", 2)
     ]  # fmt: skip
     assert sql(store, "select distinct pet from labelled_stats where pet = 'yes'").num_rows == 1
     assert store.families() == ["style", "object", "pet"]
     with connect(store) as connection:
-        by_sql = connection.execute("select sample_id, style, object, pet from samples order by 1").fetchall()
+        by_sql = connection.execute(
+            "select sample_id, style, object, pet from samples order by 1"
+        ).fetchall()
     read = store.arrow("samples", ["sample_id", "style", "object", "pet"]).sort_by("sample_id")
     assert by_sql == [tuple(row.values()) for row in read.to_pylist()]
     assert {"pet", "style"} < set(store.arrow("samples").column_names)
@@ -86,7 +95,10 @@ def test_scores_are_of_the_labels_that_stand(store, tmp_path):
     expected, _ = score(fresh, "s", "style")
     assert before.shard != after.shard
     columns = ["concept", "step", "feature", "score"]
-    assert store.arrow("scores/s", columns).equals(fresh.arrow("scores/s", columns)) and expected.rows == after.rows
+    assert (
+        store.arrow("scores/s", columns).equals(fresh.arrow("scores/s", columns))
+        and expected.rows == after.rows
+    )
     name = {"family": "style", "concept": "a", "top": 2}
     assert ask(store, "selection", name).equals(ask(fresh, "selection", name))
 
@@ -106,7 +118,9 @@ def test_every_reader_sees_the_labels_that_stand(store, tmp_path, monkeypatch):
     assert list(store.dataset("samples", streaming=True)) == rows
     for streaming in (False, True):
         some = store.dataset("samples", ["pet", "prompt"], streaming=streaming)
-        assert [tuple(row.values()) for row in some] == [(pet, prompt) for prompt, _, _, pet in expected]
+        assert [tuple(row.values()) for row in some] == [
+            (pet, prompt) for prompt, _, _, pet in expected
+        ]
     assert store.arrow("samples", ["pet", "prompt"]).column_names == ["pet", "prompt"]
 
 
@@ -118,7 +132,8 @@ def test_a_part_of_the_samples_can_be_relabelled(store):
 
 def test_prompts_of_no_sample_are_refused(store):
     with pytest.raises(
-        PromptsError, match=r"none of the 1 prompts is a sample of .*: prompt, seed and guidance scale must"
+        PromptsError,
+        match=r"none of the 1 prompts is a sample of .*: prompt, seed and guidance scale must",
     ):
         relabel(store, [Prompt("prompt 0", 7, {"style": "x"}, 1)])
     assert "labels" not in store.tables()
@@ -129,13 +144,16 @@ def test_records_of_labels_are_checked(store):
     record = store.records("labels")[0]
     assert record.made_by["contents"] != contents_hash({})
     path = store.root / record.location
-    path.write_bytes(replace(record, made_by={**record.made_by, "families": ['x"; drop']}).to_bytes())
+    path.write_bytes(
+        replace(record, made_by={**record.made_by, "families": ['x"; drop']}).to_bytes()
+    )
     with pytest.raises(DamageError, match="in 'made_by' is no concept family"):
         Store.open(store.root).families()
 
 
 def test_two_relabellings_at_once_do_not_lose_one(store, monkeypatch):
-    """The second sees the same version free, and is refused with one line; nothing committed changes."""
+    """The second sees the same version free, and is refused with one line; nothing committed
+    changes."""
     first = prompts(style=["a", "a", "b", "b"])
     real = Store.records
 

@@ -1,4 +1,5 @@
-"""A store that lost files: what is gone is noticed, what can be told is made anew, the rest is set aside."""
+"""A store that lost files: what is gone is noticed, what can be told is made anew, the rest is set
+aside."""
 
 import os
 
@@ -47,7 +48,9 @@ def test_a_deleted_record_is_noticed_and_made_anew_byte_by_byte(store, table, ca
     whole = files(store.root)
     location = one(store, table).location.as_posix()
     (store.root / location).unlink()
-    assert damage(store) == {location: "is missing: this record was committed, and nothing has removed it"}
+    assert damage(store) == {
+        location: "is missing: this record was committed, and nothing has removed it"
+    }
     status, out, _ = run(capsys, "verify", store.root)
     assert status == 1 and "'featurestore repair" in out
     before = files(store.root)
@@ -59,12 +62,15 @@ def test_a_deleted_record_is_noticed_and_made_anew_byte_by_byte(store, table, ca
 
 
 def test_a_deleted_shard_is_named_with_the_way_to_get_it_back(store, capsys):
-    """A6: `verify` finds a deleted file, `repair` sets the rest of the shard aside and names the command."""
+    """A6: `verify` finds a deleted file, `repair` sets the rest of the shard aside and names the
+    command."""
     record = one(store, "codes/s")
     (store.root / record.files[0].path).unlink()
     assert damage(store) == {record.files[0].path: "is missing"}
     status, out, _ = run(capsys, "repair", store.root)
-    assert status == 0 and f"'featurestore encode --store {store.root} --sae s' makes it again" in out
+    assert (
+        status == 0 and f"'featurestore encode --store {store.root} --sae s' makes it again" in out
+    )
     assert damage(store) == {} and store.records("codes/s") == []
     assert (store.root / ASIDE / record.location).is_file()
     assert record.location.as_posix() not in read_ledger(store.root)
@@ -77,7 +83,10 @@ def test_a_changed_file_is_set_aside_whole_and_can_be_made_again(store):
     data = path.read_bytes()
     path.write_bytes(data[:-1] + b"?")
     (step,) = repair(store.root)
-    assert (step.does, step.advice) == ("set aside", "the same 'featurestore collect' makes it again")
+    assert (step.does, step.advice) == (
+        "set aside",
+        "the same 'featurestore collect' makes it again",
+    )
     assert (store.root / ASIDE / record.files[0].path).read_bytes() == data[:-1] + b"?"
     assert damage(store) == {} and not path.exists()
     path.parent.mkdir(exist_ok=True)
@@ -85,7 +94,9 @@ def test_a_changed_file_is_set_aside_whole_and_can_be_made_again(store):
     (store.root / record.location).write_bytes(record.to_bytes())
     path.write_bytes(b"!")
     repair(store.root)
-    assert (store.root / ASIDE / f"{record.files[0].path}.1").read_bytes() == b"!", "nothing set aside is replaced"
+    assert (store.root / ASIDE / f"{record.files[0].path}.1").read_bytes() == b"!", (
+        "nothing set aside is replaced"
+    )
 
 
 def test_a_record_that_was_changed_and_sealed_again_is_put_right(store):
@@ -103,7 +114,10 @@ def test_an_sae_that_is_lost_is_set_aside(store):
     (store.root / "saes/s/sae.safetensors").write_bytes(b"changed")
     (step,) = repair(store.root)
     assert step.does == "set aside" and "'featurestore train'" in step.advice
-    assert store.records("saes") == [] and (store.root / ASIDE / "saes/s/sae.safetensors").read_bytes() == b"changed"
+    assert (
+        store.records("saes") == []
+        and (store.root / ASIDE / "saes/s/sae.safetensors").read_bytes() == b"changed"
+    )
     assert damage(store) == {}
 
 
@@ -158,13 +172,17 @@ def test_a_damaged_card_is_written_anew(store, tmp_path, capsys, content):
     else:
         (store.root / "README.md").write_bytes(content)
     assert run(capsys, "pack", store.root, tmp_path / "b")[0] == 0
-    assert (store.root / "README.md").read_bytes() == whole and not (store.root / "README.md").is_symlink()
+    assert (store.root / "README.md").read_bytes() == whole and not (
+        store.root / "README.md"
+    ).is_symlink()
     assert content is not None or (tmp_path / "mine").read_text() == "mine"
     (store.root / "README.md").write_bytes(content or b"")
     assert run(capsys, "score", store.root, "--sae", "s", "--by", "style")[0] == 0
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"abc  manifest/x\n", b"0" * 64 + b"  manifest/../x/y.json\n"])
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"abc  manifest/x\n", b"0" * 64 + b"  manifest/../x/y.json\n"]
+)
 def test_a_damaged_ledger_is_no_harm_and_written_anew(store, content):
     """A6: the ledger is derived, and checked like everything else."""
     whole = (store.root / LEDGER).read_bytes()
@@ -180,12 +198,15 @@ def test_the_ledger_is_checked_by_sha256sum(store):
     """The form is everybody's: `sha256sum -c manifest/SHA256SUMS`."""
     import subprocess
 
-    done = subprocess.run(["sha256sum", "-c", LEDGER], cwd=store.root, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sha256sum", "-c", LEDGER], cwd=store.root, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.count(": OK") == 4
 
 
 def test_what_may_not_be_read_is_one_line(store, capsys, tmp_path):
-    """A5: a file and a directory without rights; root may read everything, so an ordinary user looks."""
+    """A5: a file and a directory without rights; root may read everything, so an ordinary user
+    looks."""
     pytest.importorskip("pwd")
     os.chmod(tmp_path, 0o755)  # noqa: PTH101
     for parent in [p for p in tmp_path.parents if p.is_relative_to("/tmp")]:
@@ -201,7 +222,11 @@ def test_what_may_not_be_read_is_one_line(store, capsys, tmp_path):
                 os.setuid(65534)
             other = Store(store.root, store.run)
             said = []
-            for read in (lambda: other.arrow("samples"), other.tables, lambda: other.records("stats/s")):
+            for read in (
+                lambda: other.arrow("samples"),
+                other.tables,
+                lambda: other.records("stats/s"),
+            ):
                 try:
                     read()
                 except DamageError as error:
@@ -220,7 +245,10 @@ def test_an_interrupted_repair_is_gone_on_with(store, monkeypatch):
     record = one(store, "codes/s")
     (store.root / record.files[0].path).write_bytes(b"changed")
     calls = []
-    monkeypatch.setattr("featurestore.format.durable._sync_directory", lambda path: calls.append(path) or stop(calls))
+    monkeypatch.setattr(
+        "featurestore.format.durable._sync_directory",
+        lambda path: calls.append(path) or stop(calls),
+    )
     with pytest.raises(KeyboardInterrupt):
         repair(store.root)
     monkeypatch.undo()

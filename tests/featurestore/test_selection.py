@@ -18,7 +18,9 @@ FLOATS = st.floats(-1e38, 1e38)
     concept=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     values=st.lists(st.tuples(st.integers(0, 15), FLOATS, FLOATS, FLOATS, FLOATS), max_size=5),
 )
-def test_every_format_loads_back_to_the_identical_selection(tmp_path_factory, suffix, concept, values):
+def test_every_format_loads_back_to_the_identical_selection(
+    tmp_path_factory, suffix, concept, values
+):
     directory = tmp_path_factory.mktemp("selection")
     values = {value[0]: value for value in values}.values()  # no feature twice
     rows = [(step % 2, [981.0, 961.0][step % 2], *value) for step, value in enumerate(values)]
@@ -74,7 +76,9 @@ def test_a_truncated_file_is_one_clear_error(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_wherever_a_file_is_cut_it_is_refused_or_still_whole(tmp_path, suffix):
     path = tmp_path / f"neon{suffix}"
-    selection = make(tmp_path / "store", rows=[(0, 981.0, f, 0.1 + f, 0.25, 1 / 3, 0.4) for f in range(6)])
+    selection = make(
+        tmp_path / "store", rows=[(0, 981.0, f, 0.1 + f, 0.25, 1 / 3, 0.4) for f in range(6)]
+    )
     selection.save(path)
     data = path.read_bytes()
     for size in {*range(len(data) * 2 // 3, len(data), 17), *range(len(data) - 40, len(data))}:
@@ -87,7 +91,12 @@ def test_wherever_a_file_is_cut_it_is_refused_or_still_whole(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_timestep_that_the_scheduler_repeats_keeps_its_steps_apart(tmp_path, suffix):
-    rows = [(0, 981.0, 1, *[0.1] * 4), (1, 961.0, 2, *[0.1] * 4), (2, 961.0, 2, *[0.2] * 4), (2, 961.0, 3, *[0.1] * 4)]
+    rows = [
+        (0, 981.0, 1, *[0.1] * 4),
+        (1, 961.0, 2, *[0.1] * 4),
+        (2, 961.0, 2, *[0.2] * 4),
+        (2, 961.0, 3, *[0.1] * 4),
+    ]
     selection = make(tmp_path / "store", rows=rows, timesteps=(981.0, 961.0, 961.0))
     selection.save(tmp_path / f"neon{suffix}")
     loaded = Selection.load(tmp_path / f"neon{suffix}")
@@ -114,8 +123,14 @@ def test_files_that_are_no_selection(tmp_path):
         ({"io": "gradient"}, "io is .gradient., expected one of output, input, difference"),
         ({"timesteps": []}, "has the wrong type"),
         ({"timesteps": [{"step": 1, "timestep": 981.0, "features": []}]}, "must be 0, 1, 2"),
-        ({"timesteps": [{"step": 0, "timestep": float("nan"), "features": []}]}, "NaN is not a number that JSON"),
-        ({"timesteps": [{"step": 0, "timestep": 981.0, "features": [{"feature": 10**30}]}]}, "is no selection"),
+        (
+            {"timesteps": [{"step": 0, "timestep": float("nan"), "features": []}]},
+            "NaN is not a number that JSON",
+        ),
+        (
+            {"timesteps": [{"step": 0, "timestep": 981.0, "features": [{"feature": 10**30}]}]},
+            "is no selection",
+        ),
         ({"timesteps": 3}, "is no selection"),
     ]:
         (tmp_path / "bad.json").write_text(json.dumps(body | change))

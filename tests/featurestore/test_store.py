@@ -73,7 +73,9 @@ def test_float32_activations_are_mapped(store):
     np.testing.assert_array_equal(shard.rows(), values)
 
 
-@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"data_page_size": 64}, {"use_dictionary": True}])
+@pytest.mark.parametrize(
+    "options", [{"compression": "zstd"}, {"data_page_size": 64}, {"use_dictionary": True}]
+)
 def test_other_layouts_are_decoded_not_mapped(store, options):
     rows, values = activation_rows([1, 2])
     path = store.root / TABLE / "other.parquet"
@@ -104,7 +106,8 @@ def test_a_shard_that_exists_is_left_as_it_is(store):
 def test_rows_with_other_columns_are_refused_by_name(store):
     append(store, [1])
     with pytest.raises(
-        TableError, match=r"activation: fixed_size_list.*there, fixed_size_list.*here.*Nothing was changed"
+        TableError,
+        match=r"activation: fixed_size_list.*there, fixed_size_list.*here.*Nothing was changed",
     ):
         append(store, [2], d_in=9)
 
@@ -113,7 +116,9 @@ def test_appending_takes_no_longer_in_a_table_of_many_shards(store, monkeypatch)
     for i in range(20):
         append(store, [i], index=i)
     read = []
-    monkeypatch.setattr("featurestore.store.read_record", lambda *where: read.append(where) or read_record(*where))
+    monkeypatch.setattr(
+        "featurestore.store.read_record", lambda *where: read.append(where) or read_record(*where)
+    )
     append(store, [20], index=20)
     assert len(read) == 1
 
@@ -140,7 +145,9 @@ def test_a_store_of_another_version_names_both(store):
 
 def test_an_unknown_table_offers_the_near_ones(store):
     append(store, [1])
-    with pytest.raises(TableError, match=r"no table 'activations/unet\.up_blocks\.1\.attentions\.0'.*Did you mean"):
+    with pytest.raises(
+        TableError, match=r"no table 'activations/unet\.up_blocks\.1\.attentions\.0'.*Did you mean"
+    ):
         store.arrow("activations/unet.up_blocks.1.attentions.0")
 
 
@@ -196,7 +203,14 @@ def test_leftovers_are_listed_and_are_no_damage(store):
 
 
 def test_deep_verification_finds_values_that_cannot_be(store):
-    values = {"sample_id": [1], "step": [0], "timestep": [981.0], "branch": ["cond"], "feature": [99], "sum": [1.0]}
+    values = {
+        "sample_id": [1],
+        "step": [0],
+        "timestep": [981.0],
+        "branch": ["cond"],
+        "feature": [99],
+        "sum": [1.0],
+    }
     rows = pa.Table.from_pydict(values | {"max": [1.0], "n_positions": [1]}, schema=STATS)
     rows = rows.replace_schema_metadata({"featurestore.n_latents": "64"})
     store.append("stats/s", shard_name(0, [1]), rows, [1], {})

@@ -39,13 +39,20 @@ def one_line(error):
     return str(error.value)
 
 
-PATHS = ["../../id_rsa", "/etc/hostname", "samples/../samples/x.parquet", "README.md", "codes/s/x.parquet"]
+PATHS = [
+    "../../id_rsa",
+    "/etc/hostname",
+    "samples/../samples/x.parquet",
+    "README.md",
+    "codes/s/x.parquet",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("table", ["samples", "scores/s"])
 def test_a_record_can_name_no_path_but_its_own(store, tmp_path, capsys, path, table):
-    """A1: a record with another path is read by nobody, and nobody deletes, packs or sends what it names."""
+    """A1: a record with another path is read by nobody, and nobody deletes, packs or sends what it
+    names."""
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
     assert run(capsys, "score", store.root, "--sae", "s", "--by", "style")[0] == 0
@@ -71,7 +78,9 @@ def test_a_bundle_with_a_record_of_another_path_is_not_unpacked(store, tmp_path)
 
     reseal(record_path(store, "samples"), lambda body: body["files"][0].update(path="../x.parquet"))
     bundle_of(store.root, tmp_path / "b.tar.zst")
-    with pytest.raises(ShareError, match=r"holds no sound store .*path is '\.\./x\.parquet'") as error:
+    with pytest.raises(
+        ShareError, match=r"holds no sound store .*path is '\.\./x\.parquet'"
+    ) as error:
         unpack(tmp_path / "b.tar.zst", tmp_path / "out")
     one_line(error)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
@@ -82,7 +91,9 @@ def test_a_record_counts_at_its_own_place_only(store, table):
     """A2: a copy of a record is not a second shard."""
     at = record_path(store, table)
     shutil.copy(at, at.with_name("copy-A.json"))
-    with pytest.raises(DamageError, match=r"copy-A\.json: is the record of .*not of what lies here"):
+    with pytest.raises(
+        DamageError, match=r"copy-A\.json: is the record of .*not of what lies here"
+    ):
         store.records(table)
     assert "is the record of" in " ".join(p.what for p in verify(store) if p.damage)
 
@@ -96,9 +107,9 @@ HOSTILE = [
     (lambda body: body.update(files=body["files"] * 2), "its files are"),
     (lambda body: body.update(files=[7]), "7 stands where an object is expected"),
     (lambda body: body["files"][0].update(bytes="9"), "bytes is '9', expected a whole number"),
-    (lambda body: body["files"][0].update(sha256="x"), "sha256 is 'x', expected 64 hexadecimal digits"),
+    (lambda body: body["files"][0].update(sha256="x"), "sha256 is 'x', expected 64 hexadecimal " "digits"),
     (lambda body: body["files"][0].update(mode=7), "it has a field 'mode', which nothing knows"),
-    (lambda body: body.update(sample_ids=[1, 1]), "sample_ids is a list, expected a list of distinct sample ids"),
+    (lambda body: body.update(sample_ids=[1, 1]), "sample_ids is a list, expected a list of " "distinct sample " "" "ids"),
     (lambda body: body.update(sample_ids=[1.5]), "sample_ids is a list"),
     (lambda body: body.update(sample_ids=[2**70]), "sample_ids is a list"),
     (lambda body: body.update(table="../x"), r"table is '\.\./x', expected a table's name"),
@@ -136,7 +147,11 @@ def test_every_field_of_a_record_is_checked(store, change, message):
         ('"made_by":{}', '"made_by":{"x":1e999}', "the number 1e999 is too large"),
         ('"made_by":{}', '"made_by":{"x":"\\ud800"}', r"half of a surrogate pair"),
         ('"made_by":{}', '"made_by":{"x":1,"x":2}', "the key 'x' stands there twice"),
-        ('"made_by":{}', '"made_by":{"x":' + "[" * 100_000 + "]" * 100_000 + "}", "nested more than 32 deep"),
+        (
+            '"made_by":{}',
+            '"made_by":{"x":' + "[" * 100_000 + "]" * 100_000 + "}",
+            "nested more than 32 deep",
+        ),
         ('"made_by":{}', '"made_by":{"x":' + "9" * 5000 + "}", "it is not JSON"),
         ('"rows":', '"rows":\udcff', "is not UTF-8"),
     ],
@@ -155,13 +170,22 @@ def test_json_that_is_none_is_one_line(store, capsys, old, new, message):
     ("mark", "message"),
     [
         ({"format": "featurestore", "format_version": 1}, "it lacks run"),
-        ({"format": "featurestore", "format_version": 1, "run": 7}, "run is 7, expected an object or null"),
+        (
+            {"format": "featurestore", "format_version": 1, "run": 7},
+            "run is 7, expected an object or null",
+        ),
         (
             {"format": "featurestore", "format_version": 1, "run": {"n_steps": 3}},
             "run is a dict, expected an object or null",
         ),
-        ({"format": "featurestore", "format_version": 1, "run": None, "x": 1}, "a field 'x', which nothing knows"),
-        ({"format": "featurestore", "format_version": True, "run": None}, "format version True, this program"),
+        (
+            {"format": "featurestore", "format_version": 1, "run": None, "x": 1},
+            "a field 'x', which nothing knows",
+        ),
+        (
+            {"format": "featurestore", "format_version": True, "run": None},
+            "format version True, this program",
+        ),
     ],
 )
 def test_a_mark_is_checked(store, mark, message):
@@ -183,7 +207,8 @@ def test_a_table_that_nobody_knows_is_one_line(store, capsys):
 
 
 @pytest.mark.parametrize(
-    "place", ["samples", "manifest/samples", "samples/{}.parquet", "manifest/samples/{}.json", "manifest"]
+    "place",
+    ["samples", "manifest/samples", "samples/{}.parquet", "manifest/samples/{}.json", "manifest"],
 )
 def test_no_link_in_a_store_is_followed(store, tmp_path, capsys, place):
     """A1: a symbolic link out of the store, in the place of a file or of a directory."""
@@ -243,11 +268,20 @@ def test_the_configuration_of_an_sae_is_checked(store, change, message):
     one_line(error)
     with pytest.raises(FeatureStoreError):
         connect(store)
-    assert [p.path for p in verify(store, deep=True) if p.damage][-1] in ("saes/s/config.json", "manifest/saes/s.json")
+    assert [p.path for p in verify(store, deep=True) if p.damage][-1] in (
+        "saes/s/config.json",
+        "manifest/saes/s.json",
+    )
 
 
 def feature(**changes):
-    return {"feature": 3, "score": 0.1, "mean_concept": 0.2, "mean_other": 0.3, "mean_all": 0.4} | changes
+    return {
+        "feature": 3,
+        "score": 0.1,
+        "mean_concept": 0.2,
+        "mean_other": 0.3,
+        "mean_all": 0.4,
+    } | changes
 
 
 @pytest.mark.parametrize(
@@ -256,7 +290,10 @@ def feature(**changes):
         ([feature(feature=1.5)], "feature is 1.5, expected a whole number"),
         ([feature(feature=True)], "feature is True"),
         ([feature(), feature()], "feature 3 stands twice at step 0"),
-        ([feature(mean_concept=1e308)], r"mean_concept is 1e\+308, expected a number of at most 1e\+38"),
+        (
+            [feature(mean_concept=1e308)],
+            r"mean_concept is 1e\+308, expected a number of at most 1e\+38",
+        ),
         ([feature(score="0.1")], "score is '0.1', expected a number"),
         ([feature(colour=1)], "a field 'colour', which nothing knows"),
         ([7], "7 stands where an object is expected"),
@@ -283,7 +320,10 @@ def test_the_rows_of_a_selection_are_checked(tmp_path, features, message):
         ({"branch": "left"}, "branch is 'left', expected one of cond, uncond"),
         ({"io": "x"}, "io is 'x', expected one of output, input, difference"),
         ({"pickle": "x"}, "a field 'pickle', which nothing knows"),
-        ({"timesteps": [{"step": 0, "timestep": True, "features": []}]}, "timestep is True, expected a number"),
+        (
+            {"timesteps": [{"step": 0, "timestep": True, "features": []}]},
+            "timestep is True, expected a number",
+        ),
     ],
 )
 def test_the_header_of_a_selection_is_checked(tmp_path, change, message):
@@ -300,7 +340,8 @@ def test_the_header_of_a_selection_is_checked(tmp_path, change, message):
 
 @pytest.mark.parametrize("zeros", [(100, 200), (0.4, 0.6), (0.9, 1.0)])
 def test_what_is_sealed_again_around_other_bytes_is_named(store, zeros):
-    """A5: `verify --deep` names a zeroed range and a resealed footer; readers refuse them with one line."""
+    """A5: `verify --deep` names a zeroed range and a resealed footer; readers refuse them with one
+    line."""
     for table in ("codes/s", "stats/s", "samples"):
         (record,) = store.records(table)
         path = store.root / record.files[0].path

@@ -15,7 +15,9 @@ def test_the_lists_name_what_there_is():
     assert tuple(WRITERS) == vocabulary.WRITTEN_FORMATS
     assert tuple(DTYPES) == vocabulary.MODEL_DTYPES
     assert typing.get_args(vocabulary.Branch) == vocabulary.BRANCHES
-    assert {b for branches in vocabulary.BRANCH_CHOICES.values() for b in branches} == set(vocabulary.BRANCHES)
+    assert {b for branches in vocabulary.BRANCH_CHOICES.values() for b in branches} == set(
+        vocabulary.BRANCHES
+    )
 
 
 def options_of(command):
@@ -27,6 +29,10 @@ def test_options_offer_exactly_the_words_that_the_libraries_take():
     assert commands["collect"]["io"] == commands["train-live"]["io"] == vocabulary.IO
     assert tuple(commands["collect"]["branch"]) == tuple(vocabulary.BRANCH_CHOICES)
     assert tuple(commands["generate"]["kinds"]) == tuple(vocabulary.INTERVENTIONS)
-    assert tuple(commands["generate"]["mode"]) == tuple(commands["evaluate"]["mode"]) == tuple(vocabulary.MODES)
+    assert (
+        tuple(commands["generate"]["mode"])
+        == tuple(commands["evaluate"]["mode"])
+        == tuple(vocabulary.MODES)
+    )
     assert commands["evaluate"]["protocol"] == vocabulary.PROTOCOLS
     assert commands["train"]["architecture"] == vocabulary.ARCHITECTURES

@@ -9,7 +9,9 @@ from minicanvas import MODEL_DIR, OBJECTS, STYLES, WEIGHTS_DIR, all_prompts
 from minicanvas.measure import generate, grid, measure, table
 from minicanvas.pipeline import load_pipeline
 
-WORDS = sorted({word for row in all_prompts() for word in row["prompt"].lower().rstrip(".").split()})
+WORDS = sorted(
+    {word for row in all_prompts() for word in row["prompt"].lower().rstrip(".").split()}
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,30 +22,45 @@ def pipeline():
 def test_the_weights_fit_in_twenty_megabytes():
     files = [path for path in WEIGHTS_DIR.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20_000_000
-    for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+    for name in (
+        "unet/diffusion_pytorch_model",
+        "vae/diffusion_pytorch_model",
+        "text_encoder/model",
+    ):
         assert (MODEL_DIR / f"{name}.safetensors").is_file()
 
 
 def test_the_directory_is_a_plain_stable_diffusion_pipeline():
     index = json.loads((MODEL_DIR / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusionPipeline" and index["requires_safety_checker"] is False
+    assert (
+        index["_class_name"] == "StableDiffusionPipeline"
+        and index["requires_safety_checker"] is False
+    )
     loaded = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
     assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.float32}
 
 
 def test_the_usual_hooks_exist(pipeline):
     names = {name for name, _ in pipeline.unet.named_modules()}
-    assert {"up_blocks.1.attentions.1", "up_blocks.0.attentions.1", "mid_block.attentions.0"} <= names
+    assert {
+        "up_blocks.1.attentions.1",
+        "up_blocks.0.attentions.1",
+        "mid_block.attentions.0",
+    } <= names
 
 
 def test_every_word_of_the_prompts_is_one_token(pipeline):
-    assert [pipeline.tokenizer.tokenize(word) for word in WORDS] == [[f"{word}</w>"] for word in WORDS]
+    assert [pipeline.tokenizer.tokenize(word) for word in WORDS] == [
+        [f"{word}</w>"] for word in WORDS
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "Ünïcode 猫 😀", "\x00\x7f ¤", "a\n\t b", "word " * 50])
 def test_any_prompt_tokenises(pipeline, text):
     tokenizer = pipeline.tokenizer
-    encoded = tokenizer(text, truncation=True, max_length=tokenizer.model_max_length, add_special_tokens=False)
+    encoded = tokenizer(
+        text, truncation=True, max_length=tokenizer.model_max_length, add_special_tokens=False
+    )
     assert tokenizer.unk_token_id not in encoded["input_ids"]
     assert max(encoded["input_ids"], default=0) < pipeline.text_encoder.config.vocab_size
 

@@ -55,4 +55,6 @@ def test_a_training_picture_depends_on_its_seed_and_index_alone(tmp_path):
 def test_labels_take_every_combination_in_turn():
     styles, objects = labels(220)
     assert len(set(zip(styles[:110], objects[:110], strict=True))) == 110
-    assert np.array_equal(styles[:110], styles[110:]) and np.array_equal(objects[:110], objects[110:])
+    assert np.array_equal(styles[:110], styles[110:]) and np.array_equal(
+        objects[:110], objects[110:]
+    )

@@ -8,14 +8,18 @@ from minicanvas.pipeline import load_pipeline
 from minicanvas.train.text import learn_merges, merge, new_tokenizer
 
 PRINT_VOCABULARY = (
-    "import json; from minicanvas.train.text import new_tokenizer; print(json.dumps(new_tokenizer().get_vocab()))"
+    "import json; from minicanvas.train.text import new_tokenizer; "
+    "print(json.dumps(new_tokenizer().get_vocab()))"
 )
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_vocabulary_is_the_same_in_every_process(hash_seed):
     run = subprocess.run(
-        [sys.executable, "-c", PRINT_VOCABULARY], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, check=True
+        [sys.executable, "-c", PRINT_VOCABULARY],
+        env={"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        check=True,
     )
     assert json.loads(run.stdout) == new_tokenizer().get_vocab()
 

@@ -45,7 +45,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(trained, tmp_path):
     before = load_state(tmp_path / "denoiser.pt")
     STAGES["denoiser"](tmp_path, TINY)
     unchanged = load_state(tmp_path / "denoiser.pt")
-    assert all(torch.equal(unchanged["average"][key], value) for key, value in before["average"].items())
+    assert all(
+        torch.equal(unchanged["average"][key], value) for key, value in before["average"].items()
+    )
     STAGES["denoiser"](tmp_path, TINY._replace(denoiser_steps=2))
     after = load_state(tmp_path / "denoiser.pt")
     assert (before["step"], after["step"]) == (1, 2)

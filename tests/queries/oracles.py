@@ -1,4 +1,5 @@
-"""Every question of the library answered by NumPy from dense codes, written from its documentation and not from its SQL."""
+"""Every question of the library answered by NumPy from dense codes, written from its documentation
+and not from its SQL."""
 
 import math
 from typing import NamedTuple
@@ -11,11 +12,14 @@ DELTA = 1e-8
 
 
 def oracle(z, labels):
-    """The published score, written from the formula: {concept: [steps, n_latents]}, and the means it is made of."""
+    """The published score, written from the formula: {concept: [steps, n_latents]}, and the means
+    it is made of."""
     mu = z.astype(np.float64).mean(axis=2)  # sample, step, latent: mean over positions
     concepts = sorted({label for label in labels if label is not None})
     means = {c: mu[[label == c for label in labels]].mean(0) for c in concepts}
-    others = {c: mu[[label is not None and label != c for label in labels]].mean(0) for c in concepts}
+    others = {
+        c: mu[[label is not None and label != c for label in labels]].mean(0) for c in concepts
+    }
     share = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in means.items()}
     share_other = {c: m / (m.sum(-1, keepdims=True) + DELTA) for c, m in others.items()}
     mean_all = np.mean([means[c] for c in concepts], axis=0)
@@ -23,7 +27,8 @@ def oracle(z, labels):
 
 
 class Case(NamedTuple):
-    """Dense codes ``z [samples, steps, positions, n_latents]`` and what a question is asked about them."""
+    """Dense codes ``z [samples, steps, positions, n_latents]`` and what a question is asked about
+    them."""
 
     z: np.ndarray
     ids: list
@@ -35,7 +40,8 @@ class Case(NamedTuple):
     other_concept: str
     top: int
     importance: list
-    """rows of importance.sql, which has its own oracle: the rules that follow compare its scores bit for bit"""
+    """rows of importance.sql, which has its own oracle: the rules that follow compare its scores
+    bit for bit"""
 
     @property
     def sums(self):
@@ -60,7 +66,8 @@ def concepts(case):
 
 
 def _by_concept(case, values):
-    """Rows for every concept and every (step, feature) that fired in a labelled sample; ``values``: tuples of arrays."""
+    """Rows for every concept and every (step, feature) that fired in a labelled sample; ``values``:
+    tuples of arrays."""
     labelled = [label is not None for label in case.style]
     fired = case.sums[labelled].sum(0) > 0
     for concept in sorted(values, key=str.encode):
@@ -92,7 +99,17 @@ def totals(case):
     labelled = [c is not None for c in case.style]
     total, mean_all = case.sums[labelled].sum(0), oracle(case.z, case.style)[3]
     return [
-        ("style", "cond", s, timestep(s), f, total[s, f], mean_all[s, f], sum(labelled), total[s].sum())
+        (
+            "style",
+            "cond",
+            s,
+            timestep(s),
+            f,
+            total[s, f],
+            mean_all[s, f],
+            sum(labelled),
+            total[s].sum(),
+        )
         for s, f in np.argwhere(total > 0).tolist()
     ]
 
@@ -113,7 +130,9 @@ def importance_one_vs_max(case):
 
 def importance_log_ratio(case):
     shares, others = _shares(case)
-    values = {c: (np.log((shares[c] + 1e-6) / (others[c] + 1e-6)), shares[c], others[c]) for c in shares}
+    values = {
+        c: (np.log((shares[c] + 1e-6) / (others[c] + 1e-6)), shares[c], others[c]) for c in shares
+    }
     return list(_by_concept(case, values))
 
 
@@ -130,16 +149,33 @@ def _chosen(case, concept):
     """The top n of a concept: {step: rows}."""
     chosen = {}
     for step in range(case.z.shape[1]):
-        rows = [r for r in case.importance if r["concept"] == concept and r["step"] == step and r["score"] > 0]
+        rows = [
+            r
+            for r in case.importance
+            if r["concept"] == concept and r["step"] == step and r["score"] > 0
+        ]
         chosen[step] = sorted(rows, key=lambda r: (-r["score"], r["feature"]))[: case.top]
     return chosen
 
 
-_SELECTED = ("concept", "step", "timestep", "feature", "score", "mean_concept", "mean_other", "mean_all")
+_SELECTED = (
+    "concept",
+    "step",
+    "timestep",
+    "feature",
+    "score",
+    "mean_concept",
+    "mean_other",
+    "mean_all",
+)
 
 
 def selection(case):
-    return [tuple(row[k] for k in _SELECTED) for rows in _chosen(case, case.concept).values() for row in rows]
+    return [
+        tuple(row[k] for k in _SELECTED)
+        for rows in _chosen(case, case.concept).values()
+        for row in rows
+    ]
 
 
 def random_control(case):
@@ -147,8 +183,14 @@ def random_control(case):
     result = []
     for step, rows in _chosen(case, case.concept).items():
         taken = {row["feature"] for row in rows}
-        here = {r["feature"]: r for r in case.importance if r["concept"] == case.concept and r["step"] == step}
-        drawn = [here[f] for f in order if f in here and f not in taken and here[f]["mean_concept"] > 0][: len(rows)]
+        here = {
+            r["feature"]: r
+            for r in case.importance
+            if r["concept"] == case.concept and r["step"] == step
+        }
+        drawn = [
+            here[f] for f in order if f in here and f not in taken and here[f]["mean_concept"] > 0
+        ][: len(rows)]
         drawn.sort(key=lambda r: (-r["score"], r["feature"]))
         result += [tuple(row[k] for k in _SELECTED[1:]) for row in drawn]
     return result
@@ -159,7 +201,16 @@ def overlap(case):
     rows = []
     for step in sorted({r["step"] for r in case.importance}):
         a, b = ({r["feature"] for r in chosen[step]} for chosen in (mine, other))
-        rows.append((step, timestep(step), len(a), len(b), len(a & b), len(a & b) / len(a | b) if a | b else None))
+        rows.append(
+            (
+                step,
+                timestep(step),
+                len(a),
+                len(b),
+                len(a & b),
+                len(a & b) / len(a | b) if a | b else None,
+            )
+        )
     return rows
 
 
@@ -196,7 +247,9 @@ def bootstrap(case):
     weights = np.zeros((20, len(case.ids)))
     for concept in sorted({c for c in case.style if c is not None}):
         members = [i for i in order if case.style[i] == concept]
-        weights[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=20)
+        weights[:, members] = random.multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=20
+        )
     mu = case.z.astype(float).mean(2)
     share = {}
     for is_mine in (True, False):
@@ -229,7 +282,9 @@ def timestep_profile(case):
         here = z[:, step]
         active = here[here > 0]
         mean_active = active.mean() if active.size else None
-        rows.append((step, timestep(step), (here > 0).any(1).mean(), here.mean(), here.max(), mean_active))
+        rows.append(
+            (step, timestep(step), (here > 0).any(1).mean(), here.mean(), here.max(), mean_active)
+        )
     return rows
 
 
@@ -238,14 +293,27 @@ def feature_card(case):
 
     def measures(members):
         part = z[members]
-        return part.shape[0] * part.shape[1], (part > 0).any(2).mean(), (part > 0).mean(), part.mean(), part.max()
+        return (
+            part.shape[0] * part.shape[1],
+            (part > 0).any(2).mean(),
+            (part > 0).mean(),
+            part.mean(),
+            part.max(),
+        )
 
     rows = [("all", "", "", *measures(list(range(len(z)))))]
     for family, concept, *_ in concepts(case):
         rows.append(
-            ("concept", family, concept, *measures([i for i, c in enumerate(case.labels[family]) if c == concept]))
+            (
+                "concept",
+                family,
+                concept,
+                *measures([i for i, c in enumerate(case.labels[family]) if c == concept]),
+            )
         )
-    samples = [("sample", "", str(case.ids[i]), *measures([i])) for i in range(len(z)) if z[i].any()]
+    samples = [
+        ("sample", "", str(case.ids[i]), *measures([i])) for i in range(len(z)) if z[i].any()
+    ]
     return rows + sorted(samples, key=lambda row: (-row[6], row[2]))[: case.top]
 
 
@@ -255,7 +323,18 @@ def top_samples(case):
         if z[i].any():
             step = int(z[i].max(1).argmax())
             n_steps = int(z[i].any(1).sum())
-            rows.append((case.ids[i], f"prompt {i}", 0, z[i].sum(), z[i].max(), step, timestep(step), n_steps))
+            rows.append(
+                (
+                    case.ids[i],
+                    f"prompt {i}",
+                    0,
+                    z[i].sum(),
+                    z[i].max(),
+                    step,
+                    timestep(step),
+                    n_steps,
+                )
+            )
     return sorted(rows, key=lambda row: (-row[3], row[0]))[: case.top]
 
 
@@ -331,10 +410,14 @@ def compare_stores(case):
 
 
 def _best(case, concept):
-    """Rows of a concept's features with the largest mean score: (feature, place, mean_score, step, timestep, score)."""
+    """Rows of a concept's features with the largest mean score: (feature, place, mean_score, step,
+    timestep, score)."""
     mine = [r for r in case.importance if r["concept"] == concept]
     n_steps = len({r["step"] for r in case.importance})
-    means = {f: sum(r["score"] for r in mine if r["feature"] == f) / n_steps for f in {r["feature"] for r in mine}}
+    means = {
+        f: sum(r["score"] for r in mine if r["feature"] == f) / n_steps
+        for f in {r["feature"] for r in mine}
+    }
     order = sorted(means, key=lambda f: (-round(means[f], 12), f))[: case.top]
     return [
         (f, place, means[f], r["step"], r["timestep"], r["score"])
@@ -354,14 +437,21 @@ def concept_scores(case):
 
 
 def feature_scores(case):
-    rows = [r for r in case.importance if r["concept"] == case.concept and r["feature"] in (case.feature, 1)]
+    rows = [
+        r
+        for r in case.importance
+        if r["concept"] == case.concept and r["feature"] in (case.feature, 1)
+    ]
     order = sorted(rows, key=lambda r: (r["step"], -r["score"], r["feature"]))
     return [tuple(r[k] for k in _SELECTED[1:]) for r in order]
 
 
 def overlap_matrix(case):
     names = sorted({r["concept"] for r in case.importance}, key=str.encode)
-    chosen = {c: {(step, r["feature"]) for step, rows in _chosen(case, c).items() for r in rows} for c in names}
+    chosen = {
+        c: {(step, r["feature"]) for step, rows in _chosen(case, c).items() for r in rows}
+        for c in names
+    }
     return [
         (a, b, len(x), len(y), len(x & y), len(x & y) / len(x | y) if x | y else None)
         for a, x in chosen.items()
@@ -375,7 +465,9 @@ def feature_concepts(case):
         members = [i for i, c in enumerate(case.labels[family]) if c == concept]
         for step in range(z.shape[1]):
             here = z[members, step]
-            rows.append((family, concept, step, timestep(step), n, (here > 0).any(1).mean(), here.mean()))
+            rows.append(
+                (family, concept, step, timestep(step), n, (here > 0).any(1).mean(), here.mean())
+            )
     return rows
 
 
@@ -414,7 +506,14 @@ def sample_features(case):
     z, rows = case.z[case.sample].astype(float), []
     for step in range(len(z)):
         here = [
-            (step, timestep(step), f, z[step, :, f].sum(), z[step, :, f].max(), int((z[step, :, f] > 0).sum()))
+            (
+                step,
+                timestep(step),
+                f,
+                z[step, :, f].sum(),
+                z[step, :, f].max(),
+                int((z[step, :, f] > 0).sum()),
+            )
             for f in np.flatnonzero(z[step].any(0)).tolist()
         ]
         rows += sorted(here, key=lambda row: (-row[3], row[2]))[: case.top]
@@ -425,4 +524,6 @@ def sae_steps(case):
     n, steps, _, n_latents = case.z.shape
     alive = (case.z > 0).any((0, 2)).sum(-1)
     l0 = (case.z > 0).sum(-1).mean((0, 2))
-    return [(s, timestep(s), n, l0[s], int(alive[s]), n_latents - int(alive[s])) for s in range(steps)]
+    return [
+        (s, timestep(s), n, l0[s], int(alive[s]), n_latents - int(alive[s])) for s in range(steps)
+    ]

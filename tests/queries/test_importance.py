@@ -14,10 +14,14 @@ from tests.builders.stores import make_store, timestep
 from tests.queries.oracles import oracle
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(0, 10**6),
-    labels=st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(lambda x: len(set(x) - {None}) > 1),
+    labels=st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(
+        lambda x: len(set(x) - {None}) > 1
+    ),
 )
 def test_scores_equal_the_formula(tmp_path_factory, seed, labels):
     z = random_codes(seed, samples=len(labels))
@@ -34,12 +38,20 @@ def test_scores_equal_the_formula(tmp_path_factory, seed, labels):
         }
         for column, expected in pairs.items():
             found = dense(table, concept, z.shape[1], z.shape[3], column)
-            np.testing.assert_allclose(found, expected[concept], atol=1e-9, rtol=0, err_msg=f"{column} of {concept!r}")
+            np.testing.assert_allclose(
+                found, expected[concept], atol=1e-9, rtol=0, err_msg=f"{column} of {concept!r}"
+            )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10**6), percentile=st.sampled_from([25.0, 50.0, 75.0, 90.0, 99.0, 99.99]))
-def test_percentiles_equal_torch_quantile_and_a_strict_comparison(tmp_path_factory, seed, percentile):
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 10**6), percentile=st.sampled_from([25.0, 50.0, 75.0, 90.0, 99.0, 99.99])
+)
+def test_percentiles_equal_torch_quantile_and_a_strict_comparison(
+    tmp_path_factory, seed, percentile
+):
     labels = ["a", "b", "a", "c"]
     z = random_codes(seed, samples=4)
     store = make_store(tmp_path_factory.mktemp("s") / "store", z, {"style": labels})
@@ -56,7 +68,10 @@ def test_the_published_percentiles_select_one_two_three_of_20480(tmp_path):
     z[0, 0, 0] = np.random.default_rng(0).random(20480) + 0.1
     z[1, 0, 0] = np.random.default_rng(1).random(20480) + 0.1
     store = make_store(tmp_path / "store", z, {"style": ["a", "b"]})
-    counts = [select(store, "s", "style", "a", percentile=p).rows.num_rows for p in (99.999, 99.995, 99.99)]
+    counts = [
+        select(store, "s", "style", "a", percentile=p).rows.num_rows
+        for p in (99.999, 99.995, 99.99)
+    ]
     assert counts == [1, 2, 3]
 
 
@@ -74,8 +89,12 @@ def test_samples_that_were_not_encoded_do_not_count(tmp_path):
     labels = ["a", "b", "a", "b", "c"]
     store = make_store(tmp_path / "store", z, {"style": labels}, encoded=[0, 1, 2])
     scores, *_ = oracle(z[:3], labels[:3])
-    np.testing.assert_allclose(dense(importance(store, "s", "style"), "a", 3, 12), scores["a"], atol=1e-9)
-    with pytest.raises(QueryError, match=r"no encoded sample of .* carries style=c\. Known: a, b\."):
+    np.testing.assert_allclose(
+        dense(importance(store, "s", "style"), "a", 3, 12), scores["a"], atol=1e-9
+    )
+    with pytest.raises(
+        QueryError, match=r"no encoded sample of .* carries style=c\. Known: a, b\."
+    ):
         select(store, "s", "style", "c")
 
 
@@ -101,13 +120,17 @@ def test_a_selection_lists_every_timestep_also_where_it_is_empty(tmp_path):
 
 def test_questions_that_have_no_answer(tmp_path):
     store = make_store(
-        tmp_path / "store", random_codes(0, samples=3), {"style": ["neon", "sketch", "neon"], "one": ["x"] * 3}
+        tmp_path / "store",
+        random_codes(0, samples=3),
+        {"style": ["neon", "sketch", "neon"], "one": ["x"] * 3},
     )
     with pytest.raises(QueryError, match=r"carries style=noen\. Did you mean 'neon'\?"):
         select(store, "s", "style", "noen")
     with pytest.raises(QueryError, match=r"no concept family 'stlye'\. Did you mean 'style'\?"):
         select(store, "s", "stlye", "neon")
-    with pytest.raises(QueryError, match="needs at least two concepts among the encoded samples, found only 'x'"):
+    with pytest.raises(
+        QueryError, match="needs at least two concepts among the encoded samples, found only 'x'"
+    ):
         importance(store, "s", "one")
     with pytest.raises(QueryError, match="was encoded for branch cond, not uncond"):
         importance(store, "s", "style", branch="uncond")
@@ -124,13 +147,21 @@ def test_questions_that_have_no_answer(tmp_path):
 def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_path):
     z = random_codes(5, samples=4)
     store = make_store(
-        tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[0, 1]
+        tmp_path / "store",
+        z,
+        {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]},
+        encoded=[0, 1],
     )
     first, _ = score(store, "s", "style")
     assert store.arrow("scores/s").num_rows == first.rows
     score(store, "s", "style")
     assert len(store.records("scores/s")) == 1
-    make_store(tmp_path / "store", z, {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]}, encoded=[2, 3])
+    make_store(
+        tmp_path / "store",
+        z,
+        {"style": ["a", "b", "a", "b"], "object": ["x", "x", "y", "y"]},
+        encoded=[2, 3],
+    )
     score(store, "s", "style")
     assert store.arrow("scores/s").equals(importance(store, "s", "style"))
     score(store, "s", "object")
@@ -138,7 +169,9 @@ def test_saved_scores_are_a_table_and_replace_what_was_computed_from_less(tmp_pa
 
 
 def test_a_selection_kept_in_the_store_is_a_table(tmp_path):
-    store = make_store(tmp_path / "store", random_codes(5, samples=4), {"style": ["a", "b", "a", "b"]})
+    store = make_store(
+        tmp_path / "store", random_codes(5, samples=4), {"style": ["a", "b", "a", "b"]}
+    )
     selection = select(store, "s", "style", "a")
     save_selection(store, selection)
     kept = store.arrow("selections/s")
@@ -165,7 +198,9 @@ def test_codes_whose_statistics_are_missing_are_not_scored_as_silent(tmp_path):
     store = make_store(tmp_path / "store", z, labels, encoded=[0, 1])
     make_store(tmp_path / "store", z, labels, encoded=[2, 3])
     durable.remove(store.root / store.records("stats/s")[1].location)
-    with pytest.raises(QueryError, match=r"was interrupted \(1 of its shards half done\): run 'featurestore encode"):
+    with pytest.raises(
+        QueryError, match=r"was interrupted \(1 of its shards half done\): run 'featurestore encode"
+    ):
         importance(store, "s", "style")
 
 

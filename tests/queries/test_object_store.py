@@ -18,7 +18,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 
 @pytest.fixture
 def store(tmp_path):
-    made = make_store(tmp_path / "store", random_codes(3, samples=4), {"style": ["a", "b", "a", None]}, sae="styles")
+    made = make_store(
+        tmp_path / "store",
+        random_codes(3, samples=4),
+        {"style": ["a", "b", "a", None]},
+        sae="styles",
+    )
     keep_sums(made, "styles")
     return made
 
@@ -32,7 +37,9 @@ def bucket(store):
 
 
 def test_the_lines_of_the_page_score_a_store_in_a_bucket(store, bucket):
-    (lines,) = re.findall(r"```python\n(import duckdb\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (lines,) = re.findall(
+        r"```python\n(import duckdb\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
     assert lines.count('"s3') == 2
     lines = lines.replace('"s3://', '"memory://').replace('"s3"', '"memory"').replace("256", "4")
     names = {}
@@ -44,7 +51,11 @@ def test_the_lines_of_the_page_score_a_store_in_a_bucket(store, bucket):
 def test_pyarrow_and_polars_read_it_there(store, bucket):
     expected = store.arrow("stats/styles").num_rows
     assert (
-        pyarrow.dataset.dataset("/bucket/store/stats/styles", filesystem=bucket, format="parquet").count_rows()
+        pyarrow.dataset.dataset(
+            "/bucket/store/stats/styles", filesystem=bucket, format="parquet"
+        ).count_rows()
         == expected
     )
-    assert pl.scan_parquet(f"file://{store.root}/stats/styles/*.parquet").collect().height == expected
+    assert (
+        pl.scan_parquet(f"file://{store.root}/stats/styles/*.parquet").collect().height == expected
+    )

@@ -1,4 +1,5 @@
-"""Every question of the library: its answer is NumPy's, its columns and rows are what questions.toml promises."""
+"""Every question of the library: its answer is NumPy's, its columns and rows are what
+questions.toml promises."""
 
 import math
 import re
@@ -25,12 +26,16 @@ FEW = "ignore:.* are few for an interval"
 pytestmark = pytest.mark.filterwarnings(FEW)
 CASES = {
     "seed": st.integers(0, 10**6),
-    "labels": st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=6).filter(lambda x: len(set(x) - {None}) > 1),
+    "labels": st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=6).filter(
+        lambda x: len(set(x) - {None}) > 1
+    ),
     "silent": st.none() | st.integers(0, 5),
     "feature": st.integers(0, 11),
     "top": st.integers(1, 6),
 }
-SETTINGS = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.mark.parametrize("name", list(questions()))
@@ -40,11 +45,18 @@ def test_an_answer_is_that_of_numpy(tmp_path_factory, name, **drawn):
     store, other, case = make_case(tmp_path_factory.mktemp("q"), **drawn)
     assume(case.importance or "importance" not in "".join(questions()[name].relations))
     table = answer(name, store, other, case)
-    found, expected = [tuple(row.values()) for row in table.to_pylist()], getattr(oracles, name)(case)
-    if name == "best_features":  # its oracle has every feature: equal means may come in either order
+    found, expected = (
+        [tuple(row.values()) for row in table.to_pylist()],
+        getattr(oracles, name)(case),
+    )
+    if (
+        name == "best_features"
+    ):  # its oracle has every feature: equal means may come in either order
         every = {row[:2]: row for row in expected}
         for concept in {row[0] for row in expected}:
-            means = sorted((row[2] for row in expected if row[0] == concept), reverse=True)[: case.top]
+            means = sorted((row[2] for row in expected if row[0] == concept), reverse=True)[
+                : case.top
+            ]
             assert [row[2] for row in found if row[0] == concept] == pytest.approx(means, abs=1e-12)
         expected = [every[row[:2]] for row in found]
     assert len(found) == len(expected), (found, expected)
@@ -54,7 +66,9 @@ def test_an_answer_is_that_of_numpy(tmp_path_factory, name, **drawn):
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    return make_case(tmp_path_factory.mktemp("q"), 3, ["neon", "a\"b'; --", "neon", "雪", None], None, 2, 3)
+    return make_case(
+        tmp_path_factory.mktemp("q"), 3, ["neon", "a\"b'; --", "neon", "雪", None], None, 2, 3
+    )
 
 
 @pytest.mark.parametrize("name", list(questions()))
@@ -66,14 +80,19 @@ def test_an_answer_passes_its_own_data_tests(example, name):
     with duckdb.connect() as connection:
         connection.register("answer", table)
         for test in asked.tests:
-            assert connection.sql(f"select * from answer where not coalesce({test}, false)").fetchall() == [], test
-        keys = connection.execute(f"select count(*), count(distinct ({', '.join(asked.key)})) from answer").fetchall()[
-            0
-        ]
+            assert (
+                connection.sql(f"select * from answer where not coalesce({test}, false)").fetchall()
+                == []
+            ), test
+        keys = connection.execute(
+            f"select count(*), count(distinct ({', '.join(asked.key)})) from answer"
+        ).fetchall()[0]
         assert keys[0] == keys[1]
         for column in set(asked.columns) - set(asked.nullable):
             quoted = '"' + column + '"'
-            assert connection.sql(f"select * from answer where {quoted} is null").fetchall() == [], column
+            assert (
+                connection.sql(f"select * from answer where {quoted} is null").fetchall() == []
+            ), column
 
 
 @pytest.mark.parametrize("name", list(questions()))
@@ -115,20 +134,58 @@ def test_what_is_wrong_is_said_in_one_line(example):
         ("profil", {}, QueryError, "no question 'profil'"),
         ("timestep_profil", {}, QueryError, "Did you mean 'timestep_profile'"),
         ("timestep_profile", sae, UsageError, "needs -p feature=…"),
-        ("timestep_profile", {**sae, "feature": "x"}, UsageError, "feature = 'x': expected integer"),
-        ("timestep_profile", {**sae, "feature": "-1"}, UsageError, "feature = '-1': expected at least 0"),
-        ("timestep_profile", {**sae, "feature": 12}, QueryError, "has the features 0 to 11, not 12"),
-        ("timestep_profile", {**sae, "feature": 1, "fetaure": 1}, UsageError, "Did you mean 'feature'"),
-        ("timestep_profile", {**sae, "feature": 1, "branch": "both"}, UsageError, "one of cond, uncond"),
+        (
+            "timestep_profile",
+            {**sae, "feature": "x"},
+            UsageError,
+            "feature = 'x': expected integer",
+        ),
+        (
+            "timestep_profile",
+            {**sae, "feature": "-1"},
+            UsageError,
+            "feature = '-1': expected at least 0",
+        ),
+        (
+            "timestep_profile",
+            {**sae, "feature": 12},
+            QueryError,
+            "has the features 0 to 11, not 12",
+        ),
+        (
+            "timestep_profile",
+            {**sae, "feature": 1, "fetaure": 1},
+            UsageError,
+            "Did you mean 'feature'",
+        ),
+        (
+            "timestep_profile",
+            {**sae, "feature": 1, "branch": "both"},
+            UsageError,
+            "one of cond, uncond",
+        ),
         ("timestep_profile", {"feature": 1}, UsageError, "needs -p"),
-        ("bootstrap", {**sae, "family": "style", "concept": "neon", "level": "nan"}, UsageError, "expected 0 to 1"),
-        ("overlap", {**sae, "family": "style", "concept": "neon", "other_concept": "x"}, QueryError, "Known: "),
+        (
+            "bootstrap",
+            {**sae, "family": "style", "concept": "neon", "level": "nan"},
+            UsageError,
+            "expected 0 to 1",
+        ),
+        (
+            "overlap",
+            {**sae, "family": "style", "concept": "neon", "other_concept": "x"},
+            QueryError,
+            "Known: ",
+        ),
         ("importance", {**sae, "family": "styl"}, QueryError, "Did you mean 'style'"),
         ("importance", {"sae": "z", "family": "style"}, Exception, "'z'"),
         ("compare_stores", sae, UsageError, "needs another store: --other STORE"),
     ]:
         if message == "needs -p":
-            error, message = QueryError, "expected one SAE that it was encoded with, found several, s, t: add -p sae="
+            error, message = (
+                QueryError,
+                "expected one SAE that it was encoded with, found several, s, t: add -p sae=",
+            )
         with pytest.raises(error) as raised:
             ask(store, name, values)
         assert message in str(raised.value)
@@ -139,7 +196,9 @@ def test_what_is_wrong_is_said_in_one_line(example):
 
 def test_a_concept_that_does_not_exist_lists_those_that_do(example):
     store, *_ = example
-    with pytest.raises(QueryError, match=re.escape("style=noen. Did you mean 'neon'? Known: ")) as raised:
+    with pytest.raises(
+        QueryError, match=re.escape("style=noen. Did you mean 'neon'? Known: ")
+    ) as raised:
         ask(store, "selection", {"sae": "s", "family": "style", "concept": "noen"})
     for concept in ("neon", "雪"):
         assert concept in str(raised.value)
@@ -177,21 +236,28 @@ def test_few_samples_are_warned_of_and_one_is_no_interval(tmp_path):
 
     labels = ["neon", *["other"] * 20]
     store = make_store(tmp_path / "store", random_codes(2, samples=21), {"style": labels})
-    with pytest.warns(UserWarning, match="^1 samples of 'neon' are few for an interval: with fewer than 20 the true"):
+    with pytest.warns(
+        UserWarning,
+        match="^1 samples of 'neon' are few for an interval: with fewer than 20 the true",
+    ):
         rows = ask(store, "bootstrap", {"concept": "neon", "replicates": 5}).to_pylist()
     assert rows and all((row["low"], row["high"]) == (-1, 1) for row in rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ask(store, "bootstrap", {"concept": "other", "replicates": 5})
     drawn = resamples([(i, "a") for i in range(3)], 2, {"random_seed": 0, "level": 0.5}).to_pylist()
-    assert drawn[0]["widening"] == pytest.approx(0.8165 * math.sqrt(3 / 2), abs=1e-4)  # t of 2 degrees of freedom
+    assert drawn[0]["widening"] == pytest.approx(
+        0.8165 * math.sqrt(3 / 2), abs=1e-4
+    )  # t of 2 degrees of freedom
 
 
 @pytest.mark.parametrize("n", [2, 5, 20])
 def test_intervals_of_scores_cover_what_they_promise(n):
-    """Line of the fault: percentiles of the resamples covered 0.57, 0.80 and 0.89 at 2, 5 and 20 samples.
+    """Line of the fault: percentiles of the resamples covered 0.57, 0.80 and 0.89 at 2, 5 and 20
+    samples.
 
-    Samples of two concepts with one feature of known mean beside others; the interval is that of bootstrap.sql.
+    Samples of two concepts with one feature of known mean beside others; the interval is that of
+    bootstrap.sql.
     """
     from queries.answers import resamples
 
@@ -206,7 +272,9 @@ def test_intervals_of_scores_cover_what_they_promise(n):
         weights = np.zeros((100, 5 * n))
         weights[table["replicate"], table["sample_id"]] = table["weight"]
         parts = [(slice(0, n), 1), (slice(n, None), -1)]
-        scores = sum(sign * (weights[:, s] @ feature[s]) / (weights[:, s] @ total[s]) for s, sign in parts)
+        scores = sum(
+            sign * (weights[:, s] @ feature[s]) / (weights[:, s] @ total[s]) for s, sign in parts
+        )
         score = sum(sign * feature[s].sum() / total[s].sum() for s, sign in parts)
         half = table["widening"][0] * scores.std(ddof=1)
         covered += abs(score - (2 / 10 - 0.5 / 8.5)) <= half
@@ -218,10 +286,15 @@ def test_labels_are_joined(example):
 
     store, *_ = example
     with connect(store) as connection:
-        assert set(connection.sql("select distinct family from labels").fetchall()) == {("style",), ("total",)}
+        assert set(connection.sql("select distinct family from labels").fetchall()) == {
+            ("style",),
+            ("total",),
+        }
         n = connection.execute("select count(*) from stats").fetchall()[0]
         assert connection.execute("select count(*) from labelled_stats").fetchall()[0] == n
-        row = connection.execute(f"select count(*) from labelled_codes where style = {quote_text('雪')}").fetchall()[0]
+        row = connection.execute(
+            f"select count(*) from labelled_codes where style = {quote_text('雪')}"
+        ).fetchall()[0]
         assert row == (6,)
         relation = connection.sql("select feature, sum from labelled_stats order by all limit 3")
         assert relation.pl().rows() == list(relation.df().itertuples(index=False, name=None))
@@ -232,8 +305,14 @@ def test_a_question_asked_many_times_at_once_is_answered_as_one_by_one(example):
     from queries.answers import ask_each
 
     store, *_ = example
-    asked = [{"sae": "s", "feature": feature, "top": top} for feature in (2, 0, 5) for top in (1, 3)]
-    assert list(ask_each(store, "top_samples", asked)) == [ask(store, "top_samples", one) for one in asked]
+    asked = [
+        {"sae": "s", "feature": feature, "top": top} for feature in (2, 0, 5) for top in (1, 3)
+    ]
+    assert list(ask_each(store, "top_samples", asked)) == [
+        ask(store, "top_samples", one) for one in asked
+    ]
     assert list(ask_each(store, "top_samples", [])) == []
     with pytest.raises(UsageError, match="asked many times at once: sae, other_sae, branch"):
-        list(ask_each(store, "top_samples", [{"sae": "s", "feature": 1}, {"sae": "t", "feature": 1}]))
+        list(
+            ask_each(store, "top_samples", [{"sae": "s", "feature": 1}, {"sae": "t", "feature": 1}])
+        )

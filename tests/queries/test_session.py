@@ -14,7 +14,9 @@ from tests.builders.stores import make_store
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     labels = {"style": ["a", "b", "a"], "object": ["x", "y", None]}
-    return make_store(tmp_path_factory.mktemp("s") / "it's a store", random_codes(0, samples=3), labels)
+    return make_store(
+        tmp_path_factory.mktemp("s") / "it's a store", random_codes(0, samples=3), labels
+    )
 
 
 @pytest.fixture
@@ -25,7 +27,9 @@ def store(original, tmp_path):
 
 
 def test_a_users_select_sees_every_view(original):
-    rows = sql(original, "select style, count(*) as n from samples group by style order by style").to_pylist()
+    rows = sql(
+        original, "select style, count(*) as n from samples group by style order by style"
+    ).to_pylist()
     assert rows == [{"style": "a", "n": 2}, {"style": "b", "n": 1}]
     for view in ("samples", "activations", "codes", "stats", "scores", "selections", "saes"):
         assert sql(original, f"select count(*) as n from {view}").num_rows == 1
@@ -33,7 +37,9 @@ def test_a_users_select_sees_every_view(original):
         {"sae": "s", "n_latents": 12, "map_positions": 4}
     ]
     assert "feature" in sql(original, "describe stats")["column_name"].to_pylist()
-    total = sql(original, "with t as (select sum(sum) as v from stats where sae = 's') select v from t")
+    total = sql(
+        original, "with t as (select sum(sum) as v from stats where sae = 's') select v from t"
+    )
     assert total["v"][0].as_py() == pytest.approx(random_codes(0, samples=3).sum())
 
 
@@ -81,7 +87,8 @@ OVERWRITES = [
     "with x as (copy (select 1) to '{}' (use_tmp_file false)) select * from x",
     "with x as materialized (copy (select 1) to '{}' (format parquet, use_tmp_file false)) select 1",
     "select * from (with x as (copy (select 1) to '{}' (use_tmp_file false)) select * from x)",
-    "select * from query('with x as (copy (select 1) to ''{}'' (use_tmp_file false)) select * from x')",
+    "select * from query('with x as (copy (select 1) to ''{}'' (use_tmp_file false)) select * "
+    "from x')",
 ]
 
 
@@ -105,19 +112,26 @@ def test_only_the_tables_that_a_statement_names_are_verified_and_can_be_read(sto
         sql(store, "select 1 from samples")
     assert sql(store, f"select count(*) as n from read_parquet('{stats}')").num_rows == 1
     with pytest.raises(QueryError, match="Cannot access file"):
-        sql(store, f"select * from read_parquet('{samples.resolve()}')".replace("samples/", "sample?/"))
+        sql(
+            store,
+            f"select * from read_parquet('{samples.resolve()}')".replace("samples/", "sample?/"),
+        )
     with pytest.raises(QueryError, match="Cannot access file"):
         sql(store, "select * from query_table('sam' || 'ples')")
 
 
 def test_a_file_that_is_no_parquet_is_damage_even_where_it_is_not_asked_for(store):
     store.files("stats/s")[0].write_bytes(b"rubbish")
-    with pytest.raises(DamageError, match=r"table stats cannot be opened .*Run 'featurestore verify"):
+    with pytest.raises(
+        DamageError, match=r"table stats cannot be opened .*Run 'featurestore verify"
+    ):
         sql(store, "select 1 from samples")
 
 
 def test_what_duckdb_calls_a_select_is_answered_in_its_order(original):
-    assert sql(original, "from range(1000) as t(i) order by i desc")["i"].to_pylist() == list(range(999, -1, -1))
+    assert sql(original, "from range(1000) as t(i) order by i desc")["i"].to_pylist() == list(
+        range(999, -1, -1)
+    )
     assert sql(original, "select 1 as a, 2 as a, 3 as a").column_names == ["a", "a_1", "a_2"]
     assert "stats" in sql(original, "show tables")["name"].to_pylist()
     for statement in ("summarize stats", "describe select 1", "values (1); -- end", "table saes"):
@@ -128,8 +142,12 @@ def test_hooks_of_different_sizes_share_a_view(store):
     for hook, positions, d_in in (("a", 2, 3), ("b", 4, 1)):
         size = {"featurestore.height": "1", "featurestore.width": str(positions)}
         schema = activations_schema(positions, d_in).with_metadata(size)
-        values = pa.array([[[0.5] * d_in] * positions], pa.list_(pa.list_(pa.float32(), d_in), positions))
-        row = [pa.array([value], schema.field(i).type) for i, value in enumerate((7, 0, 981.0, "cond"))]
+        values = pa.array(
+            [[[0.5] * d_in] * positions], pa.list_(pa.list_(pa.float32(), d_in), positions)
+        )
+        row = [
+            pa.array([value], schema.field(i).type) for i, value in enumerate((7, 0, 981.0, "cond"))
+        ]
         store.append(
             f"activations/{hook}",
             "0",
@@ -138,7 +156,8 @@ def test_hooks_of_different_sizes_share_a_view(store):
             {},
         )
     found = sql(
-        store, "select hook, len(activation) as n, activation[1] as x from activations order by hook"
+        store,
+        "select hook, len(activation) as n, activation[1] as x from activations order by hook",
     ).to_pylist()
     assert found == [{"hook": "a", "n": 2, "x": [0.5] * 3}, {"hook": "b", "n": 4, "x": [0.5]}]
 
@@ -148,7 +167,12 @@ def test_a_store_may_lie_anywhere(original, tmp_path, name):
     from featurestore import Store
 
     store = Store.open(shutil.copytree(original.root, tmp_path / name))
-    assert sql(store, "select * from samples").column_names[:4] == ["sample_id", "prompt", "seed", "style"]
+    assert sql(store, "select * from samples").column_names[:4] == [
+        "sample_id",
+        "prompt",
+        "seed",
+        "style",
+    ]
 
 
 def test_an_unknown_column_or_table_offers_the_near_ones(original):
@@ -210,11 +234,15 @@ def test_an_error_says_where_in_the_statement(original, statement, place):
 
 
 def test_labels_and_labelled_views_of_a_user(store):
-    assert sql(store, "select family, count(*) as n from labels group by all order by 1").to_pylist() == [
+    assert sql(
+        store, "select family, count(*) as n from labels group by all order by 1"
+    ).to_pylist() == [
         {"family": "object", "n": 2},
         {"family": "style", "n": 3},
     ]
-    joined = sql(store, "select style, sum(sum) as n from labelled_stats group by all order by 1").to_pylist()
+    joined = sql(
+        store, "select style, sum(sum) as n from labelled_stats group by all order by 1"
+    ).to_pylist()
     z = random_codes(0, samples=3).sum((1, 2, 3))
     assert joined == [{"style": "a", "n": z[0] + z[2]}, {"style": "b", "n": z[1]}]
     samples = store.files("samples")[0]
@@ -224,7 +252,10 @@ def test_labels_and_labelled_views_of_a_user(store):
 
 
 def test_a_query_beyond_its_memory_spills_or_says_so(original, tmp_path):
-    statement = "select count(*) as n from (select distinct i, i * 7 as j, hash(i) from range(3000000) as r(i))"
+    statement = (
+        "select count(*) as n from (select distinct i, i * 7 as j, hash(i) from "
+        "range(3000000) as r(i))"
+    )
     assert sql(original, statement, memory_limit="60MB").to_pylist() == [{"n": 3_000_000}]
     with pytest.raises(QueryError, match=r"Out of Memory Error: .*") as error:
         sql(original, "select list(i) from range(30000000) as r(i)", memory_limit="30MB")
@@ -232,7 +263,9 @@ def test_a_query_beyond_its_memory_spills_or_says_so(original, tmp_path):
 
 
 def test_only_the_first_rows_are_returned_in_the_order_of_the_statement(tmp_path):
-    store = make_store(tmp_path / "store", random_codes(0, samples=4), {"style": ["a", "b", "a", "b"]})
+    store = make_store(
+        tmp_path / "store", random_codes(0, samples=4), {"style": ["a", "b", "a", "b"]}
+    )
     statement = "select feature, step from stats order by feature desc, step; -- all"
     every = sql(store, statement)
     assert sql(store, statement, rows=7).equals(every.slice(0, 7).combine_chunks())

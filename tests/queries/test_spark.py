@@ -52,7 +52,9 @@ def test_an_answer_on_spark_is_that_of_duckdb(spark, example, name):
     store, other, case = example
     second = other if "other_stats" in questions()[name].relations else None
     if name in CANNOT:
-        with pytest.raises(QueryError, match=f"question '{name}' cannot run on Spark: it reads the float16"):
+        with pytest.raises(
+            QueryError, match=f"question '{name}' cannot run on Spark: it reads the float16"
+        ):
             ask(store, name, parameters(name, case), engine=Spark(spark))
         return
     found = ask(store, name, parameters(name, case), other=second, engine=Spark(spark))
@@ -66,9 +68,14 @@ def test_an_answer_on_spark_is_that_of_duckdb(spark, example, name):
 @pytest.fixture
 def pair(tmp_path):
     """Twice the same store, whose sums are not kept yet; scores do not tie by chance."""
-    z = np.round(random_codes(5, samples=6) * np.random.default_rng(5).random((6, 3, 4, 12)) * 1024) / 1024
+    z = (
+        np.round(random_codes(5, samples=6) * np.random.default_rng(5).random((6, 3, 4, 12)) * 1024)
+        / 1024
+    )
     labels = {"style": ["a b", "b", "it's", None, "b", "a b"]}
-    return tuple(make_store(tmp_path / name, z.astype(np.float32), labels) for name in ("here", "there"))
+    return tuple(
+        make_store(tmp_path / name, z.astype(np.float32), labels) for name in ("here", "there")
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +97,10 @@ def test_spark_finds_a_stores_kept_sums_at_another_address(spark, pair):
     here, _ = pair
     expected = select(here, "s", "style", "b")
     assert here.records("sums/s")
-    assert select(here, "s", "style", "b", engine=Spark(spark, location=f"file://{here.root}")) == expected
+    assert (
+        select(here, "s", "style", "b", engine=Spark(spark, location=f"file://{here.root}"))
+        == expected
+    )
 
 
 def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
@@ -102,7 +112,9 @@ def test_scores_on_spark_are_kept_as_duckdbs(spark, pair):
     assert other.shard == record.shard
     for mine, theirs in ((found, best), (there.arrow("scores/s"), here.arrow("scores/s"))):
         assert mine.num_rows == theirs.num_rows
-        for a, b in zip(mine.to_pylist(), theirs.to_pylist(), strict=True):  # sums of Spark's own differ in last bits
+        for a, b in zip(
+            mine.to_pylist(), theirs.to_pylist(), strict=True
+        ):  # sums of Spark's own differ in last bits
             assert equal(tuple(a.values()), tuple(b.values())), (a, b)
 
 
@@ -119,4 +131,6 @@ def test_statements_keep_their_meaning_in_sparks_dialect():
     from queries.spark import translate
 
     assert translate("select max_by(f, s, $n) as l from t") == "SELECT MAX_BY(f, s, :n) AS l FROM t"
-    assert "MATERIALIZED" not in translate("with a as not materialized (select 1 as x) select * from a")
+    assert "MATERIALIZED" not in translate(
+        "with a as not materialized (select 1 as x) select * from a"
+    )

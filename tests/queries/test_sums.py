@@ -1,4 +1,5 @@
-"""Sums and totals: made once by SQL, kept while they are of the present samples, the same bits whatever the shards."""
+"""Sums and totals: made once by SQL, kept while they are of the present samples, the same bits
+whatever the shards."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,12 +15,17 @@ from tests.builders.codes import HOSTILE, dense, importance, random_codes
 from tests.builders.stores import make_store
 from tests.queries.oracles import oracle
 
-SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-LABELS = st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(lambda x: len(set(x) - {None}) > 1)
+SETTINGS = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+LABELS = st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(
+    lambda x: len(set(x) - {None}) > 1
+)
 
 
 def make_shards(root, z, labels, cuts, told=True):
-    """A store whose samples lie in several shards, of which every other one says its steps unless all do (``told``)."""
+    """A store whose samples lie in several shards, of which every other one says its steps unless
+    all do (``told``)."""
     for number, part in enumerate(np.array_split(np.arange(len(z)), cuts)):
         if len(part):
             store = make_store(root, z, labels, encoded=part.tolist(), told=told or number % 2 == 0)
@@ -33,13 +39,17 @@ def noisy(z, seed):
 @SETTINGS
 @given(seed=st.integers(0, 10**6), labels=LABELS)
 def test_scores_are_the_oracles_to_twelve_digits(tmp_path_factory, seed, labels):
-    z = np.round(noisy(random_codes(seed, samples=len(labels)), seed) * 1024) / 1024  # float32 holds their sums exactly
+    z = (
+        np.round(noisy(random_codes(seed, samples=len(labels)), seed) * 1024) / 1024
+    )  # float32 holds their sums exactly
     store = make_store(tmp_path_factory.mktemp("s") / "store", z, {"style": labels})
     table, found = importance(store, "s", "style"), oracle(z, labels)
     share = {c: m / (m.sum(-1, keepdims=True) + 1e-8) for c, m in found[1].items()}
     for concept, scores in found[0].items():
         mine = dense(table, concept, z.shape[1], z.shape[3])
-        scale = share[concept] + np.abs(scores)  # a score is a difference of shares: of these it has twelve digits
+        scale = share[concept] + np.abs(
+            scores
+        )  # a score is a difference of shares: of these it has twelve digits
         assert (np.abs(mine - scores) <= 1e-12 * scale).all()
 
 
@@ -51,7 +61,9 @@ def test_scores_are_the_oracles_to_twelve_digits(tmp_path_factory, seed, labels)
     told=st.booleans(),
     groups=st.sampled_from([1, 50, 2**23]),
 )
-def test_shards_and_windows_change_no_bit(tmp_path_factory, monkeypatch, seed, labels, cuts, told, groups):
+def test_shards_and_windows_change_no_bit(
+    tmp_path_factory, monkeypatch, seed, labels, cuts, told, groups
+):
     z = noisy(random_codes(seed, samples=len(labels)), seed)
     whole = make_store(tmp_path_factory.mktemp("s") / "store", z, {"style": labels})
     expected = [ask(whole, name) for name in ("sums", "totals", "importance")]
@@ -59,7 +71,9 @@ def test_shards_and_windows_change_no_bit(tmp_path_factory, monkeypatch, seed, l
     store = make_shards(tmp_path_factory.mktemp("s") / "store", z, {"style": labels}, cuts, told)
     keep_sums(store, "s")
     assert [ask(store, name) for name in ("sums", "totals", "importance")] == expected
-    kept = store.arrow("sums/s").sort_by([("concept", "ascending"), ("step", "ascending"), ("feature", "ascending")])
+    kept = store.arrow("sums/s").sort_by(
+        [("concept", "ascending"), ("step", "ascending"), ("feature", "ascending")]
+    )
     assert kept.to_pylist() == expected[0].to_pylist()
     assert store.arrow("totals/s").to_pylist() == expected[1].to_pylist()
 
@@ -86,7 +100,9 @@ def test_a_selection_is_the_same_asked_for_alone_together_or_in_windows(
 
 @SETTINGS
 @given(seed=st.integers(0, 10**6), labels=LABELS, top=st.integers(1, 14))
-def test_the_best_features_of_kept_scores_are_those_of_the_question(tmp_path_factory, seed, labels, top):
+def test_the_best_features_of_kept_scores_are_those_of_the_question(
+    tmp_path_factory, seed, labels, top
+):
     z = random_codes(seed, samples=len(labels))
     store = make_store(tmp_path_factory.mktemp("s") / "store", z, {"style": labels})
     record, best = score(store, "s", "style", top=top)
@@ -117,7 +133,9 @@ def test_codes_are_not_read_where_the_statistics_tell_their_steps(tmp_path):
     z, labels = random_codes(1, samples=4), ["a", "a", "b", "b"]
     store = make_shards(tmp_path / "told", z, {"style": labels}, 2)
     spoil(store, "codes/s", 0)
-    np.testing.assert_allclose(dense(importance(store, "s", "style"), "a", 3, 12), oracle(z, labels)[0]["a"], atol=1e-9)
+    np.testing.assert_allclose(
+        dense(importance(store, "s", "style"), "a", 3, 12), oracle(z, labels)[0]["a"], atol=1e-9
+    )
     store = make_shards(tmp_path / "not", z, {"style": labels}, 2, told=False)
     spoil(store, "codes/s", 0)
     with pytest.raises(DamageError, match=r"codes/s/.*was changed"):
@@ -129,10 +147,15 @@ def test_a_sample_in_which_nothing_fired_counts_as_encoded(tmp_path, told):
     z, labels = random_codes(8, samples=5), ["a", "a", "b", "b", "b"]
     z[1], z[4, 2] = 0, 0
     store = make_shards(tmp_path / "store", z, {"style": labels}, 3, told)
-    np.testing.assert_allclose(dense(importance(store, "s", "style"), "a", 3, 12), oracle(z, labels)[0]["a"], atol=1e-9)
+    np.testing.assert_allclose(
+        dense(importance(store, "s", "style"), "a", 3, 12), oracle(z, labels)[0]["a"], atol=1e-9
+    )
     scope, _ = find_sums(store, "s", "style", "cond")
     assert (scope.concepts, list(scope.steps)) == (("a", "b"), [0, 1, 2])
-    assert {(r["concept"], r["n_samples"]) for r in store.arrow("sums/s").to_pylist()} == {("a", 2), ("b", 3)}
+    assert {(r["concept"], r["n_samples"]) for r in store.arrow("sums/s").to_pylist()} == {
+        ("a", 2),
+        ("b", 3),
+    }
 
 
 def test_a_silent_concept_has_one_row_a_step_that_says_so(tmp_path):
@@ -176,7 +199,9 @@ def test_families_that_cannot_be_scored_have_no_sums(tmp_path):
     labels = {"style": ["a", "b", "a"], "one": ["x"] * 3}
     store = make_store(tmp_path / "store", random_codes(5, samples=3), labels)
     keep_sums(store, "s")
-    assert [record.shard.rpartition("-")[0] for record in store.records("totals/s")] == ["style-cond"]
+    assert [record.shard.rpartition("-")[0] for record in store.records("totals/s")] == [
+        "style-cond"
+    ]
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -191,25 +216,42 @@ def test_two_branches_of_one_shard_are_apart(tmp_path, told):
 
 def test_features_that_the_sae_has_not_are_damage(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", random_codes(1, samples=2), {"style": ["a", "b"]})
-    monkeypatch.setattr("queries.scope.load_config", lambda *_: {"n_latents": 5, "height": 1, "width": 4})
-    with pytest.raises(DamageError, match=r"stats/s/.* holds features outside 0…4\. Run 'featurestore verify --deep'"):
+    monkeypatch.setattr(
+        "queries.scope.load_config", lambda *_: {"n_latents": 5, "height": 1, "width": 4}
+    )
+    with pytest.raises(
+        DamageError,
+        match=r"stats/s/.* holds features outside 0…4\. Run 'featurestore verify --deep'",
+    ):
         find_sums(store, "s", "style", "cond")
     assert store.records("sums/s") == store.records("totals/s") == []
 
 
 def test_one_concept_is_whole_row_groups_of_sums(tmp_path, monkeypatch):
     monkeypatch.setattr(sums, "_ROWS_PER_GROUP", 1)
-    store = make_store(tmp_path / "store", random_codes(1, samples=4), {"style": ["a", "b", "a", "c"]})
+    store = make_store(
+        tmp_path / "store", random_codes(1, samples=4), {"style": ["a", "b", "a", "c"]}
+    )
     keep_sums(store, "s")
     with pq.ParquetFile(store.files("sums/s")[0]) as file:
-        groups = [file.read_row_group(i, ["concept"])["concept"].to_pylist() for i in range(file.num_row_groups)]
+        groups = [
+            file.read_row_group(i, ["concept"])["concept"].to_pylist()
+            for i in range(file.num_row_groups)
+        ]
     assert [set(group) for group in groups] == [{"a"}, {"b"}, {"c"}]
 
 
 def test_an_interruption_leaves_no_files(tmp_path, monkeypatch):
-    store = make_shards(tmp_path / "store", random_codes(1, samples=4), {"style": ["a", "b"] * 2}, 2)
+    store = make_shards(
+        tmp_path / "store", random_codes(1, samples=4), {"style": ["a", "b"] * 2}, 2
+    )
     monkeypatch.setattr(sums, "_by_concept", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         score(store, "s", "style")
     assert store.records("scores/s") == store.records("totals/s") == store.records("sums/s") == []
-    assert not [path for kind in ("scores", "sums") for path in (store.root / kind).rglob("*") if path.is_file()]
+    assert not [
+        path
+        for kind in ("scores", "sums")
+        for path in (store.root / kind).rglob("*")
+        if path.is_file()
+    ]

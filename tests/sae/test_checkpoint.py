@@ -23,7 +23,9 @@ def change(directory, **tensors):
     """Replace, add, or with None remove tensors of the file."""
     path = directory / "sae.safetensors"
     found = safetensors.torch.load_file(path) | tensors
-    safetensors.torch.save_file({key: value for key, value in found.items() if value is not None}, path)
+    safetensors.torch.save_file(
+        {key: value for key, value in found.items() if value is not None}, path
+    )
 
 
 def change_config(directory, **fields):
@@ -52,11 +54,18 @@ def test_loading_in_another_precision(saved):
     [
         (
             {"b_enc": None},
-            r"has tensors \['W_dec', 'W_enc', 'b_dec'\], expected \['W_dec', 'W_enc', 'b_dec', 'b_enc'\]",
+            r"has tensors \['W_dec', 'W_enc', 'b_dec'\], expected \['W_dec', 'W_enc', 'b_dec', "
+            r"'b_enc'\]",
         ),
         ({"more": torch.zeros(1)}, r"has tensors \[.*'more'\], expected"),
-        ({"W_dec": torch.zeros(16, 40)}, r"W_dec is float32 \[16, 40\], expected floating point \[40, 16\]"),
-        ({"b_enc": torch.zeros(40, dtype=torch.int32)}, r"b_enc is int32 \[40\], expected floating point"),
+        (
+            {"W_dec": torch.zeros(16, 40)},
+            r"W_dec is float32 \[16, 40\], expected floating point \[40, 16\]",
+        ),
+        (
+            {"b_enc": torch.zeros(40, dtype=torch.int32)},
+            r"b_enc is int32 \[40\], expected floating point",
+        ),
         ({"b_dec": torch.full((16,), float("nan"))}, "b_dec holds values that are not finite"),
     ],
 )
@@ -100,12 +109,21 @@ def test_files_that_are_something_else_are_refused(saved):
 
 def test_an_sae_in_a_store_is_checked_against_its_record(tmp_path):
     store = make_store(tmp_path / "s")
-    train(store, HOOK, "styles", TrainSettings(k=2, n_latents=24, steps=2, batch_size=8), progress=False, device="cpu")
+    train(
+        store,
+        HOOK,
+        "styles",
+        TrainSettings(k=2, n_latents=24, steps=2, batch_size=8),
+        progress=False,
+        device="cpu",
+    )
     assert store_sae(store, "styles").config.n_latents == 24
     with pytest.raises(SAEError, match=r"no SAE 'style'. Did you mean 'styles'"):
         store_sae(store, "style")
     change(store.root / "saes/styles", b_dec=torch.zeros(16))
-    with pytest.raises(DamageError, match=r"was changed: its SHA-256 is .* run 'featurestore verify"):
+    with pytest.raises(
+        DamageError, match=r"was changed: its SHA-256 is .* run 'featurestore verify"
+    ):
         store_sae(store, "styles")
 
 
@@ -114,9 +132,17 @@ def test_the_sae_of_a_selection(tmp_path):
     store = make_store(tmp_path / "s")
     settings = TrainSettings(k=2, n_latents=24, steps=2, batch_size=8)
     digest = sae_hash(train(store, HOOK, "styles", settings, progress=False, device="cpu"))
-    about = {"family": "style", "concept": "neon", "store": str(store.root), "sae": "styles", "sae_hash": digest}
+    about = {
+        "family": "style",
+        "concept": "neon",
+        "store": str(store.root),
+        "sae": "styles",
+        "sae_hash": digest,
+    }
     assert load_selection_sae(SimpleNamespace(**about)).config.k == 2
-    with pytest.raises(SelectionError, match=r"style=neon was made with SAE 'styles' \(beef…\).* is another"):
+    with pytest.raises(
+        SelectionError, match=r"style=neon was made with SAE 'styles' \(beef…\).* is another"
+    ):
         load_selection_sae(SimpleNamespace(**about | {"sae_hash": "beef"}))
     with pytest.raises(SelectionError, match="where there is no store"):
         load_selection_sae(SimpleNamespace(**about | {"store": str(tmp_path / "gone")}))

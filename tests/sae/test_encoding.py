@@ -47,11 +47,16 @@ def test_shards_and_schemas(encoded):
     activations = encoded.records(f"activations/{HOOK}")
     for kind, schema in (("codes", CODES), ("stats", STATS)):
         records = encoded.records(f"{kind}/a")
-        assert [(r.shard, r.sample_ids) for r in records] == [(r.shard, r.sample_ids) for r in activations]
+        assert [(r.shard, r.sample_ids) for r in records] == [
+            (r.shard, r.sample_ids) for r in activations
+        ]
         assert {r.schema for r in records} == {schema_id(schema)}
         metadata = table(encoded, kind, records[0]).schema.metadata
         expected = {"sae": "a", "hook": HOOK, "height": "4", "width": "4", "n_latents": "40"}
-        found = {key.decode().removeprefix("featurestore."): value.decode() for key, value in metadata.items()}
+        found = {
+            key.decode().removeprefix("featurestore."): value.decode()
+            for key, value in metadata.items()
+        }
         assert found.items() >= expected.items()
         assert found["sae_hash"] == records[0].made_by["sae_hash"]
     assert verify(encoded, deep=True) == []
@@ -68,7 +73,9 @@ def test_codes_are_those_of_the_sae_row_by_row(encoded):
             )  # fmt: skip
             assert row["features"] == [np.flatnonzero(position).tolist() for position in z]
             for values, position in zip(row["values"], z, strict=True):
-                np.testing.assert_array_equal(np.array(values, np.float16), position[position > 0].astype(np.float16))
+                np.testing.assert_array_equal(
+                    np.array(values, np.float16), position[position > 0].astype(np.float16)
+                )
 
 
 def test_statistics_equal_the_naive_ones_in_their_order(encoded):
@@ -91,8 +98,12 @@ def test_statistics_equal_the_naive_ones_in_their_order(encoded):
         expected.sort(key=lambda pair: pair[0])
         rows = table(encoded, "stats", shard.record).to_pylist()
         names = ("sample_id", "timestep", "branch", "sum", "max", "n_positions")
-        assert [(r["step"], r["feature"]) for r in rows] == [(key[0], key[3]) for key, _ in expected]
-        assert [tuple(r[name] for name in names) for r in rows] == [values for _, values in expected]
+        assert [(r["step"], r["feature"]) for r in rows] == [
+            (key[0], key[3]) for key, _ in expected
+        ]
+        assert [tuple(r[name] for name in names) for r in rows] == [
+            values for _, values in expected
+        ]
 
 
 def test_encoding_again_does_nothing_and_new_shards_are_added(tmp_path):
@@ -125,7 +136,9 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(encoded, tmp_path, mo
             assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize(("threads", "bytes_of_pre"), [(1, 2**30), (4, 2**30), (4, 2 * 16 * 40 * 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("threads", "bytes_of_pre"), [(1, 2**30), (4, 2**30), (4, 2 * 16 * 40 * 4), (4, 1)]
+)
 def test_bytes_do_not_depend_on_how_many_rows_are_encoded_at_a_time(
     encoded, tmp_path, monkeypatch, threads, bytes_of_pre
 ):
@@ -157,7 +170,8 @@ def test_after_an_error_no_further_shard_is_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "append", full)
     read, began = featurestore.format.activations.read_shard, []
     monkeypatch.setattr(
-        "sae.encoding.read_shard", lambda root, record: began.append(record.shard) or read(root, record)
+        "sae.encoding.read_shard",
+        lambda root, record: began.append(record.shard) or read(root, record),
     )
     with pytest.raises(DiskError, match="full"):
         encode(store, "a", "cpu", progress=False)
@@ -176,7 +190,10 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_a_row_does_not_depend_on_the_number_of_threads():
     """A product of this shape does, in its last digits, on some processors."""
-    sae, x = random_sae(d_in=1280, n_latents=512, k=8).requires_grad_(False), torch.randn(2, 64, 1280)
+    sae, x = (
+        random_sae(d_in=1280, n_latents=512, k=8).requires_grad_(False),
+        torch.randn(2, 64, 1280),
+    )
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 4):
@@ -185,7 +202,9 @@ def test_a_row_does_not_depend_on_the_number_of_threads():
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert all(one.values.equals(found[0].values) and (one.sum == found[0].sum).all() for one in found)
+    assert all(
+        one.values.equals(found[0].values) and (one.sum == found[0].sum).all() for one in found
+    )
 
 
 def test_rows_in_which_nothing_fires_are_kept():
@@ -201,16 +220,24 @@ def test_rows_in_which_nothing_fires_are_kept():
 def test_a_value_that_float16_cannot_hold_is_named(bias):
     sae = random_sae().requires_grad_(False)
     sae.b_enc[11] = bias
-    with pytest.raises(SAEError, match=r"latent 11 has an activation of .*, codes hold at most 65504 \(float16\)"):
+    with pytest.raises(
+        SAEError, match=r"latent 11 has an activation of .*, codes hold at most 65504 \(float16\)"
+    ):
         encode_rows(sae, torch.randn(2, 3, 16))
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"io": "difference"}, r"trained on the difference of .* with 16 channels, .* holds its output with 16"),
+        (
+            {"io": "difference"},
+            r"trained on the difference of .* with 16 channels, .* holds its output with 16",
+        ),
         ({"d_in": 8}, r"trained on the output of .* with 8 channels, .* holds its output with 16"),
-        ({"model_hash": "f16:cc"}, r"trained on model f16:cc…, the activations of .* are of f16:aa"),
+        (
+            {"model_hash": "f16:cc"},
+            r"trained on model f16:cc…, the activations of .* are of f16:aa",
+        ),
     ],
 )
 def test_an_sae_of_other_activations_is_refused(tmp_path, config, message):
@@ -226,7 +253,8 @@ def test_an_sae_of_a_hook_without_activations_is_refused(tmp_path):
     add_shard(store, 0, hook="unet.mid_block")
     put_sae(store)
     with pytest.raises(
-        SAEError, match=r"no activations of hook 'unet.up_blocks.1.attentions.1'. Known: unet.mid_block"
+        SAEError,
+        match=r"no activations of hook 'unet.up_blocks.1.attentions.1'. Known: unet.mid_block",
     ):
         encode(store, "a", "cpu", progress=False)
 

@@ -36,7 +36,9 @@ def test_any_leading_dimensions(shape):
     assert codes.values.shape == codes.indices.shape == (*shape[:-1], 3)
     assert sae(x).shape == shape
     assert sae.encode_dense(x).shape == (*shape[:-1], 40)
-    torch.testing.assert_close(sae.encode_dense(x).reshape(-1, 40), sae.encode_dense(x.reshape(-1, 16)))
+    torch.testing.assert_close(
+        sae.encode_dense(x).reshape(-1, 40), sae.encode_dense(x.reshape(-1, 16))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -49,7 +51,9 @@ def test_precisions(dtype):
     codes = low.encode(x)
     torch.testing.assert_close(codes.values, low.pre_acts(x).relu().gather(-1, codes.indices))
     as_float32 = Codes(codes.values.float(), codes.indices)
-    torch.testing.assert_close(low.decode(codes).float(), sae.decode(as_float32), atol=0.1, rtol=0.02)
+    torch.testing.assert_close(
+        low.decode(codes).float(), sae.decode(as_float32), atol=0.1, rtol=0.02
+    )
 
 
 def test_fewer_positive_than_k_leaves_empty_places():
@@ -70,7 +74,9 @@ def test_of_equal_values_the_lower_index_is_kept(data):
     levels = data.draw(st.integers(1, 60))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
     seed = data.draw(st.integers(0, 2**31))
-    values = torch.randint(-levels, levels + 1, (7, max(n, k)), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    values = torch.randint(
+        -levels, levels + 1, (7, max(n, k)), generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
     found, indices = top_k(values, k)
     expected = values.sort(dim=-1, descending=True, stable=True)
     assert torch.equal(found, expected.values[:, :k])
@@ -89,7 +95,10 @@ def test_selection_in_groups_is_exact():
 @pytest.mark.parametrize("k", [1, 5, 24])
 def test_gradients_equal_those_of_the_dense_formula(k):
     generator = torch.Generator().manual_seed(1)
-    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9, 6), (24, 6), (24,), (24, 6))]
+    made = [
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((9, 6), (24, 6), (24,), (24, 6))
+    ]
     x, W, b, D = (tensor.requires_grad_() for tensor in made)
     weights = torch.randn(9, 6, generator=generator, dtype=torch.float64)
 
@@ -106,14 +115,21 @@ def test_gradients_equal_those_of_the_dense_formula(k):
 
 def test_decoder_gradients_are_the_same_bits_on_any_number_of_threads():
     generator = torch.Generator().manual_seed(3)
-    values, vectors = torch.rand(500, 8, generator=generator), torch.randn(500, 64, generator=generator)
+    values, vectors = (
+        torch.rand(500, 8, generator=generator),
+        torch.randn(500, 64, generator=generator),
+    )
     indices = torch.randint(40, (500, 8), generator=generator)
     before, found = torch.get_num_threads(), []
     for n_threads in (1, 2, 3):
         torch.set_num_threads(n_threads)
         found.append(weighted_rows_transposed(values, indices, vectors, 41))
     torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and not found[0][40].any()
+    assert (
+        torch.equal(found[0], found[1])
+        and torch.equal(found[0], found[2])
+        and not found[0][40].any()
+    )
     naive = torch.zeros(41, 64).index_add_(
         0, indices.flatten(), (values.unsqueeze(-1) * vectors.unsqueeze(1)).flatten(0, 1)
     )
@@ -140,7 +156,9 @@ def test_decoder_rows_become_unit_and_their_gradient_tangential():
     sae.remove_parallel_gradient_()
     assert (sae.W_dec.grad * sae.W_dec).sum(-1).abs().max() < 1e-4 * before.norm(dim=-1).max()
     removed = before - sae.W_dec.grad
-    torch.testing.assert_close(removed, (before * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec.detach())
+    torch.testing.assert_close(
+        removed, (before * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec.detach()
+    )
 
 
 def test_a_new_sae_is_tied_and_repeatable():

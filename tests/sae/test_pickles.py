@@ -35,7 +35,8 @@ def torch_file(path, pickled):
 
 
 def test_the_separate_process_hands_back_tensors_bit_for_bit(tmp_path):
-    """Every dtype and layout that a checkpoint may have, a transposed view, a nested dictionary, numbers beside them."""
+    """Every dtype and layout that a checkpoint may have, a transposed view, a nested dictionary,
+    numbers beside them."""
     tensors = {
         "a": torch.randn(3, 4).T,
         "b": torch.randn(5).half(),
@@ -52,14 +53,17 @@ def test_the_separate_process_hands_back_tensors_bit_for_bit(tmp_path):
 
 
 def test_a_malicious_file_runs_nothing(tmp_path):
-    """The canary sings when it is unpickled in earnest, and in no way that this project reads files."""
+    """The canary sings when it is unpickled in earnest, and in no way that this project reads
+    files."""
     canary = tmp_path / "canary"
     evil = pickle.dumps({"W_enc": Canary(canary)}, protocol=2)
     pickle.loads(evil)
     assert canary.is_dir()
     canary.rmdir()
     path = torch_file(tmp_path / "sae.pt", evil)
-    with pytest.raises(SAEError, match=r"is refused: its pickle calls posix.mkdir, which tensors do not need"):
+    with pytest.raises(
+        SAEError, match=r"is refused: its pickle calls posix.mkdir, which tensors do not need"
+    ):
         read_checkpoint(path, choice=Choice(k=4))
     with pytest.raises(SAEError, match=r"cannot be read as plain tensors \(exit 1\)"):
         pickles._loaded(path)
@@ -67,7 +71,9 @@ def test_a_malicious_file_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_pickles_that_call_anything_are_refused_before_they_are_loaded(protocol, tmp_path, monkeypatch):
+def test_pickles_that_call_anything_are_refused_before_they_are_loaded(
+    protocol, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pickles, "_loaded", lambda path: pytest.fail("it was loaded"))
     for evil in (Canary(tmp_path / "x"), subprocess.Popen, sys.exit, Path("x")):
         path = torch_file(tmp_path / "evil.pt", pickle.dumps([evil], protocol=protocol))
@@ -91,10 +97,14 @@ def test_pickles_that_call_anything_are_refused_before_they_are_loaded(protocol,
 def test_the_audit_hook_ends_whatever_gets_through(attack, tmp_path):
     """As if ``weights_only`` had a hole: the attack runs after the hook is set."""
     source = (Path(pickles.__file__).with_name("unpickle.py")).read_text()
-    body = source.replace("import safetensors.torch\nimport torch\n", "").partition("if __name__")[0]
+    body = source.replace("import safetensors.torch\nimport torch\n", "").partition("if __name__")[
+        0
+    ]
     body = body.replace("torch.Tensor", "object")
     program = f"{body}\n_limit(5)\n_watch()\n{attack}\nprint('alive')\n"
-    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (result.returncode, result.stdout) == (77, ""), result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -106,7 +116,9 @@ def test_files_that_are_no_torch_files(tmp_path):
         state_dict(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\x80\x02N.")
-    with pytest.raises(SAEError, match=r"is no torch file: it holds 1 pickles and 1 packed entries"):
+    with pytest.raises(
+        SAEError, match=r"is no torch file: it holds 1 pickles and 1 packed entries"
+    ):
         state_dict(path)
     torch_file(path, b"\x80\x02]")
     with pytest.raises(SAEError, match="holds a malformed pickle"):
@@ -130,7 +142,8 @@ def test_a_bare_tensor_is_no_state_dict(tmp_path, in_process):
 
 
 def test_nothing_is_unpickled_here():
-    """In the package, ``torch.load`` occurs in the separate program only, and ``pickle`` nowhere."""
+    """In the package, ``torch.load`` occurs in the separate program only, and ``pickle``
+    nowhere."""
     root = Path(pickles.__file__).parent
     for path in root.rglob("*.py"):
         text = path.read_text()

@@ -1,1 +1,2 @@
-"""What a store survives: `make torture` for the long form, the tests here for the short one (docs/reliability.md)."""
+"""What a store survives: `make torture` for the long form, the tests here for the short one
+(docs/reliability.md)."""

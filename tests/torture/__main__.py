@@ -1,7 +1,9 @@
-"""The long form: python -m tests.torture [disk] [strangers]. Writes the figures into docs/reliability.md.
+"""The long form: python -m tests.torture [disk] [strangers]. Writes the figures into
+docs/reliability.md.
 
-``disk``: power cuts, refusals, damage, processes. ``strangers``: files that were changed and sealed again, and races of
-writers. On a disk in memory (TMPDIR=/dev/shm) it takes about ten minutes; the power cuts are simulated either way.
+``disk``: power cuts, refusals, damage, processes. ``strangers``: files that were changed and sealed
+again, and races of writers. On a disk in memory (TMPDIR=/dev/shm) it takes about ten minutes; the
+power cuts are simulated either way.
 """
 
 import datetime
@@ -37,13 +39,25 @@ def rows(work: Path) -> Iterator[Row]:
         sites = crashes.sync_sites(scenario, work / name)
         for number, site in enumerate(sites):
             (work / name / str(number)).mkdir()
-            if not crashes.cut_power(scenario, work / name / str(number), 12, site, stop_at_first=True).broken:
+            if not crashes.cut_power(
+                scenario, work / name / str(number), 12, site, stop_at_first=True
+            ).broken:
                 needless.append(site)
-        yield f"{name} without one of its `fsync`s: not noticed", len(sites), len(needless), needless
+        yield (
+            f"{name} without one of its `fsync`s: not noticed",
+            len(sites),
+            len(needless),
+            needless,
+        )
         for error, word in ((errno.ENOSPC, "ENOSPC"), (errno.EIO, "EIO"), (0, "short writes")):
             (work / name / word).mkdir()
             outcome = crashes.refuse_each(scenario, work / name / word, error)
-            yield f"{word} at each operation of {name}", outcome.tried, len(outcome.broken), outcome.broken
+            yield (
+                f"{word} at each operation of {name}",
+                outcome.tried,
+                len(outcome.broken),
+                outcome.broken,
+            )
     flips.make(work / "flips")
     outcome = flips.damage(work / "flips", 10_000)
     yield (
@@ -55,9 +69,16 @@ def rows(work: Path) -> Iterator[Row]:
     for own in (True, False):
         outcome = processes.write_at_once(work / f"writers-{own}", 8, 1000, own)
         what = "of their own" if own else "of the same shards"
-        yield f"commits {what} by 8 processes at once, and a reader", outcome.tried, len(outcome.broken), outcome.broken
+        yield (
+            f"commits {what} by 8 processes at once, and a reader",
+            outcome.tried,
+            len(outcome.broken),
+            outcome.broken,
+        )
     torch.set_num_threads(1)
-    model = load_model(str(save(tiny_stable_diffusion(work / "tiny"), work / "tiny" / "model")), "cpu")
+    model = load_model(
+        str(save(tiny_stable_diffusion(work / "tiny"), work / "tiny" / "model")), "cpu"
+    )
     (work / "kills").mkdir()
     kills = processes.kill(model, work / "kills", 1000)
     yield (
@@ -70,14 +91,22 @@ def rows(work: Path) -> Iterator[Row]:
 
 
 def stranger_rows(work: Path) -> Iterator[Row]:
-    """Yield what became of stores that were changed and sealed again, and of files that two write at once."""
+    """Yield what became of stores that were changed and sealed again, and of files that two write
+    at once."""
     found = mutants.mutate(
-        work, N_MUTANTS, progress=lambda r: print(f"  {r.mutants:,}, {len(r.wrong)} wrong", flush=True)
+        work,
+        N_MUTANTS,
+        progress=lambda r: print(f"  {r.mutants:,}, {len(r.wrong)} wrong", flush=True),
     )
     yield from mutant_rows(found)
     (work / "races").mkdir()
     outcome = races.race(work / "races", 10)
-    yield "races of two writers, other bytes under one name", outcome.tried, len(outcome.broken), outcome.broken
+    yield (
+        "races of two writers, other bytes under one name",
+        outcome.tried,
+        len(outcome.broken),
+        outcome.broken,
+    )
 
 
 def mutant_rows(found: mutants.Report) -> Iterator[Row]:
@@ -88,8 +117,18 @@ def mutant_rows(found: mutants.Report) -> Iterator[Row]:
         len(found.wrong),
         found.wrong,
     )
-    yield "… through a reader or writer: tracebacks, or more than one line", found.ways, len(found.broken), found.broken
-    yield "… something outside of the store read or written", found.ways, len(found.outside), found.outside
+    yield (
+        "… through a reader or writer: tracebacks, or more than one line",
+        found.ways,
+        len(found.broken),
+        found.broken,
+    )
+    yield (
+        "… something outside of the store read or written",
+        found.ways,
+        len(found.outside),
+        found.outside,
+    )
     yield f"… hangs, above {mutants.MAX_SECONDS} s", found.ways, len(found.hangs), found.hangs
     yield (
         f"… memory, above {mutants.MAX_GROWTH_MB} MB (at most {found.peak_mb})",
@@ -107,12 +146,14 @@ def main() -> None:
     for part in sys.argv[1:] or PARTS:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as directory:
-            # No progress bar: a process that is killed while it holds tqdm's lock would keep it for ever.
+            # No progress bar: a process that is killed while it holds tqdm's lock would keep it for
+            # ever.
             write_table(part, PARTS[part](Path(directory)), began)
 
 
 def write_table(part: str, found: Iterator[Row], began: float) -> None:
-    """Print rows as they come, and put them into the page; where anything broke, it stays as it was."""
+    """Print rows as they come, and put them into the page; where anything broke, it stays as it
+    was."""
     lines, broken = ["| what | times | broken |", "|---|---:|---:|"], 0
     for what, tried, wrong, which in found:
         lines.append(f"| {what} | {tried:,} | {wrong} |")
@@ -124,7 +165,9 @@ def write_table(part: str, found: Iterator[Row], began: float) -> None:
         raise SystemExit(f"{broken} broken: {PAGE.name} stays as it was.")
     begin, page = f"<!-- figures: {part} -->\n", PAGE.read_text(encoding="utf-8")
     head, _, rest = page.partition(begin)
-    PAGE.write_text(head + begin + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
+    PAGE.write_text(
+        head + begin + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

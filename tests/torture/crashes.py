@@ -29,7 +29,8 @@ Promise = Callable[[], object]
 
 
 def append_shards(root: Path, done: Callable[[str], object]) -> None:
-    """Fill a store: two tables, three shards each; ``done`` hears of every shard that is promised to stay."""
+    """Fill a store: two tables, three shards each; ``done`` hears of every shard that is promised
+    to stay."""
     store = Store.prepare(root, RUN)
     for number, table in itertools.product(range(3), ("scores/one", "scores/two")):
         store.append(table, f"{number:08d}", ROWS.slice(100 * number, 100), (), {"number": number})
@@ -37,20 +38,26 @@ def append_shards(root: Path, done: Callable[[str], object]) -> None:
 
 
 def fill_shards(root: Path, done: Callable[[str], object]) -> None:
-    """Fill a store with shards whose rows come in another order than that of their files, as a collection does."""
+    """Fill a store with shards whose rows come in another order than that of their files, as a
+    collection does."""
     store = Store.prepare(root, RUN)
     for number in range(2):
         table, values = activation_table(rows=5 + number)
-        file = store.begin_shard("activations/one", f"{number:08d}", table.drop_columns(["activation"]), table.schema)
+        file = store.begin_shard(
+            "activations/one", f"{number:08d}", table.drop_columns(["activation"]), table.schema
+        )
         with contextlib.closing(file):
             for row in reversed(range(len(values))):
                 file.put(row, values[row])
-            store.append_shard("activations/one", f"{number:08d}", file, table["sample_id"].to_pylist(), {})
+            store.append_shard(
+                "activations/one", f"{number:08d}", file, table["sample_id"].to_pylist(), {}
+            )
         done(f"activations/one/{number:08d}")
 
 
 def supersede_scores(root: Path, done: Callable[[str], object]) -> None:
-    """Replace scores by newer ones, as `featurestore score` does: the old ones go first, record before file."""
+    """Replace scores by newer ones, as `featurestore score` does: the old ones go first, record
+    before file."""
     store = Store.create(root, RUN)
     if store.record("scores/one", "new") is None:
         store.append("scores/one", "old", ROWS.slice(0, 50), (), {})
@@ -84,7 +91,8 @@ Scenario = Callable[[Path, Callable[[str], object]], None]
 
 
 def record_life(scenario: Scenario, root: Path) -> tuple[Trace, list[tuple[int, str]]]:
-    """Run a scenario on a traced disk; return the trace, and after how many operations each promise was made."""
+    """Run a scenario on a traced disk; return the trace, and after how many operations each promise
+    was made."""
     promises: list[tuple[int, str]] = []
     root.mkdir()
     with traced(root) as trace:
@@ -93,14 +101,21 @@ def record_life(scenario: Scenario, root: Path) -> tuple[Trace, list[tuple[int, 
 
 
 def cut_power(
-    scenario: Scenario, work: Path, states_per_moment: int, ignored_site: str | None = None, stop_at_first: bool = False
+    scenario: Scenario,
+    work: Path,
+    states_per_moment: int,
+    ignored_site: str | None = None,
+    stop_at_first: bool = False,
 ) -> Outcome:
-    """Cut the power after every operation of a scenario, in several ways each; see what is left, and go on from there."""
+    """Cut the power after every operation of a scenario, in several ways each; see what is left,
+    and go on from there."""
     trace, promises = record_life(scenario, work / "life")
     reference = tree(work / "life")
     disk, rng, outcome = PowerCut(ignored_site), random.Random(0), Outcome()
     # What a missing sync does shows best at the end.
-    moments = [len(trace.ops), *range(len(trace.ops))] if stop_at_first else range(len(trace.ops) + 1)
+    moments = (
+        [len(trace.ops), *range(len(trace.ops))] if stop_at_first else range(len(trace.ops) + 1)
+    )
     for moment in moments:
         if moment < disk.applied:
             disk = PowerCut(ignored_site)
@@ -109,7 +124,8 @@ def cut_power(
         kept = [what for at, what in promises if at <= moment]
         for number in range(states_per_moment):
             left = work / "left"
-            # All kept, all lost, and mixtures; a file may be there with nothing or with garbage in it.
+            # All kept, all lost, and mixtures; a file may be there with nothing or with garbage in
+            # it.
             keep = (1.1, -0.1, 0.5, 0.8, 0.2, 0.95)[number % 6]
             disk.leave(left, rng, keep, garble=rng.choice((0.0, 0.5, 1.0)))
             outcome.tried += 1
@@ -129,7 +145,8 @@ def sync_sites(scenario: Scenario, work: Path) -> list[str]:
 
 
 def refuse_each(scenario: Scenario, work: Path, error: int) -> Outcome:
-    """Refuse each operation once (errno 0: cut the writes short): the store must stay whole, a second run end right."""
+    """Refuse each operation once (errno 0: cut the writes short): the store must stay whole, a
+    second run end right."""
     trace, _ = record_life(scenario, work / "life")
     reference, outcome = tree(work / "life"), Outcome()
     for number, op in enumerate(trace.ops):
@@ -145,7 +162,11 @@ def refuse_each(scenario: Scenario, work: Path, error: int) -> Outcome:
             except (DiskError, ShareError) as refusal:
                 if not error:
                     wrong = f"a short write failed: {refusal}"
-                elif "\n" in str(refusal) or str(root) not in str(refusal) or os.strerror(error) not in str(refusal):
+                elif (
+                    "\n" in str(refusal)
+                    or str(root) not in str(refusal)
+                    or os.strerror(error) not in str(refusal)
+                ):
                     wrong = f"unclear: {refusal}"
                 elif error == errno.ENOSPC and "are free" not in str(refusal):
                     wrong = f"does not say how much is needed: {refusal}"
@@ -165,7 +186,8 @@ def _stores(root: Path) -> Iterator[Store]:
 
 
 def _wrong(root: Path, promised: list[str]) -> str:
-    """Return what is wrong with what is left; empty if every record holds and every promise was kept."""
+    """Return what is wrong with what is left; empty if every record holds and every promise was
+    kept."""
     try:
         stores = list(_stores(root))
     except FeatureStoreError as error:
@@ -184,7 +206,8 @@ def _wrong(root: Path, promised: list[str]) -> str:
 
 
 def _wrong_after(scenario: Scenario, root: Path, reference: dict[str, bytes]) -> str:
-    """Run the scenario again where it stopped; return how the end differs from that of an undisturbed run."""
+    """Run the scenario again where it stopped; return how the end differs from that of an
+    undisturbed run."""
     with _no_sync():
         try:
             scenario(root, lambda what: None)
@@ -192,7 +215,9 @@ def _wrong_after(scenario: Scenario, root: Path, reference: dict[str, bytes]) ->
             return f"cannot go on: {error}"
     found = tree(root)
     if found != reference:
-        different = sorted(k for k in set(found) | set(reference) if found.get(k) != reference.get(k))
+        different = sorted(
+            k for k in set(found) | set(reference) if found.get(k) != reference.get(k)
+        )
         return f"ends with another {different[0]}"
     return ""
 
@@ -211,10 +236,17 @@ def tree(root: Path) -> dict[str, bytes]:
     """Return the files of a directory; leftovers, which are never read, do not count."""
 
     def counts(path: Path) -> bool:
-        hidden = any(part.endswith((".tmp", ".unpacking")) or part == ".work" for part in path.relative_to(root).parts)
+        hidden = any(
+            part.endswith((".tmp", ".unpacking")) or part == ".work"
+            for part in path.relative_to(root).parts
+        )
         return path.is_file() and not hidden
 
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if counts(path)}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if counts(path)
+    }
 
 
 def make_bundle(work: Path) -> Path:

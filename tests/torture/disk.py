@@ -1,9 +1,10 @@
-"""A disk that is watched: every operation on it is recorded, can be refused, and can be lost in a power cut.
+"""A disk that is watched: every operation on it is recorded, can be refused, and can be lost in a
+power cut.
 
-The model of a power cut is the most hostile that POSIX allows. Data written to a file and not yet synced is kept, lost or
-garbage, write by write. A name made, moved or removed in a directory that was not synced since is there or not, name
-by name, whatever else is; a rename within a directory is one such change, from one to another it is two. What `fsync`
-returned for stays.
+The model of a power cut is the most hostile that POSIX allows. Data written to a file and not yet
+synced is kept, lost or garbage, write by write. A name made, moved or removed in a directory that
+was not synced since is there or not, name by name, whatever else is; a rename within a directory is
+one such change, from one to another it is two. What `fsync` returned for stays.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: ``kind`` and what it acts on; ``site`` is the function of ``durable`` that asked for it."""
+    """One operation: ``kind`` and what it acts on; ``site`` is the function of ``durable`` that
+    asked for it."""
 
     kind: str
     path: str = ""
@@ -80,7 +82,10 @@ class _File(io.FileIO):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         wanted = bytes(view)
-        short = self._trace.add(Op("write", self._name, offset=self._at, data=wanted)) and len(wanted) > 1
+        short = (
+            self._trace.add(Op("write", self._name, offset=self._at, data=wanted))
+            and len(wanted) > 1
+        )
         if short:
             wanted = wanted[: len(wanted) // 2]
             self._trace.ops[-1] = Op("write", self._name, offset=self._at, data=wanted)
@@ -101,10 +106,12 @@ def _site() -> str:
 
 @contextlib.contextmanager
 def traced(root: Path, fail_at: int | None = None, error: int = 0) -> Iterator[Trace]:
-    """Record, below ``root``, what this process asks of the disk; refuse operation ``fail_at``, or cut it short."""
+    """Record, below ``root``, what this process asks of the disk; refuse operation ``fail_at``, or
+    cut it short."""
     trace = Trace(root.absolute(), fail_at=fail_at, error=error)
     real = {
-        name: getattr(os, name) for name in ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync", "open")
+        name: getattr(os, name)
+        for name in ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync", "open")
     }
     real_open = io.open
 
@@ -243,7 +250,8 @@ class PowerCut:
                 directory.change((name, None))
 
     def leave(self, out: Path, rng: random.Random, keep: float, garble: float) -> None:
-        """Write what a power cut leaves to a new directory: unsynced changes stay with probability ``keep``."""
+        """Write what a power cut leaves to a new directory: unsynced changes stay with probability
+        ``keep``."""
         contents: dict[int, bytes] = {}
 
         def write(directory: _Directory, path: Path) -> None:

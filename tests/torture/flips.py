@@ -1,4 +1,5 @@
-"""Bits flipped in, and ends cut off, the files of a store: nothing may be read as if it were what was written."""
+"""Bits flipped in, and ends cut off, the files of a store: nothing may be read as if it were what
+was written."""
 
 import random
 from collections.abc import Callable
@@ -31,7 +32,12 @@ def make(root: Path) -> Store:
     (record,) = store.records("saes")
     store.remove(record)
     sae = SAE(SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6))
-    commit_sae(store, "s", {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}, {})
+    commit_sae(
+        store,
+        "s",
+        {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)},
+        {},
+    )
     return store
 
 
@@ -59,7 +65,11 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
             "Store.arrow": lambda store: store.arrow(table), "connect": lambda store: connect(store, tables=[table]).close(),
             "sql": lambda store: sql(store, f"select * from {kind}"),
         }  # fmt: skip
-        return ways | ({"activations": lambda store: list(store.activations(HOOK))} if kind == "activations" else {})
+        return ways | (
+            {"activations": lambda store: list(store.activations(HOOK))}
+            if kind == "activations"
+            else {}
+        )
     if kind == "saes":
         return {"store_sae": lambda store: store_sae(store, "s")}
     if path == "manifest/store.json":
@@ -74,7 +84,8 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
 
 
 def damage(root: Path, n: int, seed: int = 0) -> Outcome:
-    """Damage one file at a time, ``n`` times, each time undone; every reader of that file must refuse it with one line."""
+    """Damage one file at a time, ``n`` times, each time undone; every reader of that file must
+    refuse it with one line."""
     store, rng, outcome = Store.open(root), random.Random(seed), Outcome()
     read_everything(root)  # nothing is damaged yet; what was checked once is known by now
     derived = ("README.md", "SHA256SUMS", "metrics.json")
@@ -86,7 +97,10 @@ def damage(root: Path, n: int, seed: int = 0) -> Outcome:
             what, left = "cut", whole[: rng.randrange(len(whole))]
         else:
             at, bit = rng.randrange(len(whole)), rng.randrange(8)
-            what, left = f"bit {bit} of byte {at}", whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+            what, left = (
+                f"bit {bit} of byte {at}",
+                whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :],
+            )
         path.write_bytes(left)
         relative = path.relative_to(root).as_posix()
         for way, read in readers(relative).items():

@@ -1,7 +1,9 @@
-"""A store that somebody changed on purpose, its checksums made right again: through every reader and writer.
+"""A store that somebody changed on purpose, its checksums made right again: through every reader
+and writer.
 
-Each mutant must be refused with one line, or read as what it says; nothing outside the store may be opened, whatever it
-names (seen by the kernel), nothing may hang, and no small file may take much memory.
+Each mutant must be refused with one line, or read as what it says; nothing outside the store may be
+opened, whatever it names (seen by the kernel), nothing may hang, and no small file may take much
+memory.
 """
 
 import contextlib
@@ -139,7 +141,9 @@ class Chamber:
         for suffix in (".json", ".csv", ".parquet", ".jsonl.zst", ".md"):
             selection(work / "store").save(work / f"selection{suffix}")
             self.selections[suffix] = (work / f"selection{suffix}").read_bytes()
-        self.prompts = b'{"prompt": "a cat", "seed": 3, "style": "neon"}\n{"prompt": "a dog", "style": null}\n'
+        self.prompts = (
+            b'{"prompt": "a cat", "seed": 3, "style": "neon"}\n{"prompt": "a dog", "style": null}\n'
+        )
 
     def _tree(self) -> dict[str, bytes]:
         found = (p for p in self.root.rglob("*") if p.is_file() and not p.is_symlink())
@@ -162,7 +166,8 @@ class Chamber:
 
 
 def change(chamber: Chamber, rng: random.Random) -> tuple[str, Ways]:
-    """Change one thing in the chamber, or beside it; return what it was, and the ways that are to be tried."""
+    """Change one thing in the chamber, or beside it; return what it was, and the ways that are to
+    be tried."""
     kind = rng.choice(
         ["record"] * 4
         + ["parquet"] * 5
@@ -183,17 +188,31 @@ def change(chamber: Chamber, rng: random.Random) -> tuple[str, Ways]:
     if kind in ("record", "mark"):
         path.write_bytes(_sealed(data, rng, home))
         if kind == "record" and rng.random() < 0.1:
-            shutil.move(path, path.with_name(rng.choice(["copy.json", "00000000-0123456789abcdef.json", "a b.json"])))
+            shutil.move(
+                path,
+                path.with_name(
+                    rng.choice(["copy.json", "00000000-0123456789abcdef.json", "a b.json"])
+                ),
+            )
     elif kind == "ledger":
         path.write_bytes(mutate_text(data, rng, home))
     elif kind == "link":
         path.unlink()
         path.symlink_to(
-            rng.choice([chamber.home.path / "x.parquet", chamber.home.path, path, Path("../../home/id_rsa")])
+            rng.choice(
+                [
+                    chamber.home.path / "x.parquet",
+                    chamber.home.path,
+                    path,
+                    Path("../../home/id_rsa"),
+                ]
+            )
         )
     else:
         if kind == "parquet":
-            how = rng.choice([mutate_footer, mutate_footer, mutate_table, mutate_table, mutate_bytes])
+            how = rng.choice(
+                [mutate_footer, mutate_footer, mutate_table, mutate_table, mutate_bytes]
+            )
             new = how(data, rng, home) if how is mutate_table else how(data, rng)  # type: ignore[operator]
         elif kind == "config":
             new = json_bytes(mutate_json(json.loads(data), rng, home))
@@ -211,7 +230,8 @@ def _sealed(data: bytes, rng: random.Random, home: str) -> bytes:
 
 
 def _reseal(root: Path, name: str, data: bytes, rng: random.Random) -> None:
-    """Make the record of a file say what the file is now; rows and schema too, more often than not."""
+    """Make the record of a file say what the file is now; rows and schema too, more often than
+    not."""
     shard = shard_of(name)
     assert shard is not None
     location = root / "manifest" / shard[0] / f"{shard[1]}.json"
@@ -250,7 +270,10 @@ def _beside(chamber: Chamber, kind: str, rng: random.Random) -> tuple[str, Ways]
         return f"prompts{path.suffix}", {"read_prompts": lambda: read_prompts(str(path), [0])}
     bundle = chamber.work / "out.tar.zst"
     files = {name: data for name, data in chamber.whole.items() if not name.startswith(".")}
-    listed: Any = [{"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()]
+    listed: Any = [
+        {"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
+        for n, d in files.items()
+    ]
     head = {"format": "featurestore-bundle", "format_version": 1, "files": listed}
     action = rng.randrange(4)
     if action == 0:
@@ -258,8 +281,12 @@ def _beside(chamber: Chamber, kind: str, rng: random.Random) -> tuple[str, Ways]
         files[name] = mutate_bytes(files[name], rng)
     elif action == 1:
         value = hostile_value(rng, home)
-        files[str(value).replace("\x00", "0").encode("utf-8", "replace").decode()[:90] or "x"] = b"x"
-    write_bundle(bundle, {LIST: json_bytes(mutate_json(head, rng, home) if action != 0 else head), **files})
+        files[str(value).replace("\x00", "0").encode("utf-8", "replace").decode()[:90] or "x"] = (
+            b"x"
+        )
+    write_bundle(
+        bundle, {LIST: json_bytes(mutate_json(head, rng, home) if action != 0 else head), **files}
+    )
     if action == 3:
         bundle.write_bytes(mutate_bytes(bundle.read_bytes(), rng))
     return "bundle", {"unpack": lambda: unpack(bundle, out).arrow("samples")}
@@ -279,7 +306,8 @@ def _push(root: Path) -> None:
 
 
 def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
-    """Return the ways through which a file of the store is read, and one of those that take longer, or write."""
+    """Return the ways through which a file of the store is read, and one of those that take longer,
+    or write."""
     root, work = chamber.root, chamber.work
     table = (shard_of(name) or ("samples", ""))[0]
     kind = table.partition("/")[0]
@@ -293,7 +321,9 @@ def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
         always["connect"] = lambda: connect(Store.open(root)).close()
         always["card"] = lambda: make_card(Store.open(root))
     if kind in ("activations",):
-        always["activations"] = lambda: [shard.rows() for shard in Store.open(root).activations(HOOK)]
+        always["activations"] = lambda: [
+            shard.rows() for shard in Store.open(root).activations(HOOK)
+        ]
     if kind == "saes" or name.startswith("saes/"):
         always |= {
             "load_config": lambda: load_config(Store.open(root), "s"),
@@ -305,7 +335,9 @@ def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
             "labels": lambda: Store.open(root).corrected_labels(),
         }
     some: Ways = {
-        "sql": lambda: sql(Store.open(root), f"select * from {kind if kind != 'saes' else 'codes'}"),
+        "sql": lambda: sql(
+            Store.open(root), f"select * from {kind if kind != 'saes' else 'codes'}"
+        ),
         "scan": lambda: Store.open(root).scan(table),
         "info": lambda: command("info", root),
         "pack": lambda: pack(Store.open(root), work / "out.pack"),
@@ -313,13 +345,19 @@ def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
         "duckdb": lambda: export_database(Store.open(root), work / "out.duckdb"),
         "score": lambda: command("score", root, "--sae", "s", "--by", "style"),
         "export": lambda: command("export", root, "--sae", "s", "--by", "style"),
-        "export -o": lambda: command("export", root, "--sae", "s", "--by", "style", "-o", work / "out.selections"),
+        "export -o": lambda: command(
+            "export", root, "--sae", "s", "--by", "style", "-o", work / "out.selections"
+        ),
         "encode": lambda: command("encode", *at, "--quiet"),
         "repair --dry-run": lambda: repair(root, dry_run=True),
         "repair": lambda: repair(root),
         "write_card": lambda: write_card(Store.open(root)),
-        "append": lambda: [Store.open(root).commit(record) for record in Store.open(root).records(table)],
-        "remove": lambda: [Store.open(root).remove(record) for record in Store.open(root).records("scores/s")],
+        "append": lambda: [
+            Store.open(root).commit(record) for record in Store.open(root).records(table)
+        ],
+        "remove": lambda: [
+            Store.open(root).remove(record) for record in Store.open(root).records("scores/s")
+        ],
     }
     weights = [1 if key == "encode" else 4 for key in some]
     (chosen,) = rng.choices(list(some), weights)
@@ -338,7 +376,7 @@ def _try(what: str, way: str, call: Callable[[], object], report: Report) -> Non
             report.broken.append(f"{what}: {way} says it in several lines")
     except HangError:
         report.hangs.append(f"{what}: {way}")
-    except Exception as error:  # noqa: BLE001 - the question is what comes
+    except Exception as error:  # noqa: BLE001
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         report.broken.append(f"{what}: {way}: {type(error).__name__}: {str(error)[:150]} ({place})")
@@ -365,7 +403,8 @@ def _hurt_cache(directory: Path, rng: random.Random) -> None:
 def _chunk(work: Path, seeds: range, results: Any) -> None:
     """Try the mutants of some seeds in this process."""
     report = Report()
-    # What libraries leave in the system's directories is theirs: everything of ours goes below ``work``.
+    # What libraries leave in the system's directories is theirs: everything of ours goes below
+    # ``work``.
     os.environ |= {
         "TMPDIR": str(work / "tmp"),
         "HOME": str(work / "tmp"),
@@ -392,10 +431,14 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
                 for way, call in ways.items():
                     (work / "last").write_text(f"{seed} {what}: {way}")
                     _try(f"{seed} {what}", way, call, report)
-                    report.outside += [f"{seed} {what}: {way} touches {path}" for path in touched.files()]
+                    report.outside += [
+                        f"{seed} {what}: {way} touches {path}" for path in touched.files()
+                    ]
             mine = f"{str(work).lstrip('/')}/"
             report.outside += [
-                f"{seed} {what}: writes /{p}" for p, _ in writes.seen if not p.startswith((mine, "dev/", "proc/"))
+                f"{seed} {what}: writes /{p}"
+                for p, _ in writes.seen
+                if not p.startswith((mine, "dev/", "proc/"))
             ]
             chamber.restore()
     finally:
@@ -409,8 +452,11 @@ def _chunks(n: int, seed: int) -> Iterator[range]:
         yield range(seed + first, seed + min(n, first + _CHUNK))
 
 
-def mutate(work: Path, n: int, seed: int = 0, progress: Callable[[Report], object] = lambda report: None) -> Report:
-    """Try ``n`` mutants; a process for every few hundred, so that one that dies is counted and named."""
+def mutate(
+    work: Path, n: int, seed: int = 0, progress: Callable[[Report], object] = lambda report: None
+) -> Report:
+    """Try ``n`` mutants; a process for every few hundred, so that one that dies is counted and
+    named."""
     total = Report()
     for seeds in _chunks(n, seed):
         place = work / f"mutants-{seeds.start}"
@@ -421,7 +467,9 @@ def mutate(work: Path, n: int, seed: int = 0, progress: Callable[[Report], objec
         report = _report(child, results, len(seeds))
         child.join()
         if report is None:
-            total.broken.append(f"{(place / 'last').read_text()} ended the process with status {child.exitcode}")
+            total.broken.append(
+                f"{(place / 'last').read_text()} ended the process with status {child.exitcode}"
+            )
         else:
             total.add(report)
         shutil.rmtree(place, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Changed files whose checksums hold: structured mutation of everything that lies in a store (seeded, so repeatable)."""
+"""Changed files whose checksums hold: structured mutation of everything that lies in a store
+(seeded, so repeatable)."""
 
 import copy
 import hashlib
@@ -14,7 +15,24 @@ import pyarrow.parquet as pq
 from featurestore.format import thrift
 from featurestore.format.canonical import sealed
 
-NUMBERS = [0, -1, 1, 2, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**70, -(2**63), 1.5, -0.0, 1e308, 1e38, True, False]
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    2**31 - 1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    2**70,
+    -(2**63),
+    1.5,
+    -0.0,
+    1e308,
+    1e38,
+    True,
+    False,
+]
 RAW = [
     "NaN",
     "Infinity",
@@ -45,14 +63,19 @@ def hostile_value(rng: random.Random, home: str) -> Any:
     if kind == 1:
         return rng.choice(hostile_paths(home))
     if kind == 2:
-        return rng.choice([None, [], {}, [[]], [{}], {"": None}, [1] * 1000, {"a": {"b": {"c": 1}}}])
+        return rng.choice(
+            [None, [], {}, [[]], [{}], {"": None}, [1] * 1000, {"a": {"b": {"c": 1}}}]
+        )
     if kind == 3:
         return _MARKER + str(rng.randrange(len(RAW)))
-    return rng.choice(["cond", "saes", "samples", "featurestore", "0" * 64, "0" * 16, "x", "é", "1", "true"])
+    return rng.choice(
+        ["cond", "saes", "samples", "featurestore", "0" * 64, "0" * 16, "x", "é", "1", "true"]
+    )
 
 
 def mutate_json(body: Any, rng: random.Random, home: str) -> Any:
-    """Return a copy of a JSON value with one to three things in it changed, dropped, doubled or renamed."""
+    """Return a copy of a JSON value with one to three things in it changed, dropped, doubled or
+    renamed."""
     body = copy.deepcopy(body)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         holder, key = _place(body, rng)
@@ -62,7 +85,9 @@ def mutate_json(body: Any, rng: random.Random, home: str) -> Any:
         if action == 0 and isinstance(holder, dict):
             del holder[key]
         elif action == 1 and isinstance(holder, dict):
-            holder[rng.choice(["", "x", "path", "files", "../x", "sha256 ", key + "2"])] = holder.pop(key)
+            holder[rng.choice(["", "x", "path", "files", "../x", "sha256 ", key + "2"])] = (
+                holder.pop(key)
+            )
         elif action == 2 and isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
         elif action == 3 and isinstance(holder, list):
@@ -77,14 +102,21 @@ def _place(body: Any, rng: random.Random) -> tuple[Any, Any]:
     level = [body]
     while level:
         one = level.pop()
-        keys = list(one) if isinstance(one, dict) else list(range(min(len(one), 50))) if isinstance(one, list) else []
+        keys = (
+            list(one)
+            if isinstance(one, dict)
+            else list(range(min(len(one), 50)))
+            if isinstance(one, list)
+            else []
+        )
         places += [(one, key) for key in keys]
         level += [one[key] for key in keys]
     return rng.choice(places) if places else (None, None)
 
 
 def json_bytes(body: Any) -> bytes:
-    """Return JSON as this project writes it, with the raw texts of :data:`RAW` where they were put."""
+    """Return JSON as this project writes it, with the raw texts of :data:`RAW` where they were
+    put."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     for number, raw in enumerate(RAW):
         text = text.replace(f'"{_MARKER}{number}"', raw)
@@ -102,11 +134,14 @@ def seal(body: Any) -> bytes:
         except (ValueError, TypeError, RecursionError):
             pass
     digest = hashlib.sha256(whole).hexdigest()
-    return whole[:-1] + (b"," if len(whole) > 2 else b"") + b'"sha256":"' + digest.encode() + b'"}\n'
+    return (
+        whole[:-1] + (b"," if len(whole) > 2 else b"") + b'"sha256":"' + digest.encode() + b'"}\n'
+    )
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Return bytes with a range zeroed, changed, doubled, cut out or cut off, or with text in front."""
+    """Return bytes with a range zeroed, changed, doubled, cut out or cut off, or with text in
+    front."""
     changed = bytearray(data)
     first = rng.randrange(len(data) + 1)
     last = min(len(data), first + rng.choice([1, 2, 8, 64, 4096]))
@@ -122,12 +157,15 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     elif action == 4:
         del changed[first:]
     else:
-        changed[:0] = rng.choice([b"\xef\xbb\xbf", b"\xff\xfe", b"\x80\x04K\x01.", b"PK\x03\x04", b"\n", b"\x00"])
+        changed[:0] = rng.choice(
+            [b"\xef\xbb\xbf", b"\xff\xfe", b"\x80\x04K\x01.", b"PK\x03\x04", b"\n", b"\x00"]
+        )
     return bytes(changed)
 
 
 def mutate_footer(data: bytes, rng: random.Random) -> bytes:
-    """Return a Parquet file with numbers or texts in its footer, or in a page's header, changed; Thrift stays Thrift."""
+    """Return a Parquet file with numbers or texts in its footer, or in a page's header, changed;
+    Thrift stays Thrift."""
     size = int.from_bytes(data[-8:-4], "little")
     footer = thrift.read(data[-8 - size : -8])
     for _ in range(rng.choice([1, 1, 2])):
@@ -163,14 +201,19 @@ def _thrift_value(value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return rng.choice([0, 1, -1, 4, value + 1, value - 1, value * 1000, 2**31 - 1, -(2**31), 2**62])
+        return rng.choice(
+            [0, 1, -1, 4, value + 1, value - 1, value * 1000, 2**31 - 1, -(2**31), 2**62]
+        )
     if isinstance(value, bytes):
-        return rng.choice([b"", b"x", value + b"x", value[::-1], b"\xff", b"sample_id", value[: len(value) // 2]])
+        return rng.choice(
+            [b"", b"x", value + b"x", value[::-1], b"\xff", b"sample_id", value[: len(value) // 2]]
+        )
     return value
 
 
 def mutate_table(data: bytes, rng: random.Random, home: str) -> bytes:
-    """Return a Parquet file of other rows, columns or metadata, written by pyarrow: sound as a file, wrong as a table."""
+    """Return a Parquet file of other rows, columns or metadata, written by pyarrow: sound as a
+    file, wrong as a table."""
     table = pq.read_table(io.BytesIO(data))
     action = rng.randrange(7)
     number = rng.randrange(table.num_columns)
@@ -178,8 +221,12 @@ def mutate_table(data: bytes, rng: random.Random, home: str) -> bytes:
     if action == 0:
         table = table.drop_columns([field.name])
     elif action == 1:
-        name = rng.choice([*hostile_paths(home), "sample_id", "step", "STEP", field.name + " ", "select"])
-        table = table.rename_columns([name if i == number else n for i, n in enumerate(table.column_names)])
+        name = rng.choice(
+            [*hostile_paths(home), "sample_id", "step", "STEP", field.name + " ", "select"]
+        )
+        table = table.rename_columns(
+            [name if i == number else n for i, n in enumerate(table.column_names)]
+        )
     elif action == 2:
         table = (
             table.slice(0, rng.choice([0, 1, table.num_rows]))
@@ -207,7 +254,9 @@ def mutate_table(data: bytes, rng: random.Random, home: str) -> bytes:
         metadata = dict(table.schema.metadata or {})
         value = hostile_value(rng, home)
         text = value if isinstance(value, str) else json.dumps(value)
-        metadata[f"featurestore.{rng.choice(known)}".encode()] = text.encode("utf-8", "surrogatepass")
+        metadata[f"featurestore.{rng.choice(known)}".encode()] = text.encode(
+            "utf-8", "surrogatepass"
+        )
         table = table.replace_schema_metadata(metadata)
     sink = io.BytesIO()
     try:
@@ -220,16 +269,30 @@ def mutate_table(data: bytes, rng: random.Random, home: str) -> bytes:
 def _other_values(table: pa.Table, number: int, rng: random.Random, home: str) -> pa.Table:
     """Replace a column by hostile values, nulls among them, of its own type or another."""
     field, n = table.schema.field(number), table.num_rows
-    kinds = [pa.int64(), pa.float64(), pa.string(), pa.bool_(), pa.list_(pa.int32()), pa.binary(), pa.null()]
+    kinds = [
+        pa.int64(),
+        pa.float64(),
+        pa.string(),
+        pa.bool_(),
+        pa.list_(pa.int32()),
+        pa.binary(),
+        pa.null(),
+    ]
     if pa.types.is_integer(field.type) and rng.random() < 0.7:
         bits = field.type.bit_width
         column = pa.array(
-            [rng.choice([0, -1, 2 ** (bits - 1) - 1, -(2 ** (bits - 1)), 7]) for _ in range(n)], field.type
+            [rng.choice([0, -1, 2 ** (bits - 1) - 1, -(2 ** (bits - 1)), 7]) for _ in range(n)],
+            field.type,
         )
     elif pa.types.is_floating(field.type) and field.type != pa.float16() and rng.random() < 0.7:
-        column = pa.array([rng.choice([float("nan"), float("inf"), -1.0, 0.0, 3e38]) for _ in range(n)], field.type)
+        column = pa.array(
+            [rng.choice([float("nan"), float("inf"), -1.0, 0.0, 3e38]) for _ in range(n)],
+            field.type,
+        )
     elif pa.types.is_string(field.type) and rng.random() < 0.7:
-        column = pa.array([rng.choice([*hostile_paths(home), None, "cond"]) for _ in range(n)], pa.string())
+        column = pa.array(
+            [rng.choice([*hostile_paths(home), None, "cond"]) for _ in range(n)], pa.string()
+        )
     else:
         column = pa.nulls(n, rng.choice([*kinds, field.type]))
     return table.set_column(number, pa.field(field.name, column.type), column)
@@ -246,7 +309,8 @@ def mutate_safetensors(data: bytes, rng: random.Random, home: str) -> bytes:
 
 
 def mutate_text(data: bytes, rng: random.Random, home: str) -> bytes:
-    """Return a text file with a line changed: cut, doubled, swapped, or with a hostile value in the place of another."""
+    """Return a text file with a line changed: cut, doubled, swapped, or with a hostile value in the
+    place of another."""
     lines = data.split(b"\n")
     number = rng.randrange(len(lines))
     action = rng.randrange(5)
@@ -259,7 +323,9 @@ def mutate_text(data: bytes, rng: random.Random, home: str) -> bytes:
         lines[number], lines[other] = lines[other], lines[number]
     elif action == 3:
         value = hostile_value(rng, home)
-        lines[number] = json_bytes(value) if rng.random() < 0.5 else str(value).encode("utf-8", "surrogatepass")
+        lines[number] = (
+            json_bytes(value) if rng.random() < 0.5 else str(value).encode("utf-8", "surrogatepass")
+        )
     else:
         return mutate_bytes(data, rng)
     return b"\n".join(lines)

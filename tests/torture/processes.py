@@ -41,8 +41,11 @@ class Kills(Outcome):
     """samples that were committed before a kill and gone after it"""
 
 
-def kill(model: Model, work: Path, n_kills: int, number: int = signal.SIGKILL, seed: int = 0) -> Kills:
-    """Collect again and again, with a signal to the process at a random moment; resume; each end must be the same bytes."""
+def kill(
+    model: Model, work: Path, n_kills: int, number: int = signal.SIGKILL, seed: int = 0
+) -> Kills:
+    """Collect again and again, with a signal to the process at a random moment; resume; each end
+    must be the same bytes."""
     began = time.perf_counter()
     run_collect(work / "reference", model)
     longest = time.perf_counter() - began
@@ -79,17 +82,23 @@ def _write(root: Path, rank: int, n: int, own: bool, results: Any) -> None:
     store, wrong = Store.open(root), 0
     for number in range(n):
         shard = f"{rank}-{number:06d}" if own else f"{number:06d}"
-        record = store.append("scores/s", shard, ROWS.slice(number % 400, 20), (), {"number": number % 400})
+        record = store.append(
+            "scores/s", shard, ROWS.slice(number % 400, 20), (), {"number": number % 400}
+        )
         found = store.record("scores/s", shard)
         wrong += found is None or found.files != record.files
     results.put((rank, n, wrong))
 
 
 def write_at_once(root: Path, n_writers: int, n_commits: int, own: bool) -> Outcome:
-    """Let processes commit at once, each its own shards or all the same, while another reads; say what was lost or torn."""
+    """Let processes commit at once, each its own shards or all the same, while another reads; say
+    what was lost or torn."""
     store, results, stop = Store.create(root, RUN), FORK.Queue(), FORK.Event()
     reader = FORK.Process(target=_read_meanwhile, args=(root, stop, results))
-    writers = [FORK.Process(target=_write, args=(root, rank, n_commits, own, results)) for rank in range(n_writers)]
+    writers = [
+        FORK.Process(target=_write, args=(root, rank, n_commits, own, results))
+        for rank in range(n_writers)
+    ]
     for process in (reader, *writers):
         process.start()
     reports = [results.get(timeout=3600) for _ in writers]
@@ -98,7 +107,11 @@ def write_at_once(root: Path, n_writers: int, n_commits: int, own: bool) -> Outc
     for process in (reader, *writers):
         process.join()
     outcome = Outcome(tried=sum(n for rank, n, _ in reports if rank >= 0))
-    outcome.broken += [f"{'reader' if rank < 0 else rank}: {wrong} torn of {n}" for rank, n, wrong in reports if wrong]
+    outcome.broken += [
+        f"{'reader' if rank < 0 else rank}: {wrong} torn of {n}"
+        for rank, n, wrong in reports
+        if wrong
+    ]
     expected = n_commits * (n_writers if own else 1)
     if (found := len(store.records("scores/s"))) != expected:
         outcome.broken.append(f"{found} of {expected} commits are there")
@@ -119,7 +132,9 @@ def _read_meanwhile(root: Path, stop: Any, results: Any) -> None:
             assert record is not None
             rows = pa.parquet.read_table(root / record.files[0].path, partitioning=None)
             start = dict(record.made_by)["number"]
-            wrong += check_file(root, record.files[0]) is not None or not rows.equals(ROWS.slice(start, 20))
+            wrong += check_file(root, record.files[0]) is not None or not rows.equals(
+                ROWS.slice(start, 20)
+            )
         if last:
             results.put((-1, len(seen), wrong))
             return

@@ -1,4 +1,5 @@
-"""Every pair of writers at once, with different bytes under one name: what is committed stays what it was."""
+"""Every pair of writers at once, with different bytes under one name: what is committed stays what
+it was."""
 
 import contextlib
 import hashlib
@@ -40,7 +41,11 @@ def _append(store: Store, number: int) -> None:
 
 def _append_parts(store: Store, number: int) -> None:
     store.append_parts(
-        "scores/s", "a", SCORES, [ROWS.slice(number, 20), ROWS.slice(number + 30, 20)], {"number": -number}
+        "scores/s",
+        "a",
+        SCORES,
+        [ROWS.slice(number, 20), ROWS.slice(number + 30, 20)],
+        {"number": -number},
     )
 
 
@@ -51,7 +56,10 @@ def _selection(store: Store, number: int) -> None:
 def _sae(store: Store, number: int) -> None:
     weights = bytes([number % 256]) * (1000 + number)
     commit_sae(
-        store, "z", {"config.json": json.dumps(_CONFIG).encode(), "sae.safetensors": weights}, {"number": number}
+        store,
+        "z",
+        {"config.json": json.dumps(_CONFIG).encode(), "sae.safetensors": weights},
+        {"number": number},
     )
 
 
@@ -88,13 +96,14 @@ def _run(root: Path, name: str, number: int, gate: Any, results: Any) -> None:
             WRITERS[name](store, number)
     except FeatureStoreError as error:
         wrong = "" if "\n" not in str(error) else f"several lines: {error}"
-    except Exception as error:  # noqa: BLE001 - the question is what comes
+    except Exception as error:  # noqa: BLE001
         wrong = f"{type(error).__name__}: {error}"
     results.put(wrong)
 
 
 def race(work: Path, rounds: int) -> Outcome:
-    """Let every pair of writers, each writer with itself too, write at once; look whether what stands is whole.
+    """Let every pair of writers, each writer with itself too, write at once; look whether what
+    stands is whole.
 
     A third shard of each kind is there before: nobody may change it.
     """
@@ -109,7 +118,9 @@ def race(work: Path, rounds: int) -> Outcome:
         before = _committed(store, "before")
         gate, results = FORK.Barrier(2), FORK.Queue()
         children = [
-            FORK.Process(target=_run, args=(root, name, 7 * number + 100 * place + 1, gate, results))
+            FORK.Process(
+                target=_run, args=(root, name, 7 * number + 100 * place + 1, gate, results)
+            )
             for place, name in enumerate((one, other))
         ]
         for child in children:
@@ -118,8 +129,12 @@ def race(work: Path, rounds: int) -> Outcome:
         for child in children:
             child.join()
         outcome.tried += 1
-        wrong = [line for line in said if line] + [f"{p.path} {p.what}" for p in verify(store) if p.damage]
-        wrong += ["what was there before has changed"] if _committed(store, "before") != before else []
+        wrong = [line for line in said if line] + [
+            f"{p.path} {p.what}" for p in verify(store) if p.damage
+        ]
+        wrong += (
+            ["what was there before has changed"] if _committed(store, "before") != before else []
+        )
         if wrong:
             outcome.broken.append(f"{one} and {other}: {wrong[0]}")
     return outcome

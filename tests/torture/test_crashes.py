@@ -4,7 +4,11 @@ import pytest
 
 from tests.torture import crashes
 
-SCENARIOS = {"append": crashes.append_shards, "fill": crashes.fill_shards, "supersede": crashes.supersede_scores}
+SCENARIOS = {
+    "append": crashes.append_shards,
+    "fill": crashes.fill_shards,
+    "supersede": crashes.supersede_scores,
+}
 
 
 @pytest.fixture(params=["append", "fill", "supersede", "unpack"])
@@ -22,7 +26,9 @@ def test_every_sync_is_needed(scenario, tmp_path):
     assert sites
     for number, site in enumerate(sites):
         (tmp_path / str(number)).mkdir()
-        outcome = crashes.cut_power(scenario, tmp_path / str(number), 6, ignored_site=site, stop_at_first=True)
+        outcome = crashes.cut_power(
+            scenario, tmp_path / str(number), 6, ignored_site=site, stop_at_first=True
+        )
         assert outcome.broken, f"without the sync of {site} nothing breaks"
 
 

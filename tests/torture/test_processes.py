@@ -25,8 +25,12 @@ def test_writers_at_once_lose_nothing_and_a_reader_sees_whole_shards(tmp_path, o
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_collection_that_is_told_to_stop_leaves_whole_shards_and_goes_on(model_dir, tmp_path, number, status):
-    lines = [json.dumps({"prompt": p.prompt, "seed": p.seed, **p.labels}) for p in processes.PROMPTS]
+def test_a_collection_that_is_told_to_stop_leaves_whole_shards_and_goes_on(
+    model_dir, tmp_path, number, status
+):
+    lines = [
+        json.dumps({"prompt": p.prompt, "seed": p.seed, **p.labels}) for p in processes.PROMPTS
+    ]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     command = [sys.executable, "-m", "featurestore", "collect", "--model", str(model_dir), "--prompts", "prompts.jsonl",
                "--store", "store", "--steps", "2", "--guidance", "3", "--shard-samples", "1", "--exact", "--quiet",
@@ -44,7 +48,9 @@ def test_a_collection_that_is_told_to_stop_leaves_whole_shards_and_goes_on(model
     _, said = child.communicate(timeout=100)
     store = Store.open(tmp_path / "store")
     n_committed = len(store.committed_samples("samples"))
-    assert (child.returncode, "Interrupted. What was committed stays" in said) == (status, True), said
+    assert (child.returncode, "Interrupted. What was committed stays" in said) == (status, True), (
+        said
+    )
     assert 0 < n_committed < len(processes.PROMPTS)
     assert verify(store) == []
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)

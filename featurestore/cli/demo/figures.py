@@ -25,7 +25,9 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Return pictures of one size as rows and columns, with a thin gap."""
     width, height = rows[0][0].size
     n_columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (n_columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")
+    sheet = Image.new(
+        "RGB", (n_columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white"
+    )
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             sheet.paste(image, (x * (width + _GAP), y * (height + _GAP)))
@@ -33,21 +35,29 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def overlay(image: Image.Image, heat: npt.NDArray[np.floating], largest: float) -> Image.Image:
-    """Return a grey copy of a picture with a map ``[height, width]`` over it, from clear (0) to red-yellow (``largest``)."""
+    """Return a grey copy of a picture with a map ``[height, width]`` over it, from clear (0) to
+    red-yellow (``largest``)."""
     scale = np.clip(heat / largest, 0, 1) if largest > 0 else np.zeros_like(heat)
-    spread = Image.fromarray((scale * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    spread = Image.fromarray((scale * 255).astype(np.uint8)).resize(
+        image.size, Image.Resampling.BILINEAR
+    )
     strength = np.asarray(spread, np.float32)[..., None] / 255
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
-    colour = np.concatenate([np.full_like(strength, 255), 210 * strength, np.zeros_like(strength)], -1)
+    colour = np.concatenate(
+        [np.full_like(strength, 255), 210 * strength, np.zeros_like(strength)], -1
+    )
     mixed = grey * (1 - 0.85 * strength) + colour * 0.85 * strength
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
 def importance_curves(selection: Selection) -> str:
-    """Return an SVG: the score of each selected feature over the timesteps; points where it is selected."""
+    """Return an SVG: the score of each selected feature over the timesteps; points where it is
+    selected."""
     table = selection.rows.to_pydict()
     by_feature: dict[int, list[tuple[float, float]]] = {}
-    for feature, timestep, score in zip(table["feature"], table["timestep"], table["score"], strict=True):
+    for feature, timestep, score in zip(
+        table["feature"], table["timestep"], table["score"], strict=True
+    ):
         by_feature.setdefault(feature, []).append((timestep, score))
     figure, axes = _axes("timestep (noise on the left, picture on the right)", "importance score")
     order = sorted(by_feature, key=lambda f: -max(score for _, score in by_feature[f]))
@@ -62,10 +72,18 @@ def importance_curves(selection: Selection) -> str:
 
 def fvu_curves(metrics: dict[str, dict[str, Any]]) -> str:
     """Return an SVG: the FVU of SAEs over the timesteps, from their ``metrics.json``."""
-    figure, axes = _axes("timestep (noise on the left, picture on the right)", "FVU (held-out samples)")
+    figure, axes = _axes(
+        "timestep (noise on the left, picture on the right)", "FVU (held-out samples)"
+    )
     for name, values in metrics.items():
         steps = values["timesteps"]
-        axes.plot([s["timestep"] for s in steps], [s["fvu"] for s in steps], marker="o", markersize=3.5, label=name)
+        axes.plot(
+            [s["timestep"] for s in steps],
+            [s["fvu"] for s in steps],
+            marker="o",
+            markersize=3.5,
+            label=name,
+        )
     axes.set_ylim(bottom=0)
     axes.invert_xaxis()
     axes.legend(fontsize=8, frameon=False)

@@ -39,7 +39,9 @@ class Demo:
 def store_bytes(store: Store) -> int:
     """Return the size of a store's committed files."""
     tables = [*store.tables(), "saes"]
-    return sum(entry.bytes for table in tables for record in store.records(table) for entry in record.files)
+    return sum(
+        entry.bytes for table in tables for record in store.records(table) for entry in record.files
+    )
 
 
 def rows_of_table(demo: Demo) -> list[list[str]]:
@@ -57,6 +59,11 @@ def rows_of_table(demo: Demo) -> list[list[str]]:
         family, concept = result.study.family, result.study.concept
         before = unlearning(demo.before_answers, {family: [concept]})
         score = result.score
-        cells = [(1 - before.ua, 1 - score.ua), (before.ua, score.ua), (before.ira, score.ira), (before.cra, score.cra)]
+        cells = [
+            (1 - before.ua, 1 - score.ua),
+            (before.ua, score.ua),
+            (before.ira, score.ira),
+            (before.cra, score.cra),
+        ]
         rows.append([f"{family} {concept}", *(f"{a:.0%} → {b:.0%}" for a, b in cells)])
     return rows

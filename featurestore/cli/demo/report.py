@@ -27,7 +27,10 @@ def write_report(demo: Demo) -> None:
     template = Environment(autoescape=True).from_string(
         files("featurestore.cli.demo").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
-    metrics = {result.study.sae: load_metrics(demo.store, result.study.sae) or {} for result in demo.results}
+    metrics = {
+        result.study.sae: load_metrics(demo.store, result.study.sae) or {}
+        for result in demo.results
+    }
     page = template.render(
         table=rows_of_table(demo),
         studies=[_study(demo, result) for result in demo.results],
@@ -69,28 +72,42 @@ def _by_label(demo: Demo, images: list[Image.Image]) -> Image.Image:
 
 def _focus(demo: Demo, result: Result) -> list[list[Image.Image]]:
     """The pictures asked for the concept: as they were, and without it."""
-    wanted = [i for i, p in enumerate(demo.prompts) if p.labels[result.study.family] == result.study.concept]
+    wanted = [
+        i
+        for i, p in enumerate(demo.prompts)
+        if p.labels[result.study.family] == result.study.concept
+    ]
     return [[demo.before[i] for i in wanted], [result.images[i] for i in wanted]]
 
 
 def feature_maps(store: Store, selection: Selection) -> list[list[Image.Image]]:
-    """Return collected pictures, of the concept and then of others, and below each where the selected features fire.
+    """Return collected pictures, of the concept and then of others, and below each where the
+    selected features fire.
 
-    A map is the sum over the steps, position by position, of the activations of the features selected at that step.
+    A map is the sum over the steps, position by position, of the activations of the features
+    selected at that step.
     """
     columns = ["sample_id", selection.family, "image"]
     samples = store.arrow("samples", columns).to_pylist()
     inside = [s for s in samples if s[selection.family] == selection.concept][: _N_MAPS // 2]
     outside = [s for s in samples if s[selection.family] not in (None, selection.concept)]
-    chosen = inside + outside[:: max(1, len(outside) // (_N_MAPS - len(inside)))][: _N_MAPS - len(inside)]
+    chosen = (
+        inside
+        + outside[:: max(1, len(outside) // (_N_MAPS - len(inside)))][: _N_MAPS - len(inside)]
+    )
     heats = _heat(store, selection, [s["sample_id"] for s in chosen])
     largest = max((float(heat.max()) for heat in heats.values()), default=0.0)
     images = [Image.open(io.BytesIO(s["image"]["bytes"])).convert("RGB") for s in chosen]
-    maps = [figures.overlay(im, heats[s["sample_id"]], largest) for im, s in zip(images, chosen, strict=True)]
+    maps = [
+        figures.overlay(im, heats[s["sample_id"]], largest)
+        for im, s in zip(images, chosen, strict=True)
+    ]
     return [images, maps]
 
 
-def _heat(store: Store, selection: Selection, sample_ids: list[int]) -> dict[int, npt.NDArray[np.float64]]:
+def _heat(
+    store: Store, selection: Selection, sample_ids: list[int]
+) -> dict[int, npt.NDArray[np.float64]]:
     config = load_config(store, selection.sae)
     codes = store.arrow(f"codes/{selection.sae}")
     mine = pc.is_in(codes["sample_id"], value_set=pa.array(sample_ids, pa.int64()))
@@ -98,6 +115,10 @@ def _heat(store: Store, selection: Selection, sample_ids: list[int]) -> dict[int
     heats = {i: np.zeros(config["height"] * config["width"]) for i in sample_ids}
     for row in codes.to_pylist():
         wanted = set(selection.at(row["timestep"]).features.tolist())
-        for position, (features, values) in enumerate(zip(row["features"], row["values"], strict=True)):
-            heats[row["sample_id"]][position] += sum(v for f, v in zip(features, values, strict=True) if f in wanted)
+        for position, (features, values) in enumerate(
+            zip(row["features"], row["values"], strict=True)
+        ):
+            heats[row["sample_id"]][position] += sum(
+                v for f, v in zip(features, values, strict=True) if f in wanted
+            )
     return {i: heat.reshape(config["height"], config["width"]) for i, heat in heats.items()}

@@ -11,7 +11,16 @@ import click
 from collectors.collection import CollectSettings, collect
 from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
 from featurestore.cli.demo.report import write_report
-from featurestore.cli.demo.settings import BATCH_SIZE, EXPANSION, FULL, QUICK, STUDIES, Amounts, K, Study
+from featurestore.cli.demo.settings import (
+    BATCH_SIZE,
+    EXPANSION,
+    FULL,
+    QUICK,
+    STUDIES,
+    Amounts,
+    K,
+    Study,
+)
 from featurestore.cli.store import human_bytes
 from featurestore.cli.text import text_table
 from featurestore.format import durable
@@ -60,13 +69,19 @@ def _write_prompts(path: Path, n_concepts: int) -> None:
     durable.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _collect(out: Path, model: Model, run: RunSettings, amounts: Amounts, seconds: dict[str, float]) -> Store:
+def _collect(
+    out: Path, model: Model, run: RunSettings, amounts: Amounts, seconds: dict[str, float]
+) -> Store:
     with _stage(seconds, "collect activations"):
         _write_prompts(out / "prompts.jsonl", amounts.n_concepts)
         prompts = read_prompts(out / "prompts.jsonl", amounts.collect_seeds)
         hooks = [study.hook for study in STUDIES]
         return collect(
-            out / "store", model, prompts, run, CollectSettings(hooks=hooks, images=True, batch_size=16)
+            out / "store",
+            model,
+            prompts,
+            run,
+            CollectSettings(hooks=hooks, images=True, batch_size=16),
         ).store
 
 
@@ -77,7 +92,9 @@ def _learn(demo: Demo, study: Study, amounts: Amounts) -> None:
     from sae.training.train import TrainSettings, train
 
     store, name = demo.store, study.sae
-    settings = TrainSettings(k=K, expansion=EXPANSION, steps=amounts.train_steps, batch_size=BATCH_SIZE)
+    settings = TrainSettings(
+        k=K, expansion=EXPANSION, steps=amounts.train_steps, batch_size=BATCH_SIZE
+    )
     with _stage(demo.seconds, f"train the SAE '{name}'"):
         train(store, study.hook, name, settings)
     with _stage(demo.seconds, f"encode with '{name}'"):
@@ -114,13 +131,16 @@ def _collect_command(out: Path, amounts: Amounts) -> str:
 
 
 def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
-    train = f"--k {K} --expansion {EXPANSION:g} --steps {amounts.train_steps} --batch-size {BATCH_SIZE}"
+    train = (
+        f"--k {K} --expansion {EXPANSION:g} --steps {amounts.train_steps} --batch-size {BATCH_SIZE}"
+    )
     concept = f"{study.family}={study.concept}"
     return [
         f"featurestore train --store {out}/store --hook {study.hook} {train} --name {study.sae}",
         f"featurestore encode --store {out}/store --sae {study.sae}",
         f"featurestore score {out}/store --sae {study.sae} --by {study.family}",
-        f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} -o {out}/{study.concept}.json",
+        f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} "
+        f"-o {out}/{study.concept}.json",
         f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl "
         f"--seeds {','.join(map(str, amounts.test_seeds))} --ablate {out}/{study.concept}.json "
         f"--multiplier {study.strength:g} --out {out}/without-{study.concept}",
@@ -130,9 +150,12 @@ def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
 def _print_table(demo: Demo, total: float) -> None:
     rows = rows_of_table(demo)
     click.echo("\n" + text_table(rows[0], rows[1:]))
-    asked = [f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")]
+    asked = [
+        f"{family} {accuracy(demo.before_answers, family):.0%}" for family in ("style", "object")
+    ]
     click.echo(
-        f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: {', '.join(asked)} recognised."
+        f"\nBefore → after, judged on {len(demo.prompts)} pictures each; untouched pictures: "
+        f"{', '.join(asked)} recognised."
     )
     for name, seconds in demo.seconds.items():
         click.echo(f"  {seconds:6.1f} s  {name}")

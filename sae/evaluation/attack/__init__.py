@@ -1,4 +1,5 @@
-"""Attacks that bring removed concepts back: tokens, embeddings, starting latents; the defence in the gradient's path."""
+"""Attacks that bring removed concepts back: tokens, embeddings, starting latents; the defence in
+the gradient's path."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""Attack a defence: draw targets, search for each what brings it back, judge after every round, keep every step."""
+"""Attack a defence: draw targets, search for each what brings it back, judge after every round,
+keep every step."""
 
 import contextlib
 import functools
@@ -49,18 +50,23 @@ def attack(
 ) -> AttackReport:
     """Search for what makes the edited ``model`` show the concepts that ``interventions`` remove.
 
-    Attacked are ``prompts`` that ask for one of the concepts, at most ``pictures`` of each, spread over them; ``batch_size``
-    at once. Everything is kept in ``out``, an interrupted call goes on there, and ``report.html`` shows the pictures.
+    Attacked are ``prompts`` that ask for one of the concepts, at most ``pictures`` of each, spread
+    over them; ``batch_size`` at once. Everything is kept in ``out``, an interrupted call goes on
+    there, and ``report.html`` shows the pictures.
 
     Raises:
         SelectionError: a selection was made for another model or SAE.
-        UsageError: nothing is removed, no prompt asks for it, the judge cannot see it, or it is not shown without a defence.
+        UsageError: nothing is removed, no prompt asks for it, the judge cannot see it, or it is not
+            shown without a defence.
         ModelError: the pipeline or its scheduler cannot be attacked.
     """
     if not interventions:
         raise UsageError("nothing to attack: no selection is ablated.")
     if mode == "saeuron":
-        raise UsageError("mode saeuron counts its calls and has no timestep to attack: use mode paper or no-error.")
+        raise UsageError(
+            "mode saeuron counts its calls and has no timestep to attack: use mode paper or "
+            "no-error."
+        )
     run = run or RunSettings(model.steps, model.guidance)
     found = find_saes([one.selection for one in interventions], saes)
     removed = dict.fromkeys((one.selection.family, one.selection.concept) for one in interventions)
@@ -108,12 +114,19 @@ def attack_defence(
     """Attack any defence; see :func:`attack`."""
     check_labels(judge, [{case.family: case.concept} for case in cases])
     if architecture(defended.model.pipe).needs_image:
-        raise ModelError(f"{type(defended.model.pipe).__name__} starts from a picture: only text-to-image is attacked.")
+        raise ModelError(
+            f"{type(defended.model.pipe).__name__} starts from a picture: only text-to-image is "
+            f"attacked."
+        )
     _Attack(defended, judge, out, settings, say).run(cases, batch_size, progress)
-    return AttackReport.read(out, [path_of(out, defended, judge, settings, case) for case in cases], settings.method)
+    return AttackReport.read(
+        out, [path_of(out, defended, judge, settings, case) for case in cases], settings.method
+    )
 
 
-def path_of(out: Path, defended: Defended, judge: Judge, settings: AttackSettings, case: Case) -> Path:
+def path_of(
+    out: Path, defended: Defended, judge: Judge, settings: AttackSettings, case: Case
+) -> Path:
     """Return where the outcome of a case is kept."""
     about = {
         "version": VERSION, "defence": defended.setting, "run": describe_run(defended.model, defended.run),
@@ -126,7 +139,9 @@ def path_of(out: Path, defended: Defended, judge: Judge, settings: AttackSetting
 
 
 class _Attack:
-    def __init__(self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, say: Say) -> None:
+    def __init__(
+        self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, say: Say
+    ) -> None:
         self.defended, self.judge, self.settings, self.say = defended, judge, settings, say
         self.path = functools.partial(path_of, out, defended, judge, settings)
         self.method = method_of(defended, settings)
@@ -139,18 +154,23 @@ class _Attack:
             if not victims and not any(_is_attacked(self.path(case)) for case in cases):
                 named = ", ".join(dict.fromkeys(f"{case.family}={case.concept}" for case in cases))
                 raise UsageError(
-                    f"nothing to bring back: {self.judge.name} sees {named} in none of {len(cases)} pictures that are drawn "
+                    f"nothing to bring back: {self.judge.name} sees {named} in none of "
+                    f"{len(cases)} pictures that are drawn "
                     f"without a defence. Use prompts that show it, or a judge that sees it."
                 )
             batches = _batches(victims, batch_size)
             with tqdm(
-                total=len(batches) * self.settings.n_rounds, desc="attack", unit="round", disable=not progress
+                total=len(batches) * self.settings.n_rounds,
+                desc="attack",
+                unit="round",
+                disable=not progress,
             ) as bar:
                 for batch in batches:
                     self._attack(batch, bar)
 
     def _victims(self, cases: Sequence[Case]) -> list[Victim]:
-        """Draw the targets and what the defence makes of them; keep the outcome of those that need no attack."""
+        """Draw the targets and what the defence makes of them; keep the outcome of those that need
+        no attack."""
         model, run = self.defended.model, self.defended.run
         prompts, seeds = [c.prompt.prompt for c in cases], [c.prompt.seed for c in cases]
         latents = generate(model, run, prompts, seeds, "latent")
@@ -167,7 +187,10 @@ class _Attack:
             for name, image in zip(("target", "defended"), images, strict=True):
                 self._keep_picture(case, name, image)
             if not is_target or is_shown:
-                self._keep(case, {"shown_without_defence": is_target, "shown_before": is_target and is_shown})
+                self._keep(
+                    case,
+                    {"shown_without_defence": is_target, "shown_before": is_target and is_shown},
+                )
                 continue
             victim = Victim(case, target.detach().float(), generator_of(case, self.settings.seed))
             state = self.path(case).with_suffix(".safetensors")
@@ -181,12 +204,16 @@ class _Attack:
     def _attack(self, victims: Sequence[Victim], bar: Any) -> None:
         left, began, counted = list(victims), time.monotonic(), bar.n
         while left:
-            number = min(v.round for v in left)  # An interruption may have kept some of a batch a round later.
+            number = min(
+                v.round for v in left
+            )  # An interruption may have kept some of a batch a round later.
             now = [v for v in left if v.round == number]
             with self.defended.attached():
                 self.method.round(now, number)
                 images = self.method.draw(now)
-            for victim, image, is_shown in zip(now, images, self._seen([v.case for v in now], images), strict=True):
+            for victim, image, is_shown in zip(
+                now, images, self._seen([v.case for v in now], images), strict=True
+            ):
                 victim.round += 1
                 if is_shown or victim.round == self.settings.n_rounds:
                     self._keep_picture(victim.case, "attacked", image)
@@ -198,7 +225,10 @@ class _Attack:
             bar.set_postfix_str(f"{len(left)} of {len(victims)} still removed", refresh=True)
             if number == 0 and left and counted == 0:
                 minutes = (time.monotonic() - began) * (bar.total - 1) / 60
-                self.say(f"one round took {time.monotonic() - began:.0f} s: at most {minutes:.0f} min to go")
+                self.say(
+                    f"one round took {time.monotonic() - began:.0f} s: at most {minutes:.0f} min "
+                    f"to go"
+                )
         bar.n = counted + self.settings.n_rounds
         bar.refresh()
 
@@ -211,18 +241,24 @@ class _Attack:
 
     def _keep_picture(self, case: Case, name: str, image: Any) -> None:
         path = self.path(case).with_suffix("")
-        durable.write_file(path.parent / f"{path.name}-{name}.png", functools.partial(image.save, format="PNG"))
+        durable.write_file(
+            path.parent / f"{path.name}-{name}.png", functools.partial(image.save, format="PNG")
+        )
 
     def _keep(self, case: Case, outcome: dict[str, Any]) -> None:
         body = Attacked(
             prompt=case.prompt.prompt, seed=case.prompt.seed, family=case.family, concept=case.concept,
             method=self.settings.method, **outcome,
         )  # fmt: skip
-        durable.write_bytes(self.path(case), (json.dumps(vars(body), ensure_ascii=False) + "\n").encode())
+        durable.write_bytes(
+            self.path(case), (json.dumps(vars(body), ensure_ascii=False) + "\n").encode()
+        )
 
 
 def _is_attacked(path: Path) -> bool:
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["shown_without_defence"])
+    return path.is_file() and bool(
+        json.loads(path.read_text(encoding="utf-8"))["shown_without_defence"]
+    )
 
 
 def _batches(things: Sequence[Any], size: int) -> list[list[Any]]:
@@ -231,7 +267,9 @@ def _batches(things: Sequence[Any], size: int) -> list[list[Any]]:
 
 def _described(one: Intervention) -> dict[str, Any]:
     selection = one.selection
-    rows = sha256_text(canonical_json([selection.sae_hash, selection.timesteps, selection.rows.to_pylist()]))[:16]
+    rows = sha256_text(
+        canonical_json([selection.sae_hash, selection.timesteps, selection.rows.to_pylist()])
+    )[:16]
     return {**one.described(), "rows": rows}
 
 

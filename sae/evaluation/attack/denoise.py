@@ -1,4 +1,5 @@
-"""The denoiser as a differentiable function of its conditions and its input, whatever the pipeline, its defence included."""
+"""The denoiser as a differentiable function of its conditions and its input, whatever the pipeline,
+its defence included."""
 
 import inspect
 from collections.abc import Sequence
@@ -31,18 +32,23 @@ class _ReachedError(Exception):
     """Carries a denoiser's arguments out of the pipeline."""
 
 
-def conditions(model: Model, run: RunSettings, prompts: Sequence[str], *, guided: bool = False) -> Conditions:
-    """Return what the pipeline gives its denoiser for ``prompts``, with gradients to whatever made the text's states.
+def conditions(
+    model: Model, run: RunSettings, prompts: Sequence[str], *, guided: bool = False
+) -> Conditions:
+    """Return what the pipeline gives its denoiser for ``prompts``, with gradients to whatever made
+    the text's states.
 
-    The pipeline runs until its first denoiser call. Without ``guided`` it runs without classifier-free guidance, so that a
-    picture is one row.
+    The pipeline runs until its first denoiser call. Without ``guided`` it runs without
+    classifier-free guidance, so that a picture is one row.
 
     Raises:
         ModelError: guidance is a second call of the denoiser.
     """
     pipe, kind = model.pipe, architecture(model.pipe)
     if guided and kind.two_pass:
-        raise ModelError(f"{type(pipe).__name__} calls its denoiser twice for guidance: attack it without.")
+        raise ModelError(
+            f"{type(pipe).__name__} calls its denoiser twice for guidance: attack it without."
+        )
     given = call_arguments(model, run, list(prompts))
     given.pop("true_cfg_scale", None)
     if not guided:
@@ -57,7 +63,9 @@ def conditions(model: Model, run: RunSettings, prompts: Sequence[str], *, guided
     handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
         with torch.enable_grad():
-            call(pipe, **given, generator=torch.Generator("cpu").manual_seed(0), output_type="latent")
+            call(
+                pipe, **given, generator=torch.Generator("cpu").manual_seed(0), output_type="latent"
+            )
     except _ReachedError as stopped:
         (arguments,) = stopped.args
     else:
@@ -69,13 +77,16 @@ def conditions(model: Model, run: RunSettings, prompts: Sequence[str], *, guided
 
 
 def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Tensor:
-    """Return what the defended denoiser predicts of ``x`` (a row per picture) at a timestep, guidance applied."""
+    """Return what the defended denoiser predicts of ``x`` (a row per picture) at a timestep,
+    guidance applied."""
     arguments = dict(given.arguments)
     name = next(iter(arguments))
     n = len(given.branches)
     arguments[name] = torch.cat([x] * n).to(arguments[name].dtype)
     told = torch.as_tensor(arguments["timestep"])
-    scale = float(told.flatten()[0]) / given.timesteps[0]  # FLUX tells its denoiser the timestep / 1000.
+    scale = (
+        float(told.flatten()[0]) / given.timesteps[0]
+    )  # FLUX tells its denoiser the timestep / 1000.
     arguments["timestep"] = torch.full_like(told, timestep * scale)
     with direct_calls(model.pipe, given.branches, timestep):
         output = denoiser(model.pipe)(**arguments)
@@ -89,7 +100,8 @@ def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Te
 
 
 def levels(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Return how much of the picture and how much of the noise a denoiser's input has at a timestep: √ᾱ and √(1−ᾱ).
+    """Return how much of the picture and how much of the noise a denoiser's input has at a
+    timestep: √ᾱ and √(1−ᾱ).
 
     Of flow matching: 1 − σ and σ.
 
@@ -103,7 +115,8 @@ def levels(scheduler: Any, timestep: float) -> tuple[float, float]:
         sigma = timestep / scheduler.config.num_train_timesteps
         return 1 - sigma, sigma
     raise ModelError(
-        f"{type(scheduler).__name__} says nothing of its noise: attacks know alphas_cumprod and flow matching."
+        f"{type(scheduler).__name__} says nothing of its noise: attacks know alphas_cumprod and "
+        f"flow matching."
     )
 
 
@@ -114,9 +127,11 @@ def last_levels(scheduler: Any) -> tuple[float, float]:
 
 
 def parts(scheduler: Any, x: Tensor, prediction: Tensor, timestep: float) -> tuple[Tensor, Tensor]:
-    """Return the picture and the noise that a prediction takes ``x`` apart into: ``x = a · picture + b · noise``.
+    """Return the picture and the noise that a prediction takes ``x`` apart into:
+    ``x = a · picture + b · noise``.
 
-    A velocity is ``a · noise − b · picture`` (Salimans & Ho 2022, arXiv 2202.00512), of flow matching ``noise − picture``.
+    A velocity is ``a · noise − b · picture`` (Salimans & Ho 2022, arXiv 2202.00512), of flow
+    matching ``noise − picture``.
     """
     a, b = levels(scheduler, timestep)
     kind = "flow" if _is_flow(scheduler) else scheduler.config.prediction_type
@@ -128,11 +143,16 @@ def parts(scheduler: Any, x: Tensor, prediction: Tensor, timestep: float) -> tup
         return (x - b * prediction) / a, prediction
     if kind == "sample":
         return prediction, (x - a * prediction) / b
-    raise ModelError(f"prediction_type {kind!r}: expected epsilon, v_prediction, sample or flow matching.")
+    raise ModelError(
+        f"prediction_type {kind!r}: expected epsilon, v_prediction, sample or flow matching."
+    )
 
 
-def noise_loss(model: Model, given: Conditions, target: Tensor, noise: Tensor, timestep: float) -> Tensor:
-    """Return ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²`` per picture, averaged over its elements, ``[pictures]``."""
+def noise_loss(
+    model: Model, given: Conditions, target: Tensor, noise: Tensor, timestep: float
+) -> Tensor:
+    """Return ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²`` per picture, averaged over its elements,
+    ``[pictures]``."""
     a, b = levels(model.pipe.scheduler, timestep)
     x = a * target + b * noise
     _, found = parts(model.pipe.scheduler, x, predicted(model, given, x, timestep), timestep)
@@ -140,7 +160,8 @@ def noise_loss(model: Model, given: Conditions, target: Tensor, noise: Tensor, t
 
 
 def denoised(model: Model, given: Conditions, x: Tensor, step: int) -> Tensor:
-    """Return what one deterministic step (DDIM's; Euler's of flow matching) of the run makes of ``x``."""
+    """Return what one deterministic step (DDIM's; Euler's of flow matching) of the run makes of
+    ``x``."""
     scheduler, timestep = model.pipe.scheduler, given.timesteps[step]
     picture, noise = parts(scheduler, x, predicted(model, given, x, timestep), timestep)
     last = step + 1 == len(given.timesteps)

@@ -1,4 +1,5 @@
-"""Make selections hold: attack, learn the features that what came back uses, take them too, until attacks fail."""
+"""Make selections hold: attack, learn the features that what came back uses, take them too, until
+attacks fail."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from sae.intervention.settings import Intervention
 
 FILE = "hardened.json"
 Learn = Callable[[str, str, Sequence[Prompt], Sequence[Intervention]], Selection]
-"""family, concept, prompts that bring it back, what is removed already → features of what came back"""
+"""family, concept, prompts that bring it back, what is removed already → features of what came
+back"""
 HOLDS = "no attack brought anything back"
 SPENT = "taking more features costs more than the budget"
 KNOWN = "what came back fires no features that are not taken out already"
@@ -53,10 +55,14 @@ class HardenSettings:
 
     def __post_init__(self) -> None:
         if self.attack.method != "tokens":
-            raise UsageError(f"hardening learns from prompts: attack {self.attack.method!r} finds none, use tokens.")
+            raise UsageError(
+                f"hardening learns from prompts: attack {self.attack.method!r} finds none, use "
+                f"tokens."
+            )
         if self.rounds < 1 or self.budget < 0:
             raise UsageError(
-                f"{self.rounds} rounds, budget {self.budget}: expected at least 1 round, and no less than 0."
+                f"{self.rounds} rounds, budget {self.budget}: expected at least 1 round, and no "
+                f"less than 0."
             )
 
 
@@ -88,14 +94,17 @@ def harden(
     progress: bool = True,
     say: Say = lambda line: None,
 ) -> Hardened:
-    """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is trained.
+    """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is
+    trained.
 
-    Each round attacks with tokens. Prompts that bring a concept back, typed as text, go to ``learn``, which selects the
-    features of what came back (``featurestore harden`` collects them into the store with a label of their own, under the
-    defence, and scores them by SQL). They are taken at the strength of the concept's own intervention, or as weakly as the
-    budget of IRA and CRA demands. ``prompts`` and ``judge`` are a search's: report on others.
+    Each round attacks with tokens. Prompts that bring a concept back, typed as text, go to
+    ``learn``, which selects the features of what came back (``featurestore harden`` collects them
+    into the store with a label of their own, under the defence, and scores them by SQL). They are
+    taken at the strength of the concept's own intervention, or as weakly as the budget of IRA and
+    CRA demands. ``prompts`` and ``judge`` are a search's: report on others.
 
-    Everything is kept in ``out``; the same call goes on there. Raises as :func:`sae.evaluation.attack.attack`.
+    Everything is kept in ``out``; the same call goes on there. Raises as
+    :func:`sae.evaluation.attack.attack`.
     """
     settings, run = settings or HardenSettings(), run or RunSettings(model.steps, model.guidance)
     work = _Hardening(model, prompts, judge, out, settings, run, saes, mode, batch_size)
@@ -121,10 +130,14 @@ def harden(
             break
         edits += chosen
         told["added"] = [_described(one) for one in chosen]
-        added = ", ".join(f"{a['concept']}: {a['features']} features at {a['strength']:g}" for a in told["added"])
+        added = ", ".join(
+            f"{a['concept']}: {a['features']} features at {a['strength']:g}" for a in told["added"]
+        )
         say(f"round {number}: {added} taken, too")
     body = {"reason": reason, "rounds": rounds}
-    durable.write_bytes(out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    durable.write_bytes(
+        out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
+    )
     return Hardened(edits, rounds, reason)
 
 
@@ -140,7 +153,9 @@ class _Hardening:
     mode: str
     batch_size: int
 
-    def attack(self, edits: Sequence[Intervention], number: int, progress: bool, say: Say) -> AttackReport:
+    def attack(
+        self, edits: Sequence[Intervention], number: int, progress: bool, say: Say
+    ) -> AttackReport:
         """Attack all that is removed, with a seed of the round's own."""
         how = replace(self.settings.attack, seed=self.settings.attack.seed + number)
         return attack(
@@ -154,7 +169,14 @@ class _Hardening:
         targets = grouped((e.selection.family, e.selection.concept) for e in edits)
         prompts = thinned(self.prompts, targets, self.settings.n_others)
         evaluation = Evaluation(
-            self.out / "outcomes", self.model, self.run, prompts, self.judge, self.batch_size, self.mode, self.saes
+            self.out / "outcomes",
+            self.model,
+            self.run,
+            prompts,
+            self.judge,
+            self.batch_size,
+            self.mode,
+            self.saes,
         )
         return evaluation.outcome(targets, edits, None, prompts, self.judge)
 
@@ -167,16 +189,29 @@ class _Hardening:
             return [], UNTYPED
         found = []
         for family, concept in dict.fromkeys((one.family, one.concept) for one in typed):
-            own = next(e for e in edits if (e.selection.family, e.selection.concept) == (family, concept))
+            own = next(
+                e for e in edits if (e.selection.family, e.selection.concept) == (family, concept)
+            )
             texts = [one for one in typed if (one.family, one.concept) == (family, concept)]
-            prompts = [Prompt(str(one.found["text"]), one.seed, {family: concept}, 0) for one in texts]
+            prompts = [
+                Prompt(str(one.found["text"]), one.seed, {family: concept}, 0) for one in texts
+            ]
             selection = learn(family, concept, prompts, edits)
-            taken = {row for e in edits if e.selection.sae_hash == selection.sae_hash for row in _features(e.selection)}
+            taken = {
+                row
+                for e in edits
+                if e.selection.sae_hash == selection.sae_hash
+                for row in _features(e.selection)
+            }
             fresh = [row not in taken for row in _features(selection)]
             if any(fresh):
                 # By the concept's own name, so that all its selections are taken together.
                 rows = selection.rows.filter(fresh)
-                found.append(replace(own, selection=replace(selection, family=family, concept=concept, rows=rows)))
+                found.append(
+                    replace(
+                        own, selection=replace(selection, family=family, concept=concept, rows=rows)
+                    )
+                )
         return found, KNOWN
 
     def within_budget(
@@ -189,8 +224,11 @@ class _Hardening:
                 return tried
         return None
 
-    def _typed(self, edits: Sequence[Intervention], came_back: Sequence[Attacked]) -> list[Attacked]:
-        """Return those that come back when their tokens are read as text, as anybody could type it."""
+    def _typed(
+        self, edits: Sequence[Intervention], came_back: Sequence[Attacked]
+    ) -> list[Attacked]:
+        """Return those that come back when their tokens are read as text, as anybody could type
+        it."""
         shown = []
         with ablate(self.model.pipe, list(edits), saes=self.saes, mode=self.mode):
             for start in range(0, len(came_back), self.batch_size):
@@ -199,7 +237,11 @@ class _Hardening:
                 images = generate(self.model, self.run, texts, [one.seed for one in part])
                 asked = [Prompt(one.prompt, one.seed, {one.family: one.concept}, 0) for one in part]
                 answers = self.judge.answers(asked, images)
-                shown += [one for one, a in zip(part, answers, strict=True) if a.seen[one.family] == one.concept]
+                shown += [
+                    one
+                    for one, a in zip(part, answers, strict=True)
+                    if a.seen[one.family] == one.concept
+                ]
         return shown
 
 
@@ -216,13 +258,18 @@ def _kept(outcome: Outcome) -> float:
 
 def _told(report: AttackReport, outcome: Outcome) -> dict[str, Any]:
     scores = {name: None if x != x else x for name, x in outcome.scores._asdict().items()}
-    rates = {"shown_before": report.before._asdict(), "shown_under_attack": report.under_attack._asdict()}
+    rates = {
+        "shown_before": report.before._asdict(),
+        "shown_under_attack": report.under_attack._asdict(),
+    }
     return {**rates, "came_back": len(report.came_back), "pictures": len(report.pictures), **scores}
 
 
 def _line(told: dict[str, Any]) -> str:
     scores = ", ".join(
-        f"{name.upper()} {100 * told[name]:.1f}" for name in ("ua", "ira", "cra") if told[name] is not None
+        f"{name.upper()} {100 * told[name]:.1f}"
+        for name in ("ua", "ira", "cra")
+        if told[name] is not None
     )
     return f"{told['came_back']} of {told['pictures']} came back; {scores}"
 

@@ -1,4 +1,5 @@
-"""What is searched, by which loss, and how a picture is drawn with what was found (docs/evaluation.md, "Attacks")."""
+"""What is searched, by which loss, and how a picture is drawn with what was found
+(docs/evaluation.md, "Attacks")."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,13 +21,21 @@ from sae.evaluation.attack.denoise import (
     parts,
     predicted,
 )
-from sae.evaluation.attack.prefix import SampledOneHot, encoders, prefixed, prefixed_embeddings, project, text_of
+from sae.evaluation.attack.prefix import (
+    SampledOneHot,
+    encoders,
+    prefixed,
+    prefixed_embeddings,
+    project,
+    text_of,
+)
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Victim, number_of
 
 
 class Method(Protocol):
-    """An attack on several pictures at once, each by itself; the defence is attached by the caller."""
+    """An attack on several pictures at once, each by itself; the defence is attached by the
+    caller."""
 
     def start(self, victim: Victim) -> list[Tensor]:
         """Return what the search begins with."""
@@ -43,15 +52,21 @@ class Method(Protocol):
 
 def method_of(defended: Defended, settings: AttackSettings) -> Method:
     """Return the method that settings name."""
-    return LatentsAttack(defended, settings) if settings.method == "latents" else TextAttack(defended, settings)
+    return (
+        LatentsAttack(defended, settings)
+        if settings.method == "latents"
+        else TextAttack(defended, settings)
+    )
 
 
 class TextAttack:
-    """UnlearnDiffAtk, or concept inversion: tokens or embeddings before the prompt, by the loss that models are trained with.
+    """UnlearnDiffAtk, or concept inversion: tokens or embeddings before the prompt, by the loss
+    that models are trained with.
 
-    ``min_d E ‖ε − ε_θ*(√ᾱ x_tgt + √(1−ᾱ) ε | [d; c])‖²`` (Zhang et al. 2023, arXiv 2310.11868, eq. 5; Pham et al. 2023,
-    arXiv 2308.01508, eq. 4). Tokens are points of the simplex, from which a token is drawn; each round has its timestep, from
-    the least noisy on. Embeddings have a timestep drawn anew for each iteration.
+    ``min_d E ‖ε − ε_θ*(√ᾱ x_tgt + √(1−ᾱ) ε | [d; c])‖²`` (Zhang et al. 2023, arXiv 2310.11868, eq.
+    5; Pham et al. 2023, arXiv 2308.01508, eq. 4). Tokens are points of the simplex, from which a
+    token is drawn; each round has its timestep, from the least noisy on. Embeddings have a timestep
+    drawn anew for each iteration.
     """
 
     def __init__(self, defended: Defended, settings: AttackSettings) -> None:
@@ -61,20 +76,32 @@ class TextAttack:
         self.tables = [encoder.table for encoder in encoders(self.pipe)]
 
     def start(self, victim: Victim) -> list[Tensor]:
-        """Return the middle of the simplex, or the embeddings of random tokens, for each text encoder."""
+        """Return the middle of the simplex, or the embeddings of random tokens, for each text
+        encoder."""
         k = self.settings.n_tokens
         if self.discrete:
             return [torch.full((k, len(t)), 1 / len(t), device=t.device) for t in self.tables]
         drawn = [torch.randint(len(t), (k,), generator=victim.generator) for t in self.tables]
-        return [table[rows.to(table.device)].float() for table, rows in zip(self.tables, drawn, strict=True)]
+        return [
+            table[rows.to(table.device)].float()
+            for table, rows in zip(self.tables, drawn, strict=True)
+        ]
 
     def round(self, victims: Sequence[Victim], number: int) -> None:
         """Take the round's gradient steps."""
         for iteration in range(self.settings.n_iterations):
-            variables = [[v.detach().requires_grad_() for v in victim.variables] for victim in victims]
-            embeddings = [self._embeddings(v, own) for v, own in zip(victims, variables, strict=True)]
-            noise = torch.stack([torch.randn(v.target.shape, generator=v.generator) for v in victims])
-            losses = self.losses(victims, embeddings, noise.to(victims[0].target), self._timestep(number, iteration))
+            variables = [
+                [v.detach().requires_grad_() for v in victim.variables] for victim in victims
+            ]
+            embeddings = [
+                self._embeddings(v, own) for v, own in zip(victims, variables, strict=True)
+            ]
+            noise = torch.stack(
+                [torch.randn(v.target.shape, generator=v.generator) for v in victims]
+            )
+            losses = self.losses(
+                victims, embeddings, noise.to(victims[0].target), self._timestep(number, iteration)
+            )
             flat = [v for own in variables for v in own]
             gradients = iter(torch.autograd.grad(losses.sum(), flat))
             for victim, own, loss in zip(victims, variables, losses.tolist(), strict=True):
@@ -82,18 +109,28 @@ class TextAttack:
                 victim.losses.append(loss)
 
     def losses(
-        self, victims: Sequence[Victim], embeddings: Sequence[Sequence[Tensor]], noise: Tensor, timestep: float
+        self,
+        victims: Sequence[Victim],
+        embeddings: Sequence[Sequence[Tensor]],
+        noise: Tensor,
+        timestep: float,
     ) -> Tensor:
-        """Return each picture's loss with ``embeddings`` (for each picture and text encoder ``[k, width]``) before its prompt."""
+        """Return each picture's loss with ``embeddings`` (for each picture and text encoder
+        ``[k, width]``) before its prompt."""
         prompts = [v.case.prompt.prompt for v in victims]
         together = [torch.stack(rows) for rows in zip(*embeddings, strict=True)]
         with prefixed_embeddings(self.pipe, prompts, together):
             given = conditions(self.model, self.defended.run, prompts, guided=self.defended.guided)
-        return noise_loss(self.model, given, torch.stack([v.target for v in victims]), noise, timestep)
+        return noise_loss(
+            self.model, given, torch.stack([v.target for v in victims]), noise, timestep
+        )
 
     def draw(self, victims: Sequence[Victim]) -> list[Any]:
         """Draw the prompts with the likeliest tokens, or the embeddings, before them."""
-        prompts, seeds = [v.case.prompt.prompt for v in victims], [v.case.prompt.seed for v in victims]
+        prompts, seeds = (
+            [v.case.prompt.prompt for v in victims],
+            [v.case.prompt.seed for v in victims],
+        )
         found = [torch.stack(rows) for rows in zip(*(v.variables for v in victims), strict=True)]
         inserted = (
             prefixed(self.pipe, prompts, [rows.argmax(2) for rows in found])
@@ -104,11 +141,15 @@ class TextAttack:
             return generate(self.model, self.defended.run, prompts, seeds)
 
     def found(self, victim: Victim) -> dict[str, Any]:
-        """Return the tokens and the text that they are with the prompt, or how large the embeddings are."""
+        """Return the tokens and the text that they are with the prompt, or how large the embeddings
+        are."""
         if self.discrete:
             ids = [rows.argmax(1).tolist() for rows in victim.variables]
             return {"tokens": ids, "text": text_of(self.pipe, victim.case.prompt.prompt, ids)}
-        sizes = [float(v.std() / t.float().std()) for v, t in zip(victim.variables, self.tables, strict=True)]
+        sizes = [
+            float(v.std() / t.float().std())
+            for v, t in zip(victim.variables, self.tables, strict=True)
+        ]
         return {"std_ratio": sizes, "embeddings": [v.tolist() for v in victim.variables]}
 
     def _embeddings(self, victim: Victim, variables: Sequence[Tensor]) -> list[Tensor]:
@@ -138,15 +179,19 @@ def attacked_timesteps(total: int, n: int) -> list[float]:
 
 
 class LatentsAttack:
-    """Starting latents of which an empty prompt becomes the target, after TINA (arXiv 2603.17828); see docs/evaluation.md.
+    """Starting latents of which an empty prompt becomes the target, after TINA (arXiv 2603.17828);
+    see docs/evaluation.md.
 
-    The first round inverts the sampling step by step, from the target to the noise: of each step it optimises the input
-    whose output is known. Later rounds optimise the starting latents through all steps at once.
+    The first round inverts the sampling step by step, from the target to the noise: of each step it
+    optimises the input whose output is known. Later rounds optimise the starting latents through
+    all steps at once.
     """
 
     def __init__(self, defended: Defended, settings: AttackSettings) -> None:
         self.settings, self.model, self.guided = settings, defended.model, defended.guided
-        told = architecture(defended.model.pipe).two_pass  # Then the scale is the denoiser's to know, and no guidance.
+        told = architecture(
+            defended.model.pipe
+        ).two_pass  # Then the scale is the denoiser's to know, and no guidance.
         scale = defended.run.guidance if told else 1.0
         alone = replace(defended.run, guidance=scale, negative_prompt="", true_cfg=1.0)
         self.run = defended.run if defended.guided else alone
@@ -170,7 +215,8 @@ class LatentsAttack:
                 victim.losses.append(loss)
 
     def losses(self, victims: Sequence[Victim], given: Conditions, x: Tensor) -> Tensor:
-        """Return the mean square between what the run makes of starting latents ``x`` and each target."""
+        """Return the mean square between what the run makes of starting latents ``x`` and each
+        target."""
         for step in range(len(given.timesteps)):
             x = checkpoint(denoised, self.model, given, x, step, use_reentrant=False)
         return (x - torch.stack([v.target for v in victims])).square().flatten(1).mean(1)
@@ -204,11 +250,14 @@ class LatentsAttack:
             victim.begin(victim.variables)
 
     def _guess(self, given: Conditions, goal: Tensor, step: int) -> Tensor:
-        """Return DDIM's inversion of a step: the noise predicted of its output stands for that of its input."""
+        """Return DDIM's inversion of a step: the noise predicted of its output stands for that of
+        its input."""
         scheduler, timestep = self.model.pipe.scheduler, given.timesteps[step]
         after = given.timesteps[step + 1 : step + 2]
         low_a, low_b = levels(scheduler, after[0]) if after else last_levels(scheduler)
         a, b = levels(scheduler, timestep)
         with torch.no_grad():
-            _, noise = parts(scheduler, goal, predicted(self.model, given, goal, timestep), timestep)
+            _, noise = parts(
+                scheduler, goal, predicted(self.model, given, goal, timestep), timestep
+            )
         return a * (goal - low_b * noise) / low_a + b * noise

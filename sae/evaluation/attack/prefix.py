@@ -1,4 +1,5 @@
-"""Tokens put before a prompt, in every text encoder that a pipeline has: as ids, or as embeddings with gradients."""
+"""Tokens put before a prompt, in every text encoder that a pipeline has: as ids, or as embeddings
+with gradients."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ class Encoder(NamedTuple):
 
 
 def encoders(pipe: Any) -> list[Encoder]:
-    """Return a pipeline's text encoders; each reads a prompt of its own (``prompt``, ``prompt_2``, …), so a prefix, too.
+    """Return a pipeline's text encoders; each reads a prompt of its own (``prompt``, ``prompt_2``,
+    …), so a prefix, too.
 
     Raises:
         ModelError: there is none.
@@ -42,19 +44,22 @@ def encoders(pipe: Any) -> list[Encoder]:
     ]
     if not known:
         raise ModelError(
-            f"{type(pipe).__name__} has no text encoder with a tokenizer to attack; use the latents attack."
+            f"{type(pipe).__name__} has no text encoder with a tokenizer to attack; use the "
+            f"latents attack."
         )
     return known
 
 
 class _Prefixing:
-    """A tokenizer that puts a prefix before each text of one batch, and leaves every other text as it is."""
+    """A tokenizer that puts a prefix before each text of one batch, and leaves every other text as
+    it is."""
 
     def __init__(self, inner: Any, prompts: Sequence[str], prefixes: Tensor) -> None:
         self.inner, self.prefixes = inner, prefixes
         self._prompts = [_plain(p) for p in prompts]
         self.made: list[Tensor] = []
-        """the ids that were made with prefixes; pipelines tokenise once more to see whether a prompt is too long"""
+        """the ids that were made with prefixes; pipelines tokenise once more to see whether a
+        prompt is too long"""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -67,13 +72,18 @@ class _Prefixing:
             self.made.append(encoded["input_ids"])
             if "attention_mask" in encoded:
                 ones = torch.ones_like(self.prefixes)
-                encoded["attention_mask"] = self._inserted(encoded["attention_mask"], ones, encoded["input_ids"])
+                encoded["attention_mask"] = self._inserted(
+                    encoded["attention_mask"], ones, encoded["input_ids"]
+                )
         return encoded
 
     def _inserted(self, ids: Tensor, prefixes: Tensor, of: Tensor | None = None) -> Tensor:
-        """Return ids with the prefix after the first special token, as long as before: the last ones fall off."""
+        """Return ids with the prefix after the first special token, as long as before: the last
+        ones fall off."""
         at = first_place(self.inner, ids if of is None else of)
-        return torch.cat([ids[:, :at], prefixes.to(ids), ids[:, at : ids.shape[1] - prefixes.shape[1]]], 1)
+        return torch.cat(
+            [ids[:, :at], prefixes.to(ids), ids[:, at : ids.shape[1] - prefixes.shape[1]]], 1
+        )
 
 
 def first_place(tokenizer: Any, ids: Tensor) -> int:
@@ -84,7 +94,8 @@ def first_place(tokenizer: Any, ids: Tensor) -> int:
 
 @contextlib.contextmanager
 def prefixed(pipe: Any, prompts: Sequence[str], ids: Sequence[Tensor]) -> Iterator[list[Any]]:
-    """Let a pipeline read ``prompts`` with prefixes before them, where it reads this very batch; other texts stay.
+    """Let a pipeline read ``prompts`` with prefixes before them, where it reads this very batch;
+    other texts stay.
 
     ``ids``: for each text encoder ``[prompts, k]``.
     """
@@ -99,8 +110,11 @@ def prefixed(pipe: Any, prompts: Sequence[str], ids: Sequence[Tensor]) -> Iterat
 
 
 @contextlib.contextmanager
-def prefixed_embeddings(pipe: Any, prompts: Sequence[str], embeddings: Sequence[Tensor]) -> Iterator[None]:
-    """The same with embeddings, for each text encoder ``[prompts, k, width]``; gradients flow to them."""
+def prefixed_embeddings(
+    pipe: Any, prompts: Sequence[str], embeddings: Sequence[Tensor]
+) -> Iterator[None]:
+    """The same with embeddings, for each text encoder ``[prompts, k, width]``; gradients flow to
+    them."""
     known = encoders(pipe)
     placeholders = [torch.zeros(rows.shape[:2], dtype=torch.int64) for rows in embeddings]
     with prefixed(pipe, prompts, placeholders) as wrapped, contextlib.ExitStack() as stack:
@@ -113,7 +127,9 @@ def prefixed_embeddings(pipe: Any, prompts: Sequence[str], embeddings: Sequence[
 def _replacing(tokenizer: _Prefixing, rows: Tensor) -> Callable[..., Tensor | None]:
     def replace(module: Any, args: Any, output: Tensor) -> Tensor | None:
         ids = args[0].cpu()
-        if not any(ids.shape == made.shape and torch.equal(ids, made.cpu()) for made in tokenizer.made):
+        if not any(
+            ids.shape == made.shape and torch.equal(ids, made.cpu()) for made in tokenizer.made
+        ):
             return None
         at = first_place(tokenizer, ids)
         return torch.cat([output[:, :at], rows.to(output), output[:, at + rows.shape[1] :]], 1)
@@ -124,11 +140,16 @@ def _replacing(tokenizer: _Prefixing, rows: Tensor) -> Callable[..., Tensor | No
 def _tables(module: nn.Module) -> list[nn.Module]:
     """Return the modules that look tokens up: T5 has one table as two modules."""
     weight = module.get_input_embeddings().weight  # type: ignore[operator]
-    return [m for m in module.modules() if isinstance(m, nn.Embedding) and m.weight.data_ptr() == weight.data_ptr()]
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.Embedding) and m.weight.data_ptr() == weight.data_ptr()
+    ]
 
 
 def text_of(pipe: Any, prompt: str, ids: Ids) -> str:
-    """Return a prefix and its prompt as text, of the first text encoder; its tokenizer need not read it back the same."""
+    """Return a prefix and its prompt as text, of the first text encoder; its tokenizer need not
+    read it back the same."""
     words = encoders(pipe)[0].tokenizer.decode(list(ids[0]))
     return " ".join(f"{words} {prompt}".split())
 
@@ -138,7 +159,8 @@ def _plain(text: str) -> str:
 
 
 class SampledOneHot(torch.autograd.Function):
-    """A one-hot row drawn from each row of the simplex; its gradient is passed on, clipped to [−1, 1]."""
+    """A one-hot row drawn from each row of the simplex; its gradient is passed on, clipped to [−1,
+    1]."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,8 @@ class Attacked:
     concept: str
     method: str
     shown_without_defence: bool = True
-    """whether the untouched model's picture shows the concept; if not there is nothing to bring back, and it does not count"""
+    """whether the untouched model's picture shows the concept; if not there is nothing to bring
+    back, and it does not count"""
     shown_before: bool = False
     """whether the defended model's picture shows it without an attack"""
     succeeded: bool = False
@@ -67,8 +68,15 @@ class AttackReport:
     def read(cls, out: Path, paths: Sequence[Path], method: str) -> "AttackReport":
         """Read outcomes, and write the page and the figures into ``out``."""
         every = [Attacked(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
-        counted = [(one, path) for one, path in zip(every, paths, strict=True) if one.shown_without_defence]
-        report = cls(method, [one for one, _ in counted], len(every) - len(counted), [path for _, path in counted])
+        counted = [
+            (one, path) for one, path in zip(every, paths, strict=True) if one.shown_without_defence
+        ]
+        report = cls(
+            method,
+            [one for one, _ in counted],
+            len(every) - len(counted),
+            [path for _, path in counted],
+        )
         _write(out / method / FIGURES, json.dumps(report.figures(), indent=1) + "\n")
         _write(out / method / PAGE, report.page())
         return report
@@ -102,9 +110,12 @@ class AttackReport:
     def page(self) -> str:
         """Return the page: a row per picture: target, defended, attacked."""
         before, under = (
-            f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}]" for r in (self.before, self.under_attack)
+            f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}]"
+            for r in (self.before, self.under_attack)
         )
-        rows = "\n".join(_row(one, path.stem) for one, path in zip(self.pictures, self.paths, strict=True))
+        rows = "\n".join(
+            _row(one, path.stem) for one, path in zip(self.pictures, self.paths, strict=True)
+        )
         return _PAGE.format(
             title=html.escape(f"Attacked by {ATTACKS[self.method]}"),
             n=len(self.pictures),
@@ -121,7 +132,12 @@ class AttackReport:
             n = len(own)
             seeds = np.array([self.pictures[i].seed for i in own], np.int64)
             parts.append(
-                Share(np.array([float(hits[i]) for i in own]), np.full(n, 1 / n), np.zeros(n, np.int64), seeds)
+                Share(
+                    np.array([float(hits[i]) for i in own]),
+                    np.full(n, 1 / n),
+                    np.zeros(n, np.int64),
+                    seeds,
+                )
             )
         share = mean_of(parts)
         return Rate(share.value, *Interval(*interval(share)))
@@ -130,7 +146,8 @@ class AttackReport:
         found: dict[str, dict[str, int]] = {}
         for one in self.pictures:
             counts = found.setdefault(
-                f"{one.family}={one.concept}", {"pictures": 0, "shown_before": 0, "shown_under_attack": 0}
+                f"{one.family}={one.concept}",
+                {"pictures": 0, "shown_before": 0, "shown_under_attack": 0},
             )
             counts["pictures"] += 1
             counts["shown_before"] += one.shown_before
@@ -142,7 +159,9 @@ def together(reports: Sequence[AttackReport]) -> AttackReport:
     """Return reports of one attack on several concepts as one."""
     pictures = [one for report in reports for one in report.pictures]
     paths = [path for report in reports for path in report.paths]
-    return AttackReport(reports[0].method, pictures, sum(report.not_shown for report in reports), paths)
+    return AttackReport(
+        reports[0].method, pictures, sum(report.not_shown for report in reports), paths
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -152,7 +171,9 @@ def _write(path: Path, text: str) -> None:
 
 def _row(one: Attacked, stem: str) -> str:
     names = ["target", "defended", *(["attacked"] if one.rounds else [])]
-    images = "".join(f'<td><img src="{html.escape(f"{stem}-{name}.png")}" alt="{name}"></td>' for name in names)
+    images = "".join(
+        f'<td><img src="{html.escape(f"{stem}-{name}.png")}" alt="{name}"></td>' for name in names
+    )
     told = (
         "shown without an attack"
         if one.shown_before
@@ -162,7 +183,8 @@ def _row(one: Attacked, stem: str) -> str:
     )
     text = html.escape(str(one.found.get("text", "")))
     return (
-        f"<tr><td>{html.escape(one.prompt)}<br>seed {one.seed}<br><b>{html.escape(one.concept)}</b>: {told}"
+        f"<tr><td>{html.escape(one.prompt)}<br>seed "
+        f"{one.seed}<br><b>{html.escape(one.concept)}</b>: {told}"
         f"<br><code>{text}</code></td>{images}</tr>"
     )
 

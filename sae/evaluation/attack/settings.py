@@ -29,7 +29,8 @@ class AttackSettings:
     n_tokens: int = 5
     """before the prompt; UnlearnDiffAtk takes 3 for styles"""
     rounds: int | None = None
-    """after each the pictures are judged; of ``tokens`` each is a timestep, from the least noisy on"""
+    """after each the pictures are judged; of ``tokens`` each is a timestep, from the least noisy
+    on"""
     iterations: int | None = None
     """gradient steps of a round"""
     learning_rate: float | None = None
@@ -46,7 +47,9 @@ class AttackSettings:
                 object.__setattr__(self, name, type(number)(number))
         for name in ("n_tokens", "rounds", "iterations", "learning_rate"):
             if getattr(self, name) <= 0:
-                raise UsageError(f"attack {self.method}: {name} = {getattr(self, name)}, expected more than 0.")
+                raise UsageError(
+                    f"attack {self.method}: {name} = {getattr(self, name)}, expected more than 0."
+                )
 
     @property
     def n_rounds(self) -> int:
@@ -78,4 +81,5 @@ class Defended:
     setting: dict[str, Any]
     """what tells the defence from others, as JSON"""
     guided: bool = False
-    """whether the defence is in the unconditional half or in a negative prompt: then guidance is in the gradient's path"""
+    """whether the defence is in the unconditional half or in a negative prompt: then guidance is in
+    the gradient's path"""

@@ -1,4 +1,5 @@
-"""A picture under attack: what is searched for it, kept after every round so that an interrupted attack goes on."""
+"""A picture under attack: what is searched for it, kept after every round so that an interrupted
+attack goes on."""
 
 import hashlib
 import json
@@ -52,17 +53,23 @@ class Victim:
     def step(self, gradients: list[Tensor], rate: float, weight_decay: float = 0.0) -> None:
         """Take one step of Adam (Kingma & Ba 2015) with L2 regularisation."""
         self.n_steps += 1
-        for variable, gradient, (mean, square) in zip(self.variables, gradients, self.moments, strict=True):
+        for variable, gradient, (mean, square) in zip(
+            self.variables, gradients, self.moments, strict=True
+        ):
             total = gradient + weight_decay * variable
             mean.mul_(BETAS[0]).add_(total, alpha=1 - BETAS[0])
             square.mul_(BETAS[1]).addcmul_(total, total, value=1 - BETAS[1])
-            unbiased = [m / (1 - beta**self.n_steps) for m, beta in zip((mean, square), BETAS, strict=True)]
+            unbiased = [
+                m / (1 - beta**self.n_steps) for m, beta in zip((mean, square), BETAS, strict=True)
+            ]
             variable.sub_(rate * unbiased[0] / (unbiased[1].sqrt() + EPSILON))
 
     def save(self, path: Path) -> None:
         """Keep what the next round begins with."""
         tensors = {"generator": self.generator.get_state()}
-        for i, (variable, (mean, square)) in enumerate(zip(self.variables, self.moments, strict=True)):
+        for i, (variable, (mean, square)) in enumerate(
+            zip(self.variables, self.moments, strict=True)
+        ):
             tensors |= {f"variable{i}": variable, f"mean{i}": mean, f"square{i}": square}
         told = {"round": self.round, "n_steps": self.n_steps, "losses": self.losses}
         data = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -77,13 +84,17 @@ class Victim:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.generator.set_state(tensors["generator"])
         self.variables = [tensors[f"variable{i}"].to(device) for i in range(n)]
-        self.moments = [(tensors[f"mean{i}"].to(device), tensors[f"square{i}"].to(device)) for i in range(n)]
+        self.moments = [
+            (tensors[f"mean{i}"].to(device), tensors[f"square{i}"].to(device)) for i in range(n)
+        ]
         self.round, self.n_steps, self.losses = told["round"], told["n_steps"], told["losses"]
 
 
 def generator_of(case: Case, seed: int) -> torch.Generator:
     """Return a case's own random numbers: the same whatever else is attacked beside it."""
-    return torch.Generator().manual_seed(number_of([seed, case.prompt.prompt, case.prompt.seed, case.concept]))
+    return torch.Generator().manual_seed(
+        number_of([seed, case.prompt.prompt, case.prompt.seed, case.concept])
+    )
 
 
 def number_of(what: Any) -> int:

@@ -22,7 +22,8 @@ HOOK = "unet.up_blocks.1.attentions.1"
 
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory):
-    """A selection of many features of a random SAE: enough to destroy pictures, so that nothing is shown."""
+    """A selection of many features of a random SAE: enough to destroy pictures, so that nothing is
+    shown."""
     root = tmp_path_factory.mktemp("attack")
     model = load_model("minicanvas", "cpu")
     sae = SAE(SAEConfig(d_in=128, n_latents=128, k=16))
@@ -51,7 +52,10 @@ def test_attacks_are_made_kept_and_tabulated(capsys, edited, tmp_path):
     assert lines[4:] == [str(tmp_path / method / "report.html") for method in ("tokens", "latents")]
     assert "shown under attack, %" in lines[0] and (tmp_path / "latents/report.html").is_file()
     body = json.loads((tmp_path / "tokens/attack.json").read_text())
-    assert body["pictures"] == 1 and body["shown_before"]["value"] <= body["shown_under_attack"]["value"]
+    assert (
+        body["pictures"] == 1
+        and body["shown_before"]["value"] <= body["shown_under_attack"]["value"]
+    )
     assert run(capsys, *command)[1] == text
 
 
@@ -60,7 +64,10 @@ def test_wrong_attacks_are_one_line(capsys, edited, tmp_path):
               "--out", tmp_path]  # fmt: skip
     cases = [
         ([], "nothing to attack: no selection is ablated"),
-        (["--ablate", edited / "neon.json", "--learning-rate", 0], "learning_rate = 0.0, expected more than 0"),
+        (
+            ["--ablate", edited / "neon.json", "--learning-rate", 0],
+            "learning_rate = 0.0, expected more than 0",
+        ),
     ]
     for more, message in cases:
         status, text, err = run(capsys, *common, *more)
@@ -71,7 +78,11 @@ def test_wrong_attacks_are_one_line(capsys, edited, tmp_path):
 def study(tmp_path_factory):
     """A store of the included model with an SAE, a selection for neon, and prompts."""
     root = tmp_path_factory.mktemp("harden")
-    lines = [{"prompt": prompt(o, s), "style": s, "object": o} for s in ("neon", "sketch") for o in OBJECTS[:2]]
+    lines = [
+        {"prompt": prompt(o, s), "style": s, "object": o}
+        for s in ("neon", "sketch")
+        for o in OBJECTS[:2]
+    ]
     (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     common = ["--store", root / "store", "--quiet"]
     commands = [
@@ -87,9 +98,33 @@ def study(tmp_path_factory):
             4,
             *common,
         ],
-        ["train", "--hook", HOOK, "--name", "s", "--k", 8, "--expansion", 1, "--steps", 5, "--batch-size", 64, *common],
+        [
+            "train",
+            "--hook",
+            HOOK,
+            "--name",
+            "s",
+            "--k",
+            8,
+            "--expansion",
+            1,
+            "--steps",
+            5,
+            "--batch-size",
+            64,
+            *common,
+        ],
         ["encode", "--sae", "s", *common],
-        ["export", root / "store", "--sae", "s", "--concept", "style=neon", "-o", root / "neon.json"],
+        [
+            "export",
+            root / "store",
+            "--sae",
+            "s",
+            "--concept",
+            "style=neon",
+            "-o",
+            root / "neon.json",
+        ],
     ]
     for command in commands:
         with pytest.raises(SystemExit) as stop:
@@ -99,16 +134,25 @@ def study(tmp_path_factory):
 
 
 def test_what_an_attack_brings_back_is_collected_scored_and_selected(study):
-    """What the command does between attacks: samples with a label of their own, under the defence, then SQL."""
+    """What the command does between attacks: samples with a label of their own, under the defence,
+    then SQL."""
     store, model = Store.open(study / "store"), load_model("minicanvas", "cpu")
     edit = Intervention(Selection.load(study / "neon.json"), strength=-1.0)
     learn = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
     texts = [Prompt(f"cat cat {prompt(o, 'neon')}", 60, {"style": "neon"}, 0) for o in OBJECTS[:2]]
     selection = learn("style", "neon", texts, [edit])
-    assert (selection.family, selection.concept, selection.rule) == ("style", "neon (attacked)", {"top": 3})
-    samples = Store.open(study / "store").arrow("samples", ["prompt", "style", "object"]).to_pylist()
+    assert (selection.family, selection.concept, selection.rule) == (
+        "style",
+        "neon (attacked)",
+        {"top": 3},
+    )
+    samples = (
+        Store.open(study / "store").arrow("samples", ["prompt", "style", "object"]).to_pylist()
+    )
     added = [row for row in samples if row["style"] == "neon (attacked)"]
-    assert {row["prompt"] for row in added} == {p.prompt for p in texts} and all(r["object"] is None for r in added)
+    assert {row["prompt"] for row in added} == {p.prompt for p in texts} and all(
+        r["object"] is None for r in added
+    )
     means = selection.rows["mean_concept"].to_pylist()
     assert min(means) > 0 and len(means) <= 3 * 4
     plain = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
@@ -129,4 +173,7 @@ def test_hardening_from_the_command_line_ends_with_the_options_that_ablate(capsy
     assert len(body["rounds"]) == 1 and body["rounds"][0]["pictures"] == 1
     assert run(capsys, *command)[1] == text
     status, _, err = run(capsys, *command, "--method", "latents")
-    assert (status, err.count("\n")) == (1, 1) and "hardening learns from prompts: attack 'latents' finds none" in err
+    assert (status, err.count("\n")) == (
+        1,
+        1,
+    ) and "hardening learns from prompts: attack 'latents' finds none" in err

@@ -33,7 +33,8 @@ def modules_of(*words):
 
 
 def test_commands_start_fast_because_they_load_little(tmp_path):
-    """Modules are counted, not seconds: a start takes as long as its imports, on a busy machine too."""
+    """Modules are counted, not seconds: a start takes as long as its imports, on a busy machine
+    too."""
     codes = np.random.default_rng(0).random((4, 2, 3, 5)).astype(np.float16)
     make_store(tmp_path / "store", codes, {"style": ["a", "b"] * 2})
     reading = {"numpy", "pyarrow", "tqdm", "tabulate"}
@@ -77,16 +78,27 @@ def test_mistyped_commands_and_options_are_usage_errors_with_suggestions(capsys)
 
 def test_the_shell_can_complete_commands_and_options():
     def complete(words):
-        asked = {"_FEATURESTORE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        asked = {
+            "_FEATURESTORE_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
         command = [sys.executable, "-m", "featurestore"]
-        return subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=os.environ | asked, capture_output=True, text=True, check=True
+        ).stdout
 
     assert complete("featurestore pro") == "plain,prompts\n"
     assert complete("featurestore sql --time") == "plain,--timeout\n"
 
 
 def test_a_missing_store_is_one_line(capsys, tmp_path):
-    for command in (["info"], ["verify"], ["sql", "select 1"], ["score", "--sae", "s", "--by", "style"]):
+    for command in (
+        ["info"],
+        ["verify"],
+        ["sql", "select 1"],
+        ["score", "--sae", "s", "--by", "style"],
+    ):
         status, out, err = run(capsys, command[0], tmp_path / "absent", *command[1:])
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert err.startswith("Error: no store at ")
@@ -96,7 +108,9 @@ def test_a_store_of_another_version_is_refused(capsys, tmp_path):
     from featurestore.format.canonical import sealed
 
     (tmp_path / "manifest").mkdir()
-    (tmp_path / "manifest/store.json").write_bytes(sealed({"format": "featurestore", "format_version": 7, "run": {}}))
+    (tmp_path / "manifest/store.json").write_bytes(
+        sealed({"format": "featurestore", "format_version": 7, "run": {}})
+    )
     status, _, err = run(capsys, "info", tmp_path)
     assert (status, "format version 7, this program reads version 1" in err) == (1, True)
 

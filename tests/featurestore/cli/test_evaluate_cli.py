@@ -13,7 +13,9 @@ STYLES, OBJECTS = ("neon", "sketch"), ("cat", "tree")
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     lines = [{"prompt": f"{o} {s}", "style": s, "object": o} for s in STYLES for o in OBJECTS]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": "cat", "object": "cat"}]))
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": "cat", "object": "cat"}])
+    )
     return path
 
 
@@ -59,14 +61,31 @@ def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_f
     files = []
     for concept in STYLES:
         files += ["--ablate", tmp_path / f"{concept}.json"]
-        assert run(capsys, "export", store, "--sae", "small", "--concept", f"style={concept}", "-o", files[-1])[0] == 0
+        assert (
+            run(
+                capsys,
+                "export",
+                store,
+                "--sae",
+                "small",
+                "--concept",
+                f"style={concept}",
+                "-o",
+                files[-1],
+            )[0]
+            == 0
+        )
     out = tmp_path / "out"
     command = ["evaluate", *common(model_dir, prompts), "--seeds", "5,6", *files, "--out", out]
     status, text, said = run(capsys, *command)
     assert status == 0, said
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["style=neon", "style=sketch", "average"]
-    assert "UA" in lines[0] and "CRA (released)" in lines[0] and "Fréchet (minicanvas:judge)" in lines[0]
+    assert (
+        "UA" in lines[0]
+        and "CRA (released)" in lines[0]
+        and "Fréchet (minicanvas:judge)" in lines[0]
+    )
     body = json.loads((out / "evaluation.json").read_text())
     assert (body["protocol"], body["seeds"], body["judge"]) == ("each", [5, 6], "minicanvas:judge")
     first = body["removals"][0]
@@ -80,7 +99,10 @@ def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_f
     assert {p.name: p.stat().st_mtime_ns for p in (out / "outcomes").iterdir()} == outcomes
     status, text, _ = run(capsys, *command, "--protocol", "sequential")
     assert status == 0 and "UA of each target after every request:" in text
-    assert text.rstrip().splitlines()[-2].split()[0] == "1" and len(text.rstrip().splitlines()[-2].split()) == 2
+    assert (
+        text.rstrip().splitlines()[-2].split()[0] == "1"
+        and len(text.rstrip().splitlines()[-2].split()) == 2
+    )
 
 
 def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp_path):
@@ -99,7 +121,10 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     ]
     command += ["--multiplier=-1,-30", "--concept", "style=neon", "--out", out]
     status, _, err = run(capsys, *command)
-    assert (status, err.count("\n")) == (1, 1) and "4 settings a concept: say what to choose them by" in err
+    assert (status, err.count("\n")) == (
+        1,
+        1,
+    ) and "4 settings a concept: say what to choose them by" in err
     search = ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 2]
     status, _, said = run(capsys, *command, *search)
     assert status == 0 and "search style=neon: setting 4 of 4, seeds 3: " in said
@@ -116,11 +141,35 @@ def test_a_folder_of_pictures_is_scored(capsys, tmp_path):
 
     lines = [{"prompt": prompt(o, s), "style": s, "object": o} for s in STYLES for o in OBJECTS]
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": prompt("cat"), "object": "cat"}]))
+    path.write_text(
+        "".join(
+            json.dumps(line) + "\n" for line in [*lines, {"prompt": prompt("cat"), "object": "cat"}]
+        )
+    )
     pictures = tmp_path / "pictures"
-    generate = ["generate", "--model", "minicanvas", "--prompts", path, "--out", pictures, "--quiet", "--batch-size", 5]
+    generate = [
+        "generate",
+        "--model",
+        "minicanvas",
+        "--prompts",
+        path,
+        "--out",
+        pictures,
+        "--quiet",
+        "--batch-size",
+        5,
+    ]
     assert run(capsys, *generate)[0] == 0
-    judge = ["judge", pictures, "--judge", "minicanvas", "--target", "style=neon", "--reference", pictures]
+    judge = [
+        "judge",
+        pictures,
+        "--judge",
+        "minicanvas",
+        "--target",
+        "style=neon",
+        "--reference",
+        pictures,
+    ]
     status, text, err = run(capsys, *judge, "-o", tmp_path / "scores.json")
     assert status == 0, err
     body = json.loads((tmp_path / "scores.json").read_text())
@@ -141,7 +190,14 @@ def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_p
         ),
         ([*common(model_dir, prompts), "--store", tmp_path, *out], "--store needs --sae"),
         (
-            [*common(model_dir, prompts), "--ablate", path, "--search-judge", "minicanvas:selection", *out],
+            [
+                *common(model_dir, prompts),
+                "--ablate",
+                path,
+                "--search-judge",
+                "minicanvas:selection",
+                *out,
+            ],
             "a search needs both --search-judge and --search-seeds",
         ),
         (
@@ -152,20 +208,49 @@ def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_p
     for command, message in cases:
         status, text, err = run(capsys, "evaluate", *command)
         assert (status, text, err.count("\n")) == (1, "", 1) and message in err, err
-    status, _, err = run(capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "style=neon")
+    status, _, err = run(
+        capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "style=neon"
+    )
     assert status == 1 and "generated.jsonl cannot be read" in err
     assert not (tmp_path / "out").exists()
 
 
-def test_generate_takes_a_setting_for_all_selections_or_one_each(capsys, model, model_dir, store, tmp_path):
+def test_generate_takes_a_setting_for_all_selections_or_one_each(
+    capsys, model, model_dir, store, tmp_path
+):
     from PIL import Image
 
     files = []
     for concept in STYLES:
         files += ["--ablate", tmp_path / f"{concept}.json"]
-        assert run(capsys, "export", store, "--sae", "small", "--concept", f"style={concept}", "-o", files[-1])[0] == 0
+        assert (
+            run(
+                capsys,
+                "export",
+                store,
+                "--sae",
+                "small",
+                "--concept",
+                f"style={concept}",
+                "-o",
+                files[-1],
+            )[0]
+            == 0
+        )
     Image.new("L", (64, 64), 255).save(tmp_path / "all.png")
-    generate = ["generate", "--model", model_dir, "--prompt", "a", "--steps", 2, "--guidance", 3, "--quiet", *files]
+    generate = [
+        "generate",
+        "--model",
+        model_dir,
+        "--prompt",
+        "a",
+        "--steps",
+        2,
+        "--guidance",
+        3,
+        "--quiet",
+        *files,
+    ]
     options = [
         "--intervention",
         "zero",
@@ -178,7 +263,9 @@ def test_generate_takes_a_setting_for_all_selections_or_one_each(capsys, model, 
         "--window",
         "0%:60%",
     ]
-    status, _, err = run(capsys, *generate, *options, "--mask", tmp_path / "all.png", "--out", tmp_path / "out")
+    status, _, err = run(
+        capsys, *generate, *options, "--mask", tmp_path / "all.png", "--out", tmp_path / "out"
+    )
     assert status == 0, err
     (line,) = (tmp_path / "out/generated.jsonl").read_text().splitlines()
     edits = json.loads(line)["ablated"]
@@ -187,11 +274,16 @@ def test_generate_takes_a_setting_for_all_selections_or_one_each(capsys, model, 
         ("sketch", "add", -3),
     ]
     assert all(
-        e["branches"] == ["cond", "uncond"] and e["window"] == {"first": 0, "last": 0.6, "parts": True} for e in edits
+        e["branches"] == ["cond", "uncond"]
+        and e["window"] == {"first": 0, "last": 0.6, "parts": True}
+        for e in edits
     )
     assert edits[0]["mask"] == edits[1]["mask"] is not None
     cases = [
-        (["--multiplier", 1, "--multiplier", 2, "--multiplier", 3], "--multiplier is given 3 times for 2 selections"),
+        (
+            ["--multiplier", 1, "--multiplier", 2, "--multiplier", 3],
+            "--multiplier is given 3 times for 2 selections",
+        ),
         (["--window", "9"], "window '9': expected timesteps such as 800:200"),
         (["--mask", tmp_path / "no.png"], "mask .*no.png cannot be read as a picture"),
     ]

@@ -16,7 +16,10 @@ HOOK = "unet.up_blocks.1.attentions.1"
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text(
-        "".join(json.dumps({"prompt": f"picture {i}", "style": ["neon", "sketch"][i % 2]}) + "\n" for i in range(4))
+        "".join(
+            json.dumps({"prompt": f"picture {i}", "style": ["neon", "sketch"][i % 2]}) + "\n"
+            for i in range(4)
+        )
     )
     return path
 
@@ -86,29 +89,56 @@ def test_score_shows_the_best_features_of_every_concept(capsys, store):
 
 
 def test_sql_in_every_format(capsys, store, tmp_path):
-    statement = "select style, count(*) as n, avg(guidance) as g from samples group by style order by style"
+    statement = (
+        "select style, count(*) as n, avg(guidance) as g from samples group by style order by style"
+    )
     assert run(capsys, "sql", store, statement)[1].splitlines() == [
         "style   n  g",
         "──────  ─  ─",
         "neon    2  3",
         "sketch  2  3",
     ]
-    assert run(capsys, "sql", store, statement, "--format", "csv")[1].splitlines()[0] == '"style","n","g"'
+    assert (
+        run(capsys, "sql", store, statement, "--format", "csv")[1].splitlines()[0]
+        == '"style","n","g"'
+    )
     rows = [{"style": "neon", "n": 2, "g": 3.0}, {"style": "sketch", "n": 2, "g": 3.0}]
     assert json.loads(run(capsys, "sql", store, statement, "--format", "json")[1]) == rows
-    assert run(capsys, "sql", store, statement, "--format", "parquet", "-o", tmp_path / "rows.parquet")[0] == 0
-    assert duckdb.sql(f"select style, n from '{tmp_path}/rows.parquet'").fetchall() == [("neon", 2), ("sketch", 2)]
+    assert (
+        run(
+            capsys, "sql", store, statement, "--format", "parquet", "-o", tmp_path / "rows.parquet"
+        )[0]
+        == 0
+    )
+    assert duckdb.sql(f"select style, n from '{tmp_path}/rows.parquet'").fetchall() == [
+        ("neon", 2),
+        ("sketch", 2),
+    ]
     status, out, err = run(capsys, "sql", store, "select stile from samples")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "Did you mean 'style'" in err
-    assert run(capsys, "sql", store, "select count(*) as n from codes", "--format", "json")[1].strip().startswith("[")
+    assert (
+        run(capsys, "sql", store, "select count(*) as n from codes", "--format", "json")[1]
+        .strip()
+        .startswith("[")
+    )
 
 
 def test_export_and_generate_with_and_without(capsys, store, model_dir, tmp_path):
     files = [tmp_path / f"neon{suffix}" for suffix in (".json", ".csv", ".parquet", ".jsonl.zst")]
     for path in files:
         status, out, _ = run(
-            capsys, "export", store, "--sae", "small", "--concept", "style=neon", "--top", 3, "-o", path
+            capsys,
+            "export",
+            store,
+            "--sae",
+            "small",
+            "--concept",
+            "style=neon",
+            "--top",
+            3,
+            "-o",
+            path,
         )
         assert (status, "over 3 timesteps" in out) == (0, True)
     generate = [
@@ -128,7 +158,17 @@ def test_export_and_generate_with_and_without(capsys, store, model_dir, tmp_path
     assert run(capsys, *generate, "--out", tmp_path / "before")[0] == 0
     for path in files:
         assert (
-            run(capsys, *generate, "--ablate", path, "--multiplier", "-30", "--out", tmp_path / path.name[4:])[0] == 0
+            run(
+                capsys,
+                *generate,
+                "--ablate",
+                path,
+                "--multiplier",
+                "-30",
+                "--out",
+                tmp_path / path.name[4:],
+            )[0]
+            == 0
         )
     pictures = {
         d: sorted(p.read_bytes() for p in (tmp_path / d).glob("*.png"))
@@ -137,7 +177,9 @@ def test_export_and_generate_with_and_without(capsys, store, model_dir, tmp_path
     assert len(pictures["before"]) == 2
     assert pictures[".json"] != pictures["before"]
     assert pictures[".json"] == pictures[".csv"] == pictures[".parquet"] == pictures[".jsonl.zst"]
-    lines = [json.loads(line) for line in (tmp_path / ".json/generated.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / ".json/generated.jsonl").read_text().splitlines()
+    ]
     assert [line["seed"] for line in lines] == [0, 1]
     assert lines[0]["ablated"][0]["concept"] == "neon"
     assert all((tmp_path / ".json" / line["file"]).is_file() for line in lines)
@@ -146,18 +188,41 @@ def test_export_and_generate_with_and_without(capsys, store, model_dir, tmp_path
 def test_export_into_the_store(capsys, store):
     status, out, _ = run(capsys, "export", store, "--sae", "small", "--concept", "style=sketch")
     assert (status, "selections/small/" in out) == (0, True)
-    assert run(capsys, "sql", store, "select distinct concept from selections")[1].splitlines()[-1] == "sketch"
+    assert (
+        run(capsys, "sql", store, "select distinct concept from selections")[1].splitlines()[-1]
+        == "sketch"
+    )
 
 
-def test_what_does_not_exist_is_one_line_with_a_suggestion(capsys, store, model_dir, prompts, tmp_path):
+def test_what_does_not_exist_is_one_line_with_a_suggestion(
+    capsys, store, model_dir, prompts, tmp_path
+):
     collect = ["collect", "--model", model_dir, "--steps", 3, "--guidance", 3, "--quiet"]
     absent = tmp_path / "absent"
     cases = [
-        (["export", store, "--sae", "small", "--concept", "style=noen", "-o", absent], "Did you mean 'neon'?"),
-        (["export", store, "--sae", "smal", "--concept", "style=neon", "-o", absent], "Did you mean 'small'?"),
-        (["export", store, "--sae", "small", "--concept", "neon", "-o", absent], "expected FAMILY=CONCEPT"),
         (
-            ["export", store, "--sae", "small", "--concept", "style=neon", "-o", tmp_path / "x.txt"],
+            ["export", store, "--sae", "small", "--concept", "style=noen", "-o", absent],
+            "Did you mean 'neon'?",
+        ),
+        (
+            ["export", store, "--sae", "smal", "--concept", "style=neon", "-o", absent],
+            "Did you mean 'small'?",
+        ),
+        (
+            ["export", store, "--sae", "small", "--concept", "neon", "-o", absent],
+            "expected FAMILY=CONCEPT",
+        ),
+        (
+            [
+                "export",
+                store,
+                "--sae",
+                "small",
+                "--concept",
+                "style=neon",
+                "-o",
+                tmp_path / "x.txt",
+            ],
             "the suffix says which",
         ),
         (["score", store, "--sae", "small", "--by", "stlye"], "Did you mean 'style'?"),
@@ -166,12 +231,26 @@ def test_what_does_not_exist_is_one_line_with_a_suggestion(capsys, store, model_
             f"Did you mean '{HOOK}'",
         ),
         (["encode", "--store", store, "--sae", "smal"], "Did you mean 'small'?"),
-        ([*collect, "--prompts", absent, "--hook", HOOK, "--store", tmp_path / "new"], "cannot be read: No such file"),
+        (
+            [*collect, "--prompts", absent, "--hook", HOOK, "--store", tmp_path / "new"],
+            "cannot be read: No such file",
+        ),
         (
             [*collect, "--prompts", prompts, "--hook", "unet.mid", "--store", tmp_path / "new"],
             "the model has no module 'unet.mid'",
         ),
-        ([*collect, "--prompts", prompts, "--hook", "unet.time_embedding", "--store", tmp_path / "new"], "only a map"),
+        (
+            [
+                *collect,
+                "--prompts",
+                prompts,
+                "--hook",
+                "unet.time_embedding",
+                "--store",
+                tmp_path / "new",
+            ],
+            "only a map",
+        ),
         (["generate", "--model", model_dir, "--out", absent], "give --prompt or --prompts"),
         (
             [
@@ -187,7 +266,10 @@ def test_what_does_not_exist_is_one_line_with_a_suggestion(capsys, store, model_
             ],
             "cannot be read",
         ),
-        (["generate", "--model", "minicanvs", "--prompt", "a", "--out", absent], "Did you mean 'minicanvas'"),
+        (
+            ["generate", "--model", "minicanvs", "--prompt", "a", "--out", absent],
+            "Did you mean 'minicanvas'",
+        ),
     ]
     for command, message in cases:
         status, out, err = run(capsys, *command)
@@ -197,8 +279,20 @@ def test_what_does_not_exist_is_one_line_with_a_suggestion(capsys, store, model_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(capsys, model_dir, prompts, tmp_path, monkeypatch):
-    collect = ["collect", "--model", model_dir, "--prompts", prompts, "--hook", HOOK, "--store", tmp_path / "store"]
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    capsys, model_dir, prompts, tmp_path, monkeypatch
+):
+    collect = [
+        "collect",
+        "--model",
+        model_dir,
+        "--prompts",
+        prompts,
+        "--hook",
+        HOOK,
+        "--store",
+        tmp_path / "store",
+    ]
     collect += ["--steps", 3, "--guidance", 3, "--quiet", "--shard-samples", 2]
     fsync, calls = os.fsync, []
 
@@ -222,14 +316,32 @@ def test_a_full_disk_is_one_line_and_loses_nothing(capsys, model_dir, prompts, t
 
 
 def test_a_dry_run_and_codes_without_activations(capsys, model_dir, prompts, store, tmp_path):
-    collect = ["collect", "--model", model_dir, "--prompts", prompts, "--store", tmp_path / "new", "--steps", 3]
+    collect = [
+        "collect",
+        "--model",
+        model_dir,
+        "--prompts",
+        prompts,
+        "--store",
+        tmp_path / "new",
+        "--steps",
+        3,
+    ]
     collect += ["--guidance", 3, "--quiet", "--sae", store / "saes" / "small", "--no-activations"]
     status, out, _ = run(capsys, *collect, "--dry-run")
     assert status == 0 and "4 samples, 1 shards" in out and "Nothing was written." in out
     assert out.count("codes/small") == out.count("stats/small") == 1 and "activations" not in out
     assert list(tmp_path.iterdir()) == []
     status, out, _ = run(capsys, *collect)
-    assert status == 0 and "4 samples collected." in out and "codes/small: 12 rows" in out and "the writer busy" in out
+    assert (
+        status == 0
+        and "4 samples collected." in out
+        and "codes/small: 12 rows" in out
+        and "the writer busy" in out
+    )
     assert run(capsys, "score", tmp_path / "new", "--sae", "small", "--by", "style")[0] == 0
     status, out, err = run(capsys, *collect, "--timesteps", "every:2")
-    assert (status, err.count("\n")) == (1, 1) and "was collected with --timesteps all, now it is every:2" in err
+    assert (status, err.count("\n")) == (
+        1,
+        1,
+    ) and "was collected with --timesteps all, now it is every:2" in err

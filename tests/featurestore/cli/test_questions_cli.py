@@ -40,7 +40,9 @@ def test_every_question_is_listed_and_explained(capsys):
         assert all(f"  {parameter} " in out for parameter in asked.parameters)
         assert out.splitlines()[-1] == asked.example
         words = shlex.split(asked.example)
-        given = dict(word.split("=") for before, word in itertools.pairwise(words) if before == "-p")
+        given = dict(
+            word.split("=") for before, word in itertools.pairwise(words) if before == "-p"
+        )
         assert asked.bind(given).keys() >= given.keys()
         assert ("--other" in words) == ("other_stats" in asked.relations)
 
@@ -54,7 +56,11 @@ def test_an_answer_in_every_format(capsys, store, tmp_path):
         assert run(capsys, *command, "-o", tmp_path / f"x.{suffix}") == (0, "", "")
     assert json.loads((tmp_path / "x.json").read_text()) == rows
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == rows
-    lines = zstandard.ZstdDecompressor().stream_reader(io.BytesIO((tmp_path / "x.jsonl.zst").read_bytes())).read()
+    lines = (
+        zstandard.ZstdDecompressor()
+        .stream_reader(io.BytesIO((tmp_path / "x.jsonl.zst").read_bytes()))
+        .read()
+    )
     assert [json.loads(line) for line in lines.splitlines()] == rows
     found = duckdb.sql(f"select * from read_csv('{tmp_path / 'x.csv'}')").fetchall()
     assert found == [tuple(row.values()) for row in rows]
@@ -73,8 +79,14 @@ def test_parameters_that_are_wrong(capsys, store):
     for extra, message in [
         (["overlap", "-p", "concept"], "-p 'concept': expected KEY=VALUE"),
         (["drift", "-p", "feature=1", "-p", "feature=2"], "-p feature is given twice"),
-        (["overlap", "-p", "family=style", "-p", "concept=neon", "-p", "other_concept=no"], "Known: "),
-        (["overlap", "-p", "concept=neon", "-p", "other_concept=no"], "found several, style, object: add -p family=…"),
+        (
+            ["overlap", "-p", "family=style", "-p", "concept=neon", "-p", "other_concept=no"],
+            "Known: ",
+        ),
+        (
+            ["overlap", "-p", "concept=neon", "-p", "other_concept=no"],
+            "found several, style, object: add -p family=…",
+        ),
         (["concepts", "--engine", "spark", "--memory", "1GB"], "--memory is of DuckDB"),
         ([], "expected STORE and NAME"),
     ]:
@@ -87,8 +99,13 @@ def answers(capsys, monkeypatch, store, text):
     return run(capsys, "sql", store.root, "--format", "csv")
 
 
-def test_a_prompt_takes_statements_over_several_lines_and_survives_errors(capsys, monkeypatch, store):
-    text = "\nselect 1 as a\n  -- not the end;\n , ';' as b\n;\nselect stile from samples;\nselect 'x;\ny' as c;\nselect 3 as d"
+def test_a_prompt_takes_statements_over_several_lines_and_survives_errors(
+    capsys, monkeypatch, store
+):
+    text = (
+        "\nselect 1 as a\n  -- not the end;\n , ';' as b\n;\nselect stile from "
+        "samples;\nselect 'x;\ny' as c;\nselect 3 as d"
+    )
     status, out, err = answers(capsys, monkeypatch, store, text)
     assert (status, out) == (0, '"a","b"\n1,";"\n"c"\n"x;\ny"\n"d"\n3\n')
     assert "Did you mean 'style'" in err
@@ -101,7 +118,12 @@ def test_a_prompt_is_left_by_a_word(capsys, monkeypatch, store):
 
 
 def test_a_prompt_writes_nothing(capsys, monkeypatch, store, tmp_path):
-    _, out, err = answers(capsys, monkeypatch, store, f"copy (select 1) to '{tmp_path / 'x'}';\ncreate table t(a int);")
+    _, out, err = answers(
+        capsys,
+        monkeypatch,
+        store,
+        f"copy (select 1) to '{tmp_path / 'x'}';\ncreate table t(a int);",
+    )
     assert (out, err.count("expected one SELECT"), list(tmp_path.iterdir())) == ("", 2, [])
 
 
@@ -109,7 +131,17 @@ def test_all_concepts_of_a_family_become_files_that_load_back(capsys, store, tmp
     concepts = sorted({style for style in STYLES if style is not None})
     for form in ("json", "csv", "parquet", "jsonl.zst", "md"):
         status, out, _ = run(
-            capsys, "export", store.root, "--sae", "s", "--by", "style", "-o", tmp_path / form, "--format", form
+            capsys,
+            "export",
+            store.root,
+            "--sae",
+            "s",
+            "--by",
+            "style",
+            "-o",
+            tmp_path / form,
+            "--format",
+            form,
         )
         files = sorted((tmp_path / form).iterdir())
         assert (status, len(files), len(out.splitlines())) == (0, len(concepts), len(concepts))
@@ -119,14 +151,20 @@ def test_all_concepts_of_a_family_become_files_that_load_back(capsys, store, tmp
 
 def test_several_concepts_go_into_the_store_or_a_directory(capsys, store, tmp_path):
     pair = ["--concept", "style=neon", "--concept", "style=sketch"]
-    assert len(run(capsys, "export", store.root, "--sae", "s", *pair, "-o", tmp_path)[1].splitlines()) == 2
+    assert (
+        len(run(capsys, "export", store.root, "--sae", "s", *pair, "-o", tmp_path)[1].splitlines())
+        == 2
+    )
     assert len(list(tmp_path.glob("*.json"))) == 2
     for arguments, message in [
         (
             ["--sae", "s", "--concept", "style=neon", "--concept", "object=cat"],
             "expected one family, found object, style",
         ),
-        (["--sae", "s", "--concept", "style=neon", "--by", "style"], "either --concept FAMILY=CONCEPT or --by FAMILY"),
+        (
+            ["--sae", "s", "--concept", "style=neon", "--by", "style"],
+            "either --concept FAMILY=CONCEPT or --by FAMILY",
+        ),
         (["--concept", "style=neon"], "give --sae"),
         (["--duckdb", tmp_path / "x", "--sae", "s"], "--duckdb exports the whole store"),
     ]:
@@ -141,20 +179,27 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
     assert (status, "13 views" in out) == (0, True)
     with duckdb.connect(str(path), read_only=True) as connection:
         assert (
-            connection.sql("select count(*) from labelled_stats").fetchall()[0][0] == store.records("stats/s")[0].rows
+            connection.sql("select count(*) from labelled_stats").fetchall()[0][0]
+            == store.records("stats/s")[0].rows
         )
         assert connection.sql("select sae from saes").fetchall() == [("s",)]
-        names = connection.sql("select count(distinct concept) from labels where family = 'style'").fetchall()
+        names = connection.sql(
+            "select count(distinct concept) from labels where family = 'style'"
+        ).fetchall()
         assert names == [(4,)]
     assert path.stat().st_size < 4_000_000
 
 
 def test_the_grid_of_a_plot_holds_the_scores_of_the_best_features(store):
-    features, timesteps, scores = grid(ask(store, "concept_scores", {"family": "style", "concept": "neon", "top": 3}))
+    features, timesteps, scores = grid(
+        ask(store, "concept_scores", {"family": "style", "concept": "neon", "top": 3})
+    )
     expected = oracle(random_codes(1, samples=6), STYLES)[0]["neon"]
     means = expected.mean(0)
     assert timesteps == [981.0, 961.0, 941.0]
-    np.testing.assert_allclose(means[features], sorted(means, reverse=True)[: len(features)], atol=1e-9)
+    np.testing.assert_allclose(
+        means[features], sorted(means, reverse=True)[: len(features)], atol=1e-9
+    )
     np.testing.assert_allclose(scores, expected.T[features], atol=1e-9)
 
 
@@ -162,7 +207,18 @@ def test_the_grid_of_a_plot_holds_the_scores_of_the_best_features(store):
 def test_a_plot_is_a_picture_and_the_same_every_time(capsys, store, tmp_path, kind):
     concept = f"style={STYLES[2]}"
     for name in ("a.svg", "b.svg", "a.png"):
-        command = ["plot", store.root, "--sae", "s", "--concept", concept, "--kind", kind, "-o", tmp_path / name]
+        command = [
+            "plot",
+            store.root,
+            "--sae",
+            "s",
+            "--concept",
+            concept,
+            "--kind",
+            kind,
+            "-o",
+            tmp_path / name,
+        ]
         status, out, err = run(capsys, *command)
         assert (status, err) == (0, "")
         assert out.endswith(f"{name}\n")

@@ -7,7 +7,19 @@ from featurestore.cli import cli, main
 from tests.builders import checkpoints as formats
 from tests.builders.saes import HOOK, make_store
 
-SMALL = ["--k", "3", "--expansion", "2", "--steps", "5", "--batch-size", "16", "--device", "cpu", "--quiet"]
+SMALL = [
+    "--k",
+    "3",
+    "--expansion",
+    "2",
+    "--steps",
+    "5",
+    "--batch-size",
+    "16",
+    "--device",
+    "cpu",
+    "--quiet",
+]
 
 
 @pytest.fixture
@@ -36,21 +48,30 @@ def test_train_then_encode_then_again(root):
     output, error = run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")
     assert error is None
     assert output.startswith("3 of 3 shards encoded.\n  codes/styles: 18 rows; stats/styles:")
-    assert run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")[0].startswith(
-        "0 of 3 shards encoded, the others were there already."
-    )
+    assert run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")[
+        0
+    ].startswith("0 of 3 shards encoded, the others were there already.")
     assert run(*train(root))[0].splitlines()[0] == lines[0]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--k", "33"], "k = 33 is more than the 32 latents: use a smaller --k or a larger --expansion."),
+        (
+            ["--k", "33"],
+            "k = 33 is more than the 32 latents: use a smaller --k or a larger --expansion.",
+        ),
         (["--expansion", "0"], "expansion is 0.0, it must be positive."),
         (["--lr", "-1"], "lr is -1.0, it must be positive."),
-        ({"hook": "unet.up_blocks.1.attentions.2"}, "Did you mean 'unet.up_blocks.1.attentions.1'?"),
+        (
+            {"hook": "unet.up_blocks.1.attentions.2"},
+            "Did you mean 'unet.up_blocks.1.attentions.1'?",
+        ),
         ({"name": "a/b"}, "an SAE's name 'a/b' cannot be a name in a store"),
-        (["--name", "second"], "1 --hook and 2 different --name: give each hook a name of its own."),
+        (
+            ["--name", "second"],
+            "1 --hook and 2 different --name: give each hook a name of its own.",
+        ),
         (["--batch-size", "100000"], "use a smaller --batch-size, or collect more."),
         (["--branch", "uncond"], "has no rows of branch 'uncond'."),
     ],
@@ -64,7 +85,9 @@ def test_mistakes_are_one_line_and_exit_status_1(root, capsys, args, message):
     assert message in error
 
 
-@pytest.mark.parametrize("args", [["--k", "0"], ["--steps", "0"], ["--batch-size", "1"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "args", [["--k", "0"], ["--steps", "0"], ["--batch-size", "1"], ["--seed", "-1"]]
+)
 def test_numbers_out_of_range_are_usage_errors(root, capsys, args):
     with pytest.raises(SystemExit) as exit_:
         main(train(root, **args) if isinstance(args, dict) else train(root, *args))
@@ -103,7 +126,9 @@ def test_other_architectures(root, architecture):
     output, error = run(*train(root, "--architecture", architecture, *groups))
     assert error is None
     assert output.splitlines()[0] == f"SAE 'styles': {architecture}, 32 latents on 16 channels, k 3"
-    assert run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")[1] is None
+    assert (
+        run("encode", "--store", root, "--sae", "styles", "--device", "cpu", "--quiet")[1] is None
+    )
 
 
 def test_group_sizes_that_are_none_or_do_not_fit(root, capsys):
@@ -111,7 +136,9 @@ def test_group_sizes_that_are_none_or_do_not_fit(root, capsys):
         main(train(root, "--group-sizes", "8;24"))
     assert exit_.value.code == 2
     assert "is no list of sizes: expected something like 32,96,384." in capsys.readouterr().err
-    assert "group sizes are for matryoshka_batchtopk" in refused(capsys, *train(root, "--group-sizes", "8,24"))
+    assert "group sizes are for matryoshka_batchtopk" in refused(
+        capsys, *train(root, "--group-sizes", "8,24")
+    )
 
 
 def test_export_then_import_again(root, tmp_path, capsys):
@@ -119,7 +146,7 @@ def test_export_then_import_again(root, tmp_path, capsys):
     out = tmp_path / HOOK
     output, error = run("sae", "export", root, "styles", "--format", "sparsify", "--out", str(out))
     assert error is None
-    assert output.split() == [f"{out}/cfg.json", f"{out}/sae.safetensors"]
+    assert output.split() == [f"{out}/{n}" for n in ("cfg.json", "sae.safetensors", "README.md")]
     output, error = run("sae", "import", str(out), "--store", root, "--name", "again")
     assert error is None
     assert output.splitlines() == [
@@ -127,7 +154,9 @@ def test_export_then_import_again(root, tmp_path, capsys):
         f"  hook  {HOOK}, its output",
         f"  in    {root}/saes/again",
     ]
-    weights = [(Path(root) / f"saes/{name}/sae.safetensors").read_bytes() for name in ("styles", "again")]
+    weights = [
+        (Path(root) / f"saes/{name}/sae.safetensors").read_bytes() for name in ("styles", "again")
+    ]
     assert weights[0] == weights[1]
     assert "exists: name a new directory" in refused(
         capsys, "sae", "export", root, "styles", "--format", "saelens", "--out", out
@@ -140,7 +169,8 @@ def test_mistakes_of_import_are_one_line(root, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     error = refused(capsys, "sae", "import", tmp_path / "empty", *place)
     assert (
-        "is no checkpoint of a known format: found nothing; expected cfg.json and sae.safetensors (sparsify)" in error
+        "is no checkpoint of a known format: found nothing; expected cfg.json and sae.safetensors "
+        "(sparsify)" in error
     )
     formats.sparsify(tmp_path / "wide")
     error = refused(capsys, "sae", "import", tmp_path / "wide", *place, "--hook", HOOK)

@@ -41,7 +41,9 @@ def hears_sigint():
 def process(*args, **options):
     command = [sys.executable, "-m", "featurestore", *map(str, args)]
     ready = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ready, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=ready, **options
+    )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -50,7 +52,9 @@ def test_a_query_is_stopped_by_a_signal(capsys, store, hears_sigint, number, sta
     threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
     code, out, err = run(capsys, "sql", store.root, ENDLESS)
     assert (code, out) == (status, "")
-    assert err.strip() == "Interrupted. What was committed stays; run the same command again to go on."
+    assert (
+        err.strip() == "Interrupted. What was committed stays; run the same command again to go on."
+    )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -71,7 +75,10 @@ def test_a_query_has_a_time_limit(capsys, store):
     code, out, err = run(capsys, "sql", store.root, ENDLESS, "--timeout", "0.5")
     assert (code, out) == (1, "")
     assert err == "Error: the query was stopped: it took longer than --timeout 0.5 seconds.\n"
-    assert run(capsys, "sql", store.root, "select 1 as x", "--timeout", "60", "--format", "csv")[1] == '"x"\n1\n'
+    assert (
+        run(capsys, "sql", store.root, "select 1 as x", "--timeout", "60", "--format", "csv")[1]
+        == '"x"\n1\n'
+    )
     with pytest.raises(QueryError, match=r"longer than --timeout 0\.2 seconds"), stoppable(0.2):
         sql(store, ENDLESS)
 
@@ -90,7 +97,9 @@ def test_the_prompt_ends_with_sigterm_when_it_waits(store):
 def test_what_a_stopped_query_spilled_is_removed(store):
     """D1: by itself where it can, by the next where the process was killed."""
     with pytest.raises(QueryError), stoppable(1.5):
-        sql(store, "select hash(range) as h from range(2000000000) order by h", memory_limit="200MB")
+        sql(
+            store, "select hash(range) as h from range(2000000000) order by h", memory_limit="200MB"
+        )
     spills = Path(tempfile.gettempdir())
     assert not list(spills.glob(f"{SPILL_PREFIX}{os.getpid()}-*"))
     ended = subprocess.Popen([sys.executable, "-c", ""])

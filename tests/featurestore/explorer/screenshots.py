@@ -1,4 +1,5 @@
-"""``make screenshots``: the pictures of docs/explorer.md, from the same walk as the tests, on a demo's store."""
+"""``make screenshots``: the pictures of docs/explorer.md, from the same walk as the tests, on a
+demo's store."""
 
 import io
 import sys
@@ -15,7 +16,9 @@ ALSO = {("wide", True): ["concept"], ("phone", False): ["concept", "feature"]}
 
 def walk(store: Store) -> dict[str, str]:
     """Return the address of each view, of the best feature of neon."""
-    best = ask(store, "concept_scores", {"sae": "styles", "family": "style", "concept": "neon", "top": 1})
+    best = ask(
+        store, "concept_scores", {"sae": "styles", "family": "style", "concept": "neon", "top": 1}
+    )
     feature, sample = best["feature"][0].as_py(), store.records("samples")[0].sample_ids[0]
     return {
         "store": "#/store",

@@ -1,4 +1,5 @@
-"""The page in a real browser: each view as a person would walk it, by mouse, by keys only, light and dark, wide and narrow."""
+"""The page in a real browser: each view as a person would walk it, by mouse, by keys only, light
+and dark, wide and narrow."""
 
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* few for an interval"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        find_browser() is None, reason="no Chromium found: install it, or name one in FEATURESTORE_BROWSER"
+        find_browser() is None,
+        reason="no Chromium found: install it, or name one in FEATURESTORE_BROWSER",
     ),
 ]
 AXE = (Path(__file__).parent / "vendor/axe.min.js").read_text(encoding="utf-8")
@@ -62,7 +64,9 @@ def axe(page):
     return [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in found["violations"]]
 
 
-@pytest.mark.parametrize(("width", "dark"), [("wide", False), ("wide", True), ("phone", False), ("phone", True)])
+@pytest.mark.parametrize(
+    ("width", "dark"), [("wide", False), ("wide", True), ("phone", False), ("phone", True)]
+)
 def test_every_view_is_accessible_and_fits(store, base, browser, width, dark):
     with browsing(base, width=width, dark=dark, browser=browser) as visit:
         visit.open()
@@ -79,18 +83,27 @@ def test_the_store_is_told_as_its_records_say(visit, store):
     text = page.locator("main").inner_text()
     assert "6 samples" in text
     assert "4 concepts" in text
-    rows = page.locator("section", has=page.get_by_role("heading", name="Tables")).locator("tbody tr")
+    rows = page.locator("section", has=page.get_by_role("heading", name="Tables")).locator(
+        "tbody tr"
+    )
     stats = sum(record.rows for record in store.records("stats/s"))
     assert rows.filter(has_text="stats/s").locator("td").nth(1).inner_text() == str(stats)
     assert page.locator(".wall img").count() == 4
-    assert page.locator(".wall img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
+    assert (
+        page.locator(".wall img").first.evaluate(
+            "image => image.decode().then(() => image.naturalWidth)"
+        )
+        == 96
+    )
 
 
 def test_the_numbers_are_those_of_sql(visit, store):
     page = visit.open("#/concepts?family=style")
     best = ask(store, "best_features", {"sae": "s", "family": "style", "top": 6}).to_pylist()
     shown = page.locator(".concepts > li").filter(has_text="neon").locator(".chip b")
-    assert shown.all_inner_texts() == [str(row["feature"]) for row in best if row["concept"] == "neon"]
+    assert shown.all_inner_texts() == [
+        str(row["feature"]) for row in best if row["concept"] == "neon"
+    ]
     visit.go("#/features?sort=-density")
     dense = ask(store, "dense_features", {"sae": "s", "threshold": 0}).to_pylist()
     cells = page.get_by_role("region", name="Features").locator("tbody tr td:first-child")
@@ -98,10 +111,14 @@ def test_the_numbers_are_those_of_sql(visit, store):
     visit.go("#/concept/style/neon?feature=2&step=1")
     [row] = [r for r in ask(store, "concept_scores", {"sae": "s", "family": "style", "concept": "neon", "top": 24}).to_pylist()
              if (r["feature"], r["step"]) == (2, 1)]  # fmt: skip
-    assert float(page.locator(".cell .big").inner_text().split()[0]) == pytest.approx(row["score"], rel=6e-3)
+    assert float(page.locator(".cell .big").inner_text().split()[0]) == pytest.approx(
+        row["score"], rel=6e-3
+    )
     top = ask(store, "cell_samples", {"sae": "s", "feature": 2, "step": 1, "top": 8}).to_pylist()
     links = page.locator(".cell .thumb").evaluate_all("found => found.map((a) => a.hash)")
-    assert [re.search(r"samples/(\d+)", link)[1] for link in links] == [str(r["sample_id"]) for r in top]
+    assert [re.search(r"samples/(\d+)", link)[1] for link in links] == [
+        str(r["sample_id"]) for r in top
+    ]
 
 
 def test_back_forward_reload_and_a_copied_address_give_the_same_page(visit, base, browser):
@@ -175,9 +192,12 @@ def test_a_position_shows_its_features_and_a_feature_its_map(visit, store):
     shown.first.click()
     visit.settled()
     lit = page.locator(".overlay").evaluate(
-        "c => Array.from(c.getContext('2d').getImageData(0, 0, 2, 2).data).filter((_, i) => i % 4 === 3 && _ > 0).length"
+        "c => Array.from(c.getContext('2d').getImageData(0, 0, 2, 2).data).filter((_, i) => i % 4 "
+        "=== 3 && _ > 0).length"
     )
-    cells = ask(store, "feature_map", {"sae": "s", "sample": sample, "feature": int(here[0])}).to_pylist()
+    cells = ask(
+        store, "feature_map", {"sae": "s", "sample": sample, "feature": int(here[0])}
+    ).to_pylist()
     assert lit == len([cell for cell in cells if cell["step"] == 1])
 
 
@@ -188,10 +208,12 @@ def test_sql_answers_sorts_saves_and_says_what_is_wrong(visit, store):
     editor.press("Control+Enter")
     answer = page.get_by_role("region", name="Answer").last
     answer.locator("tbody tr").first.wait_for()
-    expected = dict(ask(store, "dense_features", {"sae": "s", "threshold": 0}).select(["feature"]).to_pydict())[
-        "feature"
-    ]
-    assert sorted(map(int, answer.locator("tbody td:first-child").all_inner_texts())) == sorted(expected)
+    expected = dict(
+        ask(store, "dense_features", {"sae": "s", "threshold": 0}).select(["feature"]).to_pydict()
+    )["feature"]
+    assert sorted(map(int, answer.locator("tbody td:first-child").all_inner_texts())) == sorted(
+        expected
+    )
     answer.get_by_role("button", name="feature").click()
     answer.get_by_role("button", name="feature").click()
     assert answer.locator("tbody td:first-child").first.inner_text() == str(min(expected))
@@ -280,7 +302,11 @@ def test_a_store_that_lacks_something_works_as_far_as_it_can(tmp_path, browser):
     fresh = explored_store(tmp_path / "fresh")
     for record in [r for table in ("codes/s", "stats/s") for r in fresh.records(table)]:
         fresh.remove(record)
-    for store, commands in [(bare, ["--images"]), (one, []), (fresh, ["featurestore encode --store"])]:
+    for store, commands in [
+        (bare, ["--images"]),
+        (one, []),
+        (fresh, ["featurestore encode --store"]),
+    ]:
         with serving(store) as base, browsing(base, browser=browser) as visit:
             visit.open()
             for address in views(store).values():
@@ -294,7 +320,10 @@ def test_a_store_that_lacks_something_works_as_far_as_it_can(tmp_path, browser):
 
 
 def test_the_basket_draws_before_and_after(live_store, model_dir, browser):
-    with serving(live_store, model=str(model_dir)) as base, browsing(base, browser=browser) as visit:
+    with (
+        serving(live_store, model=str(model_dir)) as base,
+        browsing(base, browser=browser) as visit,
+    ):
         page = visit.open("#/basket?basket=small,style,neon,cond,t2,-5,&steps=3")
         page.get_by_role("button", name="Draw").click()
         page.locator(".rungs .done").nth(6).wait_for()

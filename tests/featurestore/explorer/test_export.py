@@ -1,4 +1,5 @@
-"""The exported page: both providers answer alike over one store, and it opens from any static host."""
+"""The exported page: both providers answer alike over one store, and it opens from any static
+host."""
 
 import functools
 import http.server
@@ -31,7 +32,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def static(page):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=page))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=page)
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -82,7 +85,8 @@ def alike(answer):
 
 
 def near(one, other):
-    """Whether two values are the same; numbers to 9 digits: a sum by several threads is rounded in their order."""
+    """Whether two values are the same; numbers to 9 digits: a sum by several threads is rounded in
+    their order."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -120,7 +124,12 @@ def test_every_view_opens_from_a_static_host(store, static, browser):
         assert "featurestore explore" in page.locator("main").inner_text()
         visit.go("#/concept/style/neon")
         assert page.locator(".heat-canvas").count() == 1
-        assert page.locator(".cell img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") > 8
+        assert (
+            page.locator(".cell img").first.evaluate(
+                "image => image.decode().then(() => image.naturalWidth)"
+            )
+            > 8
+        )
 
 
 def test_the_size_is_told_before_anything_is_written(store, tmp_path):
@@ -154,9 +163,13 @@ def test_names_that_are_meant_to_harm_do_not_leave_the_folder(tmp_path):
 
     names = ["../../evil", *HOSTILE[1:]]
     export(
-        explored_store(tmp_path / "store", names=names, labels={"style": names}), tmp_path / "out" / "page", features=1
+        explored_store(tmp_path / "store", names=names, labels={"style": names}),
+        tmp_path / "out" / "page",
+        features=1,
     )
-    outside = {path.name for path in tmp_path.iterdir()} | {path.name for path in (tmp_path / "out").iterdir()}
+    outside = {path.name for path in tmp_path.iterdir()} | {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
     assert outside == {"store", "out", "page"}
 
 
@@ -173,12 +186,18 @@ def test_push_puts_the_page_beside_the_data_set(store, monkeypatch, tmp_path):
             return f"hub/{repo}"
 
         def upload_folder(self, *, repo_id, folder_path, **kwargs):
-            files = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
+            files = [
+                path.relative_to(folder_path).as_posix()
+                for path in folder_path.rglob("*")
+                if path.is_file()
+            ]
             self.sent.setdefault(repo_id, []).extend(files)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     with pytest.raises(SystemExit) as stop:
         main(["push", str(store.root), "user/name", "--with-explorer"])
     assert not stop.value.code
-    assert {"index.html", "README.md", "page/js/main.js", "data/overview.json"} <= set(Hub.sent["user/name-explorer"])
+    assert {"index.html", "README.md", "page/js/main.js", "data/overview.json"} <= set(
+        Hub.sent["user/name-explorer"]
+    )
     assert not [path for path in Hub.sent["user/name"] if "index.html" in path]

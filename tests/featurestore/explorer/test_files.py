@@ -1,4 +1,5 @@
-"""The page's files: what was taken from others is what the list says, and nothing is loaded from elsewhere."""
+"""The page's files: what was taken from others is what the list says, and nothing is loaded from
+elsewhere."""
 
 import hashlib
 import json
@@ -17,7 +18,9 @@ def test_files_of_others_are_those_of_the_list():
     assert set(listed) == {path.name for path in PAGE.glob("vendor/*.js")}
     licences = (PAGE / "vendor/LICENSES.txt").read_text()
     for name, entry in listed.items():
-        assert hashlib.sha256((PAGE / "vendor" / name).read_bytes()).hexdigest() == entry["sha256"], name
+        assert (
+            hashlib.sha256((PAGE / "vendor" / name).read_bytes()).hexdigest() == entry["sha256"]
+        ), name
         for package in entry["packages"]:
             assert f"{package['name']} {package['version']} ({package['licence']})" in licences
             assert package["licence"] in {"MIT", "ISC", "Apache-2.0", "BSD-3-Clause"}
@@ -28,13 +31,17 @@ def test_the_pages_own_files_name_no_other_host():
     for path in OWN:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|//cdn|@import", text), path
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|dangerously", text), path
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|dangerously", text
+        ), path
 
 
 def test_every_import_is_a_file_of_the_page():
     for path in OWN:
         if path.suffix == ".js":
-            for target in re.findall(r'(?:from|import)\s*\(?"(\.[^"]+)"', path.read_text(encoding="utf-8")):
+            for target in re.findall(
+                r'(?:from|import)\s*\(?"(\.[^"]+)"', path.read_text(encoding="utf-8")
+            ):
                 assert (path.parent / target).resolve().is_file(), (path, target)
 
 

@@ -1,4 +1,5 @@
-"""What the basket draws is what ``featurestore generate`` draws: to the last bit, from the commands that the page shows."""
+"""What the basket draws is what ``featurestore generate`` draws: to the last bit, from the commands
+that the page shows."""
 
 import io
 import itertools
@@ -14,7 +15,14 @@ from featurestore import Selection
 from featurestore.explorer import baskets
 from tests.featurestore.explorer.conftest import opened, run
 
-ENTRY = {"sae": "small", "family": "style", "concept": "neon", "branch": "cond", "top": 2, "multiplier": -20}
+ENTRY = {
+    "sae": "small",
+    "family": "style",
+    "concept": "neon",
+    "branch": "cond",
+    "top": 2,
+    "multiplier": -20,
+}
 DRAWN = {"prompt": "picture 7", "seed": 3, "steps": 3, "guidance": 3.0}
 
 
@@ -26,7 +34,9 @@ def client(live_store, model_dir):
 
 def draw(client, entries, factors=(1.0,), **more):
     """The events of a drawing, to its end."""
-    answer = client.post("/api/draw", json={**DRAWN, "entries": entries, "factors": list(factors), **more})
+    answer = client.post(
+        "/api/draw", json={**DRAWN, "entries": entries, "factors": list(factors), **more}
+    )
     assert answer.status_code == 200, answer.text
     lines = client.get(f"/api/draw/{answer.json()['job']}/events").text.split("\n\n")
     return [json.loads(line.removeprefix("data: ")) for line in lines if line]
@@ -81,7 +91,9 @@ def test_the_python_lines_draw_the_same(client, tmp_path, monkeypatch):
     assert np.array_equal(np.array(names["picture"]), drawn[1.0])
 
 
-def test_features_chosen_by_hand_are_those_of_the_saved_file(client, live_store, tmp_path, monkeypatch):
+def test_features_chosen_by_hand_are_those_of_the_saved_file(
+    client, live_store, tmp_path, monkeypatch
+):
     features = sorted(Selection.from_header(*_selected(live_store)).features())[:2]
     entry = {**{k: v for k, v in ENTRY.items() if k != "top"}, "features": features}
     drawn = pictures(client, draw(client, [entry]))
@@ -90,7 +102,9 @@ def test_features_chosen_by_hand_are_those_of_the_saved_file(client, live_store,
     monkeypatch.chdir(tmp_path)
     (tmp_path / file["name"]).write_text(file["text"])
     assert np.array_equal(generated(tmp_path, made["commands"]), drawn[1.0])
-    loaded = client.post(f"/api/basket/load?name={file['name']}", content=file["text"].encode()).json()
+    loaded = client.post(
+        f"/api/basket/load?name={file['name']}", content=file["text"].encode()
+    ).json()
     assert loaded["entry"]["features"] == features
     assert loaded["note"] == ""
 
@@ -135,7 +149,10 @@ def test_what_is_wrong_with_a_drawing_is_said(client, live_store):
         assert events[-1]["event"] == "failed"
         assert "no model 'no-such-model'" in events[-1]["error"]
     with opened(live_store) as none:
-        assert "no model to draw with" in none.post("/api/draw", json={**DRAWN, "entries": []}).json()["error"]
+        assert (
+            "no model to draw with"
+            in none.post("/api/draw", json={**DRAWN, "entries": []}).json()["error"]
+        )
 
 
 def test_a_file_that_is_no_selection_is_refused_by_its_own_name(client):

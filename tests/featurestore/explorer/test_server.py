@@ -1,4 +1,5 @@
-"""What the server answers: the questions' numbers, once per state of the store, to this machine's page only."""
+"""What the server answers: the questions' numbers, once per state of the store, to this machine's
+page only."""
 
 import asyncio
 import io
@@ -59,17 +60,26 @@ def test_an_answer_comes_as_a_file_too(store, client):
     address, parameters = "/api/ask/top_samples", {"sae": "s", "feature": "2", "top": "3"}
     expected = ask(store, "top_samples", parameters)
     given = {
-        form: client.get(address, params={**parameters, "format": form}) for form in ("csv", "parquet", "arrow", "json")
+        form: client.get(address, params={**parameters, "format": form})
+        for form in ("csv", "parquet", "arrow", "json")
     }
-    assert pyarrow.parquet.read_table(io.BytesIO(given["parquet"].content)).to_pylist() == expected.to_pylist()
+    assert (
+        pyarrow.parquet.read_table(io.BytesIO(given["parquet"].content)).to_pylist()
+        == expected.to_pylist()
+    )
     assert pyarrow.ipc.open_stream(given["arrow"].content).read_all() == expected
     assert (
         pyarrow.csv.read_csv(io.BytesIO(given["csv"].content))["sample_id"].to_pylist()
         == expected["sample_id"].to_pylist()
     )
-    assert [row["sample_id"] for row in given["json"].json()] == [str(i) for i in expected["sample_id"].to_pylist()]
+    assert [row["sample_id"] for row in given["json"].json()] == [
+        str(i) for i in expected["sample_id"].to_pylist()
+    ]
     assert 'filename="top_samples.csv"' in given["csv"].headers["content-disposition"]
-    assert "it is one of csv" in client.get(address, params={**parameters, "format": "exe"}).json()["error"]
+    assert (
+        "it is one of csv"
+        in client.get(address, params={**parameters, "format": "exe"}).json()["error"]
+    )
 
 
 def test_an_answer_is_computed_once_and_again_when_the_store_has_grown(tmp_path, monkeypatch):
@@ -109,7 +119,9 @@ def test_pictures_are_small_and_kept_for_ever_by_the_browser(store, client):
     assert Image.open(io.BytesIO(thumbnail.content)).size == (96, 96)
     kept = store.arrow("samples", ["image"])["image"][1].as_py()["bytes"]
     assert whole.content == kept
-    assert client.get(f"/pictures/{sample}/384").content == kept, "not larger than a thumbnail: as it is"
+    assert client.get(f"/pictures/{sample}/384").content == kept, (
+        "not larger than a thumbnail: as it is"
+    )
     assert "come in the sizes 96" in client.get(f"/pictures/{sample}/5000").json()["error"]
     assert "has no sample 1." in client.get("/pictures/1/96").json()["error"]
 
@@ -130,8 +142,16 @@ def test_other_hosts_and_pages_are_refused(client, headers, address):
 
 
 def test_without_the_token_nothing_is_shown(store):
-    with TestClient(make_app(store, token=TOKEN, port=PORT), base_url=f"http://127.0.0.1:{PORT}") as stranger:
-        for address in ("/", "/?token=wrong", "/api/overview", "/page/js/main.js", "/pictures/1/96"):
+    with TestClient(
+        make_app(store, token=TOKEN, port=PORT), base_url=f"http://127.0.0.1:{PORT}"
+    ) as stranger:
+        for address in (
+            "/",
+            "/?token=wrong",
+            "/api/overview",
+            "/page/js/main.js",
+            "/pictures/1/96",
+        ):
             answer = stranger.get(address)
             assert answer.status_code == 403
             assert "needs the address that 'featurestore explore' printed" in answer.text
@@ -176,14 +196,17 @@ def test_names_that_are_meant_to_harm_are_only_text(tmp_path):
         listed = [c["name"] for c in client.get("/api/overview").json()["families"][0]["concepts"]]
         assert sorted(listed) == sorted(set(names))
         for name in set(names):
-            answer = client.get("/api/ask/concept_scores", params={"sae": "s", "family": "style", "concept": name})
+            answer = client.get(
+                "/api/ask/concept_scores", params={"sae": "s", "family": "style", "concept": name}
+            )
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith("application/json")
 
 
 def test_a_statement_reads_the_store_and_nothing_else(store, client, tmp_path):
     answer = client.post(
-        "/api/sql", json={"statement": "select style, count(*) as n from samples group by 1 order by 1"}
+        "/api/sql",
+        json={"statement": "select style, count(*) as n from samples group by 1 order by 1"},
     )
     assert answer.json()["columns"] == {"style": ["neon", "sketch"], "n": [3, 3]}
     secret = tmp_path / "secret.csv"
@@ -214,7 +237,10 @@ def test_a_long_answer_is_cut_and_says_so(client, monkeypatch):
 def test_a_statement_cannot_run_for_ever(client, monkeypatch):
     monkeypatch.setattr(routes, "SQL_SECONDS", 0.3)
     endless = "select count(*) from range(1000000000000) t(a) where a % 7 = 3"
-    assert "stopped after 0.3 s: ask for less" in client.post("/api/sql", json={"statement": endless}).json()["error"]
+    assert (
+        "stopped after 0.3 s: ask for less"
+        in client.post("/api/sql", json={"statement": endless}).json()["error"]
+    )
 
 
 def test_an_answer_that_nobody_waits_for_is_stopped_and_one_that_somebody_waits_for_is_not(store):
@@ -299,7 +325,9 @@ def test_the_command_opens_without_a_model_library_and_ctrl_c_ends_it(store):
         "--model",
         "minicanvas",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         first, address = process.stdout.readline(), process.stdout.readline().strip()
         assert "open this address; Ctrl-C ends it." in first
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{20,}", address)
@@ -328,5 +356,7 @@ def test_a_port_that_is_taken_is_said(store):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(FeatureStoreError, match=f"--port {port}: Address already in use; leave it out"):
+        with pytest.raises(
+            FeatureStoreError, match=f"--port {port}: Address already in use; leave it out"
+        ):
             listen(port)

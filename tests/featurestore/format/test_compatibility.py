@@ -58,13 +58,25 @@ def store(model, tmp_path_factory):
     from sae.training.train import TrainSettings, train
 
     prompts = [
-        Prompt(f"picture {i}", i, {"style": "ab"[i % 2], "object": [None, "雪"][i // 2]}, i + 1) for i in range(4)
+        Prompt(f"picture {i}", i, {"style": "ab"[i % 2], "object": [None, "雪"][i // 2]}, i + 1)
+        for i in range(4)
     ]
     settings = CollectSettings(hooks=[HOOK], shard_samples=2)
     store = collect(
-        tmp_path_factory.mktemp("s") / "store", model, prompts, RunSettings(3, 3.0), settings, progress=False
+        tmp_path_factory.mktemp("s") / "store",
+        model,
+        prompts,
+        RunSettings(3, 3.0),
+        settings,
+        progress=False,
     ).store
-    train(store, HOOK, "small", TrainSettings(k=4, expansion=2, steps=5, batch_size=64), progress=False)
+    train(
+        store,
+        HOOK,
+        "small",
+        TrainSettings(k=4, expansion=2, steps=5, batch_size=64),
+        progress=False,
+    )
     encode(store, "small", progress=False)
     score(store, "small", "style")
     save_selection(store, select(store, "small", "style", "a"))
@@ -98,7 +110,9 @@ def test_everyone_reads_the_same(store, tmp_path):
         capture_output=True, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == {t: sum(r.rows for r in store.records(t)) for t in tables}
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        t: sum(r.rows for r in store.records(t)) for t in tables
+    }
     mapped = np.concatenate([shard.rows() for shard in store.activations(HOOK)])
     np.testing.assert_array_equal(np.load(tmp_path / "tensor.npy"), mapped)
 
@@ -108,7 +122,12 @@ def test_stats_are_the_sums_of_the_tensors_codes(store):
     import safetensors.numpy
 
     weights = safetensors.numpy.load_file(store.root / "saes/small/sae.safetensors")
-    stats = store.arrow("stats/small").to_pandas().set_index(["sample_id", "step", "feature"]).sort_index()
+    stats = (
+        store.arrow("stats/small")
+        .to_pandas()
+        .set_index(["sample_id", "step", "feature"])
+        .sort_index()
+    )
     for shard in Store.open(store.root).activations(HOOK):
         for i in range(shard.n_rows):
             x = shard.row(i).astype(np.float32)

@@ -25,7 +25,8 @@ def test_a_failing_writer_leaves_what_was_there(tmp_path):
 
     with pytest.raises(
         DiskError,
-        match=r"file: No space left on device; nothing half-written is left\. It needs at least 4 bytes, [\d,]+ are free",
+        match=r"file: No space left on device; nothing half-written is left\. It needs at least 4 "
+        r"bytes, [\d,]+ are free",
     ):
         durable.write_file(tmp_path / "file", fail)
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -60,7 +61,9 @@ def _race(path, name, results):
 def test_of_several_processes_one_creates(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [context.Process(target=_race, args=(tmp_path / "file", f"w{i}", results)) for i in range(4)]
+    workers = [
+        context.Process(target=_race, args=(tmp_path / "file", f"w{i}", results)) for i in range(4)
+    ]
     for worker in workers:
         worker.start()
     outcomes = dict(results.get(timeout=60) for _ in workers)

@@ -41,7 +41,9 @@ def whole(table):
     chosen=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_any_order_makes_the_same_file(tmp_path_factory, rows, positions, d_in, dtype, chosen, order):
+def test_any_order_makes_the_same_file(
+    tmp_path_factory, rows, positions, d_in, dtype, chosen, order
+):
     table, values = activation_table(rows, positions, d_in, dtype, chosen)
     root = tmp_path_factory.mktemp("file")
     file = TensorFile(root / "a" / "f.parquet", others(table), table.schema, root / "scratch")
@@ -68,7 +70,8 @@ def test_a_header_is_as_long_whatever_its_checksum(checksum):
 
 
 def test_a_checksum_of_few_digits_is_read_by_pyarrow():
-    """Searched for: of the smallest checksums of many tensors, one whose usual form has fewer than five digits."""
+    """Searched for: of the smallest checksums of many tensors, one whose usual form has fewer than
+    five digits."""
     for rows in range(1, 200):
         table, _ = activation_table(rows=1 + rows % 3, positions=1, d_in=1 + rows)
         data = whole(table)
@@ -76,7 +79,10 @@ def test_a_checksum_of_few_digits_is_read_by_pyarrow():
             column = file.metadata.row_group(0).column(table.num_columns - 1)
         fields = thrift.read(data[column.data_page_offset :])
         if len(thrift.write({4: fields[4]})) < 7:
-            assert zlib.crc32(data[column.data_page_offset :][: column.total_compressed_size]) is not None
+            assert (
+                zlib.crc32(data[column.data_page_offset :][: column.total_compressed_size])
+                is not None
+            )
             assert pq.read_table(io.BytesIO(data), page_checksum_verification=True).equals(table)
             return
     raise AssertionError("none of 200 checksums was short: one of eight is")
@@ -108,7 +114,9 @@ def test_a_shard_is_committed_once_and_seen_only_then(tmp_path):
         store.begin_shard("activations/h", "00000001", others(other), other.schema)
 
 
-def test_a_shard_that_another_process_committed_with_other_contents_is_refused(tmp_path, monkeypatch):
+def test_a_shard_that_another_process_committed_with_other_contents_is_refused(
+    tmp_path, monkeypatch
+):
     table, values = activation_table()
     store = Store.prepare(tmp_path / "s", {"model": "m"})
     file = fill(store, table, values[::-1].copy())
@@ -135,7 +143,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiskError, match=r"cannot write .*: No space left on device; nothing half-written is left"):
+    with pytest.raises(
+        DiskError, match=r"cannot write .*: No space left on device; nothing half-written is left"
+    ):
         store.append_shard("activations/h", "00000000", file, ids(table), {})
     monkeypatch.undo()
     assert store.records("activations/h") == []

@@ -30,7 +30,9 @@ def record(number, table="samples", rows=5):
     shard = f"{number:08d}-{sha[:16]}"
     ids = tuple(10 * number + i for i in IDS)
     entry = FileEntry(f"{table}/{shard}.parquet", 100 + number, sha)
-    return Record(table, shard, "0123456789abcdef", rows, ids, (entry,), {"by": "test", "n": number % 2})
+    return Record(
+        table, shard, "0123456789abcdef", rows, ids, (entry,), {"by": "test", "n": number % 2}
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def store(tmp_path):
 def read(monkeypatch):
     """The shards whose records were read from their own files."""
     seen = []
-    monkeypatch.setattr(listing, "read_record", lambda *where: seen.append(where[2]) or read_record(*where))
+    monkeypatch.setattr(
+        listing, "read_record", lambda *where: seen.append(where[2]) or read_record(*where)
+    )
     return seen
 
 
@@ -90,7 +94,9 @@ def flipped(data, at):
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "empty", "text", "link", "directory", "gone", "another table"])
+@pytest.mark.parametrize(
+    "how", ["flip", "cut", "empty", "text", "link", "directory", "gone", "another table"]
+)
 def test_a_damaged_snapshot_is_no_harm(store, cache, read, tmp_path, how):
     whole = store.records("samples")
     (path,) = cache.iterdir()

@@ -1,4 +1,5 @@
-"""Files with a tensor are written by hand, and are Parquet to everyone: pyarrow's own writer is the oracle."""
+"""Files with a tensor are written by hand, and are Parquet to everyone: pyarrow's own writer is the
+oracle."""
 
 import io
 
@@ -80,7 +81,8 @@ def test_pyarrow_reads_what_was_written(shape):
 
 
 def without_sizes(fields):
-    """A footer without what follows from the size of the levels: how long the tensor's chunk is, and where things lie."""
+    """A footer without what follows from the size of the levels: how long the tensor's chunk is,
+    and where things lie."""
     for group in fields[4][1][1]:
         columns = [column[3][1] for column in group[1][1][1]]
         for column in columns:
@@ -142,7 +144,9 @@ def test_a_file_is_mapped(tmp_path, shape):
     table, values = activation_table(**shape)
     written = write_file(tmp_path / "a.parquet", lambda file: parquet.write_table(file, table))
     groups = parquet.map_tensor(tmp_path / "a.parquet", written.bytes)
-    assert [len(group.values) for group in groups] == [len(values[i : i + 3]) for i in range(0, len(values), 3)]
+    assert [len(group.values) for group in groups] == [
+        len(values[i : i + 3]) for i in range(0, len(values), 3)
+    ]
     for number, group in enumerate(groups):
         np.testing.assert_array_equal(group.values, values[number * GROUP_ROWS :][:GROUP_ROWS])
 
@@ -154,12 +158,16 @@ def test_a_file_that_pyarrow_encoded_is_mapped_too(tmp_path, version):
     if version == "1.0":
         path.write_bytes(write_by_pyarrow(table))
     else:
-        pq.write_table(table, path, compression="none", use_dictionary=False, data_page_version=version)
+        pq.write_table(
+            table, path, compression="none", use_dictionary=False, data_page_version=version
+        )
     (group,) = parquet.map_tensor(path, path.stat().st_size)
     np.testing.assert_array_equal(group.values, values)
 
 
-@pytest.mark.parametrize("shape", ["a smaller last group", "float32", "chosen positions", "one channel", "one row"])
+@pytest.mark.parametrize(
+    "shape", ["a smaller last group", "float32", "chosen positions", "one channel", "one row"]
+)
 def test_duckdb_and_polars_read_it(tmp_path, shape):
     table, _ = activation_table(**SHAPES[shape])
     path = tmp_path / "a.parquet"
@@ -168,10 +176,14 @@ def test_duckdb_and_polars_read_it(tmp_path, shape):
     with duckdb.connect() as connection:
         there = connection.read_parquet(str(path))
         assert there.to_arrow_table().to_pylist() == rows
-        assert there.filter("step = 0").project("activation").fetchall() == [(rows[0]["activation"],)]
+        assert there.filter("step = 0").project("activation").fetchall() == [
+            (rows[0]["activation"],)
+        ]
     for frame in (pl.read_parquet(path), pl.scan_parquet(path).collect(engine="streaming")):
         assert frame.to_arrow().to_pylist() == rows
-    last = pl.scan_parquet(path).filter(pl.col("step") == len(rows) - 1).select("activation").collect()
+    last = (
+        pl.scan_parquet(path).filter(pl.col("step") == len(rows) - 1).select("activation").collect()
+    )
     assert last.to_arrow().to_pylist() == [{"activation": rows[-1]["activation"]}]
 
 
@@ -249,7 +261,9 @@ def test_a_flipped_bit_is_found_by_the_checksum_of_the_page(where):
     table, values = activation_table(rows=3)
     data = bytearray(write(table))
     start = bytes(data).index(values.tobytes())
-    place = {"levels": -1, "first": 0, "middle": values.nbytes // 2, "last": values.nbytes - 1}[where]
+    place = {"levels": -1, "first": 0, "middle": values.nbytes // 2, "last": values.nbytes - 1}[
+        where
+    ]
     data[start + place] ^= 1
     with pytest.raises(OSError, match=r"CRC|checksum"):
         read(bytes(data))

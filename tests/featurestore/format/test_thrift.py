@@ -65,7 +65,8 @@ def test_no_part_of_a_struct_is_taken_for_the_whole():
             thrift.read(data[:end])
 
 
-# By hand from the specification: field headers with and without a step above 15, zigzag, varints, lists of 15 and more.
+# By hand from the specification: field headers with and without a step above 15, zigzag, varints,
+# lists of 15 and more.
 @pytest.mark.parametrize(
     ("fields", "data"),
     [
@@ -74,7 +75,10 @@ def test_no_part_of_a_struct_is_taken_for_the_whole():
         ({1: (thrift.I32, -1), 3: (thrift.I64, 150)}, "15 01 26 ac 02 00"),
         ({20: (thrift.I16, -32768)}, "04 28 ff ff 03 00"),
         ({1: (thrift.I8, -2), 2: (thrift.DOUBLE, 1.0)}, "13 fe 17 00 00 00 00 00 00 f0 3f 00"),
-        ({1: (thrift.BINARY, b"ab"), 2: (thrift.STRUCT, {1: (thrift.I32, 1)})}, "18 02 61 62 1c 15 02 00 00"),
+        (
+            {1: (thrift.BINARY, b"ab"), 2: (thrift.STRUCT, {1: (thrift.I32, 1)})},
+            "18 02 61 62 1c 15 02 00 00",
+        ),
         ({1: (thrift.LIST, (thrift.I32, [1, -1]))}, "19 25 02 01 00"),
         ({1: (thrift.LIST, (thrift.TRUE, [True, False]))}, "19 21 01 02 00"),
         ({1: (thrift.LIST, (thrift.I32, [0] * 15))}, "19 f5 0f" + " 00" * 15 + " 00"),

@@ -41,7 +41,9 @@ def store(tmp_path):
 def hashed(monkeypatch):
     """The files whose bytes were read to compare them."""
     seen, real = [], checksums.check_file
-    monkeypatch.setattr(checksums, "check_file", lambda root, entry: seen.append(entry.path) or real(root, entry))
+    monkeypatch.setattr(
+        checksums, "check_file", lambda root, entry: seen.append(entry.path) or real(root, entry)
+    )
     return seen
 
 
@@ -95,7 +97,8 @@ def test_another_record_of_the_same_file_is_another_thing(store, cache):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a database at all, but long enough to be one" * 100, None, "link", "directory"]
+    "content",
+    [b"", b"not a database at all, but long enough to be one" * 100, None, "link", "directory"],
 )
 def test_a_damaged_cache_is_no_harm(store, cache, hashed, content, tmp_path):
     store.arrow("samples")
@@ -144,7 +147,9 @@ def test_what_is_young_or_from_the_future_is_not_remembered(store, cache, hashed
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "vfat", "cifs"])
-def test_a_file_system_that_is_not_trusted_is_compared_every_time(store, cache, hashed, monkeypatch, kind):
+def test_a_file_system_that_is_not_trusted_is_compared_every_time(
+    store, cache, hashed, monkeypatch, kind
+):
     monkeypatch.setattr(verified, "_file_system", lambda path: kind)
     verified.why_not.cache_clear()
     assert verified.why_not(store.root) == (
@@ -197,7 +202,9 @@ def test_the_command_line_chooses(store, cache, hashed, capsys, monkeypatch):
     new_process()
     status, _, err = run(capsys, "--verify", "never", *query)
     assert status == 1 and "has" in err and "its record says" in err
-    with pytest.raises(UsageError, match="verification 'often': expected one of cached, always, never"):
+    with pytest.raises(
+        UsageError, match="verification 'often': expected one of cached, always, never"
+    ):
         checksums.set_verification("often")
     checksums._mode = ""
     monkeypatch.setenv("FEATURESTORE_VERIFY", "often")

@@ -56,7 +56,10 @@ def test_a_bundle_holds_what_is_committed_and_comes_back_as_it_was(store, bundle
 
 def test_the_same_store_gives_the_same_bundle(store, bundle, tmp_path):
     again = shutil.copytree(store.root, tmp_path / "elsewhere")
-    assert pack(Store.open(again), tmp_path / "again").sha256 == hashlib.sha256(bundle.read_bytes()).hexdigest()
+    assert (
+        pack(Store.open(again), tmp_path / "again").sha256
+        == hashlib.sha256(bundle.read_bytes()).hexdigest()
+    )
 
 
 def test_a_damaged_store_is_not_packed(store, tmp_path):
@@ -92,7 +95,9 @@ def rewritten(bundle, change, tmp_path):
 
 def listed(members, **entry):
     body = json.loads(members[LIST])
-    body["files"].append({"path": "x", "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()} | entry)
+    body["files"].append(
+        {"path": "x", "bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()} | entry
+    )
     members[LIST] = json.dumps(body).encode()
 
 
@@ -106,17 +111,26 @@ def link(members):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update({"README.md": m["README.md"][:-1] + b"?"}), r"README\.md is not what was packed"),
+        (
+            lambda m: m.update({"README.md": m["README.md"][:-1] + b"?"}),
+            r"README\.md is not what was packed",
+        ),
         (lambda m: m.pop("README.md"), r"it ends before README\.md"),
         (lambda m: m.update({"extra": b"x"}), "it holds 'extra', which its list does not name"),
-        (lambda m: m.update({"manifest/store.json": b"{}"}), "it holds 'manifest/store.json' where its list says"),
+        (
+            lambda m: m.update({"manifest/store.json": b"{}"}),
+            "it holds 'manifest/store.json' where its list says",
+        ),
         (lambda m: listed(m, path="../x"), r"names '\.\./x', which leads out of it"),
         (lambda m: listed(m, path="/tmp/x"), "names '/tmp/x', which leads out of it"),
         (lambda m: listed(m, path="README.md"), "names a file twice"),
         (link, "'samples/x.parquet' is not a regular file"),
         (lambda m: listed(m, path="x"), "names 'x', which is no file of a store"),
         (lambda m: m.pop(LIST), "does not begin with the list of a bundle"),
-        (lambda m: m.update({LIST: b'{"format":"featurestore-bundle","format_version":9}'}), "of version 9"),
+        (
+            lambda m: m.update({LIST: b'{"format":"featurestore-bundle","format_version":9}'}),
+            "of version 9",
+        ),
         (lambda m: m.update({LIST: b"[]"}), "does not begin with the list"),
     ],
 )
@@ -159,7 +173,9 @@ class Hub:
         (self.root / repo).mkdir(parents=True, exist_ok=True)
         return f"hub/{repo}"
 
-    def upload_folder(self, *, repo_id, folder_path, repo_type, revision, commit_message, delete_patterns):
+    def upload_folder(
+        self, *, repo_id, folder_path, repo_type, revision, commit_message, delete_patterns
+    ):
         assert repo_type == "dataset"
         there, sent = self.root / repo_id, set()
         for path in sorted(p for p in Path(folder_path).rglob("*") if p.is_file()):
@@ -172,7 +188,9 @@ class Hub:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         for pattern in delete_patterns:
-            for path in [p for p in there.rglob("*") if p.is_file() and p.relative_to(there).match(pattern)]:
+            for path in [
+                p for p in there.rglob("*") if p.is_file() and p.relative_to(there).match(pattern)
+            ]:
                 if path not in sent:
                     path.unlink()
 
@@ -253,7 +271,9 @@ def test_what_a_hub_says_is_one_line(store, hub, tmp_path, monkeypatch, error, m
 
 
 def test_packing_is_durable(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(durable, "_sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        durable, "_sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(Exception, match="No space left on device"):
         pack(store, tmp_path / "b.tar.zst")
     assert not list(tmp_path.glob("*b.tar.zst*"))

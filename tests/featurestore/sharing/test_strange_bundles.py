@@ -79,10 +79,16 @@ def test_push_follows_no_link(store, hub, tmp_path, capsys):
 
 def test_two_pushes_at_once_do_not_take_each_others_files(store, hub):
     """A3, A4: what is laid out for one push is not removed by another."""
-    with durable.Claim.take(store.root / ".work/claims/push"), pytest.raises(TakenError, match="is pushing this store"):
+    with (
+        durable.Claim.take(store.root / ".work/claims/push"),
+        pytest.raises(TakenError, match="is pushing this store"),
+    ):
         push(store, "user/name")
     push(store, "user/name")
-    assert "manifest/store.json" in hub.sent and hub.sent[f"{store.files('samples')[0].relative_to(store.root)}"]
+    assert (
+        "manifest/store.json" in hub.sent
+        and hub.sent[f"{store.files('samples')[0].relative_to(store.root)}"]
+    )
 
 
 def test_a_store_on_a_hub_that_names_other_paths_is_not_pulled(store, tmp_path, monkeypatch):
@@ -104,7 +110,8 @@ def test_a_store_on_a_hub_that_names_other_paths_is_not_pulled(store, tmp_path, 
 
 
 def grown(call):
-    """Return how much the peak of Python's memory, and that of the process, grew in a call, in MB."""
+    """Return how much the peak of Python's memory, and that of the process, grew in a call, in
+    MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     try:
@@ -193,7 +200,14 @@ def test_the_list_of_a_bundle_is_checked(tmp_path, change, message):
     refused(lambda: unpack(tmp_path / "b", tmp_path / "out"), ShareError, message)
 
 
-OTHER = ["saes/s/evil.py", ".work/x", "manifest/x.json", "samples/a/b.parquet", "../x", "samples/x\x00.parquet"]
+OTHER = [
+    "saes/s/evil.py",
+    ".work/x",
+    "manifest/x.json",
+    "samples/a/b.parquet",
+    "../x",
+    "samples/x\x00.parquet",
+]
 
 
 @pytest.mark.parametrize("path", OTHER)
@@ -202,14 +216,23 @@ def test_a_bundle_holds_files_of_a_store_only(store, tmp_path, path):
     if "\x00" not in path and ".." not in path:
         (store.root / path).parent.mkdir(parents=True, exist_ok=True)
         (store.root / path).write_bytes(b"x")
-        files = {p.relative_to(store.root).as_posix(): p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+        files = {
+            p.relative_to(store.root).as_posix(): p.read_bytes()
+            for p in store.root.rglob("*")
+            if p.is_file()
+        }
     else:
         files = {path: b"x"}
-    listed = [{"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()]
+    listed = [
+        {"path": n, "bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
+        for n, d in files.items()
+    ]
     head = {"format": "featurestore-bundle", "format_version": 1, "files": listed}
     write_bundle(tmp_path / "b", {LIST: json.dumps(head).encode(), **files})
     refused(
-        lambda: unpack(tmp_path / "b", tmp_path / "out"), ShareError, r"which (is no file of a store|leads out of it)"
+        lambda: unpack(tmp_path / "b", tmp_path / "out"),
+        ShareError,
+        r"which (is no file of a store|leads out of it)",
     )
 
 
@@ -218,12 +241,18 @@ def test_a_bundle_whose_records_do_not_name_its_files_is_refused(store, tmp_path
     (store.root / "samples/extra.parquet").write_bytes(b"x")
     bundle_of(store.root, tmp_path / "b")
     refused(
-        lambda: unpack(tmp_path / "b", tmp_path / "out"), ShareError, r"samples/extra\.parquet is named by no record"
+        lambda: unpack(tmp_path / "b", tmp_path / "out"),
+        ShareError,
+        r"samples/extra\.parquet is named by no record",
     )
     (store.root / "samples/extra.parquet").unlink()
     store.files("samples")[0].unlink()
     bundle_of(store.root, tmp_path / "b")
-    refused(lambda: unpack(tmp_path / "b", tmp_path / "out"), ShareError, r"samples/.*\.parquet did not come")
+    refused(
+        lambda: unpack(tmp_path / "b", tmp_path / "out"),
+        ShareError,
+        r"samples/.*\.parquet did not come",
+    )
 
 
 def test_a_directory_or_a_pipe_as_bundle_is_one_line(tmp_path, capsys):
@@ -231,7 +260,10 @@ def test_a_directory_or_a_pipe_as_bundle_is_one_line(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     for what in (tmp_path, tmp_path / "pipe"):
         status, _, err = run(capsys, "unpack", what, tmp_path / "out")
-        assert (status, err.count("\n")) == (1, 1) and "is not a file: expected what 'featurestore pack' writes" in err
+        assert (status, err.count("\n")) == (
+            1,
+            1,
+        ) and "is not a file: expected what 'featurestore pack' writes" in err
 
 
 def test_what_a_killed_unpack_left_is_removed_by_the_next(store, tmp_path):
@@ -252,7 +284,9 @@ def test_a_compressed_selection_is_bounded(tmp_path):
     path = tmp_path / "neon.jsonl.zst"
     path.write_bytes(bomb(2**30))
     assert path.stat().st_size < 200_000
-    refused(lambda: Selection.load(path), SelectionError, r"bytes hold more than [\d,]+ when unpacked")
+    refused(
+        lambda: Selection.load(path), SelectionError, r"bytes hold more than [\d,]+ when unpacked"
+    )
     selection(tmp_path / "store").save(path)
     assert Selection.load(path).features() == [3]
 
@@ -266,9 +300,15 @@ def test_a_selection_in_parquet_is_bounded(tmp_path):
 
     n = 2**22
     zeros = {f.name: pa.array(np.zeros(n), pa.float64()).cast(f.type) for f in ROWS}
-    with pq.ParquetWriter(tmp_path / "big.parquet", ROWS, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        tmp_path / "big.parquet", ROWS, compression="zstd", use_dictionary=False
+    ) as writer:
         table = pa.table(zeros, schema=ROWS)
         for _ in range(5):
             writer.write_table(table, row_group_size=n)
     del zeros, table
-    refused(lambda: Selection.load(tmp_path / "big.parquet"), SelectionError, "its footer counts 20971520 rows")
+    refused(
+        lambda: Selection.load(tmp_path / "big.parquet"),
+        SelectionError,
+        "its footer counts 20971520 rows",
+    )

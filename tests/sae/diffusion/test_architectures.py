@@ -20,17 +20,24 @@ HOOKS = {
     "SD-2": UNET,
     "SDXL": UNET,
     "SD3": [BLOCK, f"{BLOCK}-encoder", "transformer.transformer_blocks.1"],
-    "FLUX": [BLOCK, f"{BLOCK}-encoder", *(f"transformer.single_transformer_blocks.0{end}" for end in ("", "-encoder"))],
+    "FLUX": [
+        BLOCK,
+        f"{BLOCK}-encoder",
+        *(f"transformer.single_transformer_blocks.0{end}" for end in ("", "-encoder")),
+    ],
     "PixArt-Σ": [BLOCK],
 }
 FEATURES = list(range(0, N_LATENTS, 3))
 
 
 def outputs(model, hook, run, guidance):
-    """What the hooked module returns in the first step, ``{branch: [positions, D_IN]}``, and the latents of the picture."""
+    """What the hooked module returns in the first step, ``{branch: [positions, D_IN]}``, and the
+    latents of the picture."""
     seen = []
     joint = (
-        "PixArt" not in type(model.pipe).__name__ and hook.startswith("transformer") and not hook.endswith("-encoder")
+        "PixArt" not in type(model.pipe).__name__
+        and hook.startswith("transformer")
+        and not hook.endswith("-encoder")
     )
 
     def keep(module, args, output):
@@ -42,7 +49,9 @@ def outputs(model, hook, run, guidance):
         (latents,) = generate(model, run, ["a cat"], [4], "latent")
     finally:
         handle.remove()
-    order = {"batched": ("uncond", "cond"), "two-pass": ("cond", "uncond"), "none": ("cond",)}[guidance]
+    order = {"batched": ("uncond", "cond"), "two-pass": ("cond", "uncond"), "none": ("cond",)}[
+        guidance
+    ]
     first = torch.cat(seen[:2]) if guidance == "two-pass" else seen[0]
     return {branch: first[i].reshape(-1, D_IN) for i, branch in enumerate(order)}, latents
 
@@ -54,7 +63,12 @@ def test_ablation_edits_one_stream_of_one_branch_by_the_formula(name, guidance, 
         before, plain = outputs(model, hook, run, guidance)
         timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
         for rows in ([], [(0, 5, 0.3, 1e9)]):
-            with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook), strength=-5.0, saes=sae):
+            with ablate(
+                model.pipe,
+                make_selection(model, rows, timesteps, hook=hook),
+                strength=-5.0,
+                saes=sae,
+            ):
                 assert torch.equal(outputs(model, hook, run, guidance)[1], plain)
         rows = [(step, f, 0.2, 0.01) for step in range(run.n_steps) for f in FEATURES]
         for branch in before:
@@ -83,7 +97,12 @@ def test_the_input_and_the_difference_of_a_joint_blocks_streams_are_edited(io, h
     before, plain = outputs(model, hook, run, "batched")
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
     rows = [(step, f, 0.5, 0.0) for step in range(run.n_steps) for f in FEATURES]
-    with ablate(model.pipe, make_selection(model, rows, timesteps, hook=hook, io=io), strength=-5.0, saes=make_sae()):
+    with ablate(
+        model.pipe,
+        make_selection(model, rows, timesteps, hook=hook, io=io),
+        strength=-5.0,
+        saes=make_sae(),
+    ):
         after, edited = outputs(model, hook, run, "batched")
     assert not torch.equal(edited, plain)
     assert not torch.equal(after["cond"], before["cond"])
@@ -94,5 +113,12 @@ def test_a_selection_of_the_half_that_a_run_lacks_is_refused(architectures):
     model = architectures("FLUX")
     selection = make_selection(model, [], [1000.0], hook=BLOCK, branch="uncond")
     run = RunSettings(2, 3.5, **SIZE)
-    with pytest.raises(UsageError, match="branch uncond with --true-cfg 1: without guidance there is no unconditional"):
-        next(generate_images(model, [Prompt("a", 0, {}, 1)], run, [Intervention(selection)], progress=None))
+    with pytest.raises(
+        UsageError,
+        match="branch uncond with --true-cfg 1: without guidance there is no unconditional",
+    ):
+        next(
+            generate_images(
+                model, [Prompt("a", 0, {}, 1)], run, [Intervention(selection)], progress=None
+            )
+        )

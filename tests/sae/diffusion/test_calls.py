@@ -1,4 +1,5 @@
-"""Faults C3 and C4: a denoiser call is read from what runs now, through wrappers, beside other readers; else an error."""
+"""Faults C3 and C4: a denoiser call is read from what runs now, through wrappers, beside other
+readers; else an error."""
 
 import re
 from pathlib import Path
@@ -31,7 +32,8 @@ def calls_of(watched, run, hook=UNET):
 
 
 def test_a_pipeline_made_by_from_pipe_is_read_by_its_own_call(architectures):
-    """Fault C3: run at guidance 1 after the other ran with guidance, half of its batch stayed unedited."""
+    """Fault C3: run at guidance 1 after the other ran with guidance, half of its batch stayed
+    unedited."""
     model = architectures("SD-1.5")
     generate(model, GUIDED, ["a"], [0], "latent")
     other = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(model.pipe)
@@ -57,12 +59,18 @@ def test_a_batch_that_contradicts_the_reading_is_an_error(architectures):
     declare(Trebled, branches=("cond", "uncond", "third"))
     try:
         with pytest.raises(
-            ModelError, match=r"Trebled called its denoiser with 4 samples for 2 pictures, which are not cond"
+            ModelError,
+            match=r"Trebled called its denoiser with 4 samples for 2 pictures, which are not cond",
         ):
-            calls_of(pipe, lambda: generate(Model("t", pipe, 2, 3.0), GUIDED, ["a", "b"], [0, 1], "latent"))
+            calls_of(
+                pipe,
+                lambda: generate(Model("t", pipe, 2, 3.0), GUIDED, ["a", "b"], [0, 1], "latent"),
+            )
     finally:
         del _declared[Trebled]
-    with pytest.raises(ModelError, match="3 samples for 2 pictures, which are not uncond and cond of each: say how"):
+    with pytest.raises(
+        ModelError, match="3 samples for 2 pictures, which are not uncond and cond of each: say how"
+    ):
         check_batch(Running(pipe, {}, {}, 3), ("uncond", "cond"), 2)
 
 
@@ -70,13 +78,16 @@ def test_embeddings_of_nobody_are_an_error():
     """Fault C3: a second pass that is told by its embeddings, or not at all."""
     pipe, mine, theirs = object(), torch.zeros(1), torch.zeros(1)
     with pytest.raises(
-        ModelError, match=r"object does not say whether guidance is on \(no do_classifier_free_guidance\)"
+        ModelError,
+        match=r"object does not say whether guidance is on \(no do_classifier_free_guidance\)",
     ):
         guided(Running(pipe, {}, {}, 1))
     variables = {"prompt_embeds": mine, "negative_prompt_embeds": theirs}
     for given, branch in ((mine, "cond"), (theirs, "uncond")):
         assert passes(Running(pipe, variables, {"encoder_hidden_states": given}, 1)) == (branch,)
-    with pytest.raises(ModelError, match="neither its prompt_embeds nor its negative_prompt_embeds: say how"):
+    with pytest.raises(
+        ModelError, match="neither its prompt_embeds nor its negative_prompt_embeds: say how"
+    ):
         passes(Running(pipe, variables, {"encoder_hidden_states": mine.clone()}, 1))
 
 
@@ -86,15 +97,21 @@ def test_a_hook_whose_rows_are_not_the_batchs_is_refused(architectures):
     handle = module.register_forward_hook(lambda m, args, output: torch.cat([output, output]))
     try:
         with pytest.raises(
-            (HookError, RuntimeError), match=r"has 4 rows in a denoiser call of 2 samples|size of tensor"
+            (HookError, RuntimeError),
+            match=r"has 4 rows in a denoiser call of 2 samples|size of tensor",
         ):
-            calls_of(model.pipe, lambda: generate(model, PLAIN, ["a", "b"], [0, 1], "latent"), "unet.mid_block")
+            calls_of(
+                model.pipe,
+                lambda: generate(model, PLAIN, ["a", "b"], [0, 1], "latent"),
+                "unet.mid_block",
+            )
     finally:
         handle.remove()
 
 
 def test_blocks_compiled_one_by_one_give_the_image_stream(tmp_path):
-    """Fault C4: an OptimizedModule was no block of two streams, so the text's came in the place of the image's."""
+    """Fault C4: an OptimizedModule was no block of two streams, so the text's came in the place of
+    the image's."""
     pipe = tiny_sd3(tmp_path)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
@@ -162,9 +179,13 @@ def test_two_attached_interventions_are_detached_in_any_order(name, first, archi
     hook = UNET if name == "SD-1.5" else BLOCK
     plain = generate(model, run, ["a"], [0], "latent")[0]
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
-    chosen = [[(s, f, 0.5, 0.0) for s in range(len(timesteps)) for f in range(start, 64, 2)] for start in (0, 1)]
+    chosen = [
+        [(s, f, 0.5, 0.0) for s in range(len(timesteps)) for f in range(start, 64, 2)]
+        for start in (0, 1)
+    ]
     handles = [
-        attach(model.pipe, make_selection(model, rows, timesteps, hook=hook), saes=make_sae()) for rows in chosen
+        attach(model.pipe, make_selection(model, rows, timesteps, hook=hook), saes=make_sae())
+        for rows in chosen
     ]
     both = generate(model, run, ["a"], [0], "latent")[0]
     handles[first].detach()
@@ -182,7 +203,9 @@ def test_the_pipeline_of_the_documentation(tmp_path):
     assert len([line for line in lines if line.strip()]) <= 14
     names = {}
     exec(source, names)
-    own = names["Backwards"](**tiny_stable_diffusion(tmp_path).components, requires_safety_checker=False)
+    own = names["Backwards"](
+        **tiny_stable_diffusion(tmp_path).components, requires_safety_checker=False
+    )
     try:
         found = {}
         with capture(own, [UNET], lambda one: found.setdefault(one.call, one.values.clone())):
@@ -191,19 +214,26 @@ def test_the_pipeline_of_the_documentation(tmp_path):
         assert [(call.branches, call.step, call.timestep) for call in found] == [
             (("cond", "uncond"), step, schedule[step]) for step in (0, 1)
         ]
-        # The oracle: in the first step, the half of an empty negative prompt is the conditional half of an empty prompt.
+        # The oracle: in the first step, the half of an empty negative prompt is the conditional
+        # half of an empty prompt.
         empty = {}
         with capture(own, [UNET], lambda one: empty.setdefault(one.call.step, one.values.clone())):
             own(["", ""], torch.Generator().manual_seed(0))
-        torch.testing.assert_close(next(iter(found.values()))[2:], empty[0][:2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            next(iter(found.values()))[2:], empty[0][:2], atol=1e-5, rtol=1e-4
+        )
     finally:
         _declared.clear()
 
 
 def test_a_declaration_that_says_nothing_is_refused():
-    with pytest.raises(UsageError, match="declare expects a pipeline's class, found 'FluxPipeline'"):
+    with pytest.raises(
+        UsageError, match="declare expects a pipeline's class, found 'FluxPipeline'"
+    ):
         declare("FluxPipeline")
-    with pytest.raises(UsageError, match=r"expects branches such as \('uncond', 'cond'\), found \(\)"):
+    with pytest.raises(
+        UsageError, match=r"expects branches such as \('uncond', 'cond'\), found \(\)"
+    ):
         declare(object, branches=())
     with pytest.raises(UsageError, match=r"found \('cond', 'cond'\)"):
         declare(object, branches=("cond", "cond"))
@@ -218,7 +248,9 @@ def test_a_loop_without_the_variables_says_which_are_missing(tmp_path):
     pipe = Other(**tiny_stable_diffusion(tmp_path).components, requires_safety_checker=False)
     x, states = torch.zeros(1, 4, 16, 16), torch.zeros(1, 16, 16)
     with pytest.raises(
-        ModelError, match=r"Other does not say whether guidance is on \(no do_classifier_free_guidance\)|'latents'"
+        ModelError,
+        match=r"Other does not say whether guidance is on \(no "
+        r"do_classifier_free_guidance\)|'latents'",
     ):
         pipe._guidance_scale, pipe._guidance_rescale = 1.0, 0.0
         calls_of(pipe, lambda: pipe(x, states))

@@ -1,4 +1,5 @@
-"""Every pipeline class that is known: its calls are read as its source says, collected bit for bit, edited by the formula."""
+"""Every pipeline class that is known: its calls are read as its source says, collected bit for bit,
+edited by the formula."""
 
 import ast
 import contextlib
@@ -22,7 +23,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
 ]
-RUNS = [(name, guided) for name, family in FAMILIES.items() for guided in (True, False) if family.guided or not guided]
+RUNS = [
+    (name, guided)
+    for name, family in FAMILIES.items()
+    for guided in (True, False)
+    if family.guided or not guided
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,8 @@ def pipes(tmp_path_factory):
 
 
 def own_streams(module, output, hook):
-    """The hooked stream of a block's output, written out from the names of its forward's return statement."""
+    """The hooked stream of a block's output, written out from the names of its forward's return
+    statement."""
     if not isinstance(output, tuple):
         return output
     first = STREAMS_IN_SOURCE.get(type(module).__name__)
@@ -85,7 +92,8 @@ def captured(pipe, family, prompts, guided):
 
 @pytest.mark.parametrize(("name", "guided"), RUNS)
 def test_each_call_is_read_as_the_source_says_and_collected_bit_for_bit(name, guided, pipes):
-    """Fault C3, issue 19: the order of branches, the steps, and every value that a plain hook sees."""
+    """Fault C3, issue 19: the order of branches, the steps, and every value that a plain hook
+    sees."""
     pipe, family = pipes(name), FAMILIES[name]
     with plain_hooks(pipe, family.hooks) as plain:
         found = captured(pipe, family, PROMPTS, guided)
@@ -102,7 +110,9 @@ def test_each_call_is_read_as_the_source_says_and_collected_bit_for_bit(name, gu
             assert torch.equal(one.values, rows(whole)), hook
 
 
-@pytest.mark.parametrize("name", [n for n, family in FAMILIES.items() if family.guided and family.oracle])
+@pytest.mark.parametrize(
+    "name", [n for n, family in FAMILIES.items() if family.guided and family.oracle]
+)
 def test_the_branches_are_the_prompt_and_the_negative_prompt(name, pipes):
     """The oracle: calls without guidance, of each prompt on its own, have the same first step."""
     pipe, family = pipes(name), FAMILIES[name]
@@ -110,12 +120,16 @@ def test_the_branches_are_the_prompt_and_the_negative_prompt(name, pipes):
     for hook, calls in captured(pipe, family, PROMPTS, True).items():
         for one in calls:
             if one.call.step == 0:
-                parts = zip(one.call.branches, one.values.chunk(len(one.call.branches)), strict=True)
+                parts = zip(
+                    one.call.branches, one.values.chunk(len(one.call.branches)), strict=True
+                )
                 first |= {(hook, branch): part for branch, part in parts}
     for branch, prompts in (("cond", PROMPTS), ("uncond", ["ugly"] * len(PROMPTS))):
         for hook, calls in captured(pipe, family, prompts, False).items():
             torch.testing.assert_close(first[hook, branch], calls[0].values, atol=1e-5, rtol=1e-4)
-    assert any((first[hook, "cond"] - first[hook, "uncond"]).abs().max() > 1e-4 for hook in family.hooks)
+    assert any(
+        (first[hook, "cond"] - first[hook, "uncond"]).abs().max() > 1e-4 for hook in family.hooks
+    )
 
 
 def random_sae(d_in):
@@ -128,7 +142,8 @@ def random_sae(d_in):
 
 
 def dense(sae, x, features):
-    """The paper's rule with μ(i,t,D_c) = 0.3, μ(i,t,D) = 0.01, γ = −5: encode, edit, decode, add the error."""
+    """The paper's rule with μ(i,t,D_c) = 0.3, μ(i,t,D) = 0.01, γ = −5: encode, edit, decode, add
+    the error."""
     z = sae.encode_dense(x)
     edited, chosen = z.clone(), z[:, features]
     edited[:, features] = torch.where(chosen > 0.01, -5.0 * 0.3 * chosen, chosen)
@@ -150,12 +165,19 @@ def test_ablation_edits_one_branch_by_the_formula_and_nothing_else(name, guided,
         with ablate(pipe, nothing, saes=sae):
             assert torch.equal(pixels(pipe(**common(family, PROMPTS, guided))[0]), pixels(before))
         for branch in {"cond", "uncond"} & {part for call in order for part in call}:
-            selection = make_selection(model, chosen, timesteps, hook=hook, d_in=d_in, branch=branch)
+            selection = make_selection(
+                model, chosen, timesteps, hook=hook, d_in=d_in, branch=branch
+            )
             with ablate(pipe, selection, saes=sae), plain_hooks(pipe, [hook]) as edited:
                 pipe(**common(family, PROMPTS, guided))
-            for call, (old, new) in enumerate(zip(plain[hook][: len(order)], edited[hook], strict=False)):
+            for call, (old, new) in enumerate(
+                zip(plain[hook][: len(order)], edited[hook], strict=False)
+            ):
                 parts = zip(
-                    order[call], rows(old).chunk(len(order[call])), rows(new).chunk(len(order[call])), strict=True
+                    order[call],
+                    rows(old).chunk(len(order[call])),
+                    rows(new).chunk(len(order[call])),
+                    strict=True,
                 )
                 for part, x, y in parts:
                     if part != branch:
@@ -168,7 +190,11 @@ def test_ablation_edits_one_branch_by_the_formula_and_nothing_else(name, guided,
 
 
 def pixels(output):
-    return output if isinstance(output, torch.Tensor) else torch.stack([torch.as_tensor(one) for one in output])
+    return (
+        output
+        if isinstance(output, torch.Tensor)
+        else torch.stack([torch.as_tensor(one) for one in output])
+    )
 
 
 def _streams_in_source():
@@ -177,11 +203,21 @@ def _streams_in_source():
     for path in (*sorted((root / "transformers").glob("*.py")), root / "attention.py"):
         for cls in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(cls, ast.ClassDef) and cls.name.endswith("Block"):
-                forward = [one for one in cls.body if isinstance(one, ast.FunctionDef) and one.name == "forward"]
+                forward = [
+                    one
+                    for one in cls.body
+                    if isinstance(one, ast.FunctionDef) and one.name == "forward"
+                ]
                 returned = {
-                    ast.unparse(n.value) for f in forward for n in ast.walk(f) if isinstance(n, ast.Return) and n.value
+                    ast.unparse(n.value)
+                    for f in forward
+                    for n in ast.walk(f)
+                    if isinstance(n, ast.Return) and n.value
                 }
-                both = {"(encoder_hidden_states, hidden_states)", "(hidden_states, encoder_hidden_states)"}
+                both = {
+                    "(encoder_hidden_states, hidden_states)",
+                    "(hidden_states, encoder_hidden_states)",
+                }
                 if len(returned) == 1 and returned <= both:
                     found[cls.name] = returned.pop().strip("()").split(", ")[0]
     return found
@@ -208,5 +244,9 @@ def test_every_known_pipeline_is_tested_and_every_tested_one_is_in_the_documenta
     }  # test_pipelines.py
     assert set(ARCHITECTURES) == set(FAMILIES) | others
     page = (Path(__file__).parents[3] / "docs/pipelines.md").read_text(encoding="utf-8")
-    (found,) = (block.splitlines() for block in page.split("\n\n") if block.startswith("| pipeline | guidance"))
+    (found,) = (
+        block.splitlines()
+        for block in page.split("\n\n")
+        if block.startswith("| pipeline | guidance")
+    )
     assert found == table()

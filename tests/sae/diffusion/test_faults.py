@@ -36,9 +36,13 @@ def broken(model_dir):
 def test_a_picture_that_is_not_finite_is_named_counted_and_recorded(broken, tmp_path):
     images = generate(broken, RUN, ["a", "b"], [0, 1])
     assert [picture_fault(image) for image in images] == [None, "not finite"]
-    with pytest.warns(UserWarning, match=r"1 of 2 pictures are no results: 00001-b-1\.png \(not finite\)\."):
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 pictures are no results: 00001-b-1\.png \(not finite\)\."
+    ):
         files = generate_files(tmp_path / "out", broken, PROMPTS, RUN, progress=False)
-    lines = [json.loads(line) for line in (tmp_path / "out/generated.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/generated.jsonl").read_text().splitlines()
+    ]
     assert [line.get("fault") for line in lines] == [None, "not finite"]
     with Image.open(files[1]) as image:
         assert picture_fault(image) == "black"  # What a NaN becomes in a file.
@@ -57,7 +61,10 @@ def test_a_collection_records_it_beside_the_samples(broken, tmp_path):
 def test_a_flagged_picture_is_named_by_what_flagged_it():
     images = [Image.new("RGB", (8, 8), "red") for _ in range(2)]
     pipe = SimpleNamespace(
-        _execution_device=torch.device("cpu"), vae_scale_factor=8, default_sample_size=1, scheduler=None
+        _execution_device=torch.device("cpu"),
+        vae_scale_factor=8,
+        default_sample_size=1,
+        scheduler=None,
     )
 
     class StableDiffusionPipeline:
@@ -96,7 +103,17 @@ def test_the_command_line_says_it(model_dir, tmp_path, capsys):
         pipe.vae.decoder.conv_out.weight.zero_()
         pipe.vae.decoder.conv_out.bias.fill_(-9.0)
     save(pipe, tmp_path / "black")
-    options = ["--model", str(tmp_path / "black"), "--prompt", "a", "--steps", "1", "--guidance", "1", "--quiet"]
+    options = [
+        "--model",
+        str(tmp_path / "black"),
+        "--prompt",
+        "a",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--quiet",
+    ]
     words = r"1 of 1 pictures are no results: 00000-a-0\.png \(black\)\."
     with pytest.warns(UserWarning, match=words), pytest.raises(SystemExit, match="0"):
         main(["generate", *options, "--device", "cpu", "--out", str(tmp_path / "out")])

@@ -1,4 +1,5 @@
-"""Faults C1 and C7: a model is loaded whole or not at all, in every form in which people have one."""
+"""Faults C1 and C7: a model is loaded whole or not at all, in every form in which people have
+one."""
 
 import json
 import shutil
@@ -42,7 +43,9 @@ def change(path, edit):
 def test_an_incomplete_checkpoint_is_refused_by_the_name_of_its_tensor(part, file, name, directory):
     """Fault C1: the part ran with random weights, exit 0."""
     change(directory / part / file, lambda tensors: tensors.pop(name))
-    with pytest.raises(ModelError, match=rf"/{part} lacks {name}: the checkpoint is incomplete") as caught:
+    with pytest.raises(
+        ModelError, match=rf"/{part} lacks {name}: the checkpoint is incomplete"
+    ) as caught:
         load_model(str(directory), "cpu")
     assert "\n" not in str(caught.value)
 
@@ -72,7 +75,9 @@ def test_a_directory_with_a_variant_only(directory, tmp_path):
     """Fault C7."""
     pipe = load_model(str(directory), "cpu").pipe
     pipe.save_pretrained(tmp_path / "half", variant="fp16")
-    with pytest.raises(ModelError, match="has the weights as variant fp16 only: give --variant fp16"):
+    with pytest.raises(
+        ModelError, match="has the weights as variant fp16 only: give --variant fp16"
+    ):
         load_model(str(tmp_path / "half"), "cpu")
     loaded = load_model(str(tmp_path / "half"), "cpu", settings=LoadSettings(variant="fp16"))
     assert model_hash(loaded.pipe.unet) == model_hash(pipe.unet)
@@ -94,10 +99,16 @@ def test_a_single_file_with_the_configuration_of_a_base(directory, other, tmp_pa
     """Fault C7."""
     tensors = original_pipeline(other)
     if not with_text:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cond_stage_model")}
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.startswith("cond_stage_model")
+        }
     path = tmp_path / "one.safetensors"
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(ModelError, match="is one file and does not say its configuration: give --base"):
+    with pytest.raises(
+        ModelError, match="is one file and does not say its configuration: give --base"
+    ):
         load_model(str(path), "cpu")
     loaded = load_model(str(path), "cpu", settings=LoadSettings(base=str(directory)))
     text = other.text_encoder if with_text else load_model(str(directory), "cpu").pipe.text_encoder
@@ -115,8 +126,12 @@ def test_a_single_file_that_is_incomplete(directory, other, tmp_path):
     tensors = original_pipeline(other)
     del tensors["model.diffusion_model.middle_block.0.in_layers.2.weight"]
     safetensors.torch.save_file(tensors, tmp_path / "one.safetensors")
-    with pytest.raises(ModelError, match=r"one\.safetensors/unet lacks mid_block\.resnets\.0\.conv1\.weight: "):
-        load_model(str(tmp_path / "one.safetensors"), "cpu", settings=LoadSettings(base=str(directory)))
+    with pytest.raises(
+        ModelError, match=r"one\.safetensors/unet lacks mid_block\.resnets\.0\.conv1\.weight: "
+    ):
+        load_model(
+            str(tmp_path / "one.safetensors"), "cpu", settings=LoadSettings(base=str(directory))
+        )
 
 
 @pytest.mark.parametrize("form", ["diffusers", "original", "some of them", "pickle", "wrapped"])
@@ -152,17 +167,30 @@ def test_an_unlearned_unet_on_top_of_a_base(directory, other, tmp_path, form, in
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"conv_inn.bias": torch.zeros(16)}, r"holds conv_inn\.bias, which UNet2DConditionModel has not"),
-        ({"conv_in.bias": torch.zeros(17)}, r"has other shapes than the model: conv_in\.bias \[17\]"),
-        ({"conv_in.bias": torch.full((16,), torch.nan)}, r"conv_in\.bias hold values that are not finite"),
+        (
+            {"conv_inn.bias": torch.zeros(16)},
+            r"holds conv_inn\.bias, which UNet2DConditionModel has not",
+        ),
+        (
+            {"conv_in.bias": torch.zeros(17)},
+            r"has other shapes than the model: conv_in\.bias \[17\]",
+        ),
+        (
+            {"conv_in.bias": torch.full((16,), torch.nan)},
+            r"conv_in\.bias hold values that are not finite",
+        ),
     ],
 )
 def test_a_unet_file_that_does_not_fit(directory, tmp_path, tensors, message):
     safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=message):
-        load_model(str(directory), "cpu", settings=LoadSettings(unet=str(tmp_path / "x.safetensors")))
+        load_model(
+            str(directory), "cpu", settings=LoadSettings(unet=str(tmp_path / "x.safetensors"))
+        )
     with pytest.raises(ModelError, match="there is no such file"):
-        load_model(str(directory), "cpu", settings=LoadSettings(unet=str(tmp_path / "y.safetensors")))
+        load_model(
+            str(directory), "cpu", settings=LoadSettings(unet=str(tmp_path / "y.safetensors"))
+        )
 
 
 @pytest.fixture
@@ -172,7 +200,9 @@ def lora(other, tmp_path):
     from peft.utils import get_peft_model_state_dict
 
     torch.manual_seed(2)
-    other.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    other.unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
     layers = get_peft_model_state_dict(other.unet)
     StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
     return tmp_path / "lora" / "pytorch_lora_weights.safetensors"
@@ -195,8 +225,15 @@ def test_a_lora_for_another_model_is_refused(directory, lora, tmp_path):
     tensors = safetensors.torch.load_file(lora)
     renamed = {name.replace("mid_block", "middle"): tensor for name, tensor in tensors.items()}
     safetensors.torch.save_file(renamed, tmp_path / "other.safetensors")
-    with pytest.raises(ModelError, match=r"--lora .*: (\d+ of its \d+ matrices fit StableDiffusion|cannot be loaded)"):
-        load_model(str(directory), "cpu", settings=LoadSettings(loras=(str(tmp_path / "other.safetensors"),)))
+    with pytest.raises(
+        ModelError,
+        match=r"--lora .*: (\d+ of its \d+ matrices fit StableDiffusion|cannot be loaded)",
+    ):
+        load_model(
+            str(directory),
+            "cpu",
+            settings=LoadSettings(loras=(str(tmp_path / "other.safetensors"),)),
+        )
     pixart = save(tiny_pixart(tmp_path / "p"), tmp_path / "pixart")
     with pytest.raises(UsageError, match="--lora: PixArtSigmaPipeline takes none"):
         load_model(str(pixart), "cpu", settings=LoadSettings(loras=(str(lora),)))
@@ -204,11 +241,15 @@ def test_a_lora_for_another_model_is_refused(directory, lora, tmp_path):
 
 def test_another_scheduler_is_part_of_the_run(directory):
     """Fault C7."""
-    loaded = load_model(str(directory), "cpu", settings=LoadSettings(scheduler="EulerDiscreteScheduler"))
+    loaded = load_model(
+        str(directory), "cpu", settings=LoadSettings(scheduler="EulerDiscreteScheduler")
+    )
     said = describe_run(loaded, RUN)["scheduler"]
     assert said["class"] == "EulerDiscreteScheduler"
     assert said["config"]["beta_schedule"] == "scaled_linear"
-    with pytest.raises(UsageError, match=r"diffusers has no such class\. Did you mean 'EulerDiscreteScheduler'"):
+    with pytest.raises(
+        UsageError, match=r"diffusers has no such class\. Did you mean 'EulerDiscreteScheduler'"
+    ):
         load_model(str(directory), "cpu", settings=LoadSettings(scheduler="EulerDiscretScheduler"))
 
 
@@ -223,7 +264,9 @@ def test_a_safety_checker_is_loaded_only_if_it_is_asked_for(directory):
         projection_dim=8,
     )  # fmt: skip
     StableDiffusionSafetyChecker(config).save_pretrained(directory / "safety_checker")
-    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(directory / "feature_extractor")
+    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(
+        directory / "feature_extractor"
+    )
     index = json.loads((directory / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["feature_extractor"] = ["transformers", "CLIPImageProcessorPil"]

@@ -18,26 +18,42 @@ def saved(name, tmp_path):
 
 def rows_of(store, hook):
     (shard,) = store.activations(hook)
-    return {(str(b), int(s)): shard.row(i) for i, (b, s) in enumerate(zip(shard.branch, shard.step, strict=True))}
+    return {
+        (str(b), int(s)): shard.row(i)
+        for i, (b, s) in enumerate(zip(shard.branch, shard.step, strict=True))
+    }
 
 
 def test_a_model_without_prompts_is_collected_by_seeds(tmp_path):
     model = load_model(saved("DDPMPipeline", tmp_path), "cpu")
     prompts, run = [Prompt("", seed, {}, 1) for seed in (3, 4)], RunSettings(2, 1.0)
     store = collect(
-        tmp_path / "s", model, prompts, run, CollectSettings(hooks=["unet.mid_block"], images=True), progress=False
+        tmp_path / "s",
+        model,
+        prompts,
+        run,
+        CollectSettings(hooks=["unet.mid_block"], images=True),
+        progress=False,
     )
     samples = store.store.arrow("samples")
     assert samples["seed"].to_pylist() == [3, 4] and samples["height"].to_pylist() == [16, 16]
     (shard,) = store.store.activations("unet.mid_block")
     assert shard.step.tolist() == [0, 1, 0, 1]
     assert not np.array_equal(shard.row(0), shard.row(2))
-    for run, message in ((RunSettings(2, 1.0, height=32), "--height 32: DDPMPipeline makes pictures of its own size"),
+    for run, message in ((RunSettings(2, 1.0, height=32), "--height 32: DDPMPipeline makes " "pictures of its own " "" "size"),
                          (RunSettings(2, 1.0, "ugly"), "--negative-prompt: DDPMPipeline takes none")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             generate(model, run, [""], [0])
-    with pytest.raises(UsageError, match="guidance distilled: without guidance there is no unconditional half"):
-        collect(tmp_path / "t", model, prompts, RunSettings(2, 3.0), CollectSettings(hooks=["unet"], branch="both"))
+    with pytest.raises(
+        UsageError, match="guidance distilled: without guidance there is no unconditional half"
+    ):
+        collect(
+            tmp_path / "t",
+            model,
+            prompts,
+            RunSettings(2, 3.0),
+            CollectSettings(hooks=["unet"], branch="both"),
+        )
 
 
 def test_a_model_of_classes_takes_them_as_prompts(tmp_path):
@@ -46,7 +62,10 @@ def test_a_model_of_classes_takes_them_as_prompts(tmp_path):
     settings = CollectSettings(hooks=[BLOCK], branch="both", dtype="float32")
     found = [
         rows_of(
-            collect(tmp_path / f"s{i}", model, [Prompt(text, 0, {}, 1)], run, settings, progress=False).store, BLOCK
+            collect(
+                tmp_path / f"s{i}", model, [Prompt(text, 0, {}, 1)], run, settings, progress=False
+            ).store,
+            BLOCK,
         )
         for i, text in enumerate(("207", "360", "207"))
     ]
@@ -56,15 +75,23 @@ def test_a_model_of_classes_takes_them_as_prompts(tmp_path):
     assert np.array_equal(found[0]["uncond", 0], found[1]["uncond", 0])  # of no class
     for text in ("cat", "1000"):
         with pytest.raises(
-            UsageError, match=f"prompt '{text}': DiTPipeline draws classes: expected a number below 1000"
+            UsageError,
+            match=f"prompt '{text}': DiTPipeline draws classes: expected a number below 1000",
         ):
             generate(model, run, [text], [0])
 
 
 def test_a_video_is_not_kept_as_a_picture(tmp_path):
     pipe = FAMILIES["WanPipeline"].build(tmp_path)
-    with pytest.raises(UsageError, match="WanPipeline makes videos, which are not kept as pictures"):
-        generate(Model("wan", pipe, 2, 3.0), RunSettings(2, 3.0, height=32, width=48, frames=5), ["a"], [0])
+    with pytest.raises(
+        UsageError, match="WanPipeline makes videos, which are not kept as pictures"
+    ):
+        generate(
+            Model("wan", pipe, 2, 3.0),
+            RunSettings(2, 3.0, height=32, width=48, frames=5),
+            ["a"],
+            [0],
+        )
     assert picture_size(pipe, RunSettings(2, 3.0)) == (480, 832)
 
 
@@ -79,6 +106,8 @@ def test_a_class_that_is_not_known_says_how_it_becomes_so(tmp_path):
     unet = FAMILIES["DDPMPipeline"].build(tmp_path).unet
     path = save(ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler()), tmp_path / "x")
     with pytest.raises(
-        ModelError, match=r"ConsistencyModelPipeline is not known: say how .*sae\.diffusion\.declare, or use one"
+        ModelError,
+        match=r"ConsistencyModelPipeline is not known: say how .*sae\.diffusion\.declare, or use "
+        r"one",
     ):
         load_model(str(path), "cpu")

@@ -1,4 +1,5 @@
-"""Issue 19, item 4: every scheduler class of the installed diffusers, on one pipeline; the table of docs/pipelines.md."""
+"""Issue 19, item 4: every scheduler class of the installed diffusers, on one pipeline; the table of
+docs/pipelines.md."""
 
 import inspect
 from pathlib import Path
@@ -70,7 +71,11 @@ OTHERS = {
         "UnCLIP",
         "VQDiffusion",
     ],
-    "needs packages that are not installed": ["CosineDPMSolverMultistep", "DPMSolverSDE", "LMSDiscrete"],
+    "needs packages that are not installed": [
+        "CosineDPMSolverMultistep",
+        "DPMSolverSDE",
+        "LMSDiscrete",
+    ],
 }
 N_STEPS = 4
 
@@ -96,7 +101,13 @@ def with_scheduler(pipes, name):
 
 def draw(pipe):
     generator = torch.Generator().manual_seed(0)
-    how = {"num_inference_steps": N_STEPS, "guidance_scale": 3.0, "height": 32, "width": 48, "output_type": "latent"}
+    how = {
+        "num_inference_steps": N_STEPS,
+        "guidance_scale": 3.0,
+        "height": 32,
+        "width": 48,
+        "output_type": "latent",
+    }
     pipe(["a cat"], generator=generator, **how)
 
 
@@ -104,7 +115,9 @@ def recorded(pipe, hook):
     """The calls as they are read, and what a plain hook sees in each."""
     calls, values, plain = [], [], []
     index = 1 if hook.startswith("transformer") else 0
-    handle = find_module(pipe, hook).register_forward_hook(lambda m, args, output: plain.append(output[index].clone()))
+    handle = find_module(pipe, hook).register_forward_hook(
+        lambda m, args, output: plain.append(output[index].clone())
+    )
 
     def keep(one):
         calls.append(one.call)
@@ -125,7 +138,8 @@ HOOKS = {True: "transformer.transformer_blocks.0", False: "unet.up_blocks.1.atte
 
 @pytest.mark.parametrize("name", [*DIFFUSION, *FLOW])
 def test_steps_windows_and_edits_follow_the_scheduler(name, pipes):
-    """Fault C6 too: continuous timesteps, repeated ones, more calls than steps that were asked for."""
+    """Fault C6 too: continuous timesteps, repeated ones, more calls than steps that were asked
+    for."""
     pipe, hook = with_scheduler(pipes, name), HOOKS[name in FLOW]
     calls, before = recorded(pipe, hook)
     schedule = [float(t) for t in pipe.scheduler.timesteps]
@@ -142,7 +156,9 @@ def test_steps_windows_and_edits_follow_the_scheduler(name, pipes):
     unchanged = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert unchanged[:first] == [True] * first
     assert not any(unchanged[first:])
-    assert torch.equal(before[first].chunk(2)[0], after[first].chunk(2)[0])  # the unconditional half of the first edit
+    assert torch.equal(
+        before[first].chunk(2)[0], after[first].chunk(2)[0]
+    )  # the unconditional half of the first edit
 
 
 def kind(schedule):
@@ -158,11 +174,17 @@ def test_the_documented_table_is_the_tested_one(pipes):
         draw(pipe)
         schedule = [float(t) for t in pipe.scheduler.timesteps]
         lines.append(
-            f"| `{name}Scheduler` | {'SD3' if name in FLOW else 'SD-1.5'} | {len(schedule)} | {kind(schedule)} |"
+            f"| `{name}Scheduler` | {'SD3' if name in FLOW else 'SD-1.5'} | {len(schedule)} | "
+            f"{kind(schedule)} |"
         )
-    lines += [f"| {', '.join(f'`{name}Scheduler`' for name in names)} | | | {why} |" for why, names in OTHERS.items()]
+    lines += [
+        f"| {', '.join(f'`{name}Scheduler`' for name in names)} | | | {why} |"
+        for why, names in OTHERS.items()
+    ]
     page = (Path(__file__).parents[3] / "docs/pipelines.md").read_text(encoding="utf-8")
-    (found,) = (block.splitlines() for block in page.split("\n\n") if block.startswith("| scheduler"))
+    (found,) = (
+        block.splitlines() for block in page.split("\n\n") if block.startswith("| scheduler")
+    )
     assert found == lines, "\n".join(lines)
 
 
@@ -173,4 +195,7 @@ def test_no_scheduler_of_the_installed_diffusers_is_left_out():
         if name.endswith("Scheduler") and not name.startswith("Flax")
     }
     assert there == {*DIFFUSION, *FLOW, *(name for names in OTHERS.values() for name in names)}
-    assert all(issubclass(getattr(diffusers, f"{name}Scheduler"), SchedulerMixin) for name in (*DIFFUSION, *FLOW))
+    assert all(
+        issubclass(getattr(diffusers, f"{name}Scheduler"), SchedulerMixin)
+        for name in (*DIFFUSION, *FLOW)
+    )

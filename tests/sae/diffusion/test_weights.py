@@ -1,4 +1,5 @@
-"""Fault C5: a model's identity does not depend on when it was asked, nor on how the weights are kept."""
+"""Fault C5: a model's identity does not depend on when it was asked, nor on how the weights are
+kept."""
 
 import pytest
 import torch
@@ -92,7 +93,9 @@ def test_a_lora_that_is_loaded_between_two_collections_is_another_model(pipe, tm
 @pytest.mark.filterwarnings("ignore:There are modules")
 def test_another_precision_of_the_same_model_is_named_as_that(pipe, tmp_path):
     full = model_hash(pipe.unet)
-    half, brain = (tiny_stable_diffusion(tmp_path).unet.to(kind) for kind in (torch.float16, torch.bfloat16))
+    half, brain = (
+        tiny_stable_diffusion(tmp_path).unet.to(kind) for kind in (torch.float16, torch.bfloat16)
+    )
     assert same_model(model_hash(half), full)
     assert same_model(model_hash(brain), full)
     assert not same_model(model_hash(half), model_hash(brain))
@@ -113,21 +116,30 @@ def test_a_selection_and_a_store_say_that_only_the_precision_differs(pipe, tmp_p
     collect(tmp_path / "s", model, prompts, run, settings, progress=False)
     selection = make_selection(model, [], [501.0])
     other = Model("m", tiny_stable_diffusion(tmp_path).to(torch.float16), 2, 1.0)
-    with pytest.raises(RunError, match=r"dtype = 'bfloat16', this one has 'float16' \(the same model in another"):
+    with pytest.raises(
+        RunError, match=r"dtype = 'bfloat16', this one has 'float16' \(the same model in another"
+    ):
         collect(tmp_path / "s", other, prompts, run, settings, progress=False)
-    words = r"others \(f16:.*…\): the same model in another precision \(float16 here, bfloat16 there\)\.$"
+    words = (
+        r"others \(f16:.*…\): the same model in another precision \(float16 here, bfloat16 "
+        r"there\)\.$"
+    )
     with pytest.raises(SelectionError, match=words), ablate(other.pipe, selection, saes=make_sae()):
         pass
 
 
 def test_weights_that_cannot_be_compared_are_refused(pipe):
     pipe.unet.conv_in.double()
-    with pytest.raises(ModelError, match="weights are float64: load it in float32, float16 or bfloat16"):
+    with pytest.raises(
+        ModelError, match="weights are float64: load it in float32, float16 or bfloat16"
+    ):
         model_hash(pipe.unet)
     pipe.unet.to(torch.float16)
     pipe.unet.conv_in.bfloat16()
     with pytest.raises(ModelError, match="partly float16 and partly bfloat16"):
         model_hash(pipe.unet)
     pipe.unet.conv_in.to("meta")
-    with pytest.raises(ModelError, match=r"weight 'conv_in\.weight' is kept where it cannot be read"):
+    with pytest.raises(
+        ModelError, match=r"weight 'conv_in\.weight' is kept where it cannot be read"
+    ):
         model_hash(pipe.unet)

@@ -18,7 +18,8 @@ def share(hits, seeds, strata=None):
 
 
 def covered(truths, dependence=0.0):
-    """Simulate concepts of such true shares, 10 objects × 5 seeds each; return how often their mean is inside."""
+    """Simulate concepts of such true shares, 10 objects × 5 seeds each; return how often their mean
+    is inside."""
     rng = np.random.default_rng(0)
     truths = np.array(truths)
     seeds = np.tile(np.arange(N_SEEDS), N_OBJECTS)
@@ -27,7 +28,9 @@ def covered(truths, dependence=0.0):
         by_seed = np.repeat(truths[:, None], N_SEEDS, 1)
         if dependence:
             scale = (1 - dependence) / dependence
-            by_seed = rng.beta(truths[:, None] * scale, (1 - truths[:, None]) * scale, (len(truths), N_SEEDS))
+            by_seed = rng.beta(
+                truths[:, None] * scale, (1 - truths[:, None]) * scale, (len(truths), N_SEEDS)
+            )
         parts = [share(rng.random(len(seeds)) < own[seeds], seeds) for own in by_seed]
         low, high = interval(mean_of(parts))
         inside += low <= truths.mean() <= high
@@ -35,7 +38,8 @@ def covered(truths, dependence=0.0):
 
 
 @pytest.mark.parametrize(
-    "truths", [(0.5,), (0.8,), (0.9,), (0.95,), (0.98,), (0.98,) * 4, (0.5, 1, 1, 1), (0.9, 0.99) * 2]
+    "truths",
+    [(0.5,), (0.8,), (0.9,), (0.95,), (0.98,), (0.98,) * 4, (0.5, 1, 1, 1), (0.9, 0.99) * 2],
 )
 def test_95_percent_intervals_cover_92_to_98_percent(truths):
     """Line of the fault: at a true UA of 0.98 a two-level percentile bootstrap covered 62 %."""
@@ -44,7 +48,8 @@ def test_95_percent_intervals_cover_92_to_98_percent(truths):
 
 @pytest.mark.parametrize("truth", [0.8, 0.95, 0.98])
 def test_pictures_that_fail_together_are_covered_too(truth):
-    """Of one seed's pictures a tenth of the variance is common: Wilson's interval of 50 pictures covers 84 to 91 %."""
+    """Of one seed's pictures a tenth of the variance is common: Wilson's interval of 50 pictures
+    covers 84 to 91 %."""
     assert covered([truth], dependence=0.1) >= 0.92
 
 
@@ -58,7 +63,8 @@ def test_wilson_against_its_formula_and_known_limits():
     assert wilson(p, n) == pytest.approx(sorted(roots), abs=1e-9)
     assert wilson(1, 50) == pytest.approx((50 / (50 + z * z), 1))
     assert wilson(0, 50) == pytest.approx((0, z * z / (50 + z * z)))
-    # One failure of 50: the least λ whose P(1 or more) is 5 % is −ln 0.95 (Brown, Cai & DasGupta 2001).
+    # One failure of 50: the least λ whose P(1 or more) is 5 % is −ln 0.95 (Brown, Cai & DasGupta
+    # 2001).
     assert wilson(0.98, 50).high == pytest.approx(1 + math.log(0.95) / 50, abs=1e-9)
     assert wilson(0.02, 50).low == pytest.approx(-math.log(0.95) / 50, abs=1e-9)
 
@@ -79,8 +85,18 @@ def test_the_mean_of_shares_leaves_out_what_has_no_pictures():
 
 def test_students_t_against_the_tables():
     """Abramowitz & Stegun 1964, table 26.10."""
-    for degrees, t in ((1, 12.706), (2, 4.303), (4, 2.776), (5, 2.571), (9, 2.262), (30, 2.042), (120, 1.980)):
+    for degrees, t in (
+        (1, 12.706),
+        (2, 4.303),
+        (4, 2.776),
+        (5, 2.571),
+        (9, 2.262),
+        (30, 2.042),
+        (120, 1.980),
+    ):
         assert student_t(0.95, degrees) == pytest.approx(t, abs=6e-4)
-    assert student_t(0.5, 1) == pytest.approx(1) and student_t(0.99, 10) == pytest.approx(3.169, abs=6e-4)
+    assert student_t(0.5, 1) == pytest.approx(1) and student_t(0.99, 10) == pytest.approx(
+        3.169, abs=6e-4
+    )
     with pytest.raises(ValueError, match="0 degrees of freedom"):
         student_t(0.95, 0)

@@ -73,12 +73,19 @@ def picture(r, g, b, size=40):
 
 def test_a_timm_directory_judges_resized_and_normalised_pictures(timm, tmp_path):
     source = colour_judge(
-        tmp_path / "hue", "hue", ["red", "green", "blue"], np.eye(3), mean=[0.5, 0.25, 0.0], std=[0.5, 0.5, 1.0]
+        tmp_path / "hue",
+        "hue",
+        ["red", "green", "blue"],
+        np.eye(3),
+        mean=[0.5, 0.25, 0.0],
+        std=[0.5, 0.5, 1.0],
     )
     judge = load_judge([source])
     images = [picture(255, 0, 0), picture(0, 255, 0, 24), picture(0, 0, 255, 60).convert("RGBA")]
     expected_features = np.array([[1, -0.5, 0], [-1, 1.5, 0], [-1, -0.5, 1]], np.float32)
-    np.testing.assert_allclose(judge.probabilities(images)["hue"], softmax(expected_features), atol=1e-6)
+    np.testing.assert_allclose(
+        judge.probabilities(images)["hue"], softmax(expected_features), atol=1e-6
+    )
     asked = [Prompt("", seed, {"hue": hue}, 1) for seed, hue in enumerate(("red", "red", None))]
     answers = judge.answers(asked, images)
     assert [(a.asked, a.seen, a.seed) for a in answers] == [
@@ -87,7 +94,11 @@ def test_a_timm_directory_judges_resized_and_normalised_pictures(timm, tmp_path)
         ({}, {"hue": "blue"}, 2),
     ]
     p = softmax(expected_features)[:, 0]
-    assert [a.p for a in answers] == [{"hue": pytest.approx(p[0])}, {"hue": pytest.approx(p[1])}, {}]
+    assert [a.p for a in answers] == [
+        {"hue": pytest.approx(p[0])},
+        {"hue": pytest.approx(p[1])},
+        {},
+    ]
     np.testing.assert_allclose(judge.features(images), expected_features, atol=1e-6)
     assert (judge.name, judge.labels) == ("hue", {"hue": ("red", "green", "blue")})
     assert judge.answers([], []) == [] and judge.probabilities([])["hue"].shape == (0, 3)
@@ -113,7 +124,10 @@ def test_minicanvas_judges_its_own_pictures():
     images = [Image.fromarray(render(o, s, rng)) for o, s in (("cat", "neon"), ("tree", "sunset"))]
     for source in ("minicanvas", "minicanvas:selection"):
         judge = load_judge([source])
-        assert seen(judge, images) == [{"style": "neon", "object": "cat"}, {"style": "sunset", "object": "tree"}]
+        assert seen(judge, images) == [
+            {"style": "neon", "object": "cat"},
+            {"style": "sunset", "object": "tree"},
+        ]
     assert load_judge(["minicanvas"]).features(images).shape[0] == 2
 
 
@@ -121,9 +135,15 @@ def test_what_is_no_judge_is_one_line(timm, tmp_path, monkeypatch):
     good = colour_judge(tmp_path / "hue", "hue", ["red", "green"], [[1, 0, 0], [0, 1, 0]])
     cases = [
         (lambda: load_judge([]), "expected at least one"),
-        (lambda: load_judge(["minicanvas:best"]), "expected minicanvas:judge or minicanvas:selection"),
+        (
+            lambda: load_judge(["minicanvas:best"]),
+            "expected minicanvas:judge or minicanvas:selection",
+        ),
         (lambda: load_judge([str(tmp_path / "absent")]), "has no readable config.json"),
-        (lambda: load_judge([_edited(tmp_path / "a", labels=[])]), "lacks labels: expected timm, family and labels"),
+        (
+            lambda: load_judge([_edited(tmp_path / "a", labels=[])]),
+            "lacks labels: expected timm, family and labels",
+        ),
         (lambda: load_judge([_edited(tmp_path / "b", timm="vit_giant")]), "Unknown model"),
         (
             lambda: load_judge([_edited(tmp_path / "c", labels=["red", "green", "blue"])]),
@@ -135,7 +155,10 @@ def test_what_is_no_judge_is_one_line(timm, tmp_path, monkeypatch):
             make()
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match="is the timm model 'standin_24', and timm is not installed: pip install timm"):
+    with pytest.raises(
+        ModelError,
+        match="is the timm model 'standin_24', and timm is not installed: pip install timm",
+    ):
         load_judge([good])
 
 

@@ -1,4 +1,5 @@
-"""Protocols on a tiny model, judged by a judge that looks at colours: what is removed, searched, kept and reported."""
+"""Protocols on a tiny model, judged by a judge that looks at colours: what is removed, searched,
+kept and reported."""
 
 import json
 import math
@@ -24,7 +25,10 @@ from tests.builders.selections import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
 PROMPTS = [
-    Prompt(f"{o} {s}", seed, {"style": s, "object": o}, 1) for seed in (0, 1) for s in (*STYLES, None) for o in OBJECTS
+    Prompt(f"{o} {s}", seed, {"style": s, "object": o}, 1)
+    for seed in (0, 1)
+    for s in (*STYLES, None)
+    for o in OBJECTS
 ]
 RUN = RunSettings(2, 3.0)
 
@@ -38,7 +42,10 @@ def judge(name="colours"):
 
     def probabilities(images):
         red = np.array([r > g for r, g, _ in mean_colours(images)])
-        return {"style": np.stack([red, ~red], 1), "object": np.tile([0.75, 0.25], (len(images), 1))}
+        return {
+            "style": np.stack([red, ~red], 1),
+            "object": np.tile([0.75, 0.25], (len(images), 1)),
+        }
 
     return Judge(name, {"style": STYLES, "object": OBJECTS}, probabilities, mean_colours)
 
@@ -48,7 +55,10 @@ def paint(prompts, removed=()):
     colours = {"red": (200, 10, 0), "green": (10, 200, 0), None: (0, 0, 99)}
     other = {"red": "green", "green": "red", None: None}
     return [
-        Image.fromarray(np.full((8, 8, 3), colours[other[s] if s in removed else s], np.uint8) + np.uint8(p.seed))
+        Image.fromarray(
+            np.full((8, 8, 3), colours[other[s] if s in removed else s], np.uint8)
+            + np.uint8(p.seed)
+        )
         for p in prompts
         for s in [p.labels["style"]]
     ]
@@ -72,7 +82,14 @@ def test_an_outcome_is_scored_kept_and_read_again(tmp_path):
     assert (calls, again) == ([12], first)
     judged(tmp_path, removal, PROMPTS[:6], judge(), {"run": {}}, reference)
     judged(tmp_path, removal, PROMPTS, judge("other"), {"run": {}}, reference)
-    judged(tmp_path, Removal({"style": ["red"]}, {"method": "other"}, images), PROMPTS, judge(), {"run": {}}, reference)
+    judged(
+        tmp_path,
+        Removal({"style": ["red"]}, {"method": "other"}, images),
+        PROMPTS,
+        judge(),
+        {"run": {}},
+        reference,
+    )
     judged(tmp_path, removal, PROMPTS, judge(), {"run": {"n_steps": 3}}, reference)
     real = Reference(judge().features(paint(PROMPTS[:4])))
     other = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, real)
@@ -85,7 +102,10 @@ def test_black_and_broken_pictures_are_refused_and_nothing_is_kept(tmp_path):
     spoilt = paint(PROMPTS)
     spoilt[2] = Image.new("RGB", (8, 8))
     removal = Removal({"style": ["red"]}, {"method": "broken"}, lambda prompts: spoilt)
-    message = r"^1 of 12 pictures are no results: 'cat green', seed 0 \(black\)\. Judged, they would count as unlearned"
+    message = (
+        r"^1 of 12 pictures are no results: 'cat green', seed 0 \(black\)\. Judged, they "
+        r"would count as unlearned"
+    )
     with pytest.raises(ModelError, match=message):
         judged(tmp_path, removal, PROMPTS, judge(), {}, None)
     assert not list(tmp_path.iterdir())
@@ -94,7 +114,9 @@ def test_black_and_broken_pictures_are_refused_and_nothing_is_kept(tmp_path):
 def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp_path):
     before = paint(PROMPTS)
     removal = Removal(
-        {"style": ["red"]}, {"method": "dim"}, lambda prompts: [i.point(lambda v: v // 2) for i in paint(prompts)]
+        {"style": ["red"]},
+        {"method": "dim"},
+        lambda prompts: [i.point(lambda v: v // 2) for i in paint(prompts)],
     )
     reference = Reference(mean_colours(before), [(p.prompt, p.seed) for p in PROMPTS])
     outcome = judged(tmp_path, removal, PROMPTS, judge(), {}, reference)
@@ -106,7 +128,9 @@ def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp
 
 def test_thinning_keeps_every_prompt_of_a_target_and_spreads_the_others():
     kept = thinned(PROMPTS, {"style": ["red"]}, 4)
-    assert [p for p in kept if p.labels["style"] == "red"] == [p for p in PROMPTS if p.labels["style"] == "red"]
+    assert [p for p in kept if p.labels["style"] == "red"] == [
+        p for p in PROMPTS if p.labels["style"] == "red"
+    ]
     others = [p for p in kept if p.labels["style"] != "red"]
     assert len(others) == 4 and {p.seed for p in others} == {0, 1}
     assert [p for p in PROMPTS if p in kept] == kept
@@ -143,7 +167,9 @@ def request(model, tmp_path, family, concept, strengths=(-3.0,)):
     timesteps = timesteps_of(model, 2)
     rows = [(step, f, 0.4, 0.0) for step in range(2) for f in range(0, 60, 3)]
     digest = sae_files_hash(tmp_path / "s")
-    selection = make_selection(model, rows, timesteps, family=family, concept=concept, sae_hash=digest)
+    selection = make_selection(
+        model, rows, timesteps, family=family, concept=concept, sae_hash=digest
+    )
     return Request(family, concept, [[Intervention(selection, strength=s)] for s in strengths])
 
 
@@ -162,7 +188,9 @@ def test_the_three_protocols_remove_what_they_say(model, tmp_path):
         body = report(ran, before, outcomes, protocol, None)
         assert json.loads(json.dumps(body)) == body
         assert (body["average"] is None) == (protocol != "each")
-        assert set(body["removals"][-1]["ua_by_target"]) == {f"{f}={c}" for f, cs in targets[-1].items() for c in cs}
+        assert set(body["removals"][-1]["ua_by_target"]) == {
+            f"{f}={c}" for f, cs in targets[-1].items() for c in cs
+        }
     assert before.targets == {} and before.frechet is not None
     assert outcomes[0].stored_bytes == 4 * (64 * 16 * 2 + 64 + 16)
 
@@ -174,7 +202,9 @@ def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, 
 
     def probabilities(images):
         asked.append(len(images))
-        red = {2: 0.4, 3: 0.3}.get(len(asked), 0.9)  # Both unlearn; the third setting does so more clearly.
+        red = {2: 0.4, 3: 0.3}.get(
+            len(asked), 0.9
+        )  # Both unlearn; the third setting does so more clearly.
         n = len(images)
         return {"style": np.tile([red, 1 - red], (n, 1)), "object": np.tile([0.9, 0.1], (n, 1))}
 
@@ -195,19 +225,29 @@ def test_the_best_settings_are_attacked_and_the_first_that_holds_is_taken(model,
     judging, said, attacked = judge("choosing"), [], []
 
     def probabilities(images):
-        return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([0.9, 0.1], (len(images), 1))}
+        return {
+            "style": np.tile([0.1, 0.9], (len(images), 1)),
+            "object": np.tile([0.9, 0.1], (len(images), 1)),
+        }
 
     def comes_back(edits):
         attacked.append(edits[0].strength)
         return 0.5 if len(attacked) < 2 else 0.0
 
     search = Search(judging._replace(probabilities=probabilities), searched, 4, comes_back, tries=2)
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), [wanted], "each", search, None, said.append)
+    _, (outcome,) = run_protocol(
+        evaluation(model, tmp_path), [wanted], "each", search, None, said.append
+    )
     assert attacked == [-1.0, -2.0] and outcome.setting["edits"][0]["strength"] == -2.0
-    assert "attack on style=red: setting 1: 50% shown" in said and "attack on style=red: setting 2: 0% shown" in said
+    assert (
+        "attack on style=red: setting 1: 50% shown" in said
+        and "attack on style=red: setting 2: 0% shown" in said
+    )
 
 
-def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_all_seeds(model, tmp_path):
+def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_all_seeds(
+    model, tmp_path
+):
     searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
     wanted = request(model, tmp_path, "style", "red", [-1.0 - i for i in range(8)])
     asked = []
@@ -215,12 +255,19 @@ def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_
     def probabilities(images):
         asked.append(len(images))
         green = {3: 0.9}.get(len(asked), 0.6)
-        return {"style": np.tile([1 - green, green], (len(images), 1)), "object": np.tile([0.9, 0.1], (len(images), 1))}
+        return {
+            "style": np.tile([1 - green, green], (len(images), 1)),
+            "object": np.tile([0.9, 0.1], (len(images), 1)),
+        }
 
     said = []
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), [wanted], "each", search, None, said.append)
-    assert asked == [3] * 8 + [8] * 6  # Two of one seed and one other; four of two seeds and four others.
+    _, (outcome,) = run_protocol(
+        evaluation(model, tmp_path), [wanted], "each", search, None, said.append
+    )
+    assert (
+        asked == [3] * 8 + [8] * 6
+    )  # Two of one seed and one other; four of two seeds and four others.
     assert "search style=red: setting 3 of 8, seeds 10: 0.750" in said
     assert outcome.setting["edits"][0]["strength"] == -3.0
 
@@ -234,11 +281,16 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
         looks.append(len(images))
         # Less red changes nothing; the cat is gone with four times the multiplier.
         cat = [0.9, 0.9, 0.6, 0.6, 0.2, 0.2][len(looks) - 1]
-        return {"style": np.tile([0.1, 0.9], (len(images), 1)), "object": np.tile([cat, 1 - cat], (len(images), 1))}
+        return {
+            "style": np.tile([0.1, 0.9], (len(images), 1)),
+            "object": np.tile([cat, 1 - cat], (len(images), 1)),
+        }
 
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
     said = []
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", search, None, said.append)
+    _, (outcome,) = run_protocol(
+        evaluation(model, tmp_path), requests, "joint", search, None, said.append
+    )
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -12.0]
     assert said[1:] == [
         "search together style=red, object=cat: -3, -3: 0.250",
@@ -258,8 +310,16 @@ def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
     wanted = request(model, tmp_path, "style", "red", (-1.0, -2.0))
     ran = evaluation(model, tmp_path)
     cases = [
-        ([wanted], None, "2 settings a concept: say what to choose them by, --search-judge and --search-seeds"),
-        ([wanted], Search(judge("x"), PROMPTS, 4), r"seeds \[0, 1\] are both searched and reported on"),
+        (
+            [wanted],
+            None,
+            "2 settings a concept: say what to choose them by, --search-judge and --search-seeds",
+        ),
+        (
+            [wanted],
+            Search(judge("x"), PROMPTS, 4),
+            r"seeds \[0, 1\] are both searched and reported on",
+        ),
         ([wanted], Search(judge(), [], 4), "the judge colours is both searched and reported on"),
         ([], None, "no concept is named"),
     ]
@@ -271,7 +331,9 @@ def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
 
 def test_labels_that_the_judge_cannot_answer_are_refused():
     check_labels(judge(), [{"style": "red", "object": None}])
-    with pytest.raises(UsageError, match="judge colours cannot answer style=blue: it knows red, green"):
+    with pytest.raises(
+        UsageError, match="judge colours cannot answer style=blue: it knows red, green"
+    ):
         check_labels(judge(), [{"style": "blue"}])
     with pytest.raises(UsageError, match="cannot answer mood=sad: it knows style, object"):
         check_labels(judge(), [{"mood": "sad"}])
@@ -294,7 +356,12 @@ def test_folders_of_pictures_by_their_names(tmp_path):
         (tmp_path, names, PromptsError, "Other_seed1.png in .* matches none of"),
         (tmp_path, ["{mood}"], UsageError, "'mood' is none of the judge's families: style, object"),
         (tmp_path / "absent", names, PromptsError, "no folder of pictures"),
-        (tmp_path, [], PromptsError, "cannot be read: No such file.*featurestore generate.*--names"),
+        (
+            tmp_path,
+            [],
+            PromptsError,
+            "cannot be read: No such file.*featurestore generate.*--names",
+        ),
     ]
     for folder, given, error, message in cases:
         with pytest.raises(error, match=message):
@@ -324,5 +391,7 @@ def test_the_peak_is_that_since_it_was_reset():
 
 
 def test_an_unknown_protocol_is_one_line():
-    with pytest.raises(UsageError, match="protocol 'twice': expected one of each, sequential, joint"):
+    with pytest.raises(
+        UsageError, match="protocol 'twice': expected one of each, sequential, joint"
+    ):
         run_protocol(None, [], "twice", None)

@@ -48,7 +48,9 @@ def test_a_folder_is_scored_without_making_up_how_long_it_took(folder):
     outcome = score_folder(folder, judge=JUDGE, targets={"style": ["light"]})
     assert outcome.scores[:2] == (0.5, 1) and math.isnan(outcome.frechet)
     figures = summary([outcome])
-    assert [figures[key] for key in ("seconds_per_picture", "peak_bytes", "stored_bytes", "frechet")] == [None] * 4
+    assert [
+        figures[key] for key in ("seconds_per_picture", "peak_bytes", "stored_bytes", "frechet")
+    ] == [None] * 4
     assert figures["pictures"] == 4
     same = score_folder(folder, judge=JUDGE, targets={"style": ["light"]}, reference=folder)
     assert same.frechet > 0  # The reference also has the pictures asked to be light.
@@ -61,7 +63,9 @@ def test_a_black_picture_is_refused(folder):
 
 
 def test_a_target_that_the_judge_does_not_know_is_refused(folder):
-    with pytest.raises(UsageError, match="judge brightness cannot answer style=neon: it knows light, dark"):
+    with pytest.raises(
+        UsageError, match="judge brightness cannot answer style=neon: it knows light, dark"
+    ):
         score_folder(folder, judge=JUDGE, targets={"style": ["neon"]})
 
 

@@ -9,13 +9,24 @@ import pytest
 from sae.evaluation import search
 from sae.evaluation.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
-from sae.evaluation.search import Look, Value, balanced, best, first_that_holds, in_order, ranked, together, value
+from sae.evaluation.search import (
+    Look,
+    Value,
+    balanced,
+    best,
+    first_that_holds,
+    in_order,
+    ranked,
+    together,
+    value,
+)
 
 FIRST, ALL = Look((50,), 2, 2), Look((50, 51), 4)
 
 
 def outcome(p, right=True):
-    """One picture of the target that is recognised with probability p, and one of something else."""
+    """One picture of the target that is recognised with probability p, and one of something
+    else."""
     answers = [
         Answer({"style": "neon"}, {"style": "neon" if p > 0.5 else "x"}, 0, {"style": p}),
         Answer({"style": "sketch"}, {"style": "sketch" if right else "x"}, 0, {"style": 0.9}),
@@ -25,36 +36,60 @@ def outcome(p, right=True):
 
 def test_accuracy_comes_first_and_then_how_far_the_target_is_from_being_recognised():
     assert value(outcome(0.2)) == (1, pytest.approx(0.8))
-    assert value(outcome(0.2)) > value(outcome(0.4)) > value(outcome(0.01, right=False)) > value(outcome(0.6, False))
+    assert (
+        value(outcome(0.2))
+        > value(outcome(0.4))
+        > value(outcome(0.01, right=False))
+        > value(outcome(0.6, False))
+    )
     assert value(Outcome({"style": ["neon"]}, {}, "j", [], math.nan, 0, 0, 0)).mean == -math.inf
 
 
 def test_several_targets_count_as_unlearned_where_none_of_them_is_shown():
     """Neon became sketch, which was removed too: UA 1, and no picture without a removed style."""
     answers = [
-        Answer({"style": s}, {"style": other}, 0, {"style": 0.1}) for s, other in (("neon", "sketch"), ("sketch", "x"))
+        Answer({"style": s}, {"style": other}, 0, {"style": 0.1})
+        for s, other in (("neon", "sketch"), ("sketch", "x"))
     ]
     found = Outcome({"style": ["neon", "sketch"]}, {}, "j", answers)
     assert (found.scores.ua, value(found).mean) == (1, 0.5)
 
 
 def pictures(p, wrong_objects=0):
-    """Five pictures of the target, recognised with probability p, five of another style; some show another object."""
+    """Five pictures of the target, recognised with probability p, five of another style; some show
+    another object."""
     answers = []
     for i in range(10):
         style = "neon" if i < 5 else "sketch"
-        seen = {"style": "x" if i < 5 and p < 0.5 else style, "object": "tree" if i < wrong_objects else "cat"}
+        seen = {
+            "style": "x" if i < 5 and p < 0.5 else style,
+            "object": "tree" if i < wrong_objects else "cat",
+        }
         answers.append(
-            Answer({"style": style, "object": "cat"}, seen, i, {"style": p if i < 5 else 0.9, "object": 0.9})
+            Answer(
+                {"style": style, "object": "cat"},
+                seen,
+                i,
+                {"style": p if i < 5 else 0.9, "object": 0.9},
+            )
         )
     return Outcome({"style": ["neon"]}, {}, "j", answers, math.nan, 0, 0, 0)
 
 
 def test_settings_about_a_picture_apart_are_ordered_by_their_reserve_and_the_others_by_their_mean():
-    outcomes = [pictures(0.4), pictures(0.1, wrong_objects=2), pictures(0.3, wrong_objects=1), pictures(0.7)]
+    outcomes = [
+        pictures(0.4),
+        pictures(0.1, wrong_objects=2),
+        pictures(0.3, wrong_objects=1),
+        pictures(0.7),
+    ]
     assert [value(o).mean for o in outcomes] == pytest.approx([1, 1 - 0.2 / 3, 1 - 0.1 / 3, 2 / 3])
     assert ranked(outcomes) == [2, 0, 1, 3]
-    assert ranked(outcomes[1:]) == [0, 1, 2]  # without a perfect one, the first is a picture below the best
+    assert ranked(outcomes[1:]) == [
+        0,
+        1,
+        2,
+    ]  # without a perfect one, the first is a picture below the best
 
 
 @pytest.mark.parametrize(
@@ -66,7 +101,9 @@ def test_settings_about_a_picture_apart_are_ordered_by_their_reserve_and_the_oth
         ((0.4,), (0.9,), "a", ""),  # nothing to choose
     ],
 )
-def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(first, then, chosen, looked_at_with_all):
+def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(
+    first, then, chosen, looked_at_with_all
+):
     names, asked = "abc"[: len(first)], []
 
     def looked(one, look):
@@ -75,22 +112,35 @@ def test_a_setting_is_chosen_on_all_seeds_after_a_first_look(first, then, chosen
 
     assert best(names, (FIRST, ALL), looked) == chosen
     assert "".join(one for one, look in asked if look is ALL) == looked_at_with_all
-    assert "".join(one for one, look in asked if look is FIRST) == (names if len(names) > FIRST.kept else "")
+    assert "".join(one for one, look in asked if look is FIRST) == (
+        names if len(names) > FIRST.kept else ""
+    )
 
 
 def test_all_that_reach_the_last_look_are_in_order():
     outcomes = {"a": 0.4, "b": 0.1, "c": 0.3, "d": 0.7}
     first, last = Look((50,), 2, 3), Look((50, 51), 4)
-    assert in_order("abcd", (first, last), lambda one, look: outcome(outcomes[one])) == ["b", "c", "a"]
+    assert in_order("abcd", (first, last), lambda one, look: outcome(outcomes[one])) == [
+        "b",
+        "c",
+        "a",
+    ]
     assert in_order("ab", (first, last), lambda one, look: outcome(outcomes[one])) == ["b", "a"]
     assert in_order("a", (first, last), None) == ["a"]
 
 
 @pytest.mark.parametrize(
     ("rates", "chosen", "attacked"),
-    [((0.5, 0.0, 0.0), "b", "ab"), ((0.0,), "a", "a"), ((0.5, 0.25, 0.25), "b", "abc"), ((1.0, 1.0), "a", "ab")],
+    [
+        ((0.5, 0.0, 0.0), "b", "ab"),
+        ((0.0,), "a", "a"),
+        ((0.5, 0.25, 0.25), "b", "abc"),
+        ((1.0, 1.0), "a", "ab"),
+    ],
 )
-def test_the_first_setting_that_holds_is_taken_or_that_of_which_least_comes_back(rates, chosen, attacked):
+def test_the_first_setting_that_holds_is_taken_or_that_of_which_least_comes_back(
+    rates, chosen, attacked
+):
     asked = []
 
     def comes_back(one):
@@ -122,7 +172,8 @@ def multipliers(several):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """A search where neon, the first, is still recognised below a multiplier of -4 and sketch never."""
+    """A search where neon, the first, is still recognised below a multiplier of -4 and sketch
+    never."""
     values = {
         (-1, -4): 0.7, (-2, -4): 0.8, (-2, -2): 0.85, (-4, -2): 0.9, (-4, -1): 0.88, (-2, -1): 0.7, (-8, -2): 0.95,
     }  # fmt: skip
@@ -134,7 +185,9 @@ def looked(monkeypatch):
 
     monkeypatch.setattr(search, "value", lambda found: Value(values[found], 0))
     monkeypatch.setattr(
-        search, "per_target", lambda found: {"style=neon": 0.5 + (found[0] <= -4) / 2, "style=sketch": 1.0}
+        search,
+        "per_target",
+        lambda found: {"style=neon": 0.5 + (found[0] <= -4) / 2, "style=sketch": 1.0},
     )
     look.asked = asked
     return look
@@ -142,9 +195,18 @@ def looked(monkeypatch):
 
 def test_removals_made_together_are_strengthened_or_weakened_one_by_one_while_it_helps(looked):
     found = balanced(edits(-1.0, -4.0), looked)
-    assert looked.asked[:5] == [(-1, -4), (-2, -4), (-2, -2), (-4, -2), (-4, -1)]  # All rose but the last.
+    assert looked.asked[:5] == [
+        (-1, -4),
+        (-2, -4),
+        (-2, -2),
+        (-4, -2),
+        (-4, -1),
+    ]  # All rose but the last.
     assert looked.asked[5:] == [(-2, -2), (-4, -1)]  # Once more through both: nothing is kept.
-    assert {concept: multipliers(own) for concept, own in found.items()} == {NEON: (-4.0,), SKETCH: (-2.0,)}
+    assert {concept: multipliers(own) for concept, own in found.items()} == {
+        NEON: (-4.0,),
+        SKETCH: (-2.0,),
+    }
 
 
 def test_a_pass_in_which_nothing_rises_is_the_last(looked, monkeypatch):
@@ -155,7 +217,12 @@ def test_a_pass_in_which_nothing_rises_is_the_last(looked, monkeypatch):
 
 def test_a_sequence_goes_on_from_the_multipliers_found_for_the_requests_before(looked):
     alone, both = {"style": ["neon"]}, {"style": ["neon", "sketch"]}
-    found = [multipliers(several) for several in together([alone, both, both], edits(-1.0, -4.0), looked)]
+    found = [
+        multipliers(several) for several in together([alone, both, both], edits(-1.0, -4.0), looked)
+    ]
     assert found == [(-1.0,), (-4.0, -2.0), (-4.0, -2.0)]  # A single one was chosen alone.
     assert looked.asked[7:] == [(-4, -2), (-2, -2), (-4, -1)]
-    assert [multipliers(s) for s in together([alone, both], edits(-1.0, -4.0))] == [(-1.0,), (-1.0, -4.0)]
+    assert [multipliers(s) for s in together([alone, both], edits(-1.0, -4.0))] == [
+        (-1.0,),
+        (-1.0, -4.0),
+    ]

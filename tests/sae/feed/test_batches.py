@@ -24,13 +24,22 @@ ROW_BYTES = POSITIONS * D_IN * 2
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    made = make_store(tmp_path_factory.mktemp("batches") / "store", n_shards=4, branches=("cond", "uncond"))
+    made = make_store(
+        tmp_path_factory.mktemp("batches") / "store", n_shards=4, branches=("cond", "uncond")
+    )
     for record in made.records(f"activations/{HOOK}"):
         n = len(record.sample_ids)
         styles = [*["neon", "comic"][: n - 1], None]
         shared = {"guidance": 1.0, "n_steps": 3, "scheduler": "s", "model": "m", "model_hash": "h"}
-        columns = {"sample_id": record.sample_ids, "prompt": ["p"] * n, "seed": range(n), "style": styles}
-        columns |= {key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()}
+        columns = {
+            "sample_id": record.sample_ids,
+            "prompt": ["p"] * n,
+            "seed": range(n),
+            "style": styles,
+        }
+        columns |= {
+            key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()
+        }
         rows = pa.Table.from_pydict(columns, schema=samples_schema(["style"]))
         made.append("samples", record.shard, rows, record.sample_ids, {})
     return made
@@ -69,7 +78,9 @@ def test_filters_read_what_they_name_and_open_no_other_shard(store, monkeypatch)
     found = list(batches(store, 4, steps=[0, 2], labels={"style": "neon"}, branch="both"))
     assert sorted(positions(found)) == sorted(all_rows(store, lambda i, s, b: i in neon and s != 1))
     opened = []
-    monkeypatch.setattr(data, "read_shard", lambda root, record: opened.append(record.shard) or read(root, record))
+    monkeypatch.setattr(
+        data, "read_shard", lambda root, record: opened.append(record.shard) or read(root, record)
+    )
     list(batches(store, 4, sample_ids=neon[:1]))
     assert len(set(opened)) == 1
 
@@ -104,7 +115,9 @@ def test_a_state_goes_on_with_the_next_batch(store, stop):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_the_rows_without_overlap(store, world_size):
-    shares = [positions(batches(store, 8, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    shares = [
+        positions(batches(store, 8, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
     assert len({len(share) for share in shares}) == 1
     assert len(set().union(*shares)) == sum(map(len, shares)) == 24 * POSITIONS
 
@@ -135,10 +148,14 @@ def test_batches_that_are_held_stay_as_they_were(store):
 
 
 def test_only_some_shards_are_open_at_a_time(tmp_path, monkeypatch):
-    made = ActivationBatches(make_store(tmp_path / "store", n_shards=40), HOOK, 64, window_bytes=ROW_BYTES)
+    made = ActivationBatches(
+        make_store(tmp_path / "store", n_shards=40), HOOK, 64, window_bytes=ROW_BYTES
+    )
     open_, found = shuffle.ShuffledPositions._bytes, []
     monkeypatch.setattr(
-        shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(len(self._open)) or open_(self, n)
+        shuffle.ShuffledPositions,
+        "_bytes",
+        lambda self, n: found.append(len(self._open)) or open_(self, n),
     )
     monkeypatch.setattr(shuffle, "_OPEN_BYTES", 0)
     assert sum(1 for _ in made) == len(made)
@@ -146,9 +163,13 @@ def test_only_some_shards_are_open_at_a_time(tmp_path, monkeypatch):
 
 
 def test_small_shards_stay_open(tmp_path, monkeypatch):
-    made = ActivationBatches(make_store(tmp_path / "store", n_shards=40), HOOK, 64)  # one window reaches over all
+    made = ActivationBatches(
+        make_store(tmp_path / "store", n_shards=40), HOOK, 64
+    )  # one window reaches over all
     open_, found = shuffle.ShuffledPositions._bytes, []
-    monkeypatch.setattr(shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(n) or open_(self, n))
+    monkeypatch.setattr(
+        shuffle.ShuffledPositions, "_bytes", lambda self, n: found.append(n) or open_(self, n)
+    )
     assert sum(1 for _ in made) == len(made)
     assert sorted(found) == list(range(40))
 

@@ -25,7 +25,13 @@ def store(tmp_path_factory):
 
 def batches(store, branch="cond", size=32, seed=0, rows_per_window=5, **kwargs):
     return PositionBatches(
-        store, HOOK, branch, size, seed, window_bytes=rows_per_window * POSITIONS * D_IN * 2, **kwargs
+        store,
+        HOOK,
+        branch,
+        size,
+        seed,
+        window_bytes=rows_per_window * POSITIONS * D_IN * 2,
+        **kwargs,
     )
 
 
@@ -59,13 +65,18 @@ def test_an_epoch_can_start_anywhere(store, rows_per_window, start):
 def test_starting_late_reads_only_what_it_needs(store, monkeypatch):
     made = batches(store, size=16, rows_per_window=2)
     gather, read = ShuffledPositions._gather, []
-    monkeypatch.setattr(ShuffledPositions, "_gather", lambda self, *a: read.append(1) or gather(self, *a))
+    monkeypatch.setattr(
+        ShuffledPositions, "_gather", lambda self, *a: read.append(1) or gather(self, *a)
+    )
     assert len(list(made.epoch(0, made.n_batches - 1))) == 1
     assert len(read) == 1
 
 
 def test_epochs_and_seeds_differ_and_repeat(store):
-    first = [next(batches(store, seed=seed).epoch(epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    first = [
+        next(batches(store, seed=seed).epoch(epoch))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert torch.equal(first[0], first[3])
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
@@ -134,7 +145,11 @@ def test_shards_that_cannot_be_mapped_give_the_same_batches(tmp_path):
         pq.write_table(table, path, compression="zstd")
         data = path.read_bytes()
         entry = FileEntry(record.files[0].path, len(data), hashlib.sha256(data).hexdigest())
-        other.commit(Record(record.table, record.shard, record.schema, record.rows, record.sample_ids, (entry,)))
+        other.commit(
+            Record(
+                record.table, record.shard, record.schema, record.rows, record.sample_ids, (entry,)
+            )
+        )
     one, two = batches(store), batches(other)
     assert two.rows.shards == [None] * 3
     assert all(torch.equal(a, b) for a, b in zip(one.epoch(0), two.epoch(0), strict=True))
@@ -142,11 +157,14 @@ def test_shards_that_cannot_be_mapped_give_the_same_batches(tmp_path):
 
 def test_errors_say_what_there_is(store, tmp_path):
     with pytest.raises(
-        SAEError, match=r"no activations of hook 'unet.up_blocks.1.attention.1'. Did you mean 'unet.up_"
+        SAEError,
+        match=r"no activations of hook 'unet.up_blocks.1.attention.1'. Did you mean 'unet.up_",
     ):
         PositionBatches(store, "unet.up_blocks.1.attention.1", "cond", 4, 0)
     with pytest.raises(
-        UsageError, match=r"batch of 9999 positions is more than the \d+ of activations/unet.* smaller --batch-size"
+        UsageError,
+        match=r"batch of 9999 positions is more than the \d+ of activations/unet.* smaller "
+        r"--batch-size",
     ):
         PositionBatches(store, HOOK, "cond", 9999, 0)
     with pytest.raises(UsageError, match="branch 'left' is not one of cond, uncond, both"):

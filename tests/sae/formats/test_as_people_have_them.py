@@ -1,4 +1,5 @@
-"""Fault C8, and the end of issue 17, item 6: SAE files as they lie about; each is the same function, or refused by name."""
+"""Fault C8, and the end of issue 17, item 6: SAE files as they lie about; each is the same
+function, or refused by name."""
 
 import json
 
@@ -33,7 +34,10 @@ def test_names_that_a_wrapper_put_before_all(prefix, tmp_path):
 
 def test_a_prefix_of_some_names_only_is_no_wrapper(tmp_path):
     formats.sparsify(tmp_path)
-    change(tmp_path / "sae.safetensors", lambda tensors: tensors.update({"module.b_dec": tensors.pop("b_dec")}))
+    change(
+        tmp_path / "sae.safetensors",
+        lambda tensors: tensors.update({"module.b_dec": tensors.pop("b_dec")}),
+    )
     with pytest.raises(SAEError, match="has no tensor 'b_dec'"):
         loaded(tmp_path)
 
@@ -54,7 +58,12 @@ def test_shards(tmp_path):
 
 @pytest.mark.parametrize(
     ("architecture", "activation", "scaled"),
-    [("standard", "relu", False), ("standard", "topk", False), ("jumprelu", "relu", False), ("standard", "relu", True)],
+    [
+        ("standard", "relu", False),
+        ("standard", "topk", False),
+        ("jumprelu", "relu", False),
+        ("standard", "relu", True),
+    ],
 )
 def test_saelens_before_6(architecture, activation, scaled, tmp_path):
     reference = formats.saelens_5(tmp_path, architecture, activation, scaled)
@@ -64,11 +73,23 @@ def test_saelens_before_6(architecture, activation, scaled, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "gated"}, "architecture = 'gated', which cannot be honoured: a gate of its own decides"),
-        ({"activation": "tanh-relu"}, "activation_fn_str = 'tanh-relu', which cannot be honoured: only 'relu', and"),
+        (
+            {"architecture": "gated"},
+            "architecture = 'gated', which cannot be honoured: a gate of its own decides",
+        ),
+        (
+            {"activation": "tanh-relu"},
+            "activation_fn_str = 'tanh-relu', which cannot be honoured: only 'relu', and",
+        ),
         ({"hook_head_index": 3}, "hook_head_index = 3, which cannot be honoured"),
-        ({"use_ghost": True}, r"fields that are not known and may change the function: \['use_ghost'\]"),
-        ({"normalize_activations": "expected_average_only_in"}, "'expected_average_only_in', which cannot be honoured"),
+        (
+            {"use_ghost": True},
+            r"fields that are not known and may change the function: \['use_ghost'\]",
+        ),
+        (
+            {"normalize_activations": "expected_average_only_in"},
+            "'expected_average_only_in', which cannot be honoured",
+        ),
     ],
 )
 def test_saelens_before_6_that_is_another_function(changes, message, tmp_path):
@@ -83,30 +104,42 @@ def test_transcoders_are_refused_by_name(architecture, tmp_path):
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"architecture": architecture}))
     with pytest.raises(
-        SAEError, match=f"architecture = '{architecture}', .*: it predicts another tensor than it reads"
+        SAEError,
+        match=f"architecture = '{architecture}', .*: it predicts another tensor than it reads",
     ):
         loaded(tmp_path)
 
 
 def test_a_gated_dictionary_is_refused_by_name(tmp_path, in_process):
     formats.dictionary_learning(tmp_path, "AutoEncoderTopK", dict_class="GatedAutoEncoder")
-    with pytest.raises(SAEError, match="dict_class = 'GatedAutoEncoder', which cannot be honoured: a gate of its own"):
+    with pytest.raises(
+        SAEError,
+        match="dict_class = 'GatedAutoEncoder', which cannot be honoured: a gate of its own",
+    ):
         loaded(tmp_path)
 
 
 def test_a_vector_that_is_kept_as_a_row(tmp_path):
     reference = formats.sparsify(tmp_path)
-    change(tmp_path / "sae.safetensors", lambda tensors: tensors.update(b_dec=tensors["b_dec"][None].clone()))
+    change(
+        tmp_path / "sae.safetensors",
+        lambda tensors: tensors.update(b_dec=tensors["b_dec"][None].clone()),
+    )
     check_same(loaded(tmp_path), reference)
 
 
 def test_num_latents_null_means_the_expansion_factor(tmp_path):
     reference = formats.sparsify(tmp_path, expansion_factor=2.5)
-    cfg = json.loads((tmp_path / "cfg.json").read_text()) | {"num_latents": None, "expansion_factor": 2}
+    cfg = json.loads((tmp_path / "cfg.json").read_text()) | {
+        "num_latents": None,
+        "expansion_factor": 2,
+    }
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
     change(
         tmp_path / "sae.safetensors",
-        lambda t: t.update({name: t[name][:24].clone() for name in ("encoder.weight", "encoder.bias", "W_dec")}),
+        lambda t: t.update(
+            {name: t[name][:24].clone() for name in ("encoder.weight", "encoder.bias", "W_dec")}
+        ),
     )
     assert loaded(tmp_path).config.n_latents == 24 and reference is not None
 
@@ -125,7 +158,8 @@ def test_an_integer_k_beside_the_tensors(tmp_path, in_process):
 
 
 def test_an_autoencoder_is_what_its_own_loader_gives(tmp_path, in_process):
-    """dictionary_learning's load_dictionary: unit rows in the decoder, their norms in the encoder."""
+    """dictionary_learning's load_dictionary: unit rows in the decoder, their norms in the
+    encoder."""
     reference = formats.dictionary_learning(tmp_path, "AutoEncoder")
     sae = loaded(tmp_path)
     check_same(sae, reference)

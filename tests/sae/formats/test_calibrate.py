@@ -29,8 +29,11 @@ def store(tmp_path, monkeypatch):
 
 
 def oracle(store, sae, k):
-    """The running mean, momentum 0.99, of the smallest of each batch's k · B largest activations, in NumPy."""
-    W_enc, b_enc, b_dec = (getattr(sae, name).detach().double().numpy() for name in ("W_enc", "b_enc", "b_dec"))
+    """The running mean, momentum 0.99, of the smallest of each batch's k · B largest activations,
+    in NumPy."""
+    W_enc, b_enc, b_dec = (
+        getattr(sae, name).detach().double().numpy() for name in ("W_enc", "b_enc", "b_dec")
+    )
     threshold = None
     for batch in PositionBatches(store, HOOK, "cond", SIZE, 0, holdout=0).epoch(0):
         x = batch.double().numpy()
@@ -83,22 +86,39 @@ def test_the_threshold_is_that_of_training(make, store, tmp_path, in_process):
     assert float(sae.threshold[0]) == pytest.approx(oracle(store, sae, K), rel=1e-5)
     batches = PositionBatches(store, HOOK, "cond", SIZE, 0, holdout=0)
     assert batches.n_batches > 2
-    assert record.made_by["calibrated"] == {"data": batches.data, "n_positions": batches.n_batches * SIZE}
-    assert import_sae(store, str(path), "theirs", hook=HOOK, choice=Choice(k=k, calibrate=True)) == record
+    assert record.made_by["calibrated"] == {
+        "data": batches.data,
+        "n_positions": batches.n_batches * SIZE,
+    }
+    assert (
+        import_sae(store, str(path), "theirs", hook=HOOK, choice=Choice(k=k, calibrate=True))
+        == record
+    )
 
 
 @pytest.mark.parametrize("make", [dictionary_learning, without])
 def test_without_being_asked_nothing_is_calibrated(make, tmp_path, in_process):
     path, _ = make(tmp_path / "theirs")
-    with pytest.raises(SAEError, match=r"has (no threshold|threshold = -1): it was never calibrated. Give --calibrate"):
+    with pytest.raises(
+        SAEError,
+        match=r"has (no threshold|threshold = -1): it was never calibrated. Give --calibrate",
+    ):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     ("kind", "choice", "message"),
     [
-        ("BatchTopKSAE", Choice(calibrate=True), "has threshold = 1.3, given or in its file: leave out --calibrate"),
-        ("AutoEncoderTopK", Choice(calibrate=True), "is of architecture 'topk': --calibrate is for BatchTopK"),
+        (
+            "BatchTopKSAE",
+            Choice(calibrate=True),
+            "has threshold = 1.3, given or in its file: leave out --calibrate",
+        ),
+        (
+            "AutoEncoderTopK",
+            Choice(calibrate=True),
+            "is of architecture 'topk': --calibrate is for BatchTopK",
+        ),
     ],
 )
 def test_what_needs_no_calibration_gets_none(kind, choice, message, tmp_path, in_process):
@@ -110,14 +130,34 @@ def test_what_needs_no_calibration_gets_none(kind, choice, message, tmp_path, in
 def test_a_store_without_activations_of_the_hook_cannot_calibrate(store, tmp_path):
     sparsify(tmp_path / "theirs")
     with pytest.raises(SAEError, match=r"has no activations of hook 'unet\.mid_block'"):
-        import_sae(store, str(tmp_path / "theirs"), "a", hook="unet.mid_block", choice=Choice(calibrate=True))
+        import_sae(
+            store,
+            str(tmp_path / "theirs"),
+            "a",
+            hook="unet.mid_block",
+            choice=Choice(calibrate=True),
+        )
     assert store.record("saes", "a") is None
 
 
 def test_on_the_command_line(store, tmp_path):
     path, _ = overcomplete(tmp_path / "theirs")
-    args = ["sae", "import", str(path), "--store", str(store.root), "--name", "a", "--hook", HOOK, "--k", str(K)]
-    result = CliRunner().invoke(cli, [*args, "--calibrate"], standalone_mode=False, catch_exceptions=False)
+    args = [
+        "sae",
+        "import",
+        str(path),
+        "--store",
+        str(store.root),
+        "--name",
+        "a",
+        "--hook",
+        HOOK,
+        "--k",
+        str(K),
+    ]
+    result = CliRunner().invoke(
+        cli, [*args, "--calibrate"], standalone_mode=False, catch_exceptions=False
+    )
     assert result.output.startswith(f"SAE 'a': batchtopk, 30 latents on {D_IN} channels, k {K}\n")
     args = ["encode", "--store", str(store.root), "--sae", "a", "--device", "cpu", "--quiet"]
     CliRunner().invoke(cli, args, standalone_mode=False, catch_exceptions=False)

@@ -32,12 +32,19 @@ def test_an_imported_sae_is_one_of_the_store(store, tmp_path):
     sae = store_sae(store, "theirs")
     check_same(sae, reference)
     assert record.made_by["imported"] == "sparsify"
-    assert (sae.config.hook, sae.config.io, sae.config.height, sae.config.width) == (HOOK, "output", 4, 4)
+    assert (sae.config.hook, sae.config.io, sae.config.height, sae.config.width) == (
+        HOOK,
+        "output",
+        4,
+        4,
+    )
     assert import_sae(store, str(directory), "theirs") == record
     encode(store, "theirs", progress=False, device="cpu")
     row = next(store.activations(HOOK)).row(0).astype(np.float32)
     z, _ = reference(torch.from_numpy(row))
-    assert store.arrow("codes/theirs")["features"][0].as_py() == [np.flatnonzero(p).tolist() for p in z]
+    assert store.arrow("codes/theirs")["features"][0].as_py() == [
+        np.flatnonzero(p).tolist() for p in z
+    ]
     assert "stats.theirs" in (store.root / "README.md").read_text()
     formats.sparsify(directory, input_unit_norm=False)
     with pytest.raises(SAEError, match="has another SAE 'theirs': use another --name"):
@@ -60,20 +67,28 @@ def test_an_import_with_thresholds_is_encoded(store, tmp_path):
 def test_where_an_sae_belongs_is_checked(store, tmp_path, in_process):
     directory = tmp_path / "sae"
     formats.sparsify(directory)
-    with pytest.raises(UsageError, match=f"does not say which: give the SAE's hook with --hook. The store has {HOOK}"):
+    with pytest.raises(
+        UsageError,
+        match=f"does not say which: give the SAE's hook with --hook. The store has {HOOK}",
+    ):
         import_sae(store, str(directory), "a")
     other = make_store(tmp_path / "other", d_in=16)
     with pytest.raises(SAEError, match=rf"takes 12 channels, hook '{HOOK}' of .*other has 16"):
         import_sae(other, str(directory), "a", hook=HOOK)
     with pytest.raises(
-        SAEError, match=r"was trained on the input of its module, .* holds the output of .*--io input\."
+        SAEError,
+        match=r"was trained on the input of its module, .* holds the output of .*--io input\.",
     ):
         import_sae(store, str(directory), "a", hook=HOOK, io="input")
     formats.sdxl_unbox(tmp_path / "unbox")
-    with pytest.raises(SAEError, match=r"trained on the difference .*or give --io output if that is wrong"):
+    with pytest.raises(
+        SAEError, match=r"trained on the difference .*or give --io output if that is wrong"
+    ):
         import_sae(store, str(tmp_path / "unbox"), "a", hook=HOOK)
     import_sae(store, str(tmp_path / "unbox"), "a", hook=HOOK, io="output")
-    with pytest.raises(UsageError, match=r"names 'h.9', of which the store has no activations: give"):
+    with pytest.raises(
+        UsageError, match=r"names 'h.9', of which the store has no activations: give"
+    ):
         formats.saelens(tmp_path / "lens", hook="h.9")
         import_sae(store, str(tmp_path / "lens"), "b")
 
@@ -88,7 +103,10 @@ def test_an_sae_of_differences_goes_with_differences(tmp_path, in_process):
     empty = Store.create(tmp_path / "empty", {"model": "m"})
     import_sae(empty, str(tmp_path / "unbox"), "unbox", hook="unet.mid_block.attentions.0")
     import_sae(empty, str(tmp_path / "steerers"), "steerers", hook="unet.mid_block.attentions.0")
-    assert [store_sae(empty, name).config.io for name in ("unbox", "steerers")] == ["difference", "output"]
+    assert [store_sae(empty, name).config.io for name in ("unbox", "steerers")] == [
+        "difference",
+        "output",
+    ]
 
 
 def put(store, sae, name):
@@ -117,7 +135,11 @@ def test_what_is_exported_and_imported_is_the_same_function(format, store, tmp_p
 @pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "matryoshka_batchtopk"])
 def test_thresholds_are_exported_to_saelens_as_jumprelu(architecture, store, tmp_path):
     groups = {"group_sizes": (10, 30)} if architecture.startswith("matryoshka") else {}
-    options = {"normalize_activations": "constant_norm_rescale", "apply_b_dec_to_input": False, "io": "difference"}
+    options = {
+        "normalize_activations": "constant_norm_rescale",
+        "apply_b_dec_to_input": False,
+        "io": "difference",
+    }
     sae = random_sae(D_IN, 40, 4, hook=HOOK, architecture=architecture, **groups, **options)
     with torch.no_grad():
         sae.threshold.uniform_(0, 1)
@@ -134,7 +156,10 @@ def test_thresholds_are_exported_to_saelens_as_jumprelu(architecture, store, tmp
     ("options", "message"),
     [
         ({"architecture": "jumprelu"}, "cannot express architecture = 'jumprelu', only 'topk'"),
-        ({"normalize_activations": "layer_norm"}, "cannot express normalize_activations = 'layer_norm', only 'none'"),
+        (
+            {"normalize_activations": "layer_norm"},
+            "cannot express normalize_activations = 'layer_norm', only 'none'",
+        ),
         ({"apply_b_dec_to_input": False}, "cannot express apply_b_dec_to_input = False, only True"),
         ({"io": "difference"}, "cannot say that an SAE was trained on the difference"),
     ],
@@ -156,7 +181,9 @@ def hub(tmp_path, monkeypatch):
     formats.sparsify(root / "unet.mid_block.attentions.0")
     formats.overcomplete(root / "more/sae.pt")
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision=None: sorted(files))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision=None: sorted(files)
+    )
 
     def snapshot_download(repo, revision=None, allow_patterns=None):
         asked.append((repo, revision, sorted(allow_patterns)))
@@ -173,7 +200,8 @@ def test_a_checkpoint_on_a_hub_is_downloaded_alone(hub, store, tmp_path):
     assert local_path("someone/saes/more/sae.pt").name == "sae.pt"
     assert hub[-1] == ("someone/saes", None, ["more/sae.pt"])
     with pytest.raises(
-        SAEError, match=f"someone/saes/ holds no checkpoint .*: someone/saes/unet.mid.*, someone/saes/{HOOK}"
+        SAEError,
+        match=f"someone/saes/ holds no checkpoint .*: someone/saes/unet.mid.*, someone/saes/{HOOK}",
     ):
         local_path("someone/saes")
 
@@ -186,7 +214,9 @@ def test_what_is_neither_here_nor_on_a_hub(monkeypatch):
         raise errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", missing)
-    with pytest.raises(SAEError, match=r"there is no some/where here, and the hub cannot be asked \(offline\)"):
+    with pytest.raises(
+        SAEError, match=r"there is no some/where here, and the hub cannot be asked \(offline\)"
+    ):
         local_path("some/where")
     assert local_path("./some/where") == Path("some/where")
     assert local_path("where") == Path("where")

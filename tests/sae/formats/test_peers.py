@@ -1,8 +1,10 @@
-"""The other libraries themselves: what they save is the same function here, and what is exported here is the same there.
+"""The other libraries themselves: what they save is the same function here, and what is exported
+here is the same there.
 
-``make peers`` installs the libraries beside the project and runs these. Two of them want other versions of what the project
-needs (nnsight before 0.4; torchvision, timm) for things that are no SAEs: they are installed without their dependencies,
-and the ``__init__`` of their packages, which imports all that, is left out.
+``make peers`` installs the libraries beside the project and runs these. Two of them want other
+versions of what the project needs (nnsight before 0.4; torchvision, timm) for things that are no
+SAEs: they are installed without their dependencies, and the ``__init__`` of their packages, which
+imports all that, is left out.
 """
 
 import importlib
@@ -84,7 +86,9 @@ def test_sparsify(sparsify, tmp_path):
 
 
 def test_sparsify_by_expansion_factor(sparsify, tmp_path):
-    coder = randomise(sparsify.SparseCoder(D_IN, sparsify.SparseCoderConfig(expansion_factor=3, k=K)))
+    coder = randomise(
+        sparsify.SparseCoder(D_IN, sparsify.SparseCoderConfig(expansion_factor=3, k=K))
+    )
     coder.save_to_disk(tmp_path)
     assert loaded(tmp_path).config.n_latents == 36
 
@@ -133,7 +137,9 @@ def test_saelens_with_thresholds(saelens, kind, normalize, apply_b_dec, tmp_path
 
 @pytest.mark.parametrize("rescale", [False, True])
 def test_saelens_batchtopk_as_it_is_exported(saelens, rescale, tmp_path):
-    cfg = saelens.BatchTopKTrainingSAEConfig(D_IN, N_LATENTS, k=K, rescale_acts_by_decoder_norm=rescale)
+    cfg = saelens.BatchTopKTrainingSAEConfig(
+        D_IN, N_LATENTS, k=K, rescale_acts_by_decoder_norm=rescale
+    )
     theirs = randomise(saelens.BatchTopKTrainingSAE(cfg))
     theirs.topk_threshold.fill_(1.2)
     theirs.save_inference_model(tmp_path)
@@ -146,7 +152,9 @@ def test_saelens_batchtopk_as_it_is_exported(saelens, rescale, tmp_path):
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
 def test_exported_to_saelens(saelens, architecture, normalize, tmp_path):
     groups = {"group_sizes": (10, 20)} if architecture.startswith("matryoshka") else {}
-    sae = random_sae(D_IN, N_LATENTS, K, architecture=architecture, normalize_activations=normalize, **groups)
+    sae = random_sae(
+        D_IN, N_LATENTS, K, architecture=architecture, normalize_activations=normalize, **groups
+    )
     with torch.no_grad():
         if architecture != "topk":
             sae.threshold.uniform_(0, 2)
@@ -160,7 +168,10 @@ def test_exported_to_saelens(saelens, architecture, normalize, tmp_path):
 DICTIONARIES = {
     "AutoEncoderTopK": ("trainers.top_k", {"k": K}),
     "BatchTopKSAE": ("trainers.batch_top_k", {"k": K}),
-    "MatryoshkaBatchTopKSAE": ("trainers.matryoshka_batch_top_k", {"k": K, "group_sizes": [5, 10, 15]}),
+    "MatryoshkaBatchTopKSAE": (
+        "trainers.matryoshka_batch_top_k",
+        {"k": K, "group_sizes": [5, 10, 15]},
+    ),
     "JumpReluAutoEncoder": ("dictionary", {}),
     "AutoEncoder": ("dictionary", {}),
 }
@@ -169,7 +180,9 @@ DICTIONARIES = {
 @pytest.mark.parametrize("kind", DICTIONARIES)
 def test_dictionary_learning(without_init, kind, tmp_path):
     module, arguments = DICTIONARIES[kind]
-    theirs = randomise(getattr(without_init(f"dictionary_learning.{module}"), kind)(D_IN, N_LATENTS, **arguments))
+    theirs = randomise(
+        getattr(without_init(f"dictionary_learning.{module}"), kind)(D_IN, N_LATENTS, **arguments)
+    )
     if "BatchTopK" in kind:
         theirs.threshold.fill_(1.2)
     trainer = {"dict_class": kind, "activation_dim": D_IN, "dict_size": N_LATENTS, **arguments}
@@ -194,5 +207,7 @@ def test_overcomplete(without_init, kind, multiplier, untied, tmp_path):
     theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "sae.pt")
     _, codes, reconstruction = theirs(X)
-    choice = {"TopKSAE": Choice(k=K), "BatchTopKSAE": Choice(threshold=float(np.float32(1.1)))}.get(kind, Choice())
+    choice = {"TopKSAE": Choice(k=K), "BatchTopKSAE": Choice(threshold=float(np.float32(1.1)))}.get(
+        kind, Choice()
+    )
     check_same(loaded(tmp_path / "sae.pt", choice), codes, reconstruction)

@@ -27,7 +27,9 @@ def test_an_empty_selection_changes_nothing_bit_for_bit(model):
     timesteps = timesteps_of(model)
     plain = generate(model, RUN, ["a", "b"], [0, 1], "latent")
     for rows in ([], [(0, 5, 0.3, 1e9)]):
-        with ablate(model.pipe, make_selection(model, rows, timesteps), strength=-5.0, saes=make_sae()):
+        with ablate(
+            model.pipe, make_selection(model, rows, timesteps), strength=-5.0, saes=make_sae()
+        ):
             edited = generate(model, RUN, ["a", "b"], [0, 1], "latent")
         assert all(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
 
@@ -38,13 +40,20 @@ def test_without_guidance_there_is_only_the_conditional_half(model):
     plain = generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0]
     with ablate(model.pipe, make_selection(model, rows, timesteps), strength=-5.0, saes=make_sae()):
         assert not torch.equal(generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0], plain)
-    with ablate(model.pipe, make_selection(model, rows, timesteps, branch="uncond"), strength=-5.0, saes=make_sae()):
+    with ablate(
+        model.pipe,
+        make_selection(model, rows, timesteps, branch="uncond"),
+        strength=-5.0,
+        saes=make_sae(),
+    ):
         assert torch.equal(generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0], plain)
 
 
 def test_hooks_are_removed_whatever_happens(model):
     plain = generate(model, RUN, ["a"], [0], "latent")[0]
-    selection = make_selection(model, [(0, f, 1.0, 0.0) for f in range(N_LATENTS)], timesteps_of(model))
+    selection = make_selection(
+        model, [(0, f, 1.0, 0.0) for f in range(N_LATENTS)], timesteps_of(model)
+    )
     with pytest.raises(KeyError), ablate(model.pipe, selection, strength=-5.0, saes=make_sae()):
         raise KeyError
     assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], plain)
@@ -55,9 +64,13 @@ def test_hooks_are_removed_whatever_happens(model):
 def test_ablation_on_cuda(model_dir, dtype):
 
     cuda = load_model(str(model_dir), "cuda", dtype)
-    selection = make_selection(cuda, [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)], timesteps_of(cuda))
+    selection = make_selection(
+        cuda, [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)], timesteps_of(cuda)
+    )
     plain = generate(cuda, RUN, ["a"], [0], "latent")[0]
-    with ablate(cuda.pipe, make_selection(cuda, [], timesteps_of(cuda)), strength=-5.0, saes=make_sae()):
+    with ablate(
+        cuda.pipe, make_selection(cuda, [], timesteps_of(cuda)), strength=-5.0, saes=make_sae()
+    ):
         assert torch.equal(generate(cuda, RUN, ["a"], [0], "latent")[0], plain)
     with ablate(cuda.pipe, selection, strength=-5.0, saes=make_sae()):
         assert not torch.equal(generate(cuda, RUN, ["a"], [0], "latent")[0], plain)
@@ -67,7 +80,12 @@ def test_a_model_in_another_precision_is_the_same_model(model, model_dir):
 
     for dtype in ("float16", "bfloat16"):
         other = load_model(str(model_dir), "cpu", dtype)
-        with ablate(other.pipe, make_selection(model, [], timesteps_of(model)), strength=-5.0, saes=make_sae()):
+        with ablate(
+            other.pipe,
+            make_selection(model, [], timesteps_of(model)),
+            strength=-5.0,
+            saes=make_sae(),
+        ):
             pass
 
 
@@ -85,7 +103,12 @@ def test_selections_for_something_else_are_refused(model, tmp_path):
     for changes, error, message in cases:
         with (
             pytest.raises(error, match=message) as caught,
-            ablate(model.pipe, make_selection(model, [], timesteps, **changes), strength=-5.0, saes=make_sae()),
+            ablate(
+                model.pipe,
+                make_selection(model, [], timesteps, **changes),
+                strength=-5.0,
+                saes=make_sae(),
+            ),
         ):
             pass
         assert "\n" not in str(caught.value)
@@ -102,14 +125,22 @@ def test_several_concepts_saes_and_hooks_at_once_each_with_its_strength(model):
     saes = {"s": make_sae(3), "t": make_sae(5)}
     one = strong(model, features=[0, 3, 6, 9])
     other = strong(model, features=[30, 33, 36], concept="sketch")
-    elsewhere = strong(model, hook="unet.up_blocks.1.attentions.0", sae="t", sae_hash="2", concept="mosaic")
-    together = [Intervention(one, strength=-2.0), Intervention(other, strength=-9.0), Intervention(elsewhere, "zero")]
+    elsewhere = strong(
+        model, hook="unet.up_blocks.1.attentions.0", sae="t", sae_hash="2", concept="mosaic"
+    )
+    together = [
+        Intervention(one, strength=-2.0),
+        Intervention(other, strength=-9.0),
+        Intervention(elsewhere, "zero"),
+    ]
     x, found = first_call(model, together[:2], sae=saes)
     expected = dense(saes["s"], x[1], "paper", -2.0, [0, 3, 6, 9])
     expected = expected + dense(saes["s"], x[1], "paper", -9.0, [30, 33, 36]) - x[1]
     torch.testing.assert_close(found[1], expected, atol=2e-5, rtol=1e-5)
     x, found = first_call(model, together, hook="unet.up_blocks.1.attentions.0", sae=saes)
-    torch.testing.assert_close(found[1], dense(saes["t"], x[1], "zero", 0, EVERY_THIRD), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[1], dense(saes["t"], x[1], "zero", 0, EVERY_THIRD), atol=2e-5, rtol=1e-5
+    )
     assert edited_calls(model, together, sae=saes) == {0, 1, 2}
 
 
@@ -138,6 +169,9 @@ def test_an_sae_that_is_given_by_hand_and_is_another_is_named(model, tmp_path):
     with torch.no_grad():
         changed.W_dec[0, 0] += 1
     for other in (make_sae(4), {"s": make_sae(4)}, {digest: make_sae(4)}, changed):
-        words = r"given for style=neon is not the one that the selection was made with, 's' \(.{12}…\), but .{12}…"
+        words = (
+            r"given for style=neon is not the one that the selection was made with, 's' "
+            r"\(.{12}…\), but .{12}…"
+        )
         with pytest.warns(UserWarning, match=words), ablate(model.pipe, selection, saes=other):
             pass

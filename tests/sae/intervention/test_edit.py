@@ -1,4 +1,5 @@
-"""What passes a hook is edited by the formulas of docs/ablation.md, at the timesteps of the calls."""
+"""What passes a hook is edited by the formulas of docs/ablation.md, at the timesteps of the
+calls."""
 
 import types
 import warnings
@@ -13,7 +14,15 @@ from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
 from sae.intervention.rules import paper_rule
 from sae.intervention.settings import Intervention
-from tests.builders.edits import EVERY_THIRD, dense, edited_calls, first_call, positions, reconstruction, strong
+from tests.builders.edits import (
+    EVERY_THIRD,
+    dense,
+    edited_calls,
+    first_call,
+    positions,
+    reconstruction,
+    strong,
+)
 from tests.builders.selections import (
     D_IN,
     HOOK,
@@ -32,7 +41,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 def test_a_generation_is_edited_by_the_rule_in_its_half_only(model, branch):
     timesteps = timesteps_of(model)
     sae = make_sae(3)
-    rows = [(step, feature, 0.2 + 0.1 * step, 0.01) for step in range(3) for feature in range(0, N_LATENTS, 3)]
+    rows = [
+        (step, feature, 0.2 + 0.1 * step, 0.01)
+        for step in range(3)
+        for feature in range(0, N_LATENTS, 3)
+    ]
     selection = make_selection(model, rows, timesteps, branch=branch)
     before, _ = captured_output(model, HOOK, RUN)
     with ablate(model.pipe, selection, strength=-5.0, saes=sae):
@@ -42,19 +55,24 @@ def test_a_generation_is_edited_by_the_rule_in_its_half_only(model, branch):
     flat = x[half].permute(1, 2, 0).reshape(-1, D_IN)
     means = {"mean_concept": torch.tensor(0.2), "mean_all": torch.tensor(0.01)}
     expected = paper_rule(sae, flat, torch.arange(0, N_LATENTS, 3), strength=-5.0, **means)
-    torch.testing.assert_close(found[half].permute(1, 2, 0).reshape(-1, D_IN), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found[half].permute(1, 2, 0).reshape(-1, D_IN), expected, atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(found[1 - half], x[1 - half])
     assert not torch.equal(found[half], x[half])
 
 
 def used_timesteps(model, selection, run, monkeypatch, generations=1):
-    """The recorded timesteps that were looked up, in the order of first use within each generation."""
+    """The recorded timesteps that were looked up, in the order of first use within each
+    generation."""
     used = []
     original = Selection.at
     monkeypatch.setattr(
         Selection,
         "at",
-        lambda self, t, n=0: used.append((t, original(self, t, n).timestep)) or original(self, t, n),
+        lambda self, t, n=0: (
+            used.append((t, original(self, t, n).timestep)) or original(self, t, n)
+        ),
     )
     with ablate(model.pipe, selection, strength=-5.0, saes=make_sae()):
         results = [generate(model, run, ["a"], [0], "latent")[0] for _ in range(generations)]
@@ -65,7 +83,9 @@ def test_the_timestep_is_known_without_reading_the_tensor(model, monkeypatch):
     """Reading it would wait for a GPU at every step; its value must be the same."""
     timesteps = timesteps_of(model)
     selection = make_selection(model, [(s, 5 * s + 1, 1.0, 0.0) for s in range(3)], timesteps)
-    monkeypatch.setattr("sae.diffusion.calls.scalar", lambda timestep: pytest.fail("the timestep was read"))
+    monkeypatch.setattr(
+        "sae.diffusion.calls.scalar", lambda timestep: pytest.fail("the timestep was read")
+    )
     used, _ = used_timesteps(model, selection, RUN, monkeypatch)
     assert used == [(t, t) for t in timesteps]
 
@@ -81,7 +101,9 @@ def test_a_second_generation_in_the_same_context_is_the_same(model, monkeypatch)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 @pytest.mark.parametrize("n_steps", [3, 5])
-def test_other_step_counts_and_schedulers_use_the_nearest_timesteps(model, monkeypatch, scheduler, n_steps):
+def test_other_step_counts_and_schedulers_use_the_nearest_timesteps(
+    model, monkeypatch, scheduler, n_steps
+):
     recorded = timesteps_of(model)
     selection = make_selection(model, [(s, s, 1.0, 0.0) for s in range(3)], recorded)
     own = model.pipe.scheduler
@@ -89,7 +111,9 @@ def test_other_step_counts_and_schedulers_use_the_nearest_timesteps(model, monke
     used, _ = used_timesteps(model, selection, RunSettings(n_steps, 3.0), monkeypatch)
     called = [float(t) for t in model.pipe.scheduler.timesteps]
     assert [t for t, _ in used] == pytest.approx(called)
-    assert [nearest for _, nearest in used] == [min(recorded, key=lambda r: (abs(r - t), -r)) for t in called]
+    assert [nearest for _, nearest in used] == [
+        min(recorded, key=lambda r: (abs(r - t), -r)) for t in called
+    ]
 
 
 @pytest.mark.parametrize("io", ["input", "difference"])
@@ -97,7 +121,9 @@ def test_input_and_difference_hooks_edit_what_they_saw(model, io):
     timesteps = timesteps_of(model)
     rows = [(s, f, 0.5, 0.0) for s in range(3) for f in range(N_LATENTS)]
     before, _ = captured_output(model, HOOK, RUN)
-    with ablate(model.pipe, make_selection(model, rows, timesteps, io=io), strength=-5.0, saes=make_sae()):
+    with ablate(
+        model.pipe, make_selection(model, rows, timesteps, io=io), strength=-5.0, saes=make_sae()
+    ):
         after, _ = captured_output(model, HOOK, RUN)
     assert not torch.equal(before[0][1], after[0][1])
     assert torch.equal(before[0][0], after[0][0])
@@ -112,7 +138,12 @@ def test_a_timestep_far_from_all_recorded_ones_is_warned_about(model):
         generate(model, RUN, ["a"], [0], "latent")
     with (
         warnings.catch_warnings(),
-        ablate(model.pipe, make_selection(model, [], timesteps_of(model)), strength=-5.0, saes=make_sae()),
+        ablate(
+            model.pipe,
+            make_selection(model, [], timesteps_of(model)),
+            strength=-5.0,
+            saes=make_sae(),
+        ),
     ):
         warnings.simplefilter("error")
         generate(model, RUN, ["a"], [0], "latent")
@@ -136,15 +167,22 @@ def test_each_kind_edits_its_halves_by_its_formula(model, kind, branch):
 def test_of_two_clamps_the_larger_edit_holds_and_steering_adds_up(model):
     sae, selection = make_sae(3), strong(model, features=[0, 3, 6])
     one = first_call(model, [Intervention(selection, "clamp", -4.0)], sae=sae)[1]
-    both = first_call(model, [Intervention(selection, "zero"), Intervention(selection, "clamp", -4.0)], sae=sae)[1]
+    both = first_call(
+        model, [Intervention(selection, "zero"), Intervention(selection, "clamp", -4.0)], sae=sae
+    )[1]
     torch.testing.assert_close(both, one)
-    x, twice = first_call(model, [Intervention(selection, "add", 1.0), Intervention(selection, "add", 2.0)], sae=sae)
-    torch.testing.assert_close(twice[1], dense(sae, x[1], "add", 3.0, [0, 3, 6]), atol=1e-5, rtol=1e-5)
+    x, twice = first_call(
+        model, [Intervention(selection, "add", 1.0), Intervention(selection, "add", 2.0)], sae=sae
+    )
+    torch.testing.assert_close(
+        twice[1], dense(sae, x[1], "add", 3.0, [0, 3, 6]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mode", ["paper", "saeuron"])
 def test_a_repeated_timestep_has_the_features_of_its_own_step(model, mode, monkeypatch):
-    """Issue 17, item 6: PNDM asks twice at its second timestep; what was recorded there first was used both times."""
+    """Issue 17, item 6: PNDM asks twice at its second timestep; what was recorded there first was
+    used both times."""
     from diffusers import PNDMScheduler
 
     monkeypatch.setattr(model.pipe, "scheduler", PNDMScheduler(skip_prk_steps=True, steps_offset=1))
@@ -161,11 +199,17 @@ def test_a_repeated_timestep_has_the_features_of_its_own_step(model, mode, monke
     else:  # Every call has the error's term; the edit itself is in the third.
         with ablate(model.pipe, make_selection(model, [], recorded), saes=sae, mode=mode):
             nothing, _ = captured_output(model, HOOK, RUN)
-        assert [torch.equal(a, b) for a, b in zip(edited, nothing, strict=True)] == [True, True, False, False]
+        assert [torch.equal(a, b) for a, b in zip(edited, nothing, strict=True)] == [
+            True,
+            True,
+            False,
+            False,
+        ]
 
 
 def test_the_released_arithmetic_writes_one_concept_over_another(model):
-    """Issue 17, item 6: where concepts share a feature the last one's value holds, not the larger edit."""
+    """Issue 17, item 6: where concepts share a feature the last one's value holds, not the larger
+    edit."""
     sae, shared = make_sae(3), [0, 3, 6]
     large, small = (Intervention(strong(model, features=shared), strength=s) for s in (-9.0, -2.0))
     for several, holds in (([large, small], -2.0), ([small, large], -9.0)):
@@ -177,7 +221,9 @@ def test_the_released_arithmetic_writes_one_concept_over_another(model):
 
 def test_without_the_error_the_reconstruction_takes_the_tensors_place(model):
     sae = make_sae(3)
-    x, found = first_call(model, Intervention(strong(model), strength=-3.0), sae=sae, mode="no-error")
+    x, found = first_call(
+        model, Intervention(strong(model), strength=-3.0), sae=sae, mode="no-error"
+    )
     expected = dense(sae, x[1], "paper", -3.0, EVERY_THIRD) - x[1] + reconstruction(sae, x[1])
     torch.testing.assert_close(found[1], expected, atol=2e-5, rtol=1e-5)
     nothing = strong(model, features=[])
@@ -195,8 +241,12 @@ def test_the_released_arithmetic_adds_the_error_with_the_wrong_sign_in_both_halv
     sae = make_sae(3)
     x, found = first_call(model, strong(model, features=[]), sae=sae, mode="saeuron")
     for half in (0, 1):
-        torch.testing.assert_close(found[half], 2 * reconstruction(sae, x[half]) - x[half], atol=2e-5, rtol=1e-5)
-    x, found = first_call(model, Intervention(strong(model), strength=-3.0), sae=sae, mode="saeuron")
+        torch.testing.assert_close(
+            found[half], 2 * reconstruction(sae, x[half]) - x[half], atol=2e-5, rtol=1e-5
+        )
+    x, found = first_call(
+        model, Intervention(strong(model), strength=-3.0), sae=sae, mode="saeuron"
+    )
     for half in (0, 1):
         edited = dense(sae, x[half], "paper", -3.0, EVERY_THIRD) - x[half]
         expected = edited + 2 * reconstruction(sae, x[half]) - x[half]
@@ -214,14 +264,19 @@ def test_the_released_arithmetic_counts_calls(model):
     plain, _ = captured_output(model, HOOK, RUN)
     with ablate(model.pipe, selection, saes=sae, mode="saeuron"):
         counted, _ = captured_output(model, HOOK, RUN)
-        with pytest.raises(ModelError, match="mode saeuron counts calls and has statistics of 5 steps"):
+        with pytest.raises(
+            ModelError, match="mode saeuron counts calls and has statistics of 5 steps"
+        ):
             generate(model, RUN, ["a"], [0], "latent")
     x = positions(plain[0])
-    torch.testing.assert_close(positions(counted[0]), 2 * reconstruction(sae, x) - x, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        positions(counted[0]), 2 * reconstruction(sae, x) - x, atol=2e-5, rtol=1e-5
+    )
 
 
 def test_a_generation_that_starts_from_a_picture_uses_its_own_timesteps(model):
-    """Half of the schedule is skipped: the rows of the timesteps that are left are used, not the first ones."""
+    """Half of the schedule is skipped: the rows of the timesteps that are left are used, not the
+    first ones."""
     pipe = StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     timesteps = timesteps_of(model, 4)

@@ -1,4 +1,5 @@
-"""The technique for eval-unlearn draws what ``generate_images`` draws; the released package finds and runs it."""
+"""The technique for eval-unlearn draws what ``generate_images`` draws; the released package finds
+and runs it."""
 
 import importlib.metadata
 
@@ -22,7 +23,9 @@ def options(model, model_dir, tmp_path):
 
     save_sae(make_sae(), tmp_path / "s")
     rows = [(step, feature, 0.4, 0.0) for step in range(3) for feature in range(0, 64, 3)]
-    selection = make_selection(model, rows, timesteps_of(model), sae_hash=sae_files_hash(tmp_path / "s"))
+    selection = make_selection(
+        model, rows, timesteps_of(model), sae_hash=sae_files_hash(tmp_path / "s")
+    )
     selection.save(tmp_path / "neon.json")
     return {
         "selections": str(tmp_path / "neon.json"), "model_id": str(model_dir), "saes": [str(tmp_path / "s")],
@@ -35,7 +38,10 @@ def drawn(model, options, interventions):
 
     asked = [Prompt(text, 7 + i, {}, i + 1) for i, text in enumerate(("a cat", "a b"))]
     saes = [Path(directory) for directory in options["saes"]]
-    return [np.asarray(image) for image in generate_images(model, asked, RUN, interventions, saes=saes, progress=None)]
+    return [
+        np.asarray(image)
+        for image in generate_images(model, asked, RUN, interventions, saes=saes, progress=None)
+    ]
 
 
 def test_it_draws_what_generate_draws(model, options, tmp_path):
@@ -43,7 +49,9 @@ def test_it_draws_what_generate_draws(model, options, tmp_path):
 
     technique = FeatureStoreTechnique(**options)
     found = [np.asarray(image) for image in technique.generate(["a cat", "a b"], seed=7)]
-    edited = drawn(model, options, [Intervention(Selection.load(tmp_path / "neon.json"), strength=-30.0)])
+    edited = drawn(
+        model, options, [Intervention(Selection.load(tmp_path / "neon.json"), strength=-30.0)]
+    )
     assert all(np.array_equal(a, b) for a, b in zip(found, edited, strict=True))
     plain = drawn(model, options, [])
     assert not all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
@@ -52,7 +60,10 @@ def test_it_draws_what_generate_draws(model, options, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"selection": "x"}, "technique featurestore has no option 'selection'. Did you mean 'selections'"),
+        (
+            {"selection": "x"},
+            "technique featurestore has no option 'selection'. Did you mean 'selections'",
+        ),
         ({"selections": []}, "give the paths of selection files in 'selections'"),
     ],
 )

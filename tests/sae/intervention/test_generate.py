@@ -23,8 +23,14 @@ def test_generate_attaches_the_released_arithmetic_anew_for_every_batch(model, t
     selection = strong(model, sae_hash=sae_files_hash(directory))
     prompts = [Prompt("a", seed, {}, 1) for seed in (0, 1, 0)]
     how = {"saes": [directory], "progress": None}
-    images = list(generate_images(model, prompts, RUN, [Intervention(selection)], mode="saeuron", batch_size=1, **how))
+    images = list(
+        generate_images(
+            model, prompts, RUN, [Intervention(selection)], mode="saeuron", batch_size=1, **how
+        )
+    )
     assert images[0].tobytes() == images[2].tobytes() != images[1].tobytes()
     other = strong(model, sae_hash="f" * 64)
-    with pytest.raises(SelectionError, match=r"was made with SAE 's' \(ffffffffffff…\), .* is another"):
+    with pytest.raises(
+        SelectionError, match=r"was made with SAE 's' \(ffffffffffff…\), .* is another"
+    ):
         list(generate_images(model, prompts, RUN, [Intervention(other)], **how))

@@ -1,4 +1,5 @@
-"""The fused kernels against the arithmetic that they replace: in Triton's interpreter, on a GPU where there is one."""
+"""The fused kernels against the arithmetic that they replace: in Triton's interpreter, on a GPU
+where there is one."""
 
 import os
 import subprocess
@@ -24,7 +25,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fused_change(sae, rules, x):
-    """``x [batch, positions, d_in]`` edited by the kernels, and by the arithmetic that they replace."""
+    """``x [batch, positions, d_in]`` edited by the kernels, and by the arithmetic that they
+    replace."""
     from sae.intervention import kernels
 
     fused = kernels.fuse(sae, rules)
@@ -60,10 +62,14 @@ def some_rules(sae, x, n, generator, masked):
     masked=st.booleans(),
     centred=st.booleans(),
 )
-def test_the_kernels_equal_the_arithmetic(seed, batch, positions, d_in, n_latents, n, architecture, masked, centred):
+def test_the_kernels_equal_the_arithmetic(
+    seed, batch, positions, d_in, n_latents, n, architecture, masked, centred
+):
     generator = torch.Generator().manual_seed(seed)
     k = 1 + seed % 9
-    sae = random_sae(d_in, n_latents, k, seed, architecture=architecture, apply_b_dec_to_input=centred)
+    sae = random_sae(
+        d_in, n_latents, k, seed, architecture=architecture, apply_b_dec_to_input=centred
+    )
     sae = sae.requires_grad_(False).to(DEVICE)
     if sae.variant.has_threshold:
         sae.threshold.fill_(0.2)
@@ -193,4 +199,6 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", COMPILED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["_select", "True", "_count", "True", "_apply", "True"], done.stderr
+    assert done.stdout.split() == ["_select", "True", "_count", "True", "_apply", "True"], (
+        done.stderr
+    )

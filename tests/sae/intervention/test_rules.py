@@ -16,26 +16,37 @@ from tests.builders.selections import (
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), n=st.integers(0, 6), strength=st.sampled_from([-30.0, -5.0, -1.0, 0.0, 2.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(0, 6),
+    strength=st.sampled_from([-30.0, -5.0, -1.0, 0.0, 2.0]),
+)
 def test_the_shortcut_equals_the_formula_applied_densely(seed, n, strength):
     sae = make_sae(seed)
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.standard_normal((50, D_IN)).astype(np.float32))
     features = rng.choice(N_LATENTS, n, replace=False)
     concept, everything = rng.random(n).astype(np.float32), (rng.random(n) * 0.5).astype(np.float32)
-    features, concept, everything = (torch.from_numpy(part) for part in (features, concept, everything))
+    features, concept, everything = (
+        torch.from_numpy(part) for part in (features, concept, everything)
+    )
     rule = Rule(features, strength * concept, everything)
     changed = x.clone()
     if n:
         rows, change = rules_change(sae, x, join([rule]))
         changed[rows] += change
-    expected = paper_rule(sae, x, features, strength=strength, mean_concept=concept, mean_all=everything)
+    expected = paper_rule(
+        sae, x, features, strength=strength, mean_concept=concept, mean_all=everything
+    )
     torch.testing.assert_close(changed, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_of_two_edits_of_one_feature_the_larger_holds():
     sae, x = make_sae(), torch.randn(200, D_IN)
-    weak, strong = (Rule(torch.tensor([3, 9]), torch.full((2,), factor), torch.zeros(2)) for factor in (-1.0, -4.0))
+    weak, strong = (
+        Rule(torch.tensor([3, 9]), torch.full((2,), factor), torch.zeros(2))
+        for factor in (-1.0, -4.0)
+    )
     for rules in ([weak, strong], [strong, weak]):
         both, alone = rules_change(sae, x, join(rules)), rules_change(sae, x, join([strong]))
         assert torch.equal(both[0], alone[0])
@@ -43,7 +54,12 @@ def test_of_two_edits_of_one_feature_the_larger_holds():
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), height=st.integers(1, 4), width=st.integers(1, 5), level=st.floats(0, 2))
+@given(
+    seed=st.integers(0, 10**6),
+    height=st.integers(1, 4),
+    width=st.integers(1, 5),
+    level=st.floats(0, 2),
+)
 def test_replacement_copies_the_nearest_undetected_position(seed, height, width, level):
     sae = make_sae(seed)
     rng = np.random.default_rng(seed)
@@ -57,7 +73,9 @@ def test_replacement_copies_the_nearest_undetected_position(seed, height, width,
     expected = x.clone()
     detected = (sae.encode_dense(x)[:, features] > level).any(1)
     for start in (0, n):
-        for p, donor in nearest_undetected(detected[start : start + n].tolist(), height, width).items():
+        for p, donor in nearest_undetected(
+            detected[start : start + n].tolist(), height, width
+        ).items():
             expected[start + p] = x[start + donor]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     untouched = ~torch.isin(torch.arange(2 * n), rows)
@@ -68,7 +86,10 @@ def test_replaced_positions_are_edited_by_nothing_else_and_the_rest_adds_up():
     sae, x = make_sae(), torch.randn(12, D_IN)
     z = sae.encode_dense(x)
     feature = int(z.count_nonzero(0).argmax())
-    some, others = torch.tensor([feature]), torch.tensor([f for f in range(N_LATENTS) if f != feature][:20])
+    some, others = (
+        torch.tensor([feature]),
+        torch.tensor([f for f in range(N_LATENTS) if f != feature][:20]),
+    )
     detector = Rule(some, torch.zeros(1), torch.zeros(1))
     rule = Rule(others, torch.full((20,), -3.0), torch.zeros(20))
     edit = Edit(join([rule]), join([detector]), (Steer(torch.ones(D_IN)),))
@@ -80,5 +101,9 @@ def test_replaced_positions_are_edited_by_nothing_else_and_the_rest_adds_up():
     assert 0 < len(donors) < 12
     for p in range(12):
         one = x[p : p + 1]
-        expected = x[donors[p]] if p in donors else dense(sae, one, "paper", -3.0, others.tolist(), 1.0, 0.0)[0] + 1
+        expected = (
+            x[donors[p]]
+            if p in donors
+            else dense(sae, one, "paper", -3.0, others.tolist(), 1.0, 0.0)[0] + 1
+        )
         torch.testing.assert_close(found[p], expected, atol=1e-5, rtol=1e-5)

@@ -13,7 +13,14 @@ from sae.diffusion.pipelines import RunSettings, generate, load_model
 from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import ablate, attach
 from sae.intervention.settings import Intervention
-from tests.builders.edits import EVERY_THIRD, dense, first_call, nearest_undetected, positions, strong
+from tests.builders.edits import (
+    EVERY_THIRD,
+    dense,
+    first_call,
+    nearest_undetected,
+    positions,
+    strong,
+)
 from tests.builders.selections import (
     HOOK,
     N_LATENTS,
@@ -48,12 +55,15 @@ def test_under_autocast_the_sae_is_still_computed_in_float32(model, monkeypatch)
     x, found = first_call(halves, Intervention(strong(model), strength=-3.0), sae=sae)
     assert seen and {values.dtype for values in seen} == {torch.float32}
     assert x.dtype == found.dtype == torch.bfloat16 and torch.equal(found[0], x[0])
-    torch.testing.assert_close(found[1], dense(sae, x[1].float(), "paper", -3.0, EVERY_THIRD).bfloat16())
+    torch.testing.assert_close(
+        found[1], dense(sae, x[1].float(), "paper", -3.0, EVERY_THIRD).bfloat16()
+    )
 
 
 @pytest.mark.parametrize("kind", ["paper", "zero", "clamp", "add", "replace"])
 def test_gradients_flow_through_the_edit_as_through_the_dense_formula(model, kind):
-    """The gradient of a weighted sum of the edited tensor, with respect to what the hooked module returned."""
+    """The gradient of a weighted sum of the edited tensor, with respect to what the hooked module
+    returned."""
     sae, selection, weight = make_sae(3), strong(model), None
     grads = {}
     module = find_module(model.pipe, HOOK)
@@ -109,13 +119,16 @@ def test_what_is_compiled_is_edited_and_is_plain_again_afterwards(model_dir, par
         compiled.pipe.unet = torch.compile(compiled.pipe.unet, backend="eager")
     torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
     with ablate(compiled.pipe, selection, saes=make_sae(3)):
-        torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], edited, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            generate(compiled, run, ["a"], [0], "latent")[0], edited, atol=1e-4, rtol=1e-4
+        )
     torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
     assert (edited - plain).abs().max() > 1e-2
 
 
 def test_weights_that_are_elsewhere_between_calls(model_dir):
-    """Offloading, as accelerate does it: ``forward`` is wrapped, and the weights are only there while it runs."""
+    """Offloading, as accelerate does it: ``forward`` is wrapped, and the weights are only there
+    while it runs."""
     model = load_model(str(model_dir), "cpu")
     selection = strong(model)
     with ablate(model.pipe, selection, saes=make_sae(3)):
@@ -143,7 +156,9 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
     with ablate(model.pipe, selection, saes=make_sae(3)):
         assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], edited)
     fresh = load_model(str(model_dir), "cpu").pipe.unet.to("meta")
-    with pytest.raises(ModelError, match="is kept where it cannot be read: use enable_model_cpu_offload"):
+    with pytest.raises(
+        ModelError, match="is kept where it cannot be read: use enable_model_cpu_offload"
+    ):
         model_hash(fresh)
 
 
@@ -175,7 +190,8 @@ def test_what_is_compiled_for_cuda_is_edited(model_dir, kind, dtype):
         found = generate(model, RUN, ["a"], [0], "latent")[0].float()
     size = (edited - plain).norm()
     assert size > 1e-2
-    # Another rounding moves a latent over its threshold here and there, which the rule turns into a step.
+    # Another rounding moves a latent over its threshold here and there, which the rule turns into a
+    # step.
     assert (found - edited).norm() < (0.3 if kind == "paper" else 0.02) * size
     assert (generate(model, RUN, ["a"], [0], "latent")[0].float() - plain).norm() < 0.02 * size
 

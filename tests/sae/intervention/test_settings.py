@@ -47,7 +47,10 @@ def test_a_window_is_of_the_schedule_whatever_the_number_of_steps(model):
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        ("2000:1500", "window 2000:1500: none of the 3 steps is in it, their timesteps are 667 to 1"),
+        (
+            "2000:1500",
+            "window 2000:1500: none of the 3 steps is in it, their timesteps are 667 to 1",
+        ),
         ("10%:40%", "window 10%:40%: none of the 3 steps is in it, their timesteps are 667 to 1"),
     ],
 )
@@ -59,13 +62,18 @@ def test_a_window_without_a_step_is_an_error(window, message, model):
 
 @pytest.mark.filterwarnings("ignore:the selection style=neon has no timestep near")
 def test_parts_of_a_schedule_of_continuous_timesteps(model, monkeypatch):
-    """Fault C6: EDM's timesteps are ln(σ) / 4, at most 1.1: as parts of num_train_timesteps they were all at 100 %."""
+    """Fault C6: EDM's timesteps are ln(σ) / 4, at most 1.1: as parts of num_train_timesteps they
+    were all at 100 %."""
     from diffusers import EDMEulerScheduler
 
     monkeypatch.setattr(model.pipe, "scheduler", EDMEulerScheduler(prediction_type="epsilon"))
     run, selection = RunSettings(5, 3.0), strong(model)
-    assert edited_calls(model, Intervention(selection, "zero", window=Window.parse("0%:50%")), run) == {0, 1, 2}
-    assert edited_calls(model, Intervention(selection, "zero", window=Window.parse("75%:100%")), run) == {3, 4}
+    assert edited_calls(
+        model, Intervention(selection, "zero", window=Window.parse("0%:50%")), run
+    ) == {0, 1, 2}
+    assert edited_calls(
+        model, Intervention(selection, "zero", window=Window.parse("75%:100%")), run
+    ) == {3, 4}
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 2])
@@ -78,7 +86,9 @@ def test_a_threshold_is_a_multiple_of_the_features_means(model, threshold):
     torch.testing.assert_close(found[1], expected, atol=1e-4, rtol=1e-4)
     edited = int((found[1] != x[1]).any(1).sum())
     others = [
-        dense(make_sae(3), x[1], "paper", -2.0, EVERY_THIRD, everything=t * 0.8) for t in (0, 1, 2) if t != threshold
+        dense(make_sae(3), x[1], "paper", -2.0, EVERY_THIRD, everything=t * 0.8)
+        for t in (0, 1, 2)
+        if t != threshold
     ]
     assert edited and all((expected - other).abs().max() > 0.01 for other in others)
 
@@ -88,7 +98,9 @@ def test_a_mask_limits_the_positions(model):
     mask = torch.zeros(height, height, dtype=torch.bool)
     mask[2:5, 1] = True
     pixels = mask.repeat_interleave(4, 0).repeat_interleave(4, 1)
-    one_pixel_each = pixels & (torch.arange(4 * height) % 4 == 3)[:, None] & (torch.arange(4 * height) % 4 == 0)
+    one_pixel_each = (
+        pixels & (torch.arange(4 * height) % 4 == 3)[:, None] & (torch.arange(4 * height) % 4 == 0)
+    )
     results = []
     for mine in (mask, pixels, one_pixel_each):
         x, found = first_call(model, Intervention(strong(model), "zero", mask=mine))
@@ -131,9 +143,12 @@ def test_masks_and_every_kind_on_token_streams(architectures):
 
 
 def stream(model, hook, run, intervention):
-    """The image stream that a joint block returns in the first call for the conditional half, ``[tokens, channels]``."""
+    """The image stream that a joint block returns in the first call for the conditional half,
+    ``[tokens, channels]``."""
     seen = []
-    keep = lambda: find_module(model.pipe, hook).register_forward_hook(lambda m, a, out: seen.append(out[1].clone()))  # noqa: E731
+    keep = lambda: find_module(model.pipe, hook).register_forward_hook(  # noqa: E731
+        lambda m, a, out: seen.append(out[1].clone())
+    )
     handle = attach(model.pipe, intervention, saes=make_sae(3)) if intervention else None
     last = keep()
     try:
@@ -148,7 +163,11 @@ def stream(model, hook, run, intervention):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((7, 7), r"the mask is 7 × 7, 'unet\.up_blocks\.1\.attentions\.1' has a map of 16 × 16: expected that size"),
+        (
+            (7, 7),
+            r"the mask is 7 × 7, 'unet\.up_blocks\.1\.attentions\.1' has a map of 16 × 16: "
+            r"expected that size",
+        ),
         ((8, 32), "the mask is 8 × 32"),
         ((16, 32), "the mask is 16 × 32"),
         ((8, 8), "the mask is 8 × 8"),
@@ -156,7 +175,10 @@ def stream(model, hook, run, intervention):
 )
 def test_a_mask_of_the_wrong_size_is_one_line(model, shape, message):
     intervention = Intervention(strong(model), mask=torch.ones(shape, dtype=torch.bool))
-    with pytest.raises(UsageError, match=message) as caught, ablate(model.pipe, intervention, saes=make_sae(3)):
+    with (
+        pytest.raises(UsageError, match=message) as caught,
+        ablate(model.pipe, intervention, saes=make_sae(3)),
+    ):
         generate(model, RUN, ["a"], [0], "latent")
     assert "\n" not in str(caught.value)
 
@@ -164,20 +186,31 @@ def test_a_mask_of_the_wrong_size_is_one_line(model, shape, message):
 def test_wrong_settings_are_one_line(model):
     selection = strong(model)
     cases = [
-        (lambda: Intervention(selection, "delete"), "intervention 'delete': expected one of paper, zero"),
+        (
+            lambda: Intervention(selection, "delete"),
+            "intervention 'delete': expected one of paper, zero",
+        ),
         (lambda: Intervention(selection, strength=float("nan")), "strength nan: expected a finite"),
         (
             lambda: Intervention(selection, threshold=-1),
             "threshold -1: expected 0 or more, in multiples of the features'",
         ),
         (lambda: Intervention(selection, branch="left"), "branch 'left': expected cond"),
-        (lambda: Intervention(selection, mask=torch.ones(4, 4)), r"a mask is float32 \[4, 4\]: expected bool"),
+        (
+            lambda: Intervention(selection, mask=torch.ones(4, 4)),
+            r"a mask is float32 \[4, 4\]: expected bool",
+        ),
         (lambda: Window.parse("50%:200"), "window '50%:200': expected timesteps such as 800:200"),
         (lambda: Window.parse("80%:20%"), "window 80%:20%: expected two parts"),
         (lambda: Window.parse("200:800"), "window 200:800: expected the noisier"),
-        (lambda: attach(model.pipe, selection, saes=make_sae(), mode="exact"), "mode 'exact': expected one of paper"),
         (
-            lambda: attach(model.pipe, Intervention(selection, "zero"), saes=make_sae(), mode="saeuron"),
+            lambda: attach(model.pipe, selection, saes=make_sae(), mode="exact"),
+            "mode 'exact': expected one of paper",
+        ),
+        (
+            lambda: attach(
+                model.pipe, Intervention(selection, "zero"), saes=make_sae(), mode="saeuron"
+            ),
             "mode saeuron has the paper's rule only, found 'zero'",
         ),
     ]

@@ -27,7 +27,9 @@ def metrics(store, name="a"):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    store = make_store(tmp_path_factory.mktemp("training") / "store", n_shards=6, samples_per_shard=4)
+    store = make_store(
+        tmp_path_factory.mktemp("training") / "store", n_shards=6, samples_per_shard=4
+    )
     train(store, HOOK, "a", SETTINGS, progress=False, device="cpu")
     return store
 
@@ -57,16 +59,29 @@ def test_saes_trained_side_by_side_are_those_trained_alone(trained):
     sources = {name: PositionBatches(trained, HOOK, "cond", 64, 3) for name in ("b", "c")}
     seen = []
     train_many(
-        trained, sources, SETTINGS, progress=False, device="cpu", on_report=lambda p: seen.append((p.step, p.name))
+        trained,
+        sources,
+        SETTINGS,
+        progress=False,
+        device="cpu",
+        on_report=lambda p: seen.append((p.step, p.name)),
     )
     assert seen[:4] == [(10, "b"), (10, "c"), (20, "b"), (20, "c")]
     alone = store_sae(trained, "a").state_dict()
     for name in sources:
-        assert all(torch.equal(tensor, alone[key]) for key, tensor in store_sae(trained, name).state_dict().items())
+        assert all(
+            torch.equal(tensor, alone[key])
+            for key, tensor in store_sae(trained, name).state_dict().items()
+        )
 
 
 def in_a_process(root, rank, architecture):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29533",
+    }
     torch.set_num_threads(1)
     settings = dataclasses.replace(SETTINGS, architecture=architecture)
     train(Store.open(root), HOOK, architecture, settings, progress=False, device="cpu")
@@ -88,7 +103,9 @@ def test_two_processes_train_one_sae(trained, architecture):
     assert together["training"]["step"] == metrics(trained)["training"]["step"]
     if architecture == "topk":
         # The first gradients differ only in the unit of each part's variance.
-        assert together["training"]["fvu"][0] == pytest.approx(metrics(trained)["training"]["fvu"][0], rel=0.05)
+        assert together["training"]["fvu"][0] == pytest.approx(
+            metrics(trained)["training"]["fvu"][0], rel=0.05
+        )
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
@@ -102,7 +119,9 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 def test_a_log_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with (
-        pytest.raises(UsageError, match="--log tensorboard: it is not installed: pip install tensorboard"),
+        pytest.raises(
+            UsageError, match="--log tensorboard: it is not installed: pip install tensorboard"
+        ),
         open_log("tensorboard", tmp_path),
     ):
         pass

@@ -92,5 +92,8 @@ def test_geometric_median_beats_its_neighbourhood_and_ignores_an_outlier():
         return float((x - point).norm(dim=1).sum())
 
     assert (median - 4).abs().max() < 0.5
-    assert all(total(median.double()) <= total(median.double() + 1e-2 * d) for d in torch.randn(20, 3).double())
+    assert all(
+        total(median.double()) <= total(median.double() + 1e-2 * d)
+        for d in torch.randn(20, 3).double()
+    )
     assert torch.equal(geometric_median(torch.full((5, 3), 2.0)), torch.full((3,), 2.0))

@@ -51,7 +51,9 @@ def test_a_large_mean_costs_no_precision():
     x = torch.randn(500, 16)
     shifted = random_sae().requires_grad_(False)
     shifted.b_dec += 4096.0
-    one, other = (measure(s, [Chunk(0, 1.0, "cond", y)]) for s, y in ((sae, x), (shifted, x.double() + 4096)))
+    one, other = (
+        measure(s, [Chunk(0, 1.0, "cond", y)]) for s, y in ((sae, x), (shifted, x.double() + 4096))
+    )
     assert other.fvu == pytest.approx(one.fvu, rel=1e-2)
 
 
@@ -80,13 +82,23 @@ def test_densities_are_counted_by_decade():
 
 
 def test_branches_are_told_apart(tmp_path):
-    rows = activation_rows(make_store(tmp_path / "store", branches=("cond", "uncond")), HOOK, "both")
+    rows = activation_rows(
+        make_store(tmp_path / "store", branches=("cond", "uncond")), HOOK, "both"
+    )
     sae = random_sae().requires_grad_(False)
     metrics = measure(sae, chunks_of_rows(rows, np.arange(len(rows))))
-    assert [(part.step, part.branch) for part in metrics.timesteps][:3] == [(0, "cond"), (0, "uncond"), (1, "cond")]
+    assert [(part.step, part.branch) for part in metrics.timesteps][:3] == [
+        (0, "cond"),
+        (0, "uncond"),
+        (1, "cond"),
+    ]
     for part in metrics.branches:
         fvu, l0, _ = naive(sae, rows.fill(np.flatnonzero(rows.branch == part.branch)))
-        assert (part.fvu, part.l0, part.step) == (pytest.approx(fvu, rel=1e-5), pytest.approx(l0), None)
+        assert (part.fvu, part.l0, part.step) == (
+            pytest.approx(fvu, rel=1e-5),
+            pytest.approx(l0),
+            None,
+        )
     body = metrics.to_json()
     assert body["explained_variance"] == 1 - metrics.fvu
     assert set(body["branches"][0]) == {"branch", "fvu", "l0", "n_positions"}

@@ -51,7 +51,11 @@ def trained(tmp_path_factory):
 def test_training_explains_the_data(tmp_path):
     store = make_store(tmp_path / "s", n_shards=6, samples_per_shard=4)
     reports = []
-    run(store, settings=dataclasses.replace(SETTINGS, steps=400, batch_size=64), on_report=reports.append)
+    run(
+        store,
+        settings=dataclasses.replace(SETTINGS, steps=400, batch_size=64),
+        on_report=reports.append,
+    )
     metrics = json.loads((store.root / "saes/a/metrics.json").read_text())
     assert reports[0].fvu > 2 * reports[-1].fvu
     assert metrics["fvu"] < 0.3
@@ -148,7 +152,9 @@ def test_an_sae_that_exists_is_returned_untouched(trained):
 
 
 def test_a_name_is_not_taken_twice(trained):
-    with pytest.raises(SAEError, match=r"another SAE 'a' \(k: 4 there, 5 here\): use another --name"):
+    with pytest.raises(
+        SAEError, match=r"another SAE 'a' \(k: 4 there, 5 here\): use another --name"
+    ):
         run(trained[0], settings=dataclasses.replace(SETTINGS, k=5))
 
 
@@ -166,7 +172,10 @@ def test_an_interrupted_training_is_not_continued_with_other_settings(tmp_path, 
     store = make_store(tmp_path / "s")
     with pytest.raises(StopError):
         run(store, on_report=stop_at(30))
-    with pytest.raises(SAEError, match=r"stopped at step 29 with other settings \(seed: 3 there, 4 here\).*or delete"):
+    with pytest.raises(
+        SAEError,
+        match=r"stopped at step 29 with other settings \(seed: 3 there, 4 here\).*or delete",
+    ):
         run(store, settings=dataclasses.replace(SETTINGS, seed=4))
     (path,) = (store.root / ".work").rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
@@ -177,21 +186,27 @@ def test_an_interrupted_training_is_not_continued_with_other_settings(tmp_path, 
 def test_dead_latents_are_counted_and_revived(tmp_path):
     store = make_store(tmp_path / "s", n_shards=4, samples_per_shard=4)
     reports = []
-    settings = dataclasses.replace(SETTINGS, n_latents=256, k=2, steps=300, dead_after=200, batch_size=64)
+    settings = dataclasses.replace(
+        SETTINGS, n_latents=256, k=2, steps=300, dead_after=200, batch_size=64
+    )
     run(store, settings=settings, on_report=reports.append)
     assert max(report.n_dead for report in reports) > reports[-1].n_dead >= 0
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_nothing(tmp_path):
     store = make_store(tmp_path / "s")
-    with pytest.raises(SAEError, match=r"not finite at step \d+ of 60: use a smaller learning rate than 1e\+38"):
+    with pytest.raises(
+        SAEError, match=r"not finite at step \d+ of 60: use a smaller learning rate than 1e\+38"
+    ):
         run(store, settings=dataclasses.replace(SETTINGS, lr=1e38))
     assert store.records("saes") == []
     assert not list((store.root / ".work").rglob("*.safetensors"))
 
 
 def test_constant_activations_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.builders.saes.sparse_data", lambda n, d_in, seed: np.ones((n, d_in), np.float32))
+    monkeypatch.setattr(
+        "tests.builders.saes.sparse_data", lambda n, d_in, seed: np.ones((n, d_in), np.float32)
+    )
     with pytest.raises(SAEError, match="are equal: there is nothing to learn"):
         run(make_store(tmp_path / "s"))
 

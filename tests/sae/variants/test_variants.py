@@ -84,7 +84,8 @@ def test_nothing_fires_and_no_positions():
 @pytest.mark.parametrize("k", [1, 2, 7, 30])
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_batch_top_k_keeps_the_largest_of_the_batch(k, spread):
-    """With a large spread some rows take nearly everything: more than the first candidates of a row."""
+    """With a large spread some rows take nearly everything: more than the first candidates of a
+    row."""
     pre = torch.randn(25, 200) + spread * torch.randn(25, 1)
     values, indices = batch_top_k(pre, k)
     dense = torch.zeros_like(pre).scatter_add(1, indices, values)
@@ -109,7 +110,9 @@ def check_loss(sae, x, total):
     loss = training_loss(sae, x)
     torch.testing.assert_close(loss.total, total)
     found, expected = (
-        torch.autograd.grad(value, [p for p in sae.parameters() if p.requires_grad], retain_graph=True)
+        torch.autograd.grad(
+            value, [p for p in sae.parameters() if p.requires_grad], retain_graph=True
+        )
         for value in (loss.total, total)
     )
     torch.testing.assert_close(found, expected)
@@ -156,7 +159,9 @@ def test_the_loss_of_jumprelu_and_its_straight_through_gradients():
     }
     loss.total.backward()
     for name, gradient in expected.items():
-        torch.testing.assert_close(sae.get_parameter(name).grad, gradient.detach(), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            sae.get_parameter(name).grad, gradient.detach(), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("architecture", KINDS)
@@ -164,7 +169,9 @@ def test_starting_thresholds_let_k_latents_fire_on_average(architecture):
     sae, x = random_sae(architecture=architecture, k=4, **KINDS[architecture]), torch.randn(300, 16)
     sae.variant.start(sae, x - sae.b_dec)
     assert len(sae.threshold.unique()) == 1
-    assert sae.encode_dense(x).count_nonzero() == 4 * 300 - 1, "all that training keeps but the threshold itself"
+    assert sae.encode_dense(x).count_nonzero() == 4 * 300 - 1, (
+        "all that training keeps but the threshold itself"
+    )
 
 
 def test_the_threshold_of_batchtopk_is_a_running_mean():
@@ -189,7 +196,9 @@ def test_scaling_back_what_was_trained_on_scaled_inputs(architecture):
 def norm_oracle(sae, x):
     """Reconstruction of an SAE that normalises each position, in NumPy and float64."""
     x = x.double().numpy()
-    W_enc, b_enc, W_dec, b_dec = (p.detach().double().numpy() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    W_enc, b_enc, W_dec, b_dec = (
+        p.detach().double().numpy() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    )
     if sae.config.normalize_activations == "layer_norm":
         shift, scale = x.mean(-1, keepdims=True), x.std(-1, ddof=1, keepdims=True)
         inner = (x - shift) / (scale + 1e-5)
@@ -231,7 +240,9 @@ def test_positions_of_zeros_can_be_normalised():
 @pytest.mark.parametrize("k", [1, 3, 24])
 def test_some_latents_of_topk_where_several_are_equal(k):
     sae = sae_of("topk", k=k).requires_grad_(False)
-    sae.W_enc[8:16] = sae.W_enc[:8]  # Latents 0 and 8, 1 and 9, … always are: at the last place the lower one counts.
+    sae.W_enc[8:16] = sae.W_enc[
+        :8
+    ]  # Latents 0 and 8, 1 and 9, … always are: at the last place the lower one counts.
     sae.b_enc[8:16] = sae.b_enc[:8]
     x, features = torch.randn(200, 16), torch.arange(23, -1, -1)
     dense = sae.encode_dense(x)
@@ -265,7 +276,9 @@ def test_codes_and_statistics_of_positions_of_any_width(architecture):
         for position in range(6):
             active = np.flatnonzero(dense[row, position])
             assert encoded.features[row][position].as_py() == active.tolist()
-            np.testing.assert_allclose(encoded.values[row][position].as_py(), dense[row, position, active], rtol=1e-3)
+            np.testing.assert_allclose(
+                encoded.values[row][position].as_py(), dense[row, position, active], rtol=1e-3
+            )
     at = encoded.row, encoded.feature
     np.testing.assert_allclose(encoded.sum, dense.sum(1)[at], rtol=1e-5)
     np.testing.assert_array_equal(encoded.n_positions, (dense > 0).sum(1)[at])
@@ -311,7 +324,9 @@ def test_training_is_resumed_to_the_last_bit(architecture, tmp_path):
         patch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(module, "_REPORT_STEPS", 1)
         with pytest.raises(KeyboardInterrupt):
-            train(stores[1], HOOK, "a", settings, progress=False, device="cpu", on_report=stop_at(7))
+            train(
+                stores[1], HOOK, "a", settings, progress=False, device="cpu", on_report=stop_at(7)
+            )
         train(stores[1], HOOK, "a", settings, progress=False, device="cpu")
     one, other = ((store.root / "saes/a/sae.safetensors").read_bytes() for store in stores)
     assert one == other
@@ -320,7 +335,9 @@ def test_training_is_resumed_to_the_last_bit(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", KINDS)
 def test_training_learns_and_fires_k_latents(architecture, tmp_path):
     store = make_store(tmp_path / "s", n_shards=4, samples_per_shard=6)
-    settings = TrainSettings(k=3, n_latents=48, steps=400, batch_size=128, architecture=architecture, lr=3e-3)
+    settings = TrainSettings(
+        k=3, n_latents=48, steps=400, batch_size=128, architecture=architecture, lr=3e-3
+    )
     train(store, HOOK, "a", settings, progress=False, device="cpu")
     metrics = json.loads((store.root / "saes/a/metrics.json").read_text())
     assert metrics["fvu"] < 0.4
@@ -336,7 +353,14 @@ def test_training_learns_and_fires_k_latents(architecture, tmp_path):
 def test_scaled_inputs_change_units_only(tmp_path):
     """The scaled training of scaled data is the training of the data: powers of two round alike."""
     store = make_store(tmp_path / "s")
-    train(store, HOOK, "a", TrainSettings(**SMALL, steps=6, scale_inputs=True), progress=False, device="cpu")
+    train(
+        store,
+        HOOK,
+        "a",
+        TrainSettings(**SMALL, steps=6, scale_inputs=True),
+        progress=False,
+        device="cpu",
+    )
     train(store, HOOK, "b", TrainSettings(**SMALL, steps=6), progress=False, device="cpu")
     a, b = store_sae(store, "a"), store_sae(store, "b")
     assert not torch.equal(a.W_enc, b.W_enc)
@@ -354,8 +378,12 @@ def test_an_sae_of_before_there_were_variants_is_the_topk_that_it_was(tmp_path, 
     before = dataclasses.replace(record, made_by={**record.made_by, "settings": old})
     monkeypatch.setattr(store, "record", lambda table, shard: before)
     assert train(store, HOOK, "a", settings, progress=False) is before
-    with pytest.raises(SAEError, match="another SAE 'a' \\(architecture: topk there, jumprelu here"):
-        train(store, HOOK, "a", dataclasses.replace(settings, architecture="jumprelu"), progress=False)
+    with pytest.raises(
+        SAEError, match="another SAE 'a' \\(architecture: topk there, jumprelu here"
+    ):
+        train(
+            store, HOOK, "a", dataclasses.replace(settings, architecture="jumprelu"), progress=False
+        )
 
 
 def test_default_groups_are_all_latents():
@@ -367,8 +395,14 @@ def test_default_groups_are_all_latents():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "batchtop"}, r"architecture 'batchtop' is not known. Did you mean 'batchtopk'"),
-        ({"group_sizes": (4, 20)}, "group sizes are for matryoshka_batchtopk, the architecture is topk"),
+        (
+            {"architecture": "batchtop"},
+            r"architecture 'batchtop' is not known. Did you mean 'batchtopk'",
+        ),
+        (
+            {"group_sizes": (4, 20)},
+            "group sizes are for matryoshka_batchtopk, the architecture is topk",
+        ),
         (
             {"architecture": "matryoshka_batchtopk", "group_sizes": (4, 4)},
             r"group sizes \[4, 4\] must be positive and add up to the 24 latents",
@@ -377,15 +411,27 @@ def test_default_groups_are_all_latents():
 )
 def test_settings_that_do_not_fit(settings, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        train(make_store(tmp_path / "s"), HOOK, "a", TrainSettings(**SMALL, steps=1, **settings), progress=False)
+        train(
+            make_store(tmp_path / "s"),
+            HOOK,
+            "a",
+            TrainSettings(**SMALL, steps=1, **settings),
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architecture": "matryoshka_batchtopk", "group_sizes": (3, 4)}, r"group_sizes \[3, 4\] do not fit n_latents"),
+        (
+            {"architecture": "matryoshka_batchtopk", "group_sizes": (3, 4)},
+            r"group_sizes \[3, 4\] do not fit n_latents",
+        ),
         ({"group_sizes": (8,)}, "group_sizes are for 'matryoshka_batchtopk'"),
-        ({"normalize_activations": "l2"}, "normalize_activations 'l2' is not known. Known: none, layer_norm"),
+        (
+            {"normalize_activations": "l2"},
+            "normalize_activations 'l2' is not known. Known: none, layer_norm",
+        ),
         ({"k": 0}, "k = 0 does not fit n_latents = 8: it must be in 1…8"),
         ({"k": 9, "architecture": "jumprelu"}, "it must be in 0…8"),
     ],

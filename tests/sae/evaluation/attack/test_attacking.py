@@ -33,12 +33,19 @@ class Scripted:
             shown = np.broadcast_to(np.array(shown, float), len(images))
             return {"style": np.stack([shown, 1 - shown], 1)}
 
-        return Judge("scripted", {"style": ("neon", "none")}, probabilities, lambda images: np.zeros((len(images), 2)))
+        return Judge(
+            "scripted",
+            {"style": ("neon", "none")},
+            probabilities,
+            lambda images: np.zeros((len(images), 2)),
+        )
 
 
 def edit(model, **changes):
     rows = [(step, f, 0.4, 0.0) for step in range(2) for f in range(0, 60, 3)]
-    return Intervention(make_selection(model, rows, timesteps_of(model, 2), **changes), strength=-3.0)
+    return Intervention(
+        make_selection(model, rows, timesteps_of(model, 2), **changes), strength=-3.0
+    )
 
 
 def run(model, out, judge, prompts=PROMPTS, interventions=None, **options):
@@ -51,20 +58,25 @@ def run(model, out, judge, prompts=PROMPTS, interventions=None, **options):
 
 @pytest.mark.parametrize("method", ["tokens", "embedding", "latents"])
 def test_pictures_are_attacked_together_until_each_shows_the_concept(model, tmp_path, method):
-    """Target; defended: the first shows it anyway; after a round the second comes back, the third after two, the last never."""
+    """Target; defended: the first shows it anyway; after a round the second comes back, the third
+    after two, the last never."""
     script = Scripted([1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0], [1, 0], [0])
     report = run(model, tmp_path, script(), attack={"method": method})
     assert [(a.shown_before, a.succeeded, a.rounds) for a in report.pictures] == [
         (True, False, 0), (False, True, 1), (False, True, 2), (False, False, 3),
     ]  # fmt: skip
     assert (report.before.value, report.under_attack.value) == (0.25, 0.75)
-    assert report.before.low < 0.25 < report.before.high and report.came_back == report.pictures[1:3]
+    assert (
+        report.before.low < 0.25 < report.before.high and report.came_back == report.pictures[1:3]
+    )
     n_losses = {"tokens": [1, 2, 3], "embedding": [1, 2, 3], "latents": [2, 3, 4]}[method]
     assert [len(a.losses) for a in report.pictures[1:]] == n_losses
     found = report.pictures[1].found
     assert {"tokens": "text", "embedding": "std_ratio", "latents": "std"}[method] in found
     body = json.loads((tmp_path / method / "attack.json").read_text())
-    assert body["by_concept"] == {"style=neon": {"pictures": 4, "shown_before": 1, "shown_under_attack": 3}}
+    assert body["by_concept"] == {
+        "style=neon": {"pictures": 4, "shown_before": 1, "shown_under_attack": 3}
+    }
     page = (tmp_path / method / "report.html").read_text()
     pictures = sorted(path.name for path in (tmp_path / method).glob("*.png"))
     assert len(pictures) == 4 + 4 + 3 and all(name in page for name in pictures)
@@ -79,7 +91,11 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(model, tmp_path):
         if len(stopped.seen) == 4:
             raise KeyboardInterrupt
         stopped.seen.append(len(images))
-        return {"style": np.tile([float(len(stopped.seen) == 1), 1.0 - (len(stopped.seen) == 1)], (len(images), 1))}
+        return {
+            "style": np.tile(
+                [float(len(stopped.seen) == 1), 1.0 - (len(stopped.seen) == 1)], (len(images), 1)
+            )
+        }
 
     stopped.seen = []
     whole = run(model, tmp_path / "whole", Scripted([1], [0])())
@@ -94,7 +110,9 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(model, tmp_path):
 
 def test_seeds_of_attacks_differ_and_one_repeats(model, tmp_path):
     losses = [
-        run(model, tmp_path / str(i), Scripted([1], [0])(), PROMPTS[:1], attack={"seed": seed}).pictures[0].losses
+        run(model, tmp_path / str(i), Scripted([1], [0])(), PROMPTS[:1], attack={"seed": seed})
+        .pictures[0]
+        .losses
         for i, seed in enumerate((0, 0, 1))
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -103,13 +121,13 @@ def test_seeds_of_attacks_differ_and_one_repeats(model, tmp_path):
 def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
     unknown = Scripted([1])()._replace(labels={"style": ("sketch", "none")})
     cases = [
-        (unknown, {}, UsageError, "^judge scripted cannot answer style=neon: it knows sketch, none.$"),
+        (unknown, {}, UsageError, "^judge scripted cannot answer style=neon: it knows sketch, " "none.$"),
         (Scripted([0])(), {}, UsageError,
-         "^nothing to bring back: scripted sees style=neon in none of 4 pictures that are drawn without a defence."),
-        (Scripted([1])(), {"interventions": [edit(model, model_hash="0" * 64)]}, SelectionError, "made for the weights of"),
+         "^nothing to bring back: scripted sees style=neon in none of 4 pictures that are drawn " "without a " "" "defence."),
+        (Scripted([1])(), {"interventions": [edit(model, model_hash="0" * 64)]}, SelectionError, "made for the " "" "" "weights of"),
         (Scripted([1])(), {"interventions": [edit(model, concept="sketch")]}, UsageError,
          "^no prompt asks for style=sketch: give prompts with this label.$"),
-        (Scripted([1])(), {"mode": "saeuron"}, UsageError, "mode saeuron counts its calls and has no timestep to attack"),
+        (Scripted([1])(), {"mode": "saeuron"}, UsageError, "mode saeuron counts its calls and has " "no timestep to " "" "attack"),
     ]  # fmt: skip
     for judge, options, error, message in cases:
         with pytest.raises(error, match=message) as raised:
@@ -117,7 +135,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
         assert "\n" not in str(raised.value)
     with pytest.raises(UsageError, match=r"^nothing to attack: no selection is ablated.$"):
         attack(model, [], prompts=PROMPTS, judge=Scripted([1])(), out=tmp_path)
-    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, embedding, latents"),
+    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, " "embedding, " "" "latents"),
                            ({"rounds": 0}, "attack tokens: rounds = 0, expected more than 0")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             AttackSettings(**wrong)
@@ -128,8 +146,14 @@ def test_a_pipeline_that_starts_from_pictures_is_not_attacked(model, tmp_path):
 
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    other = replace(model, pipe=StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False))
-    with pytest.raises(ModelError, match=r"^StableDiffusionImg2ImgPipeline starts from a picture: only text-to-image"):
+    other = replace(
+        model,
+        pipe=StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False),
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"^StableDiffusionImg2ImgPipeline starts from a picture: only text-to-image",
+    ):
         run(other, tmp_path, Scripted([1])())
 
 
@@ -141,12 +165,20 @@ def test_pictures_that_do_not_show_the_concept_anyway_do_not_count(model, tmp_pa
 def test_attacked_are_prompts_that_ask_for_it_spread_over_all():
     prompts = [Prompt(str(i), 0, {"style": "neon" if i % 2 else "sketch"}, 1) for i in range(20)]
     assert [case.prompt.prompt for case in spread(prompts, "style", "neon", 2)] == ["5", "15"]
-    assert len(spread(prompts, "style", "neon", None)) == len(spread(prompts, "style", "neon", 99)) == 10
+    assert (
+        len(spread(prompts, "style", "neon", None))
+        == len(spread(prompts, "style", "neon", 99))
+        == 10
+    )
 
 
 def test_rates_are_means_over_concepts_with_wilsons_intervals():
     outcome = {"prompt": "a", "family": "style", "method": "tokens"}
-    pictures = [Attacked(**outcome, seed=i, concept=c, succeeded=i < 2) for c in ("neon", "sketch") for i in range(10)]
+    pictures = [
+        Attacked(**outcome, seed=i, concept=c, succeeded=i < 2)
+        for c in ("neon", "sketch")
+        for i in range(10)
+    ]
     rate = AttackReport("tokens", pictures, 0, []).under_attack
     assert rate.value == pytest.approx(0.2)
     assert rate.low <= wilson(0.2, 20).low and rate.high >= wilson(0.2, 20).high

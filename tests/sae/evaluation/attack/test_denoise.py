@@ -1,11 +1,20 @@
-"""The differentiable denoiser is the pipeline's own, of every architecture; its steps are its scheduler's."""
+"""The differentiable denoiser is the pipeline's own, of every architecture; its steps are its
+scheduler's."""
 
 import pytest
 import torch
 
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import RunSettings, generate
-from sae.evaluation.attack.denoise import conditions, denoised, last_levels, levels, noise_loss, parts, predicted
+from sae.evaluation.attack.denoise import (
+    conditions,
+    denoised,
+    last_levels,
+    levels,
+    noise_loss,
+    parts,
+    predicted,
+)
 from tests.builders.architectures import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -33,7 +42,9 @@ def test_it_predicts_what_the_pipeline_predicts(architectures, name):
     given = conditions(model, run, prompts)
     found = predicted(model, given, x, given.timesteps[0])
     torch.testing.assert_close(found, expected[:, : found.shape[1]].float(), atol=1e-5, rtol=1e-4)
-    assert torch.isfinite(noise_loss(model, given, x, torch.ones_like(x), given.timesteps[1] + 3)).all()
+    assert torch.isfinite(
+        noise_loss(model, given, x, torch.ones_like(x), given.timesteps[1] + 3)
+    ).all()
 
 
 def test_with_guidance_both_halves_are_taken_together(model):
@@ -51,18 +62,27 @@ def test_its_steps_are_the_schedulers(architectures, name):
     model, run = architectures(name), RunSettings(n_steps=3, guidance=1.0)
     given = conditions(model, run, ["a cat"])
     scheduler = model.pipe.scheduler
-    x = torch.randn(given.arguments[next(iter(given.arguments))].shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        given.arguments[next(iter(given.arguments))].shape,
+        generator=torch.Generator().manual_seed(1),
+    )
     with torch.no_grad():
         for step, timestep in enumerate(given.timesteps):
             prediction = predicted(model, given, x, timestep)
-            expected = scheduler.step(prediction, scheduler.timesteps[step], x, return_dict=False)[0]
-            torch.testing.assert_close(denoised(model, given, x, step), expected, atol=1e-4, rtol=1e-4)
+            expected = scheduler.step(prediction, scheduler.timesteps[step], x, return_dict=False)[
+                0
+            ]
+            torch.testing.assert_close(
+                denoised(model, given, x, step), expected, atol=1e-4, rtol=1e-4
+            )
             x = expected
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_prediction_takes_its_input_apart(model, kind):
-    scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config, prediction_type=kind)
+    scheduler = type(model.pipe.scheduler).from_config(
+        model.pipe.scheduler.config, prediction_type=kind
+    )
     picture, noise = torch.randn(2, 1, 4, 8, 8)
     a, b = levels(scheduler, 400)
     assert a * a + b * b == pytest.approx(1)

@@ -1,4 +1,5 @@
-"""Hardening with a judge and a teacher that are told what to say: what is attacked, learnt, added, and why it ends."""
+"""Hardening with a judge and a teacher that are told what to say: what is attacked, learnt, added,
+and why it ends."""
 
 import json
 from dataclasses import replace
@@ -12,7 +13,15 @@ from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.accuracy import grouped
-from sae.evaluation.attack.hardening import ENDED, HOLDS, KNOWN, SPENT, UNTYPED, HardenSettings, harden
+from sae.evaluation.attack.hardening import (
+    ENDED,
+    HOLDS,
+    KNOWN,
+    SPENT,
+    UNTYPED,
+    HardenSettings,
+    harden,
+)
 from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.judge import Judge
 from sae.intervention.settings import Intervention
@@ -21,7 +30,11 @@ from tests.builders.selections import make_sae, make_selection, timesteps_of
 RUN = RunSettings(n_steps=2, guidance=3.0)
 PROMPTS = [Prompt(f"a {s}", seed, {"style": s}, 1) for seed in (0, 1) for s in ("neon", "sketch")]
 SETTINGS = HardenSettings(
-    attack=AttackSettings(rounds=1, iterations=1, n_tokens=2), rounds=3, budget=0.3, weakenings=1, n_others=2
+    attack=AttackSettings(rounds=1, iterations=1, n_tokens=2),
+    rounds=3,
+    budget=0.3,
+    weakenings=1,
+    n_others=2,
 )
 
 
@@ -42,11 +55,18 @@ def judge(*script):
     calls = []
 
     def probabilities(images):
-        shown = np.broadcast_to(np.array(script[min(len(calls), len(script) - 1)], float), len(images))
+        shown = np.broadcast_to(
+            np.array(script[min(len(calls), len(script) - 1)], float), len(images)
+        )
         calls.append(len(images))
         return {"style": np.stack([shown, 1 - shown], 1)}
 
-    return Judge("scripted", {"style": ("neon", "sketch")}, probabilities, lambda images: np.zeros((len(images), 2)))
+    return Judge(
+        "scripted",
+        {"style": ("neon", "sketch")},
+        probabilities,
+        lambda images: np.zeros((len(images), 2)),
+    )
 
 
 TARGETS, HELD = [1, 1], [0, 0]
@@ -73,7 +93,10 @@ def test_what_holds_is_left_as_it_is(model, files, tmp_path):
     found = run(model, files, tmp_path, judge(TARGETS, HELD, [0, 0], GOOD), never)
     assert (found.reason, len(found.interventions), len(found.rounds)) == (HOLDS, 1, 1)
     assert found.rounds[0]["came_back"] == 0 and found.rounds[0]["ira"] == 1
-    assert json.loads((tmp_path / "hardened.json").read_text()) == {"reason": HOLDS, "rounds": found.rounds}
+    assert json.loads((tmp_path / "hardened.json").read_text()) == {
+        "reason": HOLDS,
+        "rounds": found.rounds,
+    }
 
 
 def test_features_of_what_came_back_are_taken_too_until_attacks_fail(model, files, tmp_path):
@@ -88,7 +111,9 @@ def test_features_of_what_came_back_are_taken_too_until_attacks_fail(model, file
     assert found.reason == HOLDS and len(found.rounds) == 2
     ((family, concept, prompts, n_edits),) = asked
     assert (family, concept, n_edits, len(prompts)) == ("style", "neon", 1, 1)
-    assert prompts[0].prompt.endswith("a neon") and prompts[0].prompt != "a neon"  # With the tokens found before it.
+    assert (
+        prompts[0].prompt.endswith("a neon") and prompts[0].prompt != "a neon"
+    )  # With the tokens found before it.
     added = found.interventions[1]
     assert (added.strength, added.selection.concept) == (-3.0, "neon")
     assert set(added.selection.rows["feature"].to_pylist()) == {5, 6}  # 3 is taken out already.
@@ -97,7 +122,9 @@ def test_features_of_what_came_back_are_taken_too_until_attacks_fail(model, file
         "round 1: 1 of 2 came back; UA 100.0, IRA 100.0" in said
         and "round 1: neon: 2 features at -3 taken, too" in said
     )
-    assert grouped((e.selection.family, e.selection.concept) for e in found.interventions) == {"style": ["neon"]}
+    assert grouped((e.selection.family, e.selection.concept) for e in found.interventions) == {
+        "style": ["neon"]
+    }
 
 
 def test_what_costs_too_much_is_taken_more_weakly_or_not_at_all(model, files, tmp_path):
@@ -114,17 +141,29 @@ def test_it_ends_where_nothing_can_be_learnt(model, files, tmp_path):
     untyped = judge(TARGETS, HELD, [1, 1], GOOD, [0, 0])
     assert run(model, files, tmp_path / "text", untyped, never).reason == UNTYPED
     known = judge(TARGETS, HELD, [1, 1], GOOD, [1, 1])
-    assert run(model, files, tmp_path / "known", known, lambda *a: selection(model, files, [3])).reason == KNOWN
+    assert (
+        run(model, files, tmp_path / "known", known, lambda *a: selection(model, files, [3])).reason
+        == KNOWN
+    )
     features = iter(range(10, 20))
     later = [TARGETS, HELD, [1, 1], [1, 1], GOOD]  # What was accepted has been judged already.
     script = [TARGETS, HELD, [1, 1], GOOD, [1, 1], GOOD, *later, *later]
-    found = run(model, files, tmp_path / "ended", judge(*script), lambda *a: selection(model, files, [next(features)]))
+    found = run(
+        model,
+        files,
+        tmp_path / "ended",
+        judge(*script),
+        lambda *a: selection(model, files, [next(features)]),
+    )
     assert found.reason == ENDED and len(found.interventions) == 4
 
 
 def test_wrong_settings_are_one_line():
     cases = [
-        ({"attack": AttackSettings(method="latents")}, "hardening learns from prompts: attack 'latents' finds none"),
+        (
+            {"attack": AttackSettings(method="latents")},
+            "hardening learns from prompts: attack 'latents' finds none",
+        ),
         ({"rounds": 0}, "0 rounds, budget 0.02: expected at least 1 round"),
     ]
     for options, message in cases:

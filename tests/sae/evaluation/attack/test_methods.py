@@ -1,4 +1,5 @@
-"""Every attack's gradient against finite differences, through the defence; and each succeeds where there is no defence."""
+"""Every attack's gradient against finite differences, through the defence; and each succeeds where
+there is no defence."""
 
 import contextlib
 
@@ -18,12 +19,16 @@ from sae.model import SAE, SAEConfig
 from tests.builders.selections import D_IN, HOOK, N_LATENTS, make_sae, make_selection, timesteps_of
 
 RUN = RunSettings(n_steps=2, guidance=3.0)
-CASES = [Case(Prompt(text, seed, {"style": "neon"}, 1), "style", "neon") for text, seed in (("cat", 0), ("a tree", 1))]
+CASES = [
+    Case(Prompt(text, seed, {"style": "neon"}, 1), "style", "neon")
+    for text, seed in (("cat", 0), ("a tree", 1))
+]
 
 
 @pytest.fixture(scope="module")
 def attacked(model_dir):
-    """A model whose pictures depend on the text much more than a random one's do; double precision for differences."""
+    """A model whose pictures depend on the text much more than a random one's do; double precision
+    for differences."""
     loaded = load_model(str(model_dir), "cpu")
     with torch.no_grad():
         for name, parameter in loaded.pipe.unet.named_parameters():
@@ -35,7 +40,9 @@ def attacked(model_dir):
 
 
 def defended(model, guided=False, run=RUN):
-    return Defended(model=model, run=run, attached=contextlib.nullcontext, setting={}, guided=guided)
+    return Defended(
+        model=model, run=run, attached=contextlib.nullcontext, setting={}, guided=guided
+    )
 
 
 def victims(method, n=2):
@@ -49,7 +56,8 @@ def victims(method, n=2):
 
 
 def everywhere(model, timesteps=None, smooth=False):
-    """A defence of many features at every step; smooth: of an SAE whose latents are all kept, so that none changes places."""
+    """A defence of many features at every step; smooth: of an SAE whose latents are all kept, so
+    that none changes places."""
     timesteps = timesteps or timesteps_of(model, 2)
     rows = [(step, f, 0.9, 0.0) for step in range(len(timesteps)) for f in range(N_LATENTS)]
     return ablate(
@@ -82,7 +90,9 @@ def check_gradient(loss, x, rtol):
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("kind", ["tokens", "embedding"])
-def test_the_gradient_of_texts_is_that_of_finite_differences_through_the_defence(attacked, kind, guided):
+def test_the_gradient_of_texts_is_that_of_finite_differences_through_the_defence(
+    attacked, kind, guided
+):
     method = TextAttack(defended(attacked, guided), AttackSettings(method=kind, n_tokens=3))
     both = victims(method)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9))
@@ -98,7 +108,9 @@ def test_the_gradient_of_texts_is_that_of_finite_differences_through_the_defence
     assert defence != float(loss(start.detach()))
 
 
-def test_the_gradient_of_latents_is_that_of_finite_differences_through_the_defence_and_all_steps(attacked):
+def test_the_gradient_of_latents_is_that_of_finite_differences_through_the_defence_and_all_steps(
+    attacked,
+):
     method = LatentsAttack(defended(attacked), AttackSettings(method="latents"))
     both = victims(method)
     start = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9)).requires_grad_()
@@ -110,7 +122,10 @@ def test_the_gradient_of_latents_is_that_of_finite_differences_through_the_defen
 
 
 def test_the_gradient_is_that_of_a_dense_formula_in_the_defences_place(attacked):
-    method, sae = TextAttack(defended(attacked), AttackSettings(method="embedding", n_tokens=2)), make_sae(3)
+    method, sae = (
+        TextAttack(defended(attacked), AttackSettings(method="embedding", n_tokens=2)),
+        make_sae(3),
+    )
     (victim,) = victims(method, 1)
     rows, noise = victim.variables[0].clone().requires_grad_(), torch.ones(1, 4, 16, 16)
 
@@ -140,14 +155,20 @@ def test_the_defence_is_looked_up_at_the_timestep_of_the_loss(attacked):
 
     def losses():
         with torch.no_grad():
-            return [float(method.losses([victim], [[rows]], noise, t)) for t in (110.0, 490.0, 905.0)]
+            return [
+                float(method.losses([victim], [[rows]], noise, t)) for t in (110.0, 490.0, 905.0)
+            ]
 
     plain, timesteps = losses(), [900.0, 500.0, 100.0]
     for step, changed in ((0, 2), (1, 1), (2, 0)):
-        selection = make_selection(attacked, [(step, f, 0.9, 0.0) for f in range(N_LATENTS)], timesteps)
+        selection = make_selection(
+            attacked, [(step, f, 0.9, 0.0) for f in range(N_LATENTS)], timesteps
+        )
         with ablate(attacked.pipe, selection, strength=-2.0, saes=make_sae(3)):
             found = losses()
-        assert [a != b for a, b in zip(plain, found, strict=True)] == [i == changed for i in range(3)]
+        assert [a != b for a, b in zip(plain, found, strict=True)] == [
+            i == changed for i in range(3)
+        ]
 
 
 @pytest.mark.parametrize("kind", ["tokens", "embedding", "latents"])
@@ -203,9 +224,12 @@ def test_timesteps_are_the_middles_of_equal_parts():
     assert attacked_timesteps(10, 4) == [1, 3, 6, 8]
 
 
-@pytest.mark.parametrize(("kind", "rounds", "iterations"), [("embedding", 3, 20), ("latents", 2, 4), ("tokens", 8, 20)])
+@pytest.mark.parametrize(
+    ("kind", "rounds", "iterations"), [("embedding", 3, 20), ("latents", 2, 4), ("tokens", 8, 20)]
+)
 def test_every_attack_succeeds_on_the_undefended_model(kind, rounds, iterations):
-    """The included model draws a cat when asked for none, with what was found for one picture of a cat."""
+    """The included model draws a cat when asked for none, with what was found for one picture of a
+    cat."""
     from minicanvas import prompt
 
     model = load_model("minicanvas", "cpu")
@@ -219,7 +243,11 @@ def test_every_attack_succeeds_on_the_undefended_model(kind, rounds, iterations)
     victim = Victim(case, target.float(), generator_of(case, 0))
     victim.begin(method.start(victim))
     judge = load_judge(["minicanvas"])
-    shown = [judge.answers([case.prompt], generate(model, run, [case.prompt.prompt], [3]))[0].seen["object"]]
+    shown = [
+        judge.answers([case.prompt], generate(model, run, [case.prompt.prompt], [3]))[0].seen[
+            "object"
+        ]
+    ]
     while shown[-1] != "cat" and len(shown) <= rounds:
         method.round([victim], len(shown) - 1)
         shown.append(judge.answers([case.prompt], method.draw([victim]))[0].seen["object"])

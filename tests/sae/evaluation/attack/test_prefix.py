@@ -1,4 +1,5 @@
-"""Prefixes: what is read with one, what is left alone, and the arithmetic of tokens on the simplex."""
+"""Prefixes: what is read with one, what is left alone, and the arithmetic of tokens on the
+simplex."""
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import strategies as st
 
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack.denoise import conditions
-from sae.evaluation.attack.prefix import SampledOneHot, encoders, prefixed, prefixed_embeddings, project, text_of
+from sae.evaluation.attack.prefix import (
+    SampledOneHot,
+    encoders,
+    prefixed,
+    prefixed_embeddings,
+    project,
+    text_of,
+)
 from tests.builders.architectures import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -43,7 +51,8 @@ def test_a_drawn_row_is_one_hot_and_its_gradient_passes_clipped():
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_embeddings_of_tokens_are_read_like_the_tokens(architectures, name):
-    """Of every architecture and each of its text encoders; and the pipeline is as before afterwards."""
+    """Of every architecture and each of its text encoders; and the pipeline is as before
+    afterwards."""
     model, prompts = architectures(name), ["a cat", "a tree"]
     known = encoders(model.pipe)
     ids = [torch.tensor([[7, 30, 9], [5, 5, 40]])] * len(known)
@@ -55,16 +64,25 @@ def test_embeddings_of_tokens_are_read_like_the_tokens(architectures, name):
         found = conditions(model, RUN, prompts).arguments["encoder_hidden_states"]
     torch.testing.assert_close(found.detach(), expected)
     assert torch.equal(states(model, prompts), before) and not torch.equal(before, expected)
-    gradient = torch.autograd.grad(found.square().sum(), rows[-1])[0]  # The last encoder's states are all in there.
+    gradient = torch.autograd.grad(found.square().sum(), rows[-1])[
+        0
+    ]  # The last encoder's states are all in there.
     assert gradient.abs().sum() > 0
 
 
 def test_a_prefix_stands_after_the_first_token_and_the_last_tokens_fall_off(model):
     pipe, plain = model.pipe, model.pipe.tokenizer
-    options = {"padding": "max_length", "max_length": 16, "truncation": True, "return_tensors": "pt"}
+    options = {
+        "padding": "max_length",
+        "max_length": 16,
+        "truncation": True,
+        "return_tensors": "pt",
+    }
     ids = plain(["a cat"], **options).input_ids
     with prefixed(pipe, ["a cat"], [torch.tensor([[7, 30, 90]])]):
-        longer, other = (pipe.tokenizer(text, **options).input_ids for text in (["a cat"], ["a dog"]))
+        longer, other = (
+            pipe.tokenizer(text, **options).input_ids for text in (["a cat"], ["a dog"])
+        )
         assert pipe.tokenizer.model_max_length == plain.model_max_length
     assert longer[0].tolist() == [int(ids[0, 0]), 7, 30, 90, *ids[0, 1:13].tolist()]
     assert torch.equal(other, plain(["a dog"], **options).input_ids)
@@ -76,7 +94,9 @@ def test_a_negative_prompt_is_left_alone(model):
     with torch.no_grad():
         before = conditions(model, run, ["a cat"], guided=True).arguments["encoder_hidden_states"]
         with prefixed(model.pipe, ["a cat"], [torch.tensor([[7, 30]])]):
-            after = conditions(model, run, ["a cat"], guided=True).arguments["encoder_hidden_states"]
+            after = conditions(model, run, ["a cat"], guided=True).arguments[
+                "encoder_hidden_states"
+            ]
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
