@@ -27,34 +27,17 @@ def main() -> None:
     one, other = store_sae(store, args.sae), store_sae(store, args.other)
     if one.config.d_in != other.config.d_in:
         parser.error(f"{args.sae} has d_in {one.config.d_in}, {args.other} has {other.config.d_in}")
-    unit = [
-        torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1) for sae in (one, other)
-    ]
-    cosine, nearest = (unit[0] @ unit[1].T).max(
-        dim=1
-    )  # each latent of the first, its nearest in the second
+    ours, theirs = (torch.nn.functional.normalize(sae.W_dec.detach()) for sae in (one, other))
+    cosine, nearest = (ours @ theirs.T).max(dim=1)  # of each latent of the first, in the second
     quarters = torch.quantile(cosine, torch.tensor([0.25, 0.5, 0.75])).tolist()
     print("cosine to the nearest latent, quartiles: " + ", ".join(f"{q:.2f}" for q in quarters))
 
-    selections = [
-        select(store, name, family, concept, top=args.top) for name in (args.sae, args.other)
-    ]
-    theirs = set(selections[1].features())
-    rows = [
-        [
-            feature,
-            int(nearest[feature]),
-            float(cosine[feature]),
-            "yes" if int(nearest[feature]) in theirs else "no",
-        ]
-        for feature in selections[0].features()
-    ]
-    header = [
-        f"feature of {args.sae}",
-        f"nearest in {args.other}",
-        "cosine",
-        f"selected for {concept} there",
-    ]
+    features, there = (
+        select(store, name, family, concept, top=args.top).features()
+        for name in (args.sae, args.other)
+    )
+    rows = [[i, int(nearest[i]), float(cosine[i]), int(nearest[i]) in there] for i in features]
+    header = [args.sae, f"nearest in {args.other}", "cosine", f"selected for {concept} there"]
     print(tabulate(rows, headers=header, floatfmt=".2f"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.unlearning.methods import Defence
 from benchmarks.unlearning.run import Run
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.evaluation.attack.attacking import attack_defence, spread
 from sae.evaluation.attack.report import AttackReport, together
@@ -46,7 +47,8 @@ def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
     """Return which share of attacked pictures of the search, by its judge, shows the concept; with
     another attack seed."""
     cases = spread(_styled(run.search_prompts), family, concept, run.amounts.search_attacked)
-    folder = Path("attacks") / "search" / concept
+    of_setting = sha256_text(canonical_json(defence.setting))[:12]  # each has figures of its own
+    folder = Path("attacks") / "search" / concept / of_setting
     report = _attacked(
         run, defence, "tokens", cases=cases, judge=run.chooser, folder=folder, seed=1
     )

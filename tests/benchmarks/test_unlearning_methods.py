@@ -199,7 +199,7 @@ def test_mean_directions_are_the_means_of_the_stored_activations(tmp_path):
     ids = sorted({int(i) for s in shards for i in s.sample_id})
     labels = {i: "neon" if n % 2 else "sketch" for n, i in enumerate(ids)}
     rows = pa.table({"sample_id": ids, "style": [labels[i] for i in ids]})
-    store.read = lambda table, columns: rows
+    store.arrow = lambda table, columns: rows
     found = mean_directions(store, HOOK, "style", "neon")
     assert found.timesteps == (981.0, 961.0, 941.0)
     for step, timestep in enumerate(found.timesteps):

@@ -5,11 +5,11 @@ import torch
 
 import featurestore.format.activations
 from featurestore.errors import DiskError, SAEError
-from featurestore.format.records import FileEntry, Record
 from featurestore.format.schemas import CODES, STATS, schema_id
+from featurestore.saes import commit_sae
 from featurestore.store import Store
 from featurestore.verify import verify
-from sae.checkpoint import save_sae, store_sae
+from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.codes import encode_rows
 from sae.encoding import encode
 from tests.builders.saes import HOOK, RUN, add_shard, make_store, random_sae
@@ -18,10 +18,8 @@ from tests.builders.saes import HOOK, RUN, add_shard, make_store, random_sae
 def put_sae(store, name="a", **kwargs):
     """Commit a random SAE of ``HOOK``."""
     sae = random_sae(hook=HOOK, **{"model_hash": "bf16:bb", **kwargs})
-    written = save_sae(sae, store.root / "saes" / name)
-    paths = (f"saes/{name}/config.json", f"saes/{name}/sae.safetensors")
-    entries = tuple(FileEntry(path, *one) for path, one in zip(paths, written, strict=True))
-    store.commit(Record("saes", name, "", 0, (), entries, {"test": kwargs.get("seed", 0)}))
+    files = {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}
+    commit_sae(store, name, files, {"test": kwargs.get("seed", 0)})
     return sae
 
 
