@@ -292,17 +292,13 @@ def clear_dead(directory: Path, name: str | None = None) -> list[str]:
         return []
     for entry in entries:
         match = TEMPORARY.fullmatch(entry.name)
-        if match and (name is None or match[1] == name) and _is_dead(Path(entry.path)):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
+        if match and (name is None or match[1] == name) and _remove_dead(Path(entry.path)):
             removed.append(entry.name)
     return removed
 
 
-def _is_dead(path: Path) -> bool:
-    """Say whether nobody holds the lock of a temporary file or directory."""
+def _remove_dead(path: Path) -> bool:
+    """Remove a temporary file or directory unless somebody holds its lock; say whether it was."""
     try:
         kind = os.O_DIRECTORY if path.is_dir() else os.O_RDWR
         descriptor = os.open(path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -310,7 +306,14 @@ def _is_dead(path: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _is_at(descriptor, path)
+        if not _is_at(descriptor, path):
+            return False
+        # Removed under the lock: its writer, who may be waiting for it, then sees that it is gone.
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return True
     except OSError:  # held, or a file system without locks: nobody can tell
         return False
     finally:

@@ -1,8 +1,10 @@
 """Two writers of one name: the first keeps it, the other gets one line, and nothing committed
 changes."""
 
+import concurrent.futures
 import json
 import multiprocessing
+import threading
 
 import pyarrow as pa
 import pytest
@@ -237,3 +239,28 @@ def test_a_link_into_a_store_is_no_way_around(tmp_path):
     (store.root / "codes").symlink_to(tmp_path)
     with pytest.raises(FeatureStoreError, match="is a symbolic link"):
         store.append("codes/s", "0", rows(1), (), {})
+
+
+def test_clearing_never_takes_the_file_of_a_writer_that_waits_for_its_lock(tmp_path):
+    """A6: a writer that has made its file and not yet locked it loses nothing."""
+    done = threading.Event()
+
+    def clear():
+        while not done.is_set():
+            durable.clear_dead(tmp_path)
+
+    def write(number):
+        for i in range(60):
+            durable.write_bytes(tmp_path / f"{number}-{i}", b"x")
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        clearing = [pool.submit(clear) for _ in range(2)]
+        writing = [pool.submit(write, number) for number in range(4)]
+        try:
+            for one in writing:
+                one.result()
+        finally:
+            done.set()
+        for one in clearing:
+            one.result()
+    assert len(list(tmp_path.iterdir())) == 4 * 60
