@@ -69,7 +69,9 @@ def our_writer(rows: dict[str, pa.Table], out: Path) -> None:
     with ThreadPoolExecutor(len(rows)) as pool:
         list(
             pool.map(
-                lambda hook: store.append(f"activations/{hook}", "0", rows[hook], range(4), {}),
+                lambda hook: store.append(
+                    f"activations/{hook}", "0", rows[hook], range(4), made_by={}
+                ),
                 rows,
             )
         )

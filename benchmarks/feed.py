@@ -42,7 +42,7 @@ def make(root: Path, d_in: int, n_samples: int) -> Store:
             np.float16
         )
         rows = activation_rows(ids, values, metadata)
-        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, {})
+        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, made_by={})
     return store
 
 

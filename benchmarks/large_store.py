@@ -59,7 +59,7 @@ def make(root: Path, scale: float) -> Store:
         for i in range(round(20 * scale))
     ]
     ids = [sample_id(store.run_id, prompt(style, thing), seed) for style, thing, seed in chosen]
-    store.append("samples", shard_name(0, ids), _samples(chosen, ids), ids, {})
+    store.append("samples", shard_name(0, ids), _samples(chosen, ids), ids, made_by={})
     made_by, metadata = _add_sae(store)
     for first in tqdm(
         range(0, len(ids), SHARD_SAMPLES), desc=f"make {scale:g} ×", unit=" shards", disable=None
@@ -72,8 +72,8 @@ def make(root: Path, scale: float) -> Store:
                 codes_table([encoded], rows, metadata),
                 stats_table([encoded], rows, ids[part], metadata),
             )
-            store.append(f"codes/{SAE_NAME}", name, codes, ids[part], made_by)
-            store.append(f"stats/{SAE_NAME}", name, stats, ids[part], made_by)
+            store.append(f"codes/{SAE_NAME}", name, codes, ids[part], made_by=made_by)
+            store.append(f"stats/{SAE_NAME}", name, stats, ids[part], made_by=made_by)
     return store
 
 

@@ -32,7 +32,7 @@ def make(root: Path) -> tuple[Store, np.ndarray]:
     for first in range(0, SAMPLES, PER_SHARD):
         ids = list(range(first, first + PER_SHARD))
         rows = activation_rows(ids, values[first : first + PER_SHARD])
-        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, {})
+        store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, made_by={})
     return store, values.reshape(-1, D_IN)
 
 

@@ -165,9 +165,9 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
                 {"faults": faults} if faults and name == "samples" else {}
             )
             if name in files:
-                record = job.store.append_shard(name, item.shard, files[name], ids, made_by)
+                record = job.store.append_shard(name, item.shard, files[name], ids, made_by=made_by)
             else:
-                record = job.store.append(name, item.shard, tables[name], ids, made_by)
+                record = job.store.append(name, item.shard, tables[name], ids, made_by=made_by)
             return sum(entry.bytes for entry in record.files)
 
         # `samples` last: a sample that is there has everything else.

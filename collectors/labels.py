@@ -30,7 +30,9 @@ def append_labels(
         "version": 0,
         "families": sorted(samples[0].prompt.labels),
     }
-    store.append("labels", f"{0:08d}-{shard}", rows, [sample.id for sample in samples], made_by)
+    store.append(
+        "labels", f"{0:08d}-{shard}", rows, [sample.id for sample in samples], made_by=made_by
+    )
 
 
 def check_labels(store: Store, samples: Sequence[Sample]) -> None:

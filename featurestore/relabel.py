@@ -107,7 +107,7 @@ def _commit(store: Store, changed: Mapping[int, Labels], families: Sequence[str]
         "contents": contents_hash(changed),
     }
     record = store.append(
-        "labels", f"{version:08d}", labels_table(changed, version), sorted(changed), made_by
+        "labels", f"{version:08d}", labels_table(changed, version), sorted(changed), made_by=made_by
     )
     if record.made_by.get("contents") != made_by["contents"]:
         raise RunError(

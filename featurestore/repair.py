@@ -185,13 +185,14 @@ def _step(
         return Step(
             path, found, "left", "give yourself the right to read it, or put it back from a copy"
         )
-    return _shard_step(store, problem, *shard, committed)
+    return _shard_step(store, problem, shard, committed)
 
 
 def _shard_step(
-    store: Store, problem: Problem, table: str, shard: str, committed: dict[str, str]
+    store: Store, problem: Problem, of: tuple[str, str], committed: dict[str, str]
 ) -> Step:
     """Return what mends a shard: its record anew if its file is whole, else all of it set aside."""
+    table, shard = of
     location = f"manifest/{table}/{shard}.json"
     files = [path for path in shard_files(table, shard) if _there(store.root / path)]
     record_there = [location] if _there(store.root / location) else []

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
-from featurestore import readers
+from featurestore import readers, shards
 from featurestore.errors import (
     DamageError,
     NotAStoreError,
-    RunError,
     TableError,
-    TakenError,
     nearest,
 )
 from featurestore.format import activations, durable, footers, parquet, schemas
-from featurestore.format.canonical import run_id, same_model, same_signs, sealed
+from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_shards
 from featurestore.format.gate import inside
 from featurestore.format.in_place import TensorFile
@@ -26,13 +24,9 @@ from featurestore.format.ledger import is_derived, update_ledger
 from featurestore.format.listing import read_records
 from featurestore.format.records import (
     MARK,
-    FileEntry,
     Record,
-    check_record,
-    list_shards,
     list_tables,
     read_mark,
-    read_record,
     shard_files,
 )
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
@@ -91,7 +85,7 @@ class Store:
         in_use = root.exists() and (not root.is_dir() or _holds_files(root))
         if (root / MARK).exists():
             store = cls.open(root)
-            store._check_run(run)
+            shards.check_run(root, store.run or {}, run)
             return store
         if in_use:
             raise NotAStoreError(f"{root} exists and is no store: name a new or empty directory.")
@@ -115,25 +109,6 @@ class Store:
         """Whether anything has been committed or the store was created."""
         return (self.root / MARK).exists()
 
-    def _check_run(self, run: Mapping[str, Any]) -> None:
-        mine = self.run or {}
-        for key in sorted(set(mine) | set(run)):
-            found, wanted = mine.get(key), run.get(key)
-            if found != wanted and not (
-                key == "model_hash" and same_model(str(found), str(wanted))
-            ):
-                alike = same_signs(str(mine.get("model_hash")), str(run.get("model_hash")))
-                rounded = (
-                    " (the same model in another precision)"
-                    if alike and key in ("dtype", "model_hash")
-                    else ""
-                )
-                raise RunError(
-                    f"{self.root} holds a run with {key} = {found!r}, this one has "
-                    f"{wanted!r}{rounded}: "
-                    f"use the same settings or another --store. Nothing was changed."
-                )
-
     @property
     def run_id(self) -> str:
         """The 16 digits that name the run's settings."""
@@ -156,8 +131,7 @@ class Store:
 
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
-        path = inside(self.root, f"manifest/{table}/{shard}.json")
-        return read_record(self.root, table, shard) if path.exists() else None
+        return shards.find_record(self.root, table, shard)
 
     def require(self, table: str) -> list[Record]:
         """Return the commit records of a table that must exist.
@@ -194,6 +168,7 @@ class Store:
         shard: str,
         rows: pa.Table,
         sample_ids: Sequence[int],
+        *,
         made_by: Mapping[str, Any],
     ) -> Record:
         """Write and commit a shard. A shard that exists already is left as it is and its record
@@ -206,14 +181,8 @@ class Store:
             TableError: ``rows`` have other columns than the table's other shards.
             DiskError: the operating system refused; nothing was committed.
         """
-        return self._append(
-            table,
-            shard,
-            rows.schema,
-            lambda file: parquet.write_table(file, rows),
-            sample_ids,
-            made_by,
-        )
+        new = shards.NewShard(table, shard, tuple(sample_ids), made_by)
+        return self._write(new, rows.schema, lambda file: parquet.write_table(file, rows))
 
     def begin_shard(
         self, table: str, shard: str, others: pa.Table, schema: pa.Schema
@@ -238,6 +207,7 @@ class Store:
         shard: str,
         file: TensorFile,
         sample_ids: Sequence[int],
+        *,
         made_by: Mapping[str, Any],
     ) -> Record:
         """Commit a shard that :meth:`begin_shard` began, once all of its rows were put; otherwise
@@ -246,23 +216,10 @@ class Store:
         The file is closed, whatever becomes of it.
         """
         with contextlib.closing(file):
-            existing = self.record(table, shard)
-            if existing is not None:
-                return existing
-            written = file.seal()
-            (path,) = shard_files(table, shard)
-            with self.claim(table, shard):
-                existing = self.record(table, shard)
-                if existing is not None:
-                    if written.sha256 != existing.files[0].sha256:
-                        raise TakenError(self._taken(existing))
-                    return existing
-                file.place()
-                entry = FileEntry(path, written.bytes, written.sha256)
-                schema, ids = schemas.schema_id(file.schema), tuple(sample_ids)
-                return self.commit(
-                    Record(table, shard, schema, file.n_rows, ids, (entry,), made_by)
-                )
+            self.begin()
+            return shards.place_shard(
+                self.root, shards.NewShard(table, shard, tuple(sample_ids), made_by), file
+            )
 
     def append_parts(
         self,
@@ -270,46 +227,19 @@ class Store:
         shard: str,
         schema: pa.Schema,
         parts: Iterable[pa.Table],
+        *,
         made_by: Mapping[str, Any],
     ) -> Record:
         """Write and commit a shard of a derived table part by part, as :meth:`append` does one that
         fits memory."""
-        return self._append(
-            table, shard, schema, lambda file: parquet.write_parts(file, schema, parts), (), made_by
-        )
+        new = shards.NewShard(table, shard, (), made_by)
+        return self._write(new, schema, lambda file: parquet.write_parts(file, schema, parts))
 
-    def _append(
-        self,
-        table: str,
-        shard: str,
-        schema: pa.Schema,
-        write: Callable[[BinaryIO], int],
-        sample_ids: Sequence[int],
-        made_by: Mapping[str, Any],
+    def _write(
+        self, new: shards.NewShard, schema: pa.Schema, write: Callable[[BinaryIO], int]
     ) -> Record:
-        existing = self.record(table, shard)
-        if existing is not None:
-            return existing
-        self.check_schema(table, schema)
-        (path,) = shard_files(table, shard)
-        n_rows = 0
-
-        def counted(file: BinaryIO) -> None:
-            nonlocal n_rows
-            n_rows = write(file)
-
-        with self.claim(table, shard):
-            existing = self.record(table, shard)
-            if existing is not None:
-                if durable.hash_only(counted).sha256 != existing.files[0].sha256:
-                    raise TakenError(self._taken(existing))
-                return existing
-            written = durable.place_file(inside(self.root, path), counted)
-            entry = FileEntry(path, written.bytes, written.sha256)
-            ids = tuple(sample_ids)
-            return self.commit(
-                Record(table, shard, schemas.schema_id(schema), n_rows, ids, (entry,), made_by)
-            )
+        self.begin()
+        return shards.write_shard(self.root, new, schema, write)
 
     def claim(self, table: str, shard: str) -> durable.Claim:
         """Wait until no other process is committing a shard, and keep others from it while the
@@ -319,16 +249,7 @@ class Store:
             DiskError: the operating system refused, or the file system has no locks.
         """
         self.begin()
-        claim = durable.Claim.take(self.root / ".work" / "claims" / table / shard, wait=True)
-        assert claim is not None, "waited for"
-        return claim
-
-    def _taken(self, record: Record) -> str:
-        return (
-            f"{self.root}: another process has just committed shard {record.shard!r} of "
-            f"{record.table!r} with "
-            f"other contents. What it committed stays; nothing of this one was written."
-        )
+        return shards.claim(self.root, table, shard)
 
     def commit(self, record: Record) -> Record:
         """Create a commit record; whoever writes the shard's files holds its :meth:`claim`.
@@ -337,14 +258,7 @@ class Store:
             TakenError: another process committed the shard with other files.
         """
         self.begin()
-        data = record.to_bytes()
-        check_record(record)
-        if durable.create_once(inside(self.root, record.location.as_posix()), data):
-            return record
-        found = read_record(self.root, record.table, record.shard)
-        if found.files != record.files:
-            raise TakenError(self._taken(found))
-        return found
+        return shards.commit(self.root, record)
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse rows of this schema for a table whose shards have another.
@@ -352,22 +266,7 @@ class Store:
         Raises:
             TableError: the columns differ; it names them.
         """
-        shard = next(list_shards(self.root, table), None)
-        if shard is None:
-            return
-        found = read_record(self.root, table, shard)  # any: all have one schema, and there are many
-        if found.schema == schemas.schema_id(schema):
-            return
-        (path,) = self.paths(found)
-        there = {f.name: f.type for f in footers.read_schema(path)}
-        new = {f.name: f.type for f in schema}
-        changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
-        detail = "; ".join(
-            f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed
-        )
-        raise TableError(
-            f"table {table!r} of {self.root} has other columns ({detail}). Nothing was changed."
-        )
+        shards.check_schema(self.root, table, schema)
 
     def corrected_labels(self) -> pa.Table | None:
         """Return the labels of the samples that were relabelled, or have families that ``samples``

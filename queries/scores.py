@@ -53,7 +53,7 @@ def score(
                 for window in windows(scope, len(scope.concepts) * scope.n_latents, _ROWS_AT_ONCE):
                     yield answer("importance", {**values, **window}).cast(SCORES)
 
-            record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by)
+            record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by=made_by)
         write_card(store)
     with opened(store, ["best_features"], values, engine=engine, scores=record) as answer:
         return record, answer("best_features", {**values, "top": top})

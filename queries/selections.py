@@ -178,7 +178,7 @@ def save_selection(store: Store, selection: Selection) -> Record:
     table = pa.Table.from_pydict(columns).select(SCORES.names).cast(SCORES)
     table = table.replace_schema_metadata({METADATA_KEY: header.encode()})
     kept = store.append(
-        f"selections/{selection.sae}", shard, table, (), {"sae_hash": selection.sae_hash}
+        f"selections/{selection.sae}", shard, table, (), made_by={"sae_hash": selection.sae_hash}
     )
     write_card(store)
     return kept

@@ -175,7 +175,7 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
             _check_features(scope, part)
             totals.append(part)
             shard = f"{name}-{window['first_step']:05d}"
-            store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by)
+            store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by=made_by)
             bar.update(
                 sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps)
             )
@@ -184,7 +184,9 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
     )
     told = {_COUNTS: canonical_json([[row["values"], row["counts"]] for row in counts])}
     told[_STEPS] = canonical_json(list(scope.steps.items()))
-    record = store.append_parts(f"totals/{sae}", name, TOTALS.with_metadata(told), totals, made_by)
+    record = store.append_parts(
+        f"totals/{sae}", name, TOTALS.with_metadata(told), totals, made_by=made_by
+    )
     write_card(store)
     return record
 

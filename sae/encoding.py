@@ -147,7 +147,7 @@ def _encode_shard(
         stats_table(encoded, rows, record.sample_ids, metadata),
     )
     for kind, data in zip(_KINDS, (codes, stats), strict=True):
-        store.append(f"{kind}/{name}", record.shard, data, record.sample_ids, made_by)
+        store.append(f"{kind}/{name}", record.shard, data, record.sample_ids, made_by=made_by)
 
 
 def _check_fits(store: Store, sae: SAE, name: str, shard: ActivationShard) -> None:

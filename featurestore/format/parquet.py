@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +35,14 @@ def write_table(file: BinaryIO, table: pa.Table) -> int:
     """
     if TENSOR not in table.schema.names:
         return write_parts(file, table.schema, [table])
-    tensor_column.write_table(file, table, TENSOR, rows_per_group(table.schema), _TENSOR_OPTIONS)
+    tensor_column.write_table(file, table, TENSOR, **_tensor_options(table.schema))
     return int(table.num_rows)
 
 
 def tensor_layout(others: pa.Table, schema: pa.Schema) -> tensor_column.Layout:
     """Return where all of a file stands that :func:`write_table` writes of a table; ``others``: all
     but its tensor."""
-    return tensor_column.Layout(others, schema, TENSOR, rows_per_group(schema), _TENSOR_OPTIONS)
+    return tensor_column.Layout(others, schema, TENSOR, **_tensor_options(schema))
 
 
 def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) -> int:
@@ -57,6 +57,10 @@ def write_parts(file: BinaryIO, schema: pa.Schema, parts: Iterable[pa.Table]) ->
             for start in range(0, part.num_rows, ROW_GROUP_ROWS):
                 writer.write_table(part.slice(start, ROW_GROUP_ROWS), row_group_size=ROW_GROUP_ROWS)
     return n_rows
+
+
+def _tensor_options(schema: pa.Schema) -> dict[str, Any]:
+    return {"rows_per_group": rows_per_group(schema), "options": _TENSOR_OPTIONS}
 
 
 def rows_per_group(schema: pa.Schema) -> int:

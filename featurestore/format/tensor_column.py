@@ -88,6 +88,7 @@ class Layout:
         others: pa.Table,
         schema: pa.Schema,
         name: str,
+        *,
         rows_per_group: int,
         options: Mapping[str, Any],
     ):
@@ -101,7 +102,8 @@ class Layout:
         self.parts: dict[int, bytes | memoryview] = {0: _MAGIC}
         end = len(_MAGIC)
         for group, first in zip(groups, range(0, self.n_rows, rows_per_group), strict=True):
-            end = self._add_group(group, data, end, first, min(rows_per_group, self.n_rows - first))
+            n = min(rows_per_group, self.n_rows - first)
+            end = self._add_group(group, data, end, first=first, n_rows=n)
         fields = thrift.write(
             footer | {_NUM_ROWS: (I64, self.n_rows), _ROW_GROUPS: (LIST, (STRUCT, groups))}
         )
@@ -109,7 +111,7 @@ class Layout:
         self.size = end + len(self.parts[end])
 
     def _add_group(
-        self, group: Struct, data: memoryview, begin: int, first: int, n_rows: int
+        self, group: Struct, data: memoryview, begin: int, *, first: int, n_rows: int
     ) -> int:
         """Lay out a row group that begins at an offset, and describe it in ``group``; return where
         it ends."""
@@ -152,7 +154,7 @@ class Layout:
 
 
 def write_table(
-    file: BinaryIO, table: pa.Table, name: str, rows_per_group: int, options: Mapping[str, Any]
+    file: BinaryIO, table: pa.Table, name: str, *, rows_per_group: int, options: Mapping[str, Any]
 ) -> None:
     """Write a table to an append-only file; column ``name`` is a tensor ``[rows, positions, d_in]``
     of float16 or float32.
@@ -164,7 +166,8 @@ def write_table(
     Raises:
         TableError: there are nulls in the tensor.
     """
-    layout = Layout(table.drop_columns([name]), table.schema, name, rows_per_group, options)
+    others = table.drop_columns([name])
+    layout = Layout(others, table.schema, name, rows_per_group=rows_per_group, options=options)
     for page in layout.pages:
         while (at := file.tell()) < page.header:
             file.write(layout.parts[at])

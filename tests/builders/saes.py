@@ -58,7 +58,9 @@ def add_shard(store, number, n_samples=2, hook=HOOK, **kwargs):
     first = number * n_samples
     ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(first, first + n_samples)]
     rows, values = activation_table(ids, seed=number, **kwargs)
-    store.append(f"activations/{hook}", shard_name(first, ids), rows, ids, {"featurestore": "test"})
+    store.append(
+        f"activations/{hook}", shard_name(first, ids), rows, ids, made_by={"featurestore": "test"}
+    )
     return ids, values
 
 

@@ -35,7 +35,9 @@ def make_store(
     store = Store.create(root, RUN)
     texts = prompts or [f"prompt {i}" for i in range(n)]
     ids = [sample_id(store.run_id, text, 0) for text in texts]
-    store.append("samples", shard_name(0, ids), _samples(ids, texts, labels, pictures), ids, {})
+    store.append(
+        "samples", shard_name(0, ids), _samples(ids, texts, labels, pictures), ids, made_by={}
+    )
     height, width = size or (1, positions)
     config = {"architecture": "topk", "d_in": 8, "n_latents": n_latents, "k": 4, "hook": HOOK, "io": "output",
               "height": height, "width": width}  # fmt: skip
@@ -66,7 +68,11 @@ def make_store(
             rows = pa.concat_tables([rows, make(uncond[chosen], kept, "uncond")])
             rows = rows.take(np.lexsort((np.arange(len(rows)), rows["step"].to_numpy())))
         store.append(
-            f"{kind}/{sae}", shard_name(0, kept), rows.replace_schema_metadata(named), kept, {}
+            f"{kind}/{sae}",
+            shard_name(0, kept),
+            rows.replace_schema_metadata(named),
+            kept,
+            made_by={},
         )
     return store
 

@@ -9,9 +9,10 @@ import threading
 import pyarrow as pa
 import pytest
 
-from featurestore import Store
+from featurestore import Store, shards
 from featurestore.errors import DiskError, FeatureStoreError, TakenError
 from featurestore.format import durable
+from featurestore.format.durable import claims, files
 from featurestore.saes import commit_sae, training_of
 from featurestore.verify import verify
 from tests.builders.cli import run
@@ -65,7 +66,7 @@ def test_shards_of_two_writers_with_other_bytes_stay_whole(tmp_path):
         lost = []
         for shard in range(25):
             try:
-                record = store.append("scores/s", f"{shard:08d}", rows(number), (), {})
+                record = store.append("scores/s", f"{shard:08d}", rows(number), (), made_by={})
                 assert record.rows == 50
             except TakenError as error:
                 lost.append(str(error))
@@ -93,20 +94,20 @@ def test_a_shard_that_another_process_commits_meanwhile_is_refused_unless_it_is_
 ):
     """A4: the loser of a race gets one line; the same bytes are no loss."""
     store = Store.create(tmp_path / "store", {"model": "m"})
-    claim = Store.claim
+    claim = shards.claim
 
-    def slow(self, table, shard):
-        monkeypatch.setattr(Store, "claim", claim)
-        store.append(table, shard, rows(1), (), {})
-        return claim(self, table, shard)
+    def slow(root, table, shard):
+        monkeypatch.setattr(shards, "claim", claim)
+        store.append(table, shard, rows(1), (), made_by={})
+        return claim(root, table, shard)
 
-    monkeypatch.setattr(Store, "claim", slow)
+    monkeypatch.setattr(shards, "claim", slow)
     with pytest.raises(
         TakenError, match=r"shard '0' of 'scores/s' with other contents\. What it committed stays"
     ):
-        store.append("scores/s", "0", rows(2), (), {})
-    monkeypatch.setattr(Store, "claim", slow)
-    assert store.append("scores/t", "0", rows(1), (), {}).rows == 50
+        store.append("scores/s", "0", rows(2), (), made_by={})
+    monkeypatch.setattr(shards, "claim", slow)
+    assert store.append("scores/t", "0", rows(1), (), made_by={}).rows == 50
 
 
 def test_two_trainings_of_one_name(tmp_path):
@@ -172,7 +173,7 @@ def test_saes_of_two_importers_stay_whole(tmp_path):
 def test_nobody_writes_over_a_committed_file(tmp_path, capsys):
     """A4: not `-o`, not `pack`, not `export --duckdb`."""
     store = Store.create(tmp_path / "store", {"model": "m"})
-    record = store.append("scores/s", "0", rows(1), (), {})
+    record = store.append("scores/s", "0", rows(1), (), made_by={})
     before = (store.root / record.files[0].path).read_bytes()
     for path in (
         store.root / record.files[0].path,
@@ -210,11 +211,11 @@ def test_what_killed_writers_left_is_removed_by_the_next_and_what_is_being_writt
     folder.mkdir(parents=True)
     dead = folder / ".00000001.parquet.0123456789ab.tmp"
     dead.write_bytes(b"half")
-    with durable._temporary(folder / "live.parquet") as (live, file):
+    with files._temporary(folder / "live.parquet") as (live, file):
         file.write(b"half")
         file.flush()
-        durable._cleared.clear()
-        store.append("scores/s", "0", rows(1), (), {})
+        claims._cleared.clear()
+        store.append("scores/s", "0", rows(1), (), made_by={})
         assert live.exists() and not dead.exists()
     assert sorted(p.name for p in folder.iterdir()) == ["0.parquet"]
 
@@ -224,7 +225,7 @@ def test_elsewhere_only_leftovers_of_the_same_file_are_removed(tmp_path):
     mine, other = tmp_path / ".a.csv.0123456789ab.tmp", tmp_path / ".b.csv.0123456789ab.tmp"
     mine.write_bytes(b"x")
     other.write_bytes(b"x")
-    durable._cleared.clear()
+    claims._cleared.clear()
     durable.write_bytes(tmp_path / "a.csv", b"whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a.csv"]
 
@@ -232,13 +233,13 @@ def test_elsewhere_only_leftovers_of_the_same_file_are_removed(tmp_path):
 def test_a_link_into_a_store_is_no_way_around(tmp_path):
     """A4: nor does a link out of it lead a write elsewhere."""
     store = Store.create(tmp_path / "store", {"model": "m"})
-    store.append("scores/s", "0", rows(1), (), {})
+    store.append("scores/s", "0", rows(1), (), made_by={})
     (tmp_path / "short").symlink_to(store.root / "scores/s")
     with pytest.raises(DiskError, match="has its own files"):
         durable.write_bytes(tmp_path / "short/0.parquet", b"x")
     (store.root / "codes").symlink_to(tmp_path)
     with pytest.raises(FeatureStoreError, match="is a symbolic link"):
-        store.append("codes/s", "0", rows(1), (), {})
+        store.append("codes/s", "0", rows(1), (), made_by={})
 
 
 def test_clearing_never_takes_the_file_of_a_writer_that_waits_for_its_lock(tmp_path):

@@ -246,7 +246,7 @@ def test_an_interrupted_repair_is_gone_on_with(store, monkeypatch):
     (store.root / record.files[0].path).write_bytes(b"changed")
     calls = []
     monkeypatch.setattr(
-        "featurestore.format.durable._sync_directory",
+        "featurestore.format.durable.directories.sync_directory",
         lambda path: calls.append(path) or stop(calls),
     )
     with pytest.raises(KeyboardInterrupt):

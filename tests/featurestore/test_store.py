@@ -42,7 +42,9 @@ def store(tmp_path):
 
 def append(store, ids, index=0, **kwargs):
     rows, values = activation_rows(ids, **kwargs)
-    return store.append(TABLE, shard_name(index, ids), rows, ids, {"featurestore": "test"}), values
+    return store.append(
+        TABLE, shard_name(index, ids), rows, ids, made_by={"featurestore": "test"}
+    ), values
 
 
 def test_activations_are_mapped_and_equal_what_was_written(store):
@@ -117,7 +119,7 @@ def test_appending_takes_no_longer_in_a_table_of_many_shards(store, monkeypatch)
         append(store, [i], index=i)
     read = []
     monkeypatch.setattr(
-        "featurestore.store.read_record", lambda *where: read.append(where) or read_record(*where)
+        "featurestore.shards.read_record", lambda *where: read.append(where) or read_record(*where)
     )
     append(store, [20], index=20)
     assert len(read) == 1
@@ -213,7 +215,7 @@ def test_deep_verification_finds_values_that_cannot_be(store):
     }
     rows = pa.Table.from_pydict(values | {"max": [1.0], "n_positions": [1]}, schema=STATS)
     rows = rows.replace_schema_metadata({"featurestore.n_latents": "64"})
-    store.append("stats/s", shard_name(0, [1]), rows, [1], {})
+    store.append("stats/s", shard_name(0, [1]), rows, [1], made_by={})
     assert verify(store) == []
     assert [p.what for p in verify(store, deep=True)] == ["holds features outside 0…63"]
 

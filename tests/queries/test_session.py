@@ -153,7 +153,7 @@ def test_hooks_of_different_sizes_share_a_view(store):
             "0",
             pa.Table.from_arrays([*row, values.cast(schema[4].type)], schema=schema),
             [7],
-            {},
+            made_by={},
         )
     found = sql(
         store,

@@ -33,7 +33,9 @@ def append_shards(root: Path, done: Callable[[str], object]) -> None:
     to stay."""
     store = Store.prepare(root, RUN)
     for number, table in itertools.product(range(3), ("scores/one", "scores/two")):
-        store.append(table, f"{number:08d}", ROWS.slice(100 * number, 100), (), {"number": number})
+        store.append(
+            table, f"{number:08d}", ROWS.slice(100 * number, 100), (), made_by={"number": number}
+        )
         done(f"{table}/{number:08d}")
 
 
@@ -50,7 +52,7 @@ def fill_shards(root: Path, done: Callable[[str], object]) -> None:
             for row in reversed(range(len(values))):
                 file.put(row, values[row])
             store.append_shard(
-                "activations/one", f"{number:08d}", file, table["sample_id"].to_pylist(), {}
+                "activations/one", f"{number:08d}", file, table["sample_id"].to_pylist(), made_by={}
             )
         done(f"activations/one/{number:08d}")
 
@@ -60,11 +62,11 @@ def supersede_scores(root: Path, done: Callable[[str], object]) -> None:
     before file."""
     store = Store.create(root, RUN)
     if store.record("scores/one", "new") is None:
-        store.append("scores/one", "old", ROWS.slice(0, 50), (), {})
+        store.append("scores/one", "old", ROWS.slice(0, 50), (), made_by={})
         old = store.record("scores/one", "old")
         assert old is not None
         store.remove(old)
-        store.append("scores/one", "new", ROWS.slice(50, 70), (), {})
+        store.append("scores/one", "new", ROWS.slice(50, 70), (), made_by={})
     done("scores/one/new")
 
 

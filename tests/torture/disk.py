@@ -98,7 +98,7 @@ def _site() -> str:
     """Return the functions of ``durable`` on the stack, outermost first."""
     names, frame = [], sys._getframe(2)
     while frame is not None:
-        if frame.f_globals.get("__name__") == "featurestore.format.durable":
+        if frame.f_globals.get("__name__", "").startswith("featurestore.format.durable."):
             names.append(frame.f_code.co_name)
         frame = frame.f_back
     return " > ".join(reversed(names))

@@ -28,7 +28,7 @@ def make(root: Path) -> Store:
     store = make_store(root, z, {"style": ["a", "b", "a", "b"]})
     ids = [sample_id(store.run_id, f"prompt {i}", 0) for i in range(4)]
     rows, _ = activation_table(ids, positions=8, d_in=8)
-    store.append(f"activations/{HOOK}", shard_name(0, ids), rows, ids, {})
+    store.append(f"activations/{HOOK}", shard_name(0, ids), rows, ids, made_by={})
     (record,) = store.records("saes")
     store.remove(record)
     sae = SAE(SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6))

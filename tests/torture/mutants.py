@@ -30,7 +30,8 @@ from featurestore import Selection, Store
 from featurestore.card import make_card, write_card
 from featurestore.cli import main
 from featurestore.errors import FeatureStoreError
-from featurestore.format import checksums, durable, listing, verified
+from featurestore.format import checksums, listing, verified
+from featurestore.format.durable import claims
 from featurestore.prompts import read_prompts
 from featurestore.repair import repair, shard_of
 from featurestore.saes import load_config
@@ -421,7 +422,7 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
     try:
         for seed in seeds:
             checksums.forget()
-            durable._cleared.clear()
+            claims._cleared.clear()
             rng = random.Random(seed)
             _hurt_cache(work / "tmp" / "cache", rng)
             what, ways = change(chamber, rng)

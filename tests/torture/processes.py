@@ -83,7 +83,7 @@ def _write(root: Path, rank: int, n: int, own: bool, results: Any) -> None:
     for number in range(n):
         shard = f"{rank}-{number:06d}" if own else f"{number:06d}"
         record = store.append(
-            "scores/s", shard, ROWS.slice(number % 400, 20), (), {"number": number % 400}
+            "scores/s", shard, ROWS.slice(number % 400, 20), (), made_by={"number": number % 400}
         )
         found = store.record("scores/s", shard)
         wrong += found is None or found.files != record.files

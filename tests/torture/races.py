@@ -36,7 +36,7 @@ Writer = Callable[[Store, int], object]
 
 
 def _append(store: Store, number: int) -> None:
-    store.append("scores/s", "a", ROWS.slice(number, 50), (), {"number": number})
+    store.append("scores/s", "a", ROWS.slice(number, 50), (), made_by={"number": number})
 
 
 def _append_parts(store: Store, number: int) -> None:
@@ -45,12 +45,12 @@ def _append_parts(store: Store, number: int) -> None:
         "a",
         SCORES,
         [ROWS.slice(number, 20), ROWS.slice(number + 30, 20)],
-        {"number": -number},
+        made_by={"number": -number},
     )
 
 
 def _selection(store: Store, number: int) -> None:
-    store.append("selections/s", "a", ROWS.slice(2 * number, 30), (), {})
+    store.append("selections/s", "a", ROWS.slice(2 * number, 30), (), made_by={})
 
 
 def _sae(store: Store, number: int) -> None:
@@ -67,7 +67,7 @@ def _supersede(store: Store, number: int) -> None:
     for record in store.records("scores/s"):
         if record.shard != "b":
             store.remove(record)
-    store.append("scores/s", "b", ROWS.slice(number, 40), (), {})
+    store.append("scores/s", "b", ROWS.slice(number, 40), (), made_by={})
 
 
 def _card(store: Store, number: int) -> None:
@@ -113,7 +113,7 @@ def race(work: Path, rounds: int) -> Outcome:
         root = work / f"{one} {other} {number}"
         store = Store.create(root, RUN)
         for table in ("scores/t", "selections/s"):
-            store.append(table, "before", ROWS.slice(0, 10), (), {})
+            store.append(table, "before", ROWS.slice(0, 10), (), made_by={})
         write_card(store)
         before = _committed(store, "before")
         gate, results = FORK.Barrier(2), FORK.Queue()

@@ -104,11 +104,13 @@ def test_a_shard_is_committed_once_and_seen_only_then(tmp_path):
     store = Store.prepare(tmp_path / "s", {"model": "m"})
     file = fill(store, table, values, order=[6, 0, 3, 1, 5, 2, 4])
     assert not store.exists
-    record = store.append_shard("activations/h", "00000000", file, ids(table), {"by": "test"})
+    record = store.append_shard(
+        "activations/h", "00000000", file, ids(table), made_by={"by": "test"}
+    )
     assert (record.rows, record.files[0].bytes) == (7, file.size)
     assert verify(store, deep=True) == []
     again = fill(store, table, values)
-    assert store.append_shard("activations/h", "00000000", again, ids(table), {}) == record
+    assert store.append_shard("activations/h", "00000000", again, ids(table), made_by={}) == record
     with pytest.raises(TableError, match="has other columns"):
         other, _ = activation_table(d_in=9)
         store.begin_shard("activations/h", "00000001", others(other), other.schema)
@@ -124,13 +126,15 @@ def test_a_shard_that_another_process_committed_with_other_contents_is_refused(
 
     def meanwhile():
         sealed = seal()
-        store.append_shard("activations/h", "00000000", fill(store, table, values), ids(table), {})
+        store.append_shard(
+            "activations/h", "00000000", fill(store, table, values), ids(table), made_by={}
+        )
         monkeypatch.undo()
         return sealed
 
     monkeypatch.setattr(file, "seal", meanwhile)
     with pytest.raises(TakenError, match="with other contents"):
-        store.append_shard("activations/h", "00000000", file, ids(table), {})
+        store.append_shard("activations/h", "00000000", file, ids(table), made_by={})
     assert verify(store, deep=True) == []
 
 
@@ -146,7 +150,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(
         DiskError, match=r"cannot write .*: No space left on device; nothing half-written is left"
     ):
-        store.append_shard("activations/h", "00000000", file, ids(table), {})
+        store.append_shard("activations/h", "00000000", file, ids(table), made_by={})
     monkeypatch.undo()
     assert store.records("activations/h") == []
     assert not np.any([path.is_file() for path in tmp_path.rglob("*.tmp")])

@@ -41,7 +41,7 @@ def store(tmp_path_factory):
             key: [value] * n for key, value in (shared | {"height": 64, "width": 64}).items()
         }
         rows = pa.Table.from_pydict(columns, schema=samples_schema(["style"]))
-        made.append("samples", record.shard, rows, record.sample_ids, {})
+        made.append("samples", record.shard, rows, record.sample_ids, made_by={})
     return made
 
 

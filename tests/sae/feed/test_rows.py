@@ -185,7 +185,7 @@ def test_shards_of_another_tensor_are_refused(tmp_path):
 def test_float32_activations(tmp_path):
     store = make_store(tmp_path / "s", n_shards=0)
     rows, values = activation_table([1, 2], dtype="float32")
-    store.append(f"activations/{HOOK}", shard_name(0, [1, 2]), rows, [1, 2], {})
+    store.append(f"activations/{HOOK}", shard_name(0, [1, 2]), rows, [1, 2], made_by={})
     made = PositionBatches(store, HOOK, "cond", 4, 0, holdout=0)
     np.testing.assert_array_equal(made.rows.fill(np.arange(6)), values)
     next(made.epoch(0)).zero_()

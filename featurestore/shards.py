@@ -1,0 +1,177 @@
+"""Write and commit shards: files first, their record last (docs/format.md, section 3)."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from featurestore.errors import RunError, TableError, TakenError
+from featurestore.format import durable, footers, schemas
+from featurestore.format.canonical import same_model, same_signs
+from featurestore.format.gate import inside
+from featurestore.format.in_place import TensorFile
+from featurestore.format.records import (
+    FileEntry,
+    Record,
+    check_record,
+    list_shards,
+    read_record,
+    shard_files,
+)
+
+
+class NewShard(NamedTuple):
+    """What a shard is to be called, of which samples, and what made it."""
+
+    table: str
+    shard: str
+    sample_ids: tuple[int, ...]
+    made_by: Mapping[str, Any]
+
+
+def find_record(root: Path, table: str, shard: str) -> Record | None:
+    """Return a shard's commit record, or None; raises DamageError."""
+    path = inside(root, f"manifest/{table}/{shard}.json")
+    return read_record(root, table, shard) if path.exists() else None
+
+
+def write_shard(
+    root: Path, new: NewShard, schema: pa.Schema, write: Callable[[BinaryIO], int]
+) -> Record:
+    """Write a shard's file by ``write(file)``, which returns its rows, and commit it; one that
+    exists is left as it is.
+
+    Raises:
+        TableError: the table's other shards have other columns.
+        TakenError: another process has just committed it with other bytes.
+        DiskError: the operating system refused; nothing was committed.
+    """
+    existing = find_record(root, new.table, new.shard)
+    if existing is not None:
+        return existing
+    check_schema(root, new.table, schema)
+    (path,) = shard_files(new.table, new.shard)
+    n_rows = 0
+
+    def counted(file: BinaryIO) -> None:
+        nonlocal n_rows
+        n_rows = write(file)
+
+    with claim(root, new.table, new.shard):
+        existing = find_record(root, new.table, new.shard)
+        if existing is not None:
+            _check_same(root, existing, durable.hash_only(counted))
+            return existing
+        written = durable.place_file(inside(root, path), counted)
+        return commit(root, _record(new, schema, n_rows, written))
+
+
+def place_shard(root: Path, new: NewShard, file: TensorFile) -> Record:
+    """Commit a shard whose file is written, once all of its rows were put; raises as
+    :func:`write_shard`."""
+    existing = find_record(root, new.table, new.shard)
+    if existing is not None:
+        return existing
+    written = file.seal()
+    with claim(root, new.table, new.shard):
+        existing = find_record(root, new.table, new.shard)
+        if existing is not None:
+            _check_same(root, existing, written)
+            return existing
+        file.place()
+        return commit(root, _record(new, file.schema, file.n_rows, written))
+
+
+def _record(new: NewShard, schema: pa.Schema, n_rows: int, written: durable.Written) -> Record:
+    (path,) = shard_files(new.table, new.shard)
+    entry = FileEntry(path, written.bytes, written.sha256)
+    of = schemas.schema_id(schema)
+    return Record(new.table, new.shard, of, n_rows, new.sample_ids, (entry,), new.made_by)
+
+
+def _check_same(root: Path, existing: Record, written: durable.Written) -> None:
+    if written.sha256 != existing.files[0].sha256:
+        raise TakenError(_taken(root, existing))
+
+
+def check_run(root: Path, mine: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuse a run for the store of another.
+
+    Raises:
+        RunError: a setting differs; it is named.
+    """
+    for key in sorted(set(mine) | set(run)):
+        found, wanted = mine.get(key), run.get(key)
+        if found != wanted and not (key == "model_hash" and same_model(str(found), str(wanted))):
+            alike = same_signs(str(mine.get("model_hash")), str(run.get("model_hash")))
+            rounded = (
+                " (the same model in another precision)"
+                if alike and key in ("dtype", "model_hash")
+                else ""
+            )
+            raise RunError(
+                f"{root} holds a run with {key} = {found!r}, this one has "
+                f"{wanted!r}{rounded}: "
+                f"use the same settings or another --store. Nothing was changed."
+            )
+
+
+def claim(root: Path, table: str, shard: str) -> durable.Claim:
+    """Wait until no other process is committing a shard, and keep others from it while the
+    block runs.
+
+    Raises:
+        DiskError: the operating system refused, or the file system has no locks.
+    """
+    taken = durable.Claim.take(root / ".work" / "claims" / table / shard, wait=True)
+    assert taken is not None, "waited for"
+    return taken
+
+
+def _taken(root: Path, record: Record) -> str:
+    return (
+        f"{root}: another process has just committed shard {record.shard!r} of "
+        f"{record.table!r} with "
+        f"other contents. What it committed stays; nothing of this one was written."
+    )
+
+
+def commit(root: Path, record: Record) -> Record:
+    """Create a commit record; whoever writes the shard's files holds its claim.
+
+    Raises:
+        TakenError: another process committed the shard with other files.
+    """
+    data = record.to_bytes()
+    check_record(record)
+    if durable.create_once(inside(root, record.location.as_posix()), data):
+        return record
+    found = read_record(root, record.table, record.shard)
+    if found.files != record.files:
+        raise TakenError(_taken(root, found))
+    return found
+
+
+def check_schema(root: Path, table: str, schema: pa.Schema) -> None:
+    """Refuse rows of this schema for a table whose shards have another.
+
+    Raises:
+        TableError: the columns differ; it names them.
+    """
+    shard = next(list_shards(root, table), None)
+    if shard is None:
+        return
+    found = read_record(root, table, shard)  # any: all have one schema, and there are many
+    if found.schema == schemas.schema_id(schema):
+        return
+    path = inside(root, found.files[0].path)
+    there = {f.name: f.type for f in footers.read_schema(path)}
+    new = {f.name: f.type for f in schema}
+    changed = sorted(k for k in set(there) | set(new) if there.get(k) != new.get(k))
+    detail = "; ".join(
+        f"{k}: {there.get(k, 'absent')} there, {new.get(k, 'absent')} here" for k in changed
+    )
+    raise TableError(
+        f"table {table!r} of {root} has other columns ({detail}). Nothing was changed."
+    )
