@@ -16,8 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmarks.unlearning.adv_unlearn import (
+    AdvUnlearnSettings,
+    train_adv_unlearn,
+    trained_parameters,
+)
 from benchmarks.unlearning.diffusion import with_weights
-from benchmarks.unlearning.esd import ESDSettings, train_esd
+from benchmarks.unlearning.esd import ESDSettings, train_esd, trained_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.random_features import random_selection
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
@@ -35,6 +40,8 @@ from sae.evaluation.outcomes import Removal, ablation_removal
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention
 from sae.model import SAE
+
+FAMILIES = {"style": STYLES, "object": OBJECTS}
 
 
 class Defence(NamedTuple):
@@ -69,6 +76,14 @@ class Grid:
     )
     """what is erased, the concept's name alone or all prompts with it, and how; the next only if
     none before is perfect"""
+    adv_unlearn: Sequence[tuple[str, AdvUnlearnSettings]] = (
+        ("name", AdvUnlearnSettings((60, 120, 200), 1e-4, n_steps=20, warm_up=20, attack_every=10)),
+        (
+            "prompts",
+            AdvUnlearnSettings((60, 120, 240), 1e-4, n_steps=20, warm_up=20, attack_every=10),
+        ),
+    )
+    """as ESD's"""
     salun: Sequence[SalUnSettings] = (
         SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
         SalUnSettings(iterations=(240,), learning_rate=1e-4),
@@ -207,12 +222,11 @@ def _steered(
 
 def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return ESD-x over lengths of training, a group for each choice of what is erased."""
-    name = f"An image in {concept} style." if family == "style" else prompt(concept)
 
     def train(erased: str, settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
-        asked = [name] if erased == "name" else _prompts_of(family, concept)
-        return train_esd(bench.model.pipe, asked, settings)
+        return train_esd(bench.model.pipe, _erased(erased, family, concept), settings)
 
+    stored = _bytes(trained_weights(bench.model.pipe.unet))
     return [
         _trained(
             bench,
@@ -221,8 +235,35 @@ def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
             {"method": "ESD-x", "erased": erased},
             settings,
             partial(train, erased, settings),
+            stored,
         )
         for erased, settings in bench.grid.esd
+    ]
+
+
+def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return AdvUnlearn over lengths of training, a group for each choice of what is erased; what
+    is retained are prompts with the family's other concepts."""
+    others = [c for c in FAMILIES[family] if c != concept]
+    retained = [p for c in others for p in _prompts_of(family, c)]
+
+    def train(erased: str, settings: AdvUnlearnSettings) -> dict[int, dict[str, Tensor]]:
+        asked = _erased(erased, family, concept)
+        return train_adv_unlearn(bench.model.pipe, asked, retained, settings)
+
+    stored = _bytes(trained_parameters(bench.model.pipe.text_encoder))
+    return [
+        _trained(
+            bench,
+            family,
+            concept,
+            {"method": "AdvUnlearn", "erased": erased},
+            settings,
+            partial(train, erased, settings),
+            stored,
+            "text_encoder",
+        )
+        for erased, settings in bench.grid.adv_unlearn
     ]
 
 
@@ -234,8 +275,9 @@ def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
         forget, pseudo, retain = _examples(bench, family, concept)
         return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
 
+    what, stored = {"method": "SalUn"}, _bytes(dict(bench.model.pipe.unet.named_parameters()))
     return [
-        _trained(bench, family, concept, {"method": "SalUn"}, settings, partial(train, settings))
+        _trained(bench, family, concept, what, settings, partial(train, settings), stored)
         for settings in bench.grid.salun
     ]
 
@@ -244,10 +286,23 @@ COMPETITORS: dict[str, Callable[[Bench, str, str], list[list[Defence]]]] = {
     "negative prompt": negative_prompts,
     "mean direction": mean_direction,
     "ESD-x": esd,
+    "AdvUnlearn": adv_unlearn,
     "SalUn": salun,
 }
 """method → its settings for a concept, in groups: the next only if the best of those before is not
 perfect"""
+
+
+def _bytes(weights: dict[str, Any]) -> int:
+    """Return what weights take as float16."""
+    return 2 * sum(p.numel() for p in weights.values())
+
+
+def _erased(erased: str, family: str, concept: str) -> list[str]:
+    """Return the prompts that are erased: the concept's name alone, or all with it."""
+    if erased == "prompts":
+        return _prompts_of(family, concept)
+    return [f"An image in {concept} style." if family == "style" else prompt(concept)]
 
 
 def _prompts_of(family: str, concept: str) -> list[str]:
@@ -261,13 +316,13 @@ def _trained(
     family: str,
     concept: str,
     what: dict[str, Any],
-    settings: ESDSettings | SalUnSettings,
+    settings: ESDSettings | AdvUnlearnSettings | SalUnSettings,
     train: Callable[[], dict[int, dict[str, Tensor]]],
+    stored: int,
+    component: str = "unet",
 ) -> list[Defence]:
     """Return weights as defences, one a length of a training: trained once, then kept."""
     rate, label = settings.learning_rate, "-".join(what.values())
-    sizes = bench.model.pipe.unet.named_parameters()
-    stored = 2 * sum(p.numel() for n, p in sizes if what["method"] == "SalUn" or ".attn2." in n)
 
     def defence(length: int) -> Defence:
         def path(n: int) -> Path:
@@ -289,7 +344,7 @@ def _trained(
         @contextlib.contextmanager
         def attached() -> Iterator[None]:
             weights = {n: w.float() for n, w in safetensors.torch.load_file(path(length)).items()}
-            with with_weights(bench.model.pipe.unet, weights):
+            with with_weights(getattr(bench.model.pipe, component), weights):
                 yield
 
         setting = {**what, "learning_rate": rate, "iterations": length}
@@ -308,7 +363,7 @@ def _examples(bench: Bench, family: str, concept: str) -> tuple[Examples, list[s
     """Return pictures to forget, the prompts to tie them to, and pictures to retain, drawn by the
     untouched model."""
     n = bench.grid.examples_per_prompt
-    concepts = [c for c in (STYLES if family == "style" else OBJECTS) if c != concept]
+    concepts = [c for c in FAMILIES[family] if c != concept]
     asked = [p for p in _prompts_of(family, concept) for _ in range(n)]
     pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
     others = [p for c in concepts for p in _prompts_of(family, c)]

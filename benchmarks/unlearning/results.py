@@ -94,7 +94,7 @@ def held(run: Run, family: str, concept: str) -> Defence:
 
 
 METHODS = ("ours", HELD, *CONTROLS, *COMPETITORS)
-COMPARED = ("ours", "ESD-x", "SalUn")
+COMPARED = ("ours", "ESD-x", "AdvUnlearn", "SalUn")
 """on all concepts"""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.unlearning.methods import Bench, Defence, Grid, removal
+from benchmarks.unlearning.methods import FAMILIES, Bench, Defence, Grid, removal
 from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
@@ -28,7 +28,6 @@ SAES = (
     ("unet.up_blocks.0.attentions.1", 32),
 )
 """hook and k of the SAEs among which each concept's is searched"""
-FAMILIES = {"style": STYLES, "object": OBJECTS}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from benchmarks.unlearning import results as table
 from benchmarks.unlearning import run as running
+from benchmarks.unlearning.adv_unlearn import AdvUnlearnSettings
 from benchmarks.unlearning.esd import ESDSettings
 from benchmarks.unlearning.methods import Grid
 from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
@@ -29,6 +30,7 @@ AMOUNTS = table.Amounts(
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,),
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
+    adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
     retained=3,
 )  # fmt: skip
@@ -77,6 +79,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         "negative prompt",
         "mean direction",
         "ESD-x",
+        "AdvUnlearn",
         "SalUn",
     }
     assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.unlearning import esd, salun
+from benchmarks.unlearning import adv_unlearn, esd, salun
 from benchmarks.unlearning.diffusion import embed, noise, noised, sampled_until, with_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.random_features import random_selection
@@ -111,6 +111,74 @@ def test_esd_trains_the_cross_attention_only_and_moves_towards_its_target(pipe):
     earlier = esd.train_esd(pipe, ["cat"], settings)[5]
     assert all(torch.equal(earlier[name], again[5][name]) for name in weights)
     assert any(not torch.equal(earlier[name], weights[name]) for name in weights)
+
+
+ADV = adv_unlearn.AdvUnlearnSettings(
+    iterations=(2, 4), learning_rate=1e-3, n_steps=3, warm_up=1, attack_every=2, attack_steps=2, retained=2
+)  # fmt: skip
+
+
+def adv_training(pipe, **changed):
+    return adv_unlearn._Training(pipe, replace(ADV, **changed))
+
+
+def test_adv_unlearn_erases_what_a_prefix_asks_for_by_esds_formula(pipe):
+    training = adv_training(pipe, eta=1.5)
+    word = torch.randn(1, 2, pipe.text_encoder.config.hidden_size)
+    with torch.no_grad():
+        c, empty = embed(pipe, ["cat"]), embed(pipe, [""])
+        for p in training.student.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    states = []
+    handle = training.student.register_forward_hook(lambda m, a, out: states.append(out[0]))
+    loss = training.erasing_loss("cat", c, word)
+    handle.remove()
+    ids = pipe.tokenizer("cat", padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids  # fmt: skip
+    table = training.student.get_input_embeddings()
+    rows = torch.cat([table(ids)[:, :1], word, table(ids)[:, 1:-2]], 1)
+    with torch.no_grad():
+        given = table.register_forward_hook(lambda m, a, out: rows)
+        expected_states = training.student(ids)[0]
+        given.remove()
+    torch.testing.assert_close(states[0], expected_states)
+    again = adv_training(pipe)
+    x, t = again.drawn(c)
+    with torch.no_grad():
+        e_c, e_0, mine = (
+            pipe.unet(x, t, e, return_dict=False)[0] for e in (c, empty, expected_states)
+        )
+    expected = ((mine - (e_0 - 1.5 * (e_c - e_0))) ** 2).mean()
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_adv_unlearns_attack_brings_the_answers_nearer_to_the_untouched_ones(pipe):
+    training = adv_training(pipe, attack_steps=40, attack_learning_rate=0.05, n_tokens=2)
+    with torch.no_grad():
+        c = embed(pipe, ["cat"])
+        for p in training.student.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    start = torch.zeros(1, 2, pipe.text_encoder.config.hidden_size)
+    found = training.attacked("cat", c, start)
+
+    def far(prefix):
+        training.generator.manual_seed(7)
+        return sum(float(training.attacking_loss("cat", c, prefix)) for _ in range(8))
+
+    with torch.no_grad():
+        assert far(found) < far(start)
+
+
+def test_adv_unlearn_trains_the_text_encoder_without_its_table(pipe):
+    before = {name: p.clone() for name, p in pipe.text_encoder.state_dict().items()}
+    weights = adv_unlearn.train_adv_unlearn(pipe, ["cat"], ["tree", "fish", "house"], ADV)
+    assert list(weights) == [2, 4]
+    names = {n for n, _ in pipe.text_encoder.named_parameters() if "token_embedding" not in n}
+    assert set(weights[4]) == names
+    assert any(not torch.equal(weights[4][name], before[name]) for name in names)
+    assert any(not torch.equal(weights[4][name], weights[2][name]) for name in names)
+    assert all(torch.equal(p, before[name]) for name, p in pipe.text_encoder.state_dict().items())
+    again = adv_unlearn.train_adv_unlearn(pipe, ["cat"], ["tree", "fish", "house"], ADV)
+    assert all(torch.equal(weights[4][name], again[4][name]) for name in names)
 
 
 def examples(pipe, prompts, seed):

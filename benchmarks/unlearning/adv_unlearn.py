@@ -1,0 +1,162 @@
+"""AdvUnlearn: ESD's erasing against prompts that an attack finds meanwhile, what is retained kept
+(Zhang et al. 2024, arXiv 2405.15234, section 4; released code)."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.unlearning.diffusion import embed, latent_shape, noise, sampled_until
+from benchmarks.unlearning.esd import esd_target
+from sae.evaluation.attack.prefix import prefixed_embeddings
+
+
+@dataclass(frozen=True)
+class AdvUnlearnSettings:
+    """As published."""
+
+    iterations: Sequence[int] = (1000,)
+    """after which the weights are kept, in this order; the last is the end"""
+    learning_rate: float = 1e-5
+    eta: float = 1.0
+    """strength of the guidance away from the concept"""
+    guidance: float = 3.0
+    """of the sampling that makes x_t"""
+    n_steps: int = 50
+    warm_up: int = 200
+    """iterations without an attack"""
+    attack_every: int = 1
+    """iterations between attacks; each goes on from what the one before found"""
+    attack_steps: int = 30
+    attack_learning_rate: float = 1e-3
+    n_tokens: int = 1
+    """of the attack, before the prompt"""
+    retained: int = 5
+    """prompts in the step that keeps what is retained, after each that erases"""
+    seed: int = 0
+
+
+class _Training:
+    """A text encoder in training, the untouched one and the draws of both."""
+
+    def __init__(self, pipe: Any, settings: AdvUnlearnSettings) -> None:
+        self.pipe, self.settings = pipe, settings
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.student = copy.deepcopy(pipe.text_encoder).requires_grad_(False)
+        self.reader = SimpleNamespace(
+            tokenizer=pipe.tokenizer, text_encoder=self.student, device=pipe.device
+        )
+        with torch.no_grad():
+            self.empty = embed(pipe, [""])
+
+    def drawn(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t of a random step, sampled from the untouched model as ``c`` asks, and t."""
+        stop = self.draw(self.settings.n_steps)
+        start = torch.randn((len(c), *latent_shape(self.pipe)), generator=self.generator).to(c)
+        how = self.settings.guidance, self.settings.n_steps, stop, start
+        return sampled_until(self.pipe, self.pipe.unet, c, self.empty, *how)
+
+    def draw(self, n: int) -> int:
+        """Return a number below ``n``."""
+        return int(torch.randint(n, (1,), generator=self.generator))
+
+    def noise(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Return the noise that the UNet, which is not trained, predicts."""
+        return noise(self.pipe, self.pipe.unet, x, t.expand(len(x)), c.expand(len(x), -1, -1))
+
+    def asked(self, text: str, prefix: Tensor | None) -> Tensor:
+        """Return the trained encoder's states of a text after a prefix ``[1, k, width]``."""
+        if prefix is None:
+            return embed(self.reader, [text])
+        with prefixed_embeddings(self.reader, [text], [prefix]):
+            return embed(self.reader, [text])
+
+    def erasing_loss(self, text: str, c: Tensor, prefix: Tensor | None) -> Tensor:
+        """Return ESD's loss of what is asked for after the prefix."""
+        x, t = self.drawn(c)
+        with torch.no_grad():
+            target = esd_target(
+                self.noise(x, t, c), self.noise(x, t, self.empty), self.settings.eta
+            )
+        return (self.noise(x, t, self.asked(text, prefix)) - target).square().mean()
+
+    def attacking_loss(self, text: str, c: Tensor, prefix: Tensor) -> Tensor:
+        """Return how far the text after the prefix is from what the untouched model answers."""
+        x, t = self.drawn(c)
+        with torch.no_grad():
+            target = self.noise(x, t, c)
+        return (self.noise(x, t, self.asked(text, prefix)) - target).square().mean()
+
+    def retaining_loss(self, texts: Sequence[str], c: Tensor) -> Tensor:
+        """Return how far the answers to retained prompts are from the untouched model's."""
+        x, t = self.drawn(c)
+        with torch.no_grad():
+            target = self.noise(x, t, c)
+        return (self.noise(x, t, embed(self.reader, texts)) - target).square().mean()
+
+    def attacked(self, text: str, c: Tensor, prefix: Tensor | None) -> Tensor:
+        """Return the prefix that an attack finds, from a random word's or the last one's on."""
+        table = self.student.get_input_embeddings().weight
+        if prefix is None:
+            ids = torch.randint(
+                len(table), (1, self.settings.n_tokens), generator=self.generator
+            ).to(table.device)
+            prefix = table[ids]
+        found = prefix.detach().clone().requires_grad_()
+        optimiser = torch.optim.Adam([found], lr=self.settings.attack_learning_rate)
+        for _ in range(self.settings.attack_steps):
+            optimiser.zero_grad()
+            self.attacking_loss(text, c, found).backward()
+            optimiser.step()
+        return found.detach()
+
+
+def trained_parameters(text_encoder: Any) -> dict[str, nn.Parameter]:
+    """Return what AdvUnlearn trains: a text encoder without its table of tokens."""
+    table = text_encoder.get_input_embeddings().weight
+    return {name: p for name, p in text_encoder.named_parameters() if p is not table}
+
+
+def train_adv_unlearn(
+    pipe: Any,
+    concept_prompts: Sequence[str],
+    retained_prompts: Sequence[str],
+    settings: AdvUnlearnSettings = AdvUnlearnSettings(),
+) -> dict[int, dict[str, Tensor]]:
+    """Return iterations → the text encoder's weights after erasing what the prompts ask for; the
+    pipeline stays as it is.
+
+    Each iteration takes ESD's step on one of the prompts, after the warm-up behind the prefix that
+    ``min_d ‖ε_θ(x_t, [d; c]) − ε₀(x_t, c)‖²`` found, and then a step of
+    ``‖ε_θ(x_t, c_r) − ε₀(x_t, c_r)‖²`` on retained prompts.
+    """
+    training = _Training(pipe, settings)
+    parameters = trained_parameters(training.student)
+    optimiser = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
+    with torch.no_grad():
+        erased, retained = embed(pipe, concept_prompts), embed(pipe, retained_prompts)
+    prefix, kept = None, {}
+    for iteration in range(settings.iterations[-1]):
+        one = training.draw(len(concept_prompts))
+        text, c = concept_prompts[one], erased[one : one + 1]
+        late = iteration - settings.warm_up
+        if late >= 0 and late % settings.attack_every == 0:
+            prefix = training.attacked(text, c, prefix)
+        rows = torch.randint(len(retained), (settings.retained,), generator=training.generator)
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        optimiser.zero_grad()
+        training.erasing_loss(text, c, prefix).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        training.retaining_loss([retained_prompts[i] for i in rows], retained[rows]).backward()
+        optimiser.step()
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        if iteration + 1 in settings.iterations:
+            kept[iteration + 1] = {n: p.detach().clone() for n, p in parameters.items()}
+    return kept
