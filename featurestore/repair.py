@@ -9,6 +9,7 @@ again; what killed processes left half-written is removed.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from featurestore.errors import DamageError, NotAStoreError
 from featurestore.format import durable, footers, schemas
 from featurestore.format.canonical import run_id, sample_id, sealed
 from featurestore.format.checksums import check_shard
+from featurestore.format.contents import describe, read_replaced
 from featurestore.format.gate import MalformedError, inside, parse_json, read_regular
 from featurestore.format.ledger import LEDGER, read_ledger, update_ledger
 from featurestore.format.records import (
@@ -235,11 +237,13 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
         *(other.sample_ids for other in others if other.shard == shard),
     ]
     makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
-    for sample_ids in dict.fromkeys(choices):
-        for made_by in makers:
-            record = Record(table, shard, schema, rows, sample_ids, (entry,), made_by)
-            if hashlib.sha256(record.to_bytes()).hexdigest() == digest:
-                return record
+    told = describe(
+        store.root / name, samples=table == "samples", replaces=read_replaced(store.root / name)
+    )
+    for sample_ids, made_by, contents in product(dict.fromkeys(choices), makers, (told, None)):
+        record = Record(table, shard, schema, rows, sample_ids, (entry,), made_by, contents)
+        if hashlib.sha256(record.to_bytes()).hexdigest() == digest:
+            return record
     return None
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from featurestore.errors import RunError, TableError, TakenError
 from featurestore.format import durable, footers, schemas
 from featurestore.format.canonical import same_model, same_signs
+from featurestore.format.contents import describe
 from featurestore.format.gate import inside
 from featurestore.format.in_place import TensorFile
 from featurestore.format.records import (
@@ -28,6 +29,8 @@ class NewShard(NamedTuple):
     shard: str
     sample_ids: tuple[int, ...]
     made_by: Mapping[str, Any]
+    replaces: tuple[str, ...] = ()
+    """shards of the table whose rows these are"""
 
 
 def find_record(root: Path, table: str, shard: str) -> Record | None:
@@ -37,9 +40,9 @@ def find_record(root: Path, table: str, shard: str) -> Record | None:
 
 
 def write_shard(
-    root: Path, new: NewShard, schema: pa.Schema, write: Callable[[BinaryIO], int]
+    root: Path, new: NewShard, schema: pa.Schema, write: Callable[[BinaryIO], object]
 ) -> Record:
-    """Write a shard's file by ``write(file)``, which returns its rows, and commit it; one that
+    """Write a shard's file by ``write(file)`` and commit it; one that
     exists is left as it is.
 
     Raises:
@@ -52,19 +55,13 @@ def write_shard(
         return existing
     check_schema(root, new.table, schema)
     (path,) = shard_files(new.table, new.shard)
-    n_rows = 0
-
-    def counted(file: BinaryIO) -> None:
-        nonlocal n_rows
-        n_rows = write(file)
-
     with claim(root, new.table, new.shard):
         existing = find_record(root, new.table, new.shard)
         if existing is not None:
-            _check_same(root, existing, durable.hash_only(counted))
+            _check_same(root, existing, durable.hash_only(write))
             return existing
-        written = durable.place_file(inside(root, path), counted)
-        return commit(root, _record(new, schema, n_rows, written))
+        written = durable.place_file(inside(root, path), write)
+        return commit(root, _record(root, new, schema, written))
 
 
 def place_shard(root: Path, new: NewShard, file: TensorFile) -> Record:
@@ -80,14 +77,25 @@ def place_shard(root: Path, new: NewShard, file: TensorFile) -> Record:
             _check_same(root, existing, written)
             return existing
         file.place()
-        return commit(root, _record(new, file.schema, file.n_rows, written))
+        return commit(root, _record(root, new, file.schema, written))
 
 
-def _record(new: NewShard, schema: pa.Schema, n_rows: int, written: durable.Written) -> Record:
-    (path,) = shard_files(new.table, new.shard)
-    entry = FileEntry(path, written.bytes, written.sha256)
-    of = schemas.schema_id(schema)
-    return Record(new.table, new.shard, of, n_rows, new.sample_ids, (entry,), new.made_by)
+def _record(root: Path, new: NewShard, schema: pa.Schema, written: durable.Written) -> Record:
+    """Return the record of a shard whose file is at its place."""
+    (name,) = shard_files(new.table, new.shard)
+    path = inside(root, name)
+    with durable.disk_errors(path):
+        contents = describe(path, samples=new.table == "samples", replaces=new.replaces)
+    return Record(
+        table=new.table,
+        shard=new.shard,
+        schema=schemas.schema_id(schema),
+        rows=sum(part.rows for part in contents.parts),
+        sample_ids=new.sample_ids,
+        files=(FileEntry(name, written.bytes, written.sha256),),
+        made_by=new.made_by,
+        contents=contents,
+    )
 
 
 def _check_same(root: Path, existing: Record, written: durable.Written) -> None:

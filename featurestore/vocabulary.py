@@ -9,8 +9,10 @@ Branch = Literal["cond", "uncond"]
 
 FORMAT = "featurestore"
 """what marks a file as this project's"""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """of a store and its records (docs/format.md)"""
+READ_VERSIONS = (1, FORMAT_VERSION)
+"""of stores and records that can be read"""
 TABLE_KINDS = ("activations", "codes", "stats", "sums", "totals", "scores", "selections")
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 

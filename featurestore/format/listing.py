@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from featurestore.errors import DamageError
 from featurestore.format.canonical import canonical_json
+from featurestore.format.contents import COMPACTED, Contents, Part
 from featurestore.format.gate import entries, inside
 from featurestore.format.records import FileEntry, Record, is_name, read_record
 from featurestore.format.verified import cache_directory, settled_before, why_not
@@ -29,9 +30,12 @@ from featurestore.format.verified import cache_directory, settled_before, why_no
 LEAST = 200
 """shards of a table below which its records are read one by one"""
 _DIGEST, _AT_ONCE = 32, 4096
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_PART = pa.struct({"rows": pa.int64(), "bytes": pa.int64(), "sha256": pa.string()})
 _COLUMNS = {
     "shard": pa.string(), "key": pa.binary(), "schema": pa.string(), "rows": pa.int64(), "bytes": pa.int64(),
-    "sha256": pa.string(), "made_by": pa.string(), "sample_ids": pa.list_(pa.int64()),
+    "sha256": pa.string(), "made_by": _TEXT, "sample_ids": pa.list_(pa.int64()),
+    "holds": _TEXT, "parts": pa.list_(_PART), "replaces": pa.list_(pa.string()),
 }  # fmt: skip
 
 
@@ -52,10 +56,22 @@ def read_records(root: Path, table: str) -> list[Record]:
         DamageError: one of them is not what was written, or is a symbolic link.
         VersionError: one has another format version.
     """
+    records = _read_all(root, table)
+    replaced = {
+        name
+        for record in records
+        if COMPACTED.fullmatch(record.shard) and record.contents is not None
+        for name in record.contents.replaces
+    }
+    return [one for one in records if one.shard not in replaced] if replaced else records
+
+
+def _read_all(root: Path, table: str) -> list[Record]:
+    """Return the records of a table, those of shards that others replace among them."""
     found = list(_found(root, table))
     if len(found) < LEAST or table == "saes" or why_not(root) is not None:
         return [read_record(root, table, one.shard) for one in found]
-    path = cache_directory() / "records" / f"{_name(root, table)}.arrow"
+    path = cache_directory() / "records" / f"{_name(root, table)}-2.arrow"
     with _uncollected():
         kept = _kept(path, table)
         last, records, new = next(kept, None), list[Record](), 0
@@ -130,32 +146,91 @@ def _kept(path: Path, table: str) -> Iterator[tuple[str, bytes, Record]]:
 def _records(
     rows: pa.RecordBatch, table: str, makers: dict[str, Any]
 ) -> Iterator[tuple[str, bytes, Record]]:
-    columns = (rows.column(name).to_pylist() for name in _COLUMNS if name != "sample_ids")
-    lists = rows.column("sample_ids")
-    flat, ends = lists.flatten().to_pylist(), lists.offsets.to_pylist()
-    for i, (shard, key, schema, n_rows, n_bytes, sha256, made_by) in enumerate(
-        zip(*columns, strict=True)
-    ):
-        if made_by not in makers:
-            makers[made_by] = json.loads(made_by)
-        entry, record = FileEntry.__new__(FileEntry), Record.__new__(Record)
+    """Yield what a batch of a snapshot holds; what takes time is made of it when it is asked
+    for."""
+    quick = [rows.column(name).to_pylist() for name in ("shard", "key", "schema", "rows")]
+    texts = [rows.column(name) for name in ("made_by", "holds")]
+    told = [column.dictionary.to_pylist() for column in texts]
+    indices = [column.indices.to_pylist() for column in texts]
+    for text in (*told[0], *told[1]):
+        if text not in makers:
+            makers[text] = json.loads(text)
+    columns = _Columns(rows, table)
+    for i, (shard, key, schema, n_rows) in enumerate(zip(*quick, strict=True)):
+        made_by, holds = (makers[words[of[i]]] for words, of in zip(told, indices, strict=True))
+        record = Record.__new__(Record)
         # Frozen classes set their fields one by one, which takes most of the time for 100,000 of
         # them.
-        entry.__dict__.update(path=f"{table}/{shard}.parquet", bytes=n_bytes, sha256=sha256)
         record.__dict__.update(
-            table=table, shard=shard, schema=schema, rows=n_rows, sample_ids=tuple(flat[ends[i] : ends[i + 1]]),
-            files=(entry,), made_by=makers[made_by],
+            table=table, shard=shard, schema=schema, rows=n_rows, made_by=made_by,
+            _later=_Later(columns, i, holds),
         )  # fmt: skip
         yield shard, key, record
 
 
+class _Columns:
+    """Columns of a snapshot's batch, as Python has them, each made once."""
+
+    def __init__(self, rows: pa.RecordBatch, table: str) -> None:
+        self.rows, self.table = rows, table
+        self._made: dict[str, Any] = {}
+
+    def list_of(self, name: str, i: int) -> list[Any]:
+        """Return row ``i`` of a column of lists of numbers."""
+        if name not in self._made:
+            column = self.rows.column(name)
+            self._made[name] = column.values.to_numpy(), column.offsets.to_numpy()
+        values, offsets = self._made[name]
+        row: list[Any] = values[offsets[i] : offsets[i + 1]].tolist()
+        return row
+
+    def value(self, name: str, i: int) -> Any:
+        """Return row ``i`` of a column."""
+        if name not in self._made:
+            self._made[name] = self.rows.column(name).to_pylist()
+        return self._made[name][i]
+
+
+class _Later:
+    """The fields of a record that are made of its snapshot when they are asked for."""
+
+    __slots__ = ("_columns", "_holds", "_i")
+
+    def __init__(self, columns: _Columns, i: int, holds: Any) -> None:
+        self._columns, self._i, self._holds = columns, i, holds
+
+    def __call__(self, name: str) -> Any:
+        """Return a field; raises AttributeError if it is none."""
+        of, i = self._columns, self._i
+        if name == "sample_ids":
+            return tuple(of.list_of("sample_ids", i))
+        if name == "files":
+            path = f"{of.table}/{of.value('shard', i)}.parquet"
+            return (FileEntry(path, of.value("bytes", i), of.value("sha256", i)),)
+        if name == "contents":
+            if self._holds is None:
+                return None
+            parts = of.rows.column("parts")[i].as_py()
+            replaces = tuple(of.rows.column("replaces")[i].as_py())
+            return Contents(self._holds, tuple(Part(**part) for part in parts), replaces)
+        raise AttributeError(name)
+
+
+def _texts(values: list[Any]) -> pa.DictionaryArray:
+    """Return values as JSON: few are told apart."""
+    return pa.array([canonical_json(value) for value in values]).dictionary_encode()
+
+
 def _save(path: Path, pairs: list[tuple[Found, Record]]) -> None:
     """Write a snapshot; of two processes that do so at once, one stays. Nothing of it is needed."""
+    of = [(r, r.files[0], r.contents or Contents({}, ())) for _, r in pairs]
     columns = {
         "shard": [one.shard for one, _ in pairs], "key": [one.key for one, _ in pairs],
-        "schema": [r.schema for _, r in pairs], "rows": [r.rows for _, r in pairs],
-        "bytes": [r.files[0].bytes for _, r in pairs], "sha256": [r.files[0].sha256 for _, r in pairs],
-        "made_by": [canonical_json(dict(r.made_by)) for _, r in pairs], "sample_ids": [r.sample_ids for _, r in pairs],
+        "schema": [r.schema for r, _, _ in of], "rows": [r.rows for r, _, _ in of],
+        "bytes": [f.bytes for _, f, _ in of], "sha256": [f.sha256 for _, f, _ in of],
+        "made_by": _texts([dict(r.made_by) for r, _, _ in of]), "sample_ids": [r.sample_ids for r, _, _ in of],
+        "holds": _texts([None if r.contents is None else c.holds for r, _, c in of]),
+        "parts": [[p._asdict() for p in c.parts] for _, _, c in of], "replaces": [c.replaces for _, _, c in of],
     }  # fmt: skip
     sink = pa.BufferOutputStream()
     table = pa.table(columns, schema=pa.schema(list(_COLUMNS.items())))

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import DamageError, TableError, VersionError
 from featurestore.format.canonical import sealed, unsealed
+from featurestore.format.contents import COMPACTED, Contents, parse_contents
 from featurestore.format.gate import (
     MAX_INT,
     OBJECT,
@@ -22,7 +23,13 @@ from featurestore.format.gate import (
     whole,
 )
 from featurestore.format.schemas import NAME
-from featurestore.vocabulary import FORMAT, FORMAT_VERSION, PLAIN_TABLES, TABLE_KINDS
+from featurestore.vocabulary import (
+    FORMAT,
+    FORMAT_VERSION,
+    PLAIN_TABLES,
+    READ_VERSIONS,
+    TABLE_KINDS,
+)
 
 MARK = PurePosixPath("manifest/store.json")
 SAE_FILES = ("config.json", "sae.safetensors", "metrics.json")
@@ -52,6 +59,8 @@ class Record:
     sample_ids: tuple[int, ...]
     files: tuple[FileEntry, ...]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    contents: Contents | None = field(default_factory=lambda: None)
+    """None in records of version 1, and of SAEs"""
 
     @property
     def location(self) -> Path:
@@ -59,8 +68,22 @@ class Record:
         return Path("manifest", *self.table.split("/"), f"{self.shard}.json")
 
     def to_bytes(self) -> bytes:
-        """Return the record as it is stored."""
-        return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
+        """Return the record as it is stored: one of version 1 as version 1 had it."""
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        fields |= {"files": [asdict(entry) for entry in self.files], "made_by": dict(self.made_by)}
+        if self.contents is None:
+            return sealed({"format": FORMAT, "format_version": 1, **fields})
+        fields["contents"] = self.contents.to_json()
+        return sealed({"format": FORMAT, "format_version": 2, **fields})
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a field that a snapshot of records makes when it is asked for."""
+            if "_later" not in self.__dict__:
+                raise AttributeError(name)
+            value = self.__dict__[name] = self.__dict__["_later"](name)
+            return value
 
 
 def is_name(name: str) -> bool:
@@ -114,24 +137,36 @@ _FIELDS = {
     "files": Field(lambda files: isinstance(files, list) and bool(files), "a list of files"),
     "made_by": OBJECT,
 }
+_LATER_FIELDS = {"contents": Field(lambda body: isinstance(body, dict), "an object", True)}
 _FILE_FIELDS = {"path": text(), "bytes": whole(0), "sha256": _SHA256}
 
 
-def parse_record(body: Mapping[str, Any]) -> Record:
+def parse_record(body: Mapping[str, Any], version: int = FORMAT_VERSION) -> Record:
     """Return the record that a sealed file's fields describe.
 
     Raises:
         MalformedError: they do not describe one: a field is missing, unknown, of another type or
             out of range, or a path is not the one that follows from the table and the shard.
     """
-    fields = closed(dict(body), _FIELDS)
+    known = _FIELDS if version == 1 else _FIELDS | _LATER_FIELDS
+    fields = closed(dict(body), known)
     files = tuple(FileEntry(**closed(entry, _FILE_FIELDS)) for entry in fields["files"])
     table, shard = fields["table"], fields["shard"]
     _check_paths(table, shard, [entry.path for entry in files])
     if bool(fields["schema"]) == (table == "saes"):
         raise MalformedError(f"schema is {fields['schema']!r}, which does not go with {table!r}")
-    ids = tuple(fields["sample_ids"])
-    return Record(**{**fields, "files": files, "sample_ids": ids})
+    contents = fields.pop("contents", None)
+    if contents is not None:
+        if table == "saes":
+            raise MalformedError("an SAE's record has contents")
+        contents = parse_contents(contents, rows=fields["rows"], n_bytes=files[0].bytes)
+        if (
+            bool(contents.replaces) != bool(COMPACTED.fullmatch(shard))
+            or shard in contents.replaces
+        ):
+            raise MalformedError(f"its name {shard[:80]!r} does not go with the shards it replaces")
+    changed = {"files": files, "sample_ids": tuple(fields["sample_ids"]), "contents": contents}
+    return Record(**{**fields, **changed})
 
 
 def check_record(record: Record) -> None:
@@ -142,14 +177,15 @@ def check_record(record: Record) -> None:
     """
     try:
         fields = {name: getattr(record, name) for name in _FIELDS}
-        parse_record(
-            {
-                **fields,
-                "files": [asdict(entry) for entry in record.files],
-                "sample_ids": list(record.sample_ids),
-                "made_by": dict(record.made_by),
-            }
-        )
+        fields |= {
+            "files": [asdict(entry) for entry in record.files],
+            "sample_ids": list(record.sample_ids),
+            "made_by": dict(record.made_by),
+        }
+        if record.contents is not None:
+            told = record.contents.to_json()
+            fields["contents"] = {**told, "replaces": list(told["replaces"])}
+        parse_record(fields)
     except MalformedError as error:
         raise TableError(f"{record.table}/{record.shard} cannot be committed: {error}.") from error
 
@@ -166,9 +202,9 @@ def _check_paths(table: str, shard: str, paths: list[str]) -> None:
         raise MalformedError(f"its files are {', '.join(paths)}, expected {', '.join(needed)}")
 
 
-def parse_sealed(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the fields of a file of sealed JSON, after its checksum, its format and its version;
-    ``path`` is its own.
+def parse_sealed(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
+    """Return the fields of a file of sealed JSON, after its checksum and its format, and its
+    version; ``path`` is its own.
 
     Raises:
         DamageError: it is not what was written.
@@ -181,12 +217,13 @@ def parse_sealed(data: bytes, path: Path) -> dict[str, Any]:
     if body is None or body.pop("format", None) != FORMAT:
         raise DamageError(f"{path}: changed since it was written (its checksum does not match)")
     version = body.pop("format_version", None)
-    if version != FORMAT_VERSION or type(version) is not int:
+    if type(version) is not int or version not in READ_VERSIONS:
         raise VersionError(
-            f"{path}: format version {version!r}, this program reads version {FORMAT_VERSION}: "
+            f"{path}: format version {version!r}, this program reads version "
+            f"{' and '.join(map(str, READ_VERSIONS))}: "
             f"install the featurestore release that wrote it."
         )
-    return body
+    return body, version
 
 
 def read_mark(root: Path) -> dict[str, Any] | None:
@@ -198,7 +235,8 @@ def read_mark(root: Path) -> dict[str, Any] | None:
     """
     path = root / MARK
     try:
-        body = closed(parse_sealed(read_inside(root, MARK, MAX_RECORD_BYTES), path), _MARK_FIELDS)
+        fields, _ = parse_sealed(read_inside(root, MARK, MAX_RECORD_BYTES), path)
+        body = closed(fields, _MARK_FIELDS)
     except MalformedError as error:
         raise DamageError(f"{path}: {error}") from error
     run: dict[str, Any] | None = body["run"]
@@ -219,7 +257,7 @@ def read_record(root: Path, table: str, shard: str) -> Record:
 def record_from(data: bytes, path: Path, table: str, shard: str) -> Record:
     """Return the record that ``path`` holds, as :func:`read_record` does; raises as it does."""
     try:
-        record = parse_record(parse_sealed(data, path))
+        record = parse_record(*parse_sealed(data, path))
     except MalformedError as error:
         raise DamageError(f"{path}: not a commit record: {error}") from error
     if (record.table, record.shard) != (table, shard):

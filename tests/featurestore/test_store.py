@@ -139,9 +139,9 @@ def test_opening_what_is_no_store(tmp_path):
 
 
 def test_a_store_of_another_version_names_both(store):
-    mark = {"format": "featurestore", "format_version": 2, "run": RUN}
+    mark = {"format": "featurestore", "format_version": 3, "run": RUN}
     (store.root / "manifest/store.json").write_bytes(sealed(mark))
-    with pytest.raises(VersionError, match="format version 2, this program reads version 1"):
+    with pytest.raises(VersionError, match="format version 3, this program reads version 1 and 2"):
         Store.open(store.root)
 
 
