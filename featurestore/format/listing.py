@@ -179,7 +179,8 @@ class _Columns:
         """Return row ``i`` of a column of lists of numbers."""
         if name not in self._made:
             column = self.rows.column(name)
-            self._made[name] = column.values.to_numpy(), column.offsets.to_numpy()
+            numbers = memoryview(column.values.buffers()[1]).cast("q")
+            self._made[name] = numbers, column.offsets.to_pylist()
         values, offsets = self._made[name]
         row: list[Any] = values[offsets[i] : offsets[i + 1]].tolist()
         return row
