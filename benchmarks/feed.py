@@ -30,7 +30,7 @@ HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 
 
 def make(root: Path, d_in: int, n_samples: int) -> Store:
-    """Return a store of random activations: 8 maps of 256 positions a sample, 32 a shard."""
+    """Return a store of random activations: 8 maps of 256 positions per sample, 32 a shard."""
     store = Store.create(root, {"model": "benchmark"})
     rng, metadata = (
         np.random.default_rng(0),

@@ -1,4 +1,4 @@
-"""What every benchmark writes: one JSON line a run, with machine, versions and date."""
+"""What every benchmark writes: one JSON line per run, with machine, versions and date."""
 
 import datetime
 import importlib.metadata

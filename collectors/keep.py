@@ -24,7 +24,7 @@ def kept_steps(text: str, n_steps: int) -> list[int]:
     ranges like ``0,10-19``.
 
     Raises:
-        UsageError: it is none of these, or names a step that the run does not have.
+        UsageError: the text is not one of these forms, or names a step that the run does not have.
     """
     every = _EVERY.fullmatch(text)
     if text == "all" or every:
@@ -57,7 +57,7 @@ class Positions:
         """Read a ``--positions``: ``all``, ``mean`` or ``random:64``.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: the text is not one of these forms.
         """
         match = _RANDOM.fullmatch(text)
         if match:
@@ -123,7 +123,7 @@ class CollectSettings:
     batch_size: int = 8
     """pictures generated at once; changes nothing that is stored but rounding"""
     shard_samples: int = 16
-    """pictures a shard"""
+    """pictures per shard"""
     exact: bool = False
     """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads
     and the processes"""

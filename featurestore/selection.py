@@ -125,7 +125,7 @@ class Selection:
         """Write the selection as JSON, CSV, Parquet, jsonl.zst or Markdown, by the file's suffix.
 
         Raises:
-            SelectionError: the suffix is none of these, or a row could not be read back.
+            SelectionError: the suffix is not one of these, or a row could not be read back.
             DiskError: the operating system refused.
         """
         path = Path(path)

@@ -54,7 +54,7 @@ class Store:
         """Open an existing store.
 
         Raises:
-            NotAStoreError: there is none at ``path``.
+            NotAStoreError: no store lies at ``path``.
             VersionError: it has another format version.
             DamageError: its mark was changed.
         """

@@ -169,7 +169,7 @@ def main(
     seconds = (time.perf_counter() - start) / len(result.images)
     click.echo(table(result))
     click.echo(
-        f"\n{seconds:.3f} s a picture, {steps} steps, guidance {guidance:g}, judged by "
+        f"\n{seconds:.3f} s per picture, {steps} steps, guidance {guidance:g}, judged by "
         f"{classifier!r}"
     )
     if grid_path is not None:

@@ -88,7 +88,7 @@ def check_pickle(path: Path) -> None:
     """Walk the pickle in a torch file without executing it.
 
     Raises:
-        SAEError: the file is none that ``torch.save`` writes of plain tensors.
+        SAEError: the file is not what ``torch.save`` writes of plain tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:

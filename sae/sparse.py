@@ -1,7 +1,7 @@
 """The two sparse operations of an SAE, with gradients that never form a dense
 ``[batch, n_latents]`` code.
 
-Forward is the encoder's matrix product and the selection, backward touches k rows a position.
+Forward is the encoder's matrix product and the selection, backward touches k rows per position.
 Against the same formulas under automatic differentiation a step takes half the time, see
 benchmarks/train.py.
 """

@@ -66,7 +66,7 @@ class Grid:
     tops: Sequence[int] = (2, 8, 32)
     multipliers: Sequence[float] = (-0.2, -0.5, -1.0, -2.0, -5.0, -10.0, -20.0)
     screened: tuple[int, float] = (8, -5.0)
-    """features a step and multiplier at which SAEs are compared, before the best are searched"""
+    """features per step and multiplier at which SAEs are compared, before the best are searched"""
     thresholds: Sequence[float] = (1.0, 0.0)
     """in multiples of the features' means: searched where an attack is part of the search"""
     strengths: Sequence[float] = (1.0, 2.0)
@@ -321,7 +321,7 @@ def _trained(
     stored: int,
     component: str = "unet",
 ) -> list[Defence]:
-    """Return weights as defences, one a length of a training: trained once, then kept."""
+    """Return weights as defences, one for each length of a training: trained once, then kept."""
     rate, label = settings.learning_rate, "-".join(what.values())
 
     def defence(length: int) -> Defence:

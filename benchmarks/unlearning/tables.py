@@ -126,7 +126,7 @@ def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
         *FIGURES.values(),
         "mean of three",
         distance,
-        "s a picture",
+        "s per picture",
         "training, s",
         "kept, MB",
         "peak, MB",
@@ -166,7 +166,7 @@ def _concepts(outcomes: Sequence[Outcome], defences: Mapping[str, Mapping[str, D
         ]
         rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
     return _table(
-        ["removed", *FIGURES.values(), "hook", "k of the SAE", "features a step", "multiplier"],
+        ["removed", *FIGURES.values(), "hook", "k of the SAE", "features per step", "multiplier"],
         rows,
     )
 

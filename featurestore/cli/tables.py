@@ -59,7 +59,7 @@ class OutputOptions:
         return replace(self, form=form)
 
     def show(self, table: "pa.Table") -> None:
-        """Write a table to the file, or to stdout if there is none; what other programs may misread
+        """Write a table to the file, or to stdout if no file is named; what other programs may misread
         is said on stderr."""
         from featurestore.format import durable
 

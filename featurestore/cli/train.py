@@ -188,7 +188,7 @@ def named(names: Sequence[str], hooks: Sequence[str]) -> dict[str, str]:
     """Return name → hook.
 
     Raises:
-        UsageError: there are not as many of one as of the other, or a name stands twice.
+        UsageError: the numbers of hooks and names differ, or a name stands twice.
     """
     from featurestore.errors import UsageError
 

@@ -78,7 +78,7 @@ class Studio:
         self._waiting.put(job)
 
     def job(self, name: str) -> Job:
-        """Return a job; raises QueryError if there is none."""
+        """Return a job; raises QueryError if no job has this id."""
         if name not in self._jobs:
             raise QueryError(
                 f"no drawing {name!r}: it was made by an earlier start of the explorer, or long "
@@ -87,7 +87,7 @@ class Studio:
         return self._jobs[name]
 
     def picture(self, key: str) -> bytes:
-        """Return a drawn picture as PNG; raises QueryError if there is none."""
+        """Return a drawn picture as PNG; raises QueryError if it was not drawn."""
         if key not in self._pictures:
             raise QueryError("no such drawn picture: draw it again.")
         return self._pictures[key]

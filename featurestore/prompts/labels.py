@@ -29,7 +29,7 @@ def label_warnings(prompts: Sequence[Prompt]) -> list[str]:
         if "" in named:
             warnings.append(
                 f"label {family!r}: the empty text is a concept of its own ({named['']} samples): "
-                f"leave the label out, or write null, where there is none."
+                f"leave the label out, or write null, where a prompt has no label."
             )
         warnings += [_alike(family, group, named) for group in _groups(named)]
         if len(named) > _MANY and 2 * len(named) > sum(named.values()):

@@ -21,7 +21,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Return a checkpoint, tensors on the CPU, or None if there is none."""
+    """Return a checkpoint, tensors on the CPU, or None if the file does not exist."""
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

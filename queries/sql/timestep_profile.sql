@@ -1,4 +1,4 @@
--- timestep_profile: when a feature is active: one row a step, also where it never fired.
+-- timestep_profile: when a feature is active: one row per step, also where it never fired.
 --
 -- Relations: stats, codes, saes.
 -- Parameters: $sae, $branch, $feature.

@@ -74,7 +74,7 @@ class Judge(NamedTuple):
 
 def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
     """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``, or directories of
-    timm models, one a family.
+    timm models, one per family.
 
     A directory has ``model.safetensors`` and ``config.json``:
     ``{"timm": <model>, "family": <name>, "labels": [<concept>, …], "image_size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``,
@@ -93,7 +93,7 @@ def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
     families = [family for judge in judges for family in judge.labels]
     if not judges or len(set(families)) < len(families):
         raise ModelError(
-            f"judges {', '.join(sources) or '(none)'}: expected at least one, and one a family, "
+            f"judges {', '.join(sources) or '(none)'}: expected at least one, and one per family, "
             f"found {families}."
         )
     if len(judges) == 1:

@@ -48,7 +48,7 @@ class Removal:
     targets: dict[str, list[str]]
     """family → concepts; empty: nothing is removed"""
     setting: dict[str, Any]
-    """what else tells it from others: method, features a step, multiplier, hook, …"""
+    """what else tells it from others: method, features per step, multiplier, hook, …"""
     images: Callable[[Sequence[Prompt]], Iterable[Any]]
     """prompts → their pictures, in order"""
     stored_bytes: int = 0

@@ -128,7 +128,7 @@ def _pattern(name: str, labels: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
     for field in _FIELD.finditer(name):
         if field[1] != "seed" and field[1] not in labels:
             raise UsageError(
-                f"--names {name!r}: {field[1]!r} is none of the judge's families: "
+                f"--names {name!r}: {field[1]!r} is not one of the judge's families: "
                 f"{', '.join(labels)}."
             )
         values = (

@@ -134,7 +134,7 @@ def run_protocol(
     """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the
     untouched pictures.
 
-    ``each``: one outcome a request. ``sequential``: one after each request, of all so far.
+    ``each``: one outcome per request. ``sequential``: one after each request, of all so far.
     ``joint``: one, of all. With a search the settings are its best ones, and those of several
     requests at once are balanced on it.
 
@@ -184,7 +184,7 @@ def _check_search(
     if search is None:
         if several > 1:
             raise UsageError(
-                f"{several} settings a concept: say what to choose them by, --search-judge and "
+                f"{several} settings per concept: say what to choose them by, --search-judge and "
                 f"--search-seeds."
             )
         return

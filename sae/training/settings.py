@@ -40,7 +40,7 @@ class TrainSettings:
     """None: five times all training positions, and 1000 steps at least; once all of live
     activations"""
     batch_size: int = 4096
-    """positions a step; a small map's data does with 1024"""
+    """positions per step; a small map's data does with 1024"""
     lr: float | None = None
     """peak of Adam's learning rate; None: 16e-4 · √(20480 / n_latents) (scaled as in Gao et al.
     2024)"""

@@ -40,7 +40,7 @@ class BatchTopK(Threshold):
 
 
 def _smallest(values: Tensor) -> Tensor:
-    """Return the smallest positive value; 0 if there is none."""
+    """Return the smallest positive value; 0 if no value is positive."""
     least = values.masked_fill(values <= 0, torch.inf).amin()
     return torch.where(least.isinf(), torch.zeros_like(least), least)
 

@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_lines_end_with_a_line_feed_and_nothing_else(tmp_path):
-    """B2: U+2028 and U+0085 are text of a string, a byte order mark is none."""
+    """B2: U+2028 and U+0085 are text of a string, a byte order mark is not."""
     texts = ["one\u2028two", "one\u0085two", "one\x1ctwo", "cut\rshort"]
     lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
     path = tmp_path / "prompts.jsonl"
@@ -324,7 +324,7 @@ def test_concepts_that_look_like_slips_are_named():
     assert label_counts(prompts)["style"]["neon"] == 2
     assert label_warnings(prompts) == [
         "label 'style': the empty text is a concept of its own (1 samples): "
-        "leave the label out, or write null, where there is none.",
+        "leave the label out, or write null, where a prompt has no label.",
         "label 'style': 'neon' (2), 'Neon' (1), 'neon ' (1) are different concepts: write them "
         "alike if they are one.",
         "label 'style': 'Van Gogh' (1), 'van_gogh' (1) are different concepts: write them alike "

@@ -373,7 +373,7 @@ def test_deep_json_is_refused_at_any_depth_without_recursion():
     "content", [b"[" * 100_000, b'{"d_in": 1e999}', b'{"d_in": NaN}', b"\xff", b'{"k": 1, "k": 2}']
 )
 def test_the_configuration_of_an_sae_in_a_directory_is_checked(tmp_path, content):
-    """A2: an SAE's directory, ours or another library's: JSON that is none is one line."""
+    """A2: an SAE's directory, ours or another library's: what is not JSON is refused in one line."""
     from sae import load_sae
     from sae.formats.foreign import read_fields
 

@@ -12,7 +12,7 @@ class Study:
     hook: str
     sae: str
     top: int
-    """features a step"""
+    """features per step"""
     strength: float
 
 

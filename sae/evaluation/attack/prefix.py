@@ -34,7 +34,7 @@ def encoders(pipe: Any) -> list[Encoder]:
     …), so a prefix, too.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the pipeline has no text encoder with a tokenizer.
     """
     known = [
         Encoder(suffix, tokenizer, module)

@@ -124,7 +124,7 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     assert (status, err.count("\n")) == (
         1,
         1,
-    ) and "4 settings a concept: say what to choose them by" in err
+    ) and "4 settings per concept: say what to choose them by" in err
     search = ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 2]
     status, _, said = run(capsys, *command, *search)
     assert status == 0 and "search style=neon: setting 4 of 4, seeds 3: " in said

@@ -113,7 +113,7 @@ def test_several_families_have_a_classifier_each(timm, tmp_path):
         {"hue": "blue", "warmth": "cold"},
     ]
     assert list(judge.labels) == ["hue", "warmth"]
-    with pytest.raises(ModelError, match="expected at least one, and one a family, found"):
+    with pytest.raises(ModelError, match="expected at least one, and one per family, found"):
         load_judge([hue, hue])
 
 

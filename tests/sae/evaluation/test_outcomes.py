@@ -313,7 +313,7 @@ def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
         (
             [wanted],
             None,
-            "2 settings a concept: say what to choose them by, --search-judge and --search-seeds",
+            "2 settings per concept: say what to choose them by, --search-judge and --search-seeds",
         ),
         (
             [wanted],
@@ -354,7 +354,12 @@ def test_folders_of_pictures_by_their_names(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "Other_seed1.png")
     cases = [
         (tmp_path, names, PromptsError, "Other_seed1.png in .* matches none of"),
-        (tmp_path, ["{mood}"], UsageError, "'mood' is none of the judge's families: style, object"),
+        (
+            tmp_path,
+            ["{mood}"],
+            UsageError,
+            "'mood' is not one of the judge's families: style, object",
+        ),
         (tmp_path / "absent", names, PromptsError, "no folder of pictures"),
         (
             tmp_path,

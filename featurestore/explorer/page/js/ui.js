@@ -71,7 +71,7 @@ export function Panel({ title, help, aside, answer, busy, wide, children }) {
     ${children}<${Source} answer=${answer} /></section>`;
 }
 
-// What an answer shows, or that it is on its way, or why there is none.
+// What an answer shows, or that it is on its way, or why it is missing.
 export function Answered({ answer, height = 120, empty = "Nothing here.", children }) {
   if (answer.error) return html`<${Problem} error=${answer.error} />`;
   if (!answer.data) return html`<div class="waiting" style=${{ height: `${height}px` }} role="status"><span class="sr">Computing …</span></div>`;

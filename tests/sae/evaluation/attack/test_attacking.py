@@ -1,4 +1,4 @@
-"""An attack from outside: what is kept, gone on with and reported; what is refused, in one line."""
+"""An attack from outside: what is kept, continued and reported; what is refused, in one line."""
 
 import json
 
