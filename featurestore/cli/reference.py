@@ -10,7 +10,8 @@ from featurestore.format import durable
 
 _HEAD = """# The command line
 
-Made from the help texts by `make docs`.
+For those who look a command or an option up: all help texts, one after another. After this page you
+can also have your shell complete them. Made by `make docs`.
 
 The shell completes commands and options after one line in its start file:
 
@@ -42,7 +43,7 @@ def reference() -> str:
 
 
 def _block(command: click.Command, context: click.Context) -> str:
-    return f"```\n{command.get_help(context)}\n```\n"
+    return f"```text\n{command.get_help(context)}\n```\n"
 
 
 if __name__ == "__main__":

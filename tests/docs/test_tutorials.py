@@ -1,73 +1,18 @@
 """The tutorials run word for word, each in an empty directory; so do the examples, small."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
+import datasets
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FIRST = ROOT / "docs" / "tutorials" / "first-store.md"
-OTHERS = sorted(set((ROOT / "docs" / "tutorials").glob("*.md")) - {FIRST})
-FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<why>.*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
+from tests.docs.conftest import FIRST
+from tests.docs.pages import PAGES, ROOT, go_through, programs
 
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """The page's blocks of shell and Python that are not marked as not run, in their order."""
-    found = FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [
-        (one["language"], one["text"])
-        for one in found
-        if not one["why"] and one["language"] in ("sh", "python")
-    ]
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    """A shell whose ``featurestore`` and ``python`` are those of the tests."""
-    binaries = tmp_path_factory.mktemp("bin")
-    for name, module in (("featurestore", "-m featurestore"), ("python", "")):
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
-        (binaries / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment |= {"OMP_NUM_THREADS": "1"}
-
-    def run(script: str, directory: Path) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=directory,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    return run
-
-
-def go_through(page, shell, directory):
-    """Run a page's blocks."""
-    assert blocks(page)
-    for language, text in blocks(page):
-        shell(text if language == "sh" else f"python - <<'END'\n{text}\nEND", directory)
-
-
-@pytest.fixture(scope="module")
-def after_the_first(shell, tmp_path_factory):
-    """The directory that the first tutorial leaves."""
-    directory = tmp_path_factory.mktemp("tutorial")
-    go_through(FIRST, shell, directory)
-    return directory
+OTHERS = [page for page in PAGES if page.parent.name == "tutorials" and str(page) != FIRST]
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
-def test_a_tutorial_runs_word_for_word(page, shell, after_the_first):
+def test_a_tutorial_runs_word_for_word(page, shell, after_the_first, tmp_path, monkeypatch):
+    monkeypatch.chdir(after_the_first)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     go_through(page, shell, after_the_first)
 
 
@@ -82,7 +27,7 @@ def first_store(shell, tmp_path_factory):
     """What the first tutorial leaves, with two steps of everything."""
     directory = tmp_path_factory.mktemp("examples")
     shell(
-        blocks(FIRST)[0][1]
+        programs(FIRST)[0].text
         + """
         featurestore collect --model minicanvas --prompts prompts.csv --steps 2 --store store \\
             --hook unet.up_blocks.1.attentions.1
