@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo explore screenshots test check format bench peers gpu results docs site site-serve torture clean
+.PHONY: help demo explore gallery notebook wheel screenshots test check format bench peers gpu results docs site site-serve torture clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -13,6 +13,16 @@ demo: .venv/installed  ## the main job on the included model: pictures, numbers,
 explore: .venv/installed  ## the demo's store in a browser; the demo is made first if it is missing
 	test -f demo/store/manifest/store.json || $(BIN)/featurestore demo --out demo
 	$(BIN)/featurestore explore demo/store
+
+gallery: .venv/installed  ## the pictures of docs/gallery.md, from the demo's store; the demo is made first if it is missing
+	test -f demo/store/manifest/store.json || $(BIN)/featurestore demo --out demo
+	$(BIN)/python docs/draw_gallery.py demo/store
+
+notebook: .venv/installed  ## docs/tutorials/find-and-remove.ipynb run, and its page
+	$(BIN)/python docs/notebook.py
+
+wheel: .venv/installed  ## the package as others get it: the wheel in an empty environment, the demo from there
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 screenshots: .venv/installed  ## the pictures of docs/explorer.md, by the tests' browser, from the demo's store
 	$(BIN)/python -m tests.featurestore.explorer.screenshots demo/store docs/images/explorer

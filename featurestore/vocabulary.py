@@ -45,6 +45,17 @@ MODEL_DTYPES = ("float32", "float16", "bfloat16")
 LOGS = ("tensorboard", "wandb")
 """where the course of a training can be watched"""
 
+PLOTS = {
+    "lines": "concept",
+    "heatmap": "concept",
+    "interval": "concept",
+    "overlap": "family",
+    "profile": "feature",
+    "map": "feature",
+    "fvu": "sae",
+}
+"""kind of plot → what it is drawn for"""
+
 INTERVENTIONS = {
     "paper": "f ← γ · μ(i,t,D_c) · f where f > μ(i,t,D)",
     "zero": "f ← 0",

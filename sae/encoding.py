@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 import featurestore
 from featurestore.card import write_card
-from featurestore.errors import SAEError
+from featurestore.errors import SAEError, UsageError
 from featurestore.format.activations import ActivationShard, read_shard
 from featurestore.format.records import Record
 from featurestore.saes import sae_hash
@@ -25,17 +25,26 @@ _KINDS = ("codes", "stats")
 _PRE_BYTES = 4 * 2**30
 
 
-def encode(store: Store, name: str, device: str = "auto", progress: bool = True) -> int:
+def encode(
+    store: Store, name: str, device: str = "auto", progress: bool = True, *, rank: int = 0,
+    world_size: int = 1,
+) -> int:  # fmt: skip
     """Encode all activation shards of an SAE's hook, all branches; return how many shards were new.
+
+    One of several processes, on machines that share the store, takes every ``world_size``-th shard
+    from ``rank`` on; together they write what one alone would.
 
     Each shard of ``activations/<hook>`` becomes the shards of the same name of ``codes/<name>`` and
     ``stats/<name>``; those that exist are skipped, so an interrupted call is resumed by another.
     The dataset card is brought up to date.
 
     Raises:
+        UsageError: there is no such rank.
         SAEError: the SAE is unknown, or belongs to other activations or another model, or a code
             does not fit.
     """
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}.")
     sae = store_sae(store, name, pick_device(device))
     record = store.record("saes", name)
     assert record is not None, "load_sae has found it"
@@ -43,7 +52,7 @@ def encode(store: Store, name: str, device: str = "auto", progress: bool = True)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
     records = [
         record
-        for record in hook_records(store, sae.config.hook)
+        for record in hook_records(store, sae.config.hook)[rank::world_size]
         if _is_new(store, name, record, made_by)
     ]
     if records:

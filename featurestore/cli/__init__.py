@@ -28,7 +28,7 @@ COMMANDS = {
     "sql": "featurestore.cli.queries",
     "plot": "featurestore.cli.questions",
     "explore": "featurestore.cli.explore",
-    "export": "featurestore.cli.queries",
+    "export": "featurestore.cli.export",
     "generate": "featurestore.cli.generate",
     "judge": "featurestore.cli.judge",
     "evaluate": "featurestore.cli.evaluate",

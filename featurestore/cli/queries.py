@@ -1,4 +1,4 @@
-"""``featurestore score``, ``sql`` and ``export``."""
+"""``featurestore score`` and ``sql``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,8 +13,6 @@ from featurestore.cli.tables import OutputOptions, as_text, output_options
 from featurestore.vocabulary import BRANCHES, ENGINES
 
 if TYPE_CHECKING:
-    from featurestore.selection import Selection
-    from featurestore.store import Store
     from queries.engine import Engine
 
 _STORE = click.argument("store", type=click.Path(path_type=Path))
@@ -131,140 +129,3 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     with stoppable(out.timeout):
         answer = run_sql(Store.open(store), statement, memory_limit=out.memory)
     out.show(answer)
-
-
-@click.command()
-@_STORE
-@click.option("--sae", help="Name of the SAE.")
-@click.option(
-    "--concept",
-    "concepts",
-    multiple=True,
-    help="FAMILY=CONCEPT, such as style=neon; may be repeated.",
-)
-@click.option("--by", "family", help="Instead: every concept of this family.")
-@click.option(
-    "--top",
-    type=click.IntRange(1),
-    help="Features a step with the largest positive scores.  [default: 2]",
-)
-@click.option(
-    "--percentile",
-    type=float,
-    help="Instead: features above this percentile of all latents' scores, such as 99.99.",
-)
-@_BRANCH
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="A file (.json, .csv, .parquet, .jsonl.zst or .md); of several concepts, a directory. "
-    "Default: into the store.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["json", "csv", "parquet", "jsonl.zst", "md"]),
-    default="json",
-    show_default=True,
-    help="Of the files in a directory.",
-)
-@ENGINE
-@click.option(
-    "--duckdb",
-    "database",
-    type=click.Path(path_type=Path),
-    help="Instead: write a DuckDB database of views over the store, for any client.",
-)
-def export(
-    store: Path, sae: str | None, concepts: tuple[str, ...], family: str | None, top: int | None,
-    percentile: float | None, branch: str, output: Path | None, form: str, database: Path | None, engine: str,
-) -> None:  # fmt: skip
-    """Export the features that carry a concept: a selection, for 'generate --ablate' or for
-    reading.
-
-    It holds the features of every timestep with their scores and the means that ablation needs, and
-    what identifies the model, the hook, the SAE and the store. Without -o it is kept in the table
-    selections/SAE of the store.
-
-    \b
-    Example:
-      featurestore export ./store --sae styles --concept style=neon --top 4 -o neon.json
-      featurestore export ./store --sae styles --by style -o selections --format csv
-      featurestore export ./store --duckdb store.duckdb
-    """
-    from featurestore.errors import UsageError
-    from featurestore.store import Store
-    from queries.database import export_database
-    from queries.selections import select_all, split_concept
-
-    opened = Store.open(store)
-    if database is not None:
-        if sae or concepts or family or output:
-            raise UsageError(
-                "--duckdb exports the whole store: leave out --sae, --concept, --by and -o."
-            )
-        with stoppable():
-            views = export_database(opened, database)
-        click.echo(
-            f"{len(views)} views → {database}; they read {opened.root.resolve()} where it lies now."
-        )
-        return
-    if not sae or bool(concepts) == bool(family):
-        raise UsageError(
-            "give --sae, and either --concept FAMILY=CONCEPT or --by FAMILY (or --duckdb FILE "
-            "alone)."
-        )
-    wanted = [split_concept(text) for text in concepts]
-    families = {name for name, _ in wanted} or {str(family)}
-    if len(families) > 1:
-        raise UsageError(f"--concept: expected one family, found {', '.join(sorted(families))}.")
-    names = [name for _, name in wanted] or None
-    warn_unencoded(opened, sae)
-    with stoppable(), running(engine) as chosen:
-        selections = select_all(
-            opened,
-            sae,
-            families.pop(),
-            names,
-            top=top,
-            percentile=percentile,
-            branch=branch,
-            engine=chosen,
-            progress=True,
-        )
-    for selection in selections:
-        where = _keep(
-            opened, selection, output, form, alone=len(selections) == 1 and family is None
-        )
-        n, n_steps = selection.rows.num_rows, len(selection.timesteps)
-        click.echo(
-            f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}"
-        )
-    if output is not None and selections:
-        model = (opened.run or {}).get("model", "MODEL")
-        say_next(
-            "generate",
-            "--model",
-            model,
-            "--prompt",
-            "TEXT",
-            "--ablate",
-            where,
-            "--out",
-            "DIRECTORY",
-        )
-
-
-def _keep(
-    store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool
-) -> str:
-    """Write a selection to the file ``output``, to the directory ``output`` if it is not alone, or
-    into the store."""
-    from queries.selections import file_name, save_selection
-
-    if output is None:
-        return f"{store.root}/{save_selection(store, selection).files[0].path}"
-    path = output if alone else output / f"{file_name(selection)}.{form}"
-    selection.save(path)
-    return str(path)

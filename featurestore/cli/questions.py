@@ -10,7 +10,7 @@ from featurestore.cli.hints import warn_unencoded
 from featurestore.cli.queries import ENGINE, running
 from featurestore.cli.stopping import stoppable
 from featurestore.cli.tables import OutputOptions, output_options
-from featurestore.vocabulary import BRANCHES
+from featurestore.vocabulary import BRANCHES, PLOTS
 
 if TYPE_CHECKING:
     from featurestore.store import Store
@@ -80,20 +80,20 @@ def query(
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--sae", required=True, help="Name of the SAE.")
-@click.option("--concept", required=True, help="FAMILY=CONCEPT, such as style=neon.")
+@click.option("--concept", help="FAMILY=CONCEPT, such as style=neon: lines, heatmap, interval.")
+@click.option("--feature", type=click.IntRange(0), help="A feature: profile, map.")
+@click.option("--by", "family", help="A family of concepts: overlap.")
 @click.option(
     "--kind",
-    type=click.Choice(["lines", "heatmap"]),
-    default="lines",
-    show_default=True,
-    help="Score over timesteps a feature, or a map of feature × timestep.",
+    type=click.Choice(list(PLOTS)),
+    help="What is drawn, see above.  [default: lines, profile or overlap, as --concept, --feature or "
+    "--by is given; without any of them fvu]",
 )
 @click.option(
     "--top",
     type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    help="Features with the largest mean scores.",
+    help="Features with the largest mean scores, or per step of interval and overlap; pictures of "
+    "map.  [default: 10; interval: 2; map: 4]",
 )
 @click.option(
     "--branch",
@@ -107,27 +107,91 @@ def query(
 )
 @ENGINE
 def plot(
-    store: Path, sae: str, concept: str, kind: str, top: int, branch: str, output: Path, engine: str
-) -> None:
-    """Draw the importance of a concept's best features over the timesteps.
+    store: Path, sae: str, concept: str | None, feature: int | None, family: str | None, kind: str | None,
+    top: int | None, branch: str, output: Path, engine: str,
+) -> None:  # fmt: skip
+    """Draw a concept, a feature, a family of concepts or an SAE over the timesteps.
+
+    \b
+    lines     --concept   score of its best features
+    heatmap   --concept   the same as a map of feature × timestep
+    interval  --concept   the best of each step, with 95 % intervals over the samples
+    overlap   --by        how many features every two concepts share
+    profile   --feature   how often and how strongly it fires
+    map       --feature   where in the pictures that have most of it
+    fvu                   what the SAE leaves unexplained
 
     \b
     Example:
       featurestore plot ./store --sae styles --concept style=neon -o neon.png
       featurestore plot ./store --sae styles --concept style=neon --kind heatmap --top 30 -o neon.svg
+      featurestore plot ./store --sae styles --feature 41 --kind map -o 41.png
+      featurestore plot ./store --sae styles --kind fvu -o fvu.png
     """
     from featurestore.store import Store
-    from queries import plot as draw
+    from queries import plots
     from queries.selections import split_concept
 
-    family, name = split_concept(concept)
+    kind = _kind(kind, {"concept": concept, "feature": feature, "family": family})
     opened = Store.open(store)
+    if kind == "fvu":
+        click.echo(f"{plots.plot_fvu(opened, sae, output)} timesteps → {output}")
+        return
     warn_unencoded(opened, sae)
+    limit = {} if top is None else {"top": top}
     with stoppable(), running(engine) as chosen:
-        n = draw(
-            opened, sae, family, name, output, kind=kind, top=top, branch=branch, engine=chosen
+        if concept is not None:
+            limit = limit or ({"top": 2} if kind == "interval" else {})
+            of, name = split_concept(concept)
+            n = plots.plot(
+                opened, sae, of, name, output, kind=kind, branch=branch, engine=chosen, **limit
+            )
+        elif family is not None:
+            n = plots.plot_overlap(
+                opened, sae, family, output, branch=branch, engine=chosen, **limit
+            )
+        elif kind == "map":
+            assert feature is not None
+            n = plots.plot_map(opened, sae, feature, output, branch=branch, engine=chosen, **limit)
+        else:
+            assert feature is not None
+            n = plots.plot_profile(opened, sae, feature, output, branch=branch, engine=chosen)
+    click.echo(f"{n} {_COUNTED[kind]} → {output}")
+
+
+_COUNTED = {
+    "lines": "features", "heatmap": "features", "interval": "features", "overlap": "concepts",
+    "profile": "timesteps", "map": "pictures",
+}  # fmt: skip
+
+
+def _kind(kind: str | None, given: Mapping[str, object]) -> str:
+    """Return the kind of plot, after comparing it with what it is to be drawn for.
+
+    Raises:
+        UsageError: it is drawn for something else, or for more than one thing.
+    """
+    from featurestore.errors import UsageError
+
+    named = [name for name, value in given.items() if value is not None]
+    if kind is None and len(named) < 2:
+        return (
+            {"concept": "lines", "feature": "profile", "family": "overlap"}[named[0]]
+            if named
+            else "fvu"
         )
-    click.echo(f"{n} features → {output}")
+    options = {
+        "concept": "--concept",
+        "feature": "--feature",
+        "family": "--by",
+        "sae": "no more than --sae",
+    }
+    found = " and ".join(options[name] for name in named) or options["sae"]
+    if kind is None:
+        raise UsageError(f"give one of --concept, --feature and --by, not {found}.")
+    if named != [PLOTS[kind]] and not (PLOTS[kind] == "sae" and not named):
+        raise UsageError(f"--kind {kind} is drawn for {options[PLOTS[kind]]}; given: {found}.")
+    return kind
 
 
 def _warn(store: "Store", parameters: Mapping[str, object]) -> None:

@@ -39,7 +39,8 @@ from featurestore.sharing.tar import Member, members
 from featurestore.store import Store
 
 FORMAT = "featurestore-bundle"
-VERSION = 1
+VERSION = 2
+"""version 1 had no croissant.json; both are read"""
 LIST = "bundle.json"
 _LEVEL = 1
 _THREADS = 2
@@ -227,10 +228,10 @@ def _listed(first: Member | None, limit: int) -> list[FileEntry]:
         if (
             isinstance(body, dict)
             and body.get("format") == FORMAT
-            and body.get("format_version") != VERSION
+            and body.get("format_version") not in range(1, VERSION + 1)
         ):
             found = f"a {FORMAT} of version {short(body.get('format_version'))}"
-            raise _WrongError(f"{found}; this program reads version {VERSION}")
+            raise _WrongError(f"{found}; this program reads 1 to {VERSION}")
         entries = [FileEntry(**closed(entry, _ENTRY)) for entry in closed(body, _LIST)["files"]]
     except MalformedError as error:
         raise _WrongError(f"it does not begin with the list of a bundle: {error}") from error

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 
 from featurestore.card import write_card
 from featurestore.errors import DamageError
+from featurestore.format import durable
 from featurestore.format.footers import check_footer
 from featurestore.format.gate import inside, read_inside
 from featurestore.format.ledger import LEDGER
 from featurestore.format.records import MARK, SAE_FILES, FileEntry, is_name, is_table
+from featurestore.sharing.croissant import CROISSANT, croissant
 from featurestore.store import Store
 
 CARD = "README.md"
@@ -24,23 +26,24 @@ def data_files(store: Store) -> Iterator[FileEntry]:
 
 
 def record_files(store: Store) -> Iterator[FileEntry]:
-    """Yield the commit records, the store's mark, ledger and card, brought up to date: what makes
-    the data files count."""
+    """Yield the commit records, the store's mark, ledger, card and ``croissant.json``, brought up
+    to date: what makes the data files count."""
     write_card(store)
+    durable.write_bytes(store.root / CROISSANT, croissant(store).encode())
     records = [
         record.location.as_posix()
         for table in (*store.tables(), "saes")
         for record in store.records(table)
     ]
     ledger = [LEDGER] if inside(store.root, LEDGER).exists() else []
-    for path in (*records, str(MARK), *ledger, CARD):
+    for path in (*records, str(MARK), *ledger, CROISSANT, CARD):
         data = read_inside(store.root, path, MAX_LIST_BYTES)
         yield FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def is_shared(path: str) -> bool:
     """Say whether a path, read from somewhere else, is one that a shared store has."""
-    if path in (str(MARK), LEDGER, CARD):
+    if path in (str(MARK), LEDGER, CARD, CROISSANT):
         return True
     folder, _, name = path.rpartition("/")
     if folder.startswith("manifest/"):
@@ -70,7 +73,7 @@ def check_contents(store: Store, listed: Mapping[str, FileEntry]) -> None:
     came = {
         path: entry
         for path, entry in listed.items()
-        if path != CARD and not path.startswith("manifest/")
+        if path not in (CARD, CROISSANT) and not path.startswith("manifest/")
     }
     for path in sorted(set(named) | set(came)):
         if named.get(path) != came.get(path):

@@ -12,6 +12,7 @@ from featurestore.format.schemas import CODES, STATS, samples_schema
 from featurestore.saes import commit_sae
 
 HOOK = "unet.up_blocks.1.attentions.1"
+METRICS: dict = {}
 RUN = {
     "model": "m", "model_hash": "f16:0", "scheduler": {"class": "DDIMScheduler", "config": {}}, "n_steps": 3,
     "guidance": 3.0, "negative_prompt": "", "height": 64, "width": 64, "dtype": "float32",
@@ -44,7 +45,7 @@ def make_store(
     files = {
         "config.json": json.dumps(config).encode(),
         "sae.safetensors": weights,
-        "metrics.json": b"{}",
+        "metrics.json": json.dumps(METRICS).encode(),
     }
     commit_sae(store, sae, files, {})
     chosen = list(range(n)) if encoded is None else encoded

@@ -14,6 +14,7 @@ from tests.docs.pages import DOCS, PAGES, ROOT, blocks, go_through, programs
 
 ELSEWHERE = {
     "docs/api.md",  # tests/docs/test_api.py
+    "docs/tutorials/find-and-remove.md",  # its notebook: tests/docs/test_notebook.py
     "docs/own_pipeline.md",  # tests/sae/diffusion/test_calls.py
 }
 RUN = [page for page in PAGES if programs(page) and str(page) not in ELSEWHERE]
@@ -91,6 +92,7 @@ def house(shell, after_the_first, tmp_path_factory):
     return directory
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlcroissant
 @pytest.mark.parametrize("page", HERE, ids=str)
 def test_a_page_runs_word_for_word(page, house, shell, tmp_path, monkeypatch):
     there = tmp_path / "there"

@@ -1,12 +1,18 @@
 """The tutorials run word for word, each in an empty directory; so do the examples, small."""
 
+import shutil
+
 import datasets
 import pytest
 
+from tests.builders.trees import same_tree
 from tests.docs.conftest import FIRST
 from tests.docs.pages import PAGES, ROOT, go_through, programs
 
-OTHERS = [page for page in PAGES if page.parent.name == "tutorials" and str(page) != FIRST]
+NOTEBOOK = "docs/tutorials/find-and-remove.md"  # test_notebook.py runs it
+OTHERS = [
+    page for page in PAGES if page.parent.name == "tutorials" and str(page) not in (FIRST, NOTEBOOK)
+]
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
@@ -29,7 +35,7 @@ def first_store(shell, tmp_path_factory):
     shell(
         programs(FIRST)[0].text
         + """
-        featurestore collect --model minicanvas --prompts prompts.csv --steps 2 --store store \\
+        featurestore collect --model minicanvas --prompts prompts.csv --steps 2 --shard-samples 3 --store store \\
             --hook unet.up_blocks.1.attentions.1
         for sae in styles other; do
             featurestore train --store store --hook unet.up_blocks.1.attentions.1 --name $sae \\
@@ -56,6 +62,23 @@ def first_store(shell, tmp_path_factory):
 )  # fmt: skip
 def test_an_example_answers(script, arguments, said, shell, first_store):
     assert said in shell(f"python {ROOT}/examples/{script}.py {arguments}", first_store)
+
+
+@pytest.mark.ray
+def test_the_example_for_ray_encodes_what_one_process_does(shell, first_store, tmp_path):
+    pytest.importorskip("ray", reason="pip install 'featurestore[ray]'")
+    one, several = (
+        shutil.copytree(first_store / "store", tmp_path / name) for name in ("one", "several")
+    )
+    for store in (one, several):
+        for kind in ("codes", "stats", "sums", "totals"):
+            for root in (store, store / "manifest"):
+                shutil.rmtree(root / kind / "styles")
+    shell("featurestore encode --store one --sae styles", tmp_path)
+    said = shell(f"python {ROOT}/examples/encode_on_ray.py several styles --tasks 2", tmp_path)
+    n = len(list((one / "codes/styles").iterdir()))
+    assert f"task 0: {-(-n // 2)} shards" in said and f"task 1: {n // 2} shards" in said
+    same_tree(several, one)
 
 
 def test_the_examples_are_short_and_all_listed():

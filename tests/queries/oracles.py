@@ -231,6 +231,20 @@ def best_features(case):
     return rows
 
 
+def feature_names(case):
+    n_steps = len({r["step"] for r in case.importance})
+    means = {}
+    for r in case.importance:
+        of = means.setdefault(r["feature"], {})
+        of[r["concept"]] = of.get(r["concept"], 0) + r["score"] / n_steps
+    rows = []
+    for feature, of in sorted(means.items()):
+        concept = min(of, key=lambda c: (-round(of[c], 12), c.encode()))
+        if of[concept] > 1e-15:
+            rows.append((feature, concept, of[concept]))
+    return rows
+
+
 STUDENT_T = {
     1: 12.706204736432095,
     2: 4.302652729911275,

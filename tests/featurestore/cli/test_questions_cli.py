@@ -8,13 +8,15 @@ import sys
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from PIL import Image
 
 from featurestore import Selection
 from queries import ask
-from queries.plots import grid
+from queries.drawings import grid, maps, matrix
 from queries.questions import questions
 from queries.selections import select
 from tests.builders.cli import run
@@ -203,28 +205,87 @@ def test_the_grid_of_a_plot_holds_the_scores_of_the_best_features(store):
     np.testing.assert_allclose(scores, expected.T[features], atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["lines", "heatmap"])
-def test_a_plot_is_a_picture_and_the_same_every_time(capsys, store, tmp_path, kind):
-    concept = f"style={STYLES[2]}"
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """A store with a picture for each sample, and an SAE that was measured."""
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(sink, "PNG")
+    metrics = [{"step": s, "timestep": 9 - s, "branch": "cond", "fvu": 0.5 - s / 9} for s in (0, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.builders.stores.METRICS", {"timesteps": metrics})
+        return make_store(
+            tmp_path_factory.mktemp("pictured") / "store",
+            random_codes(1, samples=6),
+            {"style": STYLES},
+            pictures=[sink.getvalue()] * 6,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.* are few for an interval")
+@pytest.mark.parametrize(
+    ("kind", "of", "said"),
+    [
+        (kind, ["--concept", f"style={STYLES[2]}"], "features")
+        for kind in ("lines", "heatmap", "interval")
+    ]
+    + [
+        ("overlap", ["--by", "style"], "4 concepts"),
+        ("profile", ["--feature", 2], "3 timesteps"),
+        ("map", ["--feature", 2, "--top", 3], "3 pictures"),
+        ("fvu", [], "2 timesteps"),
+    ],
+)
+def test_a_plot_is_a_picture_and_the_same_every_time(capsys, pictured, tmp_path, kind, of, said):
     for name in ("a.svg", "b.svg", "a.png"):
-        command = [
-            "plot",
-            store.root,
-            "--sae",
-            "s",
-            "--concept",
-            concept,
-            "--kind",
-            kind,
-            "-o",
-            tmp_path / name,
-        ]
+        command = ["plot", pictured.root, "--sae", "s", *of, "--kind", kind, "-o", tmp_path / name]
         status, out, err = run(capsys, *command)
-        assert (status, err) == (0, "")
-        assert out.endswith(f"{name}\n")
+        assert (status, err if kind != "interval" else "") == (0, "")
+        assert out.endswith(f"{said} → {tmp_path / name}\n")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_map_shows_a_feature_where_it_fires():
+    answer = pa.table(
+        {"step": [1], "map_row": [1], "map_column": [2], "value": [0.75], "timestep": [9.0]}
+    )
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    figure = maps("", [grey], [answer], {0: 10.0, 1: 9.0}, (2, 4))
+    drawn = [axes.get_images()[-1].get_array() for axes in figure.axes[1:3]]
+    np.testing.assert_array_equal(drawn[0], np.zeros((2, 4)))
+    np.testing.assert_array_equal(drawn[1], [[0, 0, 0, 0], [0, 0, 0.75, 0]])
+
+
+def test_a_matrix_shows_what_the_question_answers(store):
+    rows = ask(store, "overlap_matrix", {"family": "style", "top": 3})
+    figure, n = matrix("", rows)
+    (image,) = figure.axes[0].get_images()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    shown = image.get_array()
+    assert n == len(names) == 4
+    for row in rows.to_pylist():
+        if row["concept"] != row["other_concept"]:
+            i, j = names.index(row["concept"]), names.index(row["other_concept"])
+            assert shown[i, j] == shown[j, i] == row["jaccard"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "map"], "--kind map is drawn for --feature; given: no more than --sae."),
+        (["--concept", "style=neon", "--feature", 2],
+         "give one of --concept, --feature and --by, not --concept and --feature."),
+        (["--kind", "fvu", "--by", "style"],
+         "--kind fvu is drawn for no more than --sae; given: --by."),
+        ([], "SAE 's' was not measured by training: it has no FVU by timestep."),
+        (["--feature", 2, "--kind", "map"], "have no pictures: collect them with --images."),
+    ],
+)  # fmt: skip
+def test_a_kind_says_what_it_is_drawn_for(capsys, store, tmp_path, arguments, message):
+    command = ["plot", store.root, "--sae", "s", *arguments, "-o", tmp_path / "x.png"]
+    status, _, err = run(capsys, *command)
+    assert (status, message in err, list(tmp_path.iterdir())) == (1, True, []), err
 
 
 def test_what_cannot_be_drawn(capsys, store, tmp_path):

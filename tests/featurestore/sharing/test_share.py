@@ -93,6 +93,17 @@ def rewritten(bundle, change, tmp_path):
     return other
 
 
+def test_a_bundle_of_version_1_is_read(bundle, tmp_path):
+    def older(members):
+        body = json.loads(members[LIST])
+        body["files"] = [one for one in body["files"] if one["path"] != "croissant.json"]
+        members[LIST] = json.dumps(body | {"format_version": 1}).encode()
+        del members["croissant.json"]
+
+    back = unpack(rewritten(bundle, older, tmp_path), tmp_path / "back")
+    assert verify(back, deep=True) == []
+
+
 def listed(members, **entry):
     body = json.loads(members[LIST])
     body["files"].append(
@@ -215,7 +226,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_store_goes_to_the_hub_and_back(store, hub, tmp_path):
     assert push(store, "user/name") == "hub/user/name"
-    records = [call for call in hub.calls if call.startswith("manifest/") or call == "README.md"]
+    told = ("README.md", "croissant.json")
+    records = [call for call in hub.calls if call.startswith("manifest/") or call in told]
     assert hub.calls[-len(records) :] == records, "data first"
     assert not any("leftover" in call or ".tmp" in call for call in hub.calls)
     back = pull("user/name", tmp_path / "back")
