@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from featurestore import Store
@@ -89,7 +90,7 @@ def twelve(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
             (answer,) = judge.answers([asked], [after])
             columns.append((concept, before, after, answer.seen[study.family] == concept))
     n = len(columns) // 2
-    sheet = Image.new("RGB", (n * (SIDE + 4), 2 * (2 * SIDE + 4 + LABEL + 10)), "white")
+    sheet = Image.new("RGB", (n * (SIDE + 4) - 4, 2 * (2 * SIDE + 4 + LABEL + 10) - 10), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (concept, before, after, stays) in enumerate(columns):
         x, y = number % n * (SIDE + 4), number // n * (2 * SIDE + 4 + LABEL + 10)
@@ -105,7 +106,7 @@ def twelve(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
 def multipliers(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
     """Draw one prompt for each family at every multiplier."""
     sheet = Image.new(
-        "RGB", (len(MULTIPLIERS) * (SIDE + 4), len(STUDIES) * (SIDE + LABEL + 8)), "white"
+        "RGB", (len(MULTIPLIERS) * (SIDE + 4) - 4, len(STUDIES) * (SIDE + LABEL + 8) - 8), "white"
     )
     pen = ImageDraw.Draw(sheet)
     for row, study in enumerate(STUDIES):
@@ -140,12 +141,42 @@ def figures(store: Store, study: Study, feature: int) -> None:
         plots.plot_map(store, sae, feature, path, top=3)
         keep(Image.open(path), f"map-{concept}")
         if study is STUDIES[0]:
+            three(store, study).savefig(path, dpi=150)
+            keep(Image.open(path), "score")
             plots.plot_overlap(store, sae, family, path)
             keep(Image.open(path), "overlap")
             plots.plot_profile(store, sae, feature, path)
             keep(Image.open(path), "profile")
             plots.plot_fvu(store, sae, path)
             keep(Image.open(path), "fvu")
+
+
+def three(store: Store, study: Study, n_shown: int = 10) -> Figure:
+    """Draw the score at the first step in three pictures: shares in the concept's pictures, shares
+    in the family's others, the difference."""
+    asked = {"sae": study.sae, "family": study.family, "concept": study.concept}
+    rows = ask(store, "importance", {"sae": study.sae, "family": study.family}).to_pylist()
+    rows = [row for row in rows if row["concept"] == asked["concept"] and row["step"] == 0]
+    of, others = (
+        {r["feature"]: r[mean] / sum(one[mean] for one in rows) for r in rows}
+        for mean in ("mean_concept", "mean_other")
+    )
+    shown = sorted(of, key=lambda f: -max(of[f], others[f]))[:n_shown]
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    titles = (
+        f"share in pictures of {study.concept}",
+        "share in the others",
+        "score: the difference",
+    )
+    values = (of, others, {f: of[f] - others[f] for f in shown})
+    for axes, title, colour, one in zip(panels, titles, ("C1", "0.6", "C0"), values, strict=True):
+        axes.bar(range(n_shown), [one[f] for f in shown], color=colour)
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        axes.set_xticks(range(n_shown), [str(f) for f in shown], rotation=60, fontsize="small")
+        axes.set_title(title, fontsize="medium")
+    panels[0].set_xlabel("feature")
+    return figure
 
 
 def keep(image: Image.Image, name: str) -> None:

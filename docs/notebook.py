@@ -5,8 +5,11 @@
 """
 
 import base64
+import io
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 NOTEBOOK = Path(__file__).parent / "tutorials" / "find-and-remove.ipynb"
 PAGE = NOTEBOOK.with_suffix(".md")
@@ -23,7 +26,22 @@ def run() -> None:
     NotebookClient(notebook, timeout=600).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
+        if cell.cell_type == "code":  # stderr has progress and what libraries say about notebooks
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            for output in cell.outputs:
+                _shrink(output.get("data", {}))
     nbformat.write(notebook, NOTEBOOK)
+
+
+def _shrink(data: dict[str, Any]) -> None:
+    """Make a picture at most 900 pixels wide, of 256 colours."""
+    if "image/png" not in data:
+        return
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    picture.thumbnail((900, 900), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    picture.quantize(256).save(sink, "PNG", optimize=True)
+    data["image/png"] = base64.b64encode(sink.getvalue()).decode()
 
 
 def pages() -> dict[Path, bytes]:
