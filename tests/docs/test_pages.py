@@ -73,8 +73,7 @@ def house(shell, after_the_first, tmp_path_factory):
     lines = [
         f'{{"prompt": "An image of {thing} in {style} style.", "style": "{style}", '
         f'"object": "{thing}"}}\n'
-        for style in ("neon", "sketch")
-        for thing in ("cat", "house")
+        for style, thing in (("neon", "cat"), ("sketch", "house"))
     ]
     (directory / "prompts.jsonl").write_text("".join(lines))
     labels = (after_the_first / "prompts.csv").read_text()
