@@ -54,15 +54,18 @@ def pickled_tensors(path: Path) -> dict[str, Tensor]:
     tensors = safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     others = json.loads(header["__metadata__"]["others"])
-    numbers = {
-        name: torch.tensor(value) for name, value in others.items() if type(value) in (int, float)
-    }
+    numbers = {name: torch.tensor(value) for name, value in others.items() if _is_number(value)}
     wrong = sorted(name for name in others if name not in numbers)
     if wrong or "" in numbers:
         raise SAEError(
             f"{path} holds {', '.join(map(repr, wrong[:8] or ['']))}, expected only named tensors."
         )
     return tensors | numbers
+
+
+def _is_number(value: object) -> bool:
+    """Say whether a value is a number that a tensor can hold."""
+    return type(value) is float or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def _loaded(path: Path) -> bytes:

@@ -2,28 +2,63 @@
 version 0.1."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from featurestore.errors import SAEError
-from sae.formats.foreign import (
-    Choice,
-    Foreign,
-    Taken,
-    integer,
+from sae.formats.config import (
+    D_IN,
+    LATENTS,
+    OBJECT,
+    WORD,
+    or_null,
+    parse,
     read_fields,
     refuse,
-    state_dict,
-    unit_rows,
+    required,
 )
+from sae.formats.foreign import Choice, Foreign, Taken, state_dict, unit_rows
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
 FILES = (CONFIG, WEIGHTS)
 
 _IO = {"in": "input", "out": "output"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """The two parts of a configuration."""
+
+    trainer: Annotated[dict[str, Any], OBJECT]
+    buffer: Annotated[dict[str, Any] | None, or_null(OBJECT)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Class:
+    """What says which of the fields of ``trainer`` count."""
+
+    dict_class: Annotated[str, WORD]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trainer:
+    """What of ``trainer`` makes the function; how it was trained stands beside it."""
+
+    activation_dim: Annotated[int, D_IN]
+    dict_size: Annotated[int, LATENTS]
+    k: Annotated[int | None, or_null(LATENTS)] = None
+    submodule_name: Annotated[str | None, or_null(WORD)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Buffer:
+    """What of ``buffer`` says which tensor it was trained on."""
+
+    io: Annotated[str, WORD] = "out"
 
 
 def read(directory: Path, choice: Choice) -> Foreign:
@@ -34,26 +69,23 @@ def read(directory: Path, choice: Choice) -> Foreign:
     """
     path = directory / CONFIG
     fields = read_fields(path)
-    trainer = fields.get("trainer")
-    if not isinstance(trainer, dict):
+    if not isinstance(fields.get("trainer"), dict):
         raise SAEError(f"{path} has no trainer: it is no configuration of dictionary_learning.")
-    kind = trainer.get("dict_class")
+    said = parse(path, fields, _Config, None)
+    kind = parse(path, said.trainer, _Class, None).dict_class
     if kind in _OTHER:
         refuse(path, "dict_class", kind, _OTHER[kind])
     if kind not in _READERS:
         refuse(path, "dict_class", kind, f"only {', '.join(_READERS)} are known here")
-    buffer = fields.get("buffer") or {}
-    side = buffer.get("io", "out") if isinstance(buffer, dict) else "out"
+    trainer = parse(path, said.trainer, _Trainer, None)
+    side = parse(path, said.buffer or {}, _Buffer, None).io
     if side not in _IO:
         refuse(path, "io", side, "it predicts another tensor than it reads")
-    d_in, n_latents = integer(path, trainer, "activation_dim"), integer(path, trainer, "dict_size")
     taken = state_dict(directory / WEIGHTS)
-    config = {"d_in": d_in, "n_latents": n_latents, "k": 0}
+    config = {"d_in": trainer.activation_dim, "n_latents": trainer.dict_size, "k": 0}
     found = _READERS[kind](path, trainer, taken, choice, config)
     taken.finish()
-    return found._replace(
-        hook=str(trainer.get("submodule_name") or ""), io=_IO[side] if buffer else ""
-    )
+    return found._replace(hook=trainer.submodule_name or "", io=_IO[side] if said.buffer else "")
 
 
 def _linear(taken: Taken, d_in: int, n_latents: int, bias: str) -> dict[str, torch.Tensor]:
@@ -74,15 +106,15 @@ def _matrices(taken: Taken, d_in: int, n_latents: int) -> dict[str, torch.Tensor
     }
 
 
-def _k(path: Path, trainer: dict[str, Any], taken: Taken) -> int:
-    k = integer(path, trainer, "k")
+def _k(path: Path, trainer: _Trainer, taken: Taken) -> int:
+    k = required(path, "k", trainer.k)
     if "k" in taken and taken.number("k") != k:
         raise SAEError(f"{path} has k = {k}, {taken.path} has k = {taken.number('k'):g}.")
     return k
 
 
 def _standard(
-    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
 ) -> Foreign:
     """``ReLU``: a threshold of 0. With unit rows in the decoder, as the library's
     ``load_dictionary`` gives them."""
@@ -94,7 +126,7 @@ def _standard(
 
 
 def _topk(
-    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
 ) -> Foreign:
     """TopK; the threshold in the file is not used unless one asks for it."""
     taken.ignore("threshold")
@@ -103,7 +135,7 @@ def _topk(
 
 
 def _batchtopk(
-    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
 ) -> Foreign:
     tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
     config |= {"k": _k(path, trainer, taken), "architecture": "batchtopk"}
@@ -111,7 +143,7 @@ def _batchtopk(
 
 
 def _matryoshka(
-    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
 ) -> Foreign:
     tensors = _matrices(taken, config["d_in"], config["n_latents"])
     config |= {"k": _k(path, trainer, taken), "architecture": "matryoshka_batchtopk"}
@@ -120,7 +152,7 @@ def _matryoshka(
 
 
 def _jumprelu(
-    path: Path, trainer: dict[str, Any], taken: Taken, choice: Choice, config: dict[str, Any]
+    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
 ) -> Foreign:
     """Thresholds a latent; this library's JumpReLU does not subtract ``b_dec`` from its input."""
     tensors = _matrices(taken, config["d_in"], config["n_latents"])

@@ -1,10 +1,9 @@
-"""What readers of other libraries' checkpoints share: options, tensors that are checked as they are
-taken, refusals."""
+"""What readers of other libraries' checkpoints share: options, and tensors that are checked as they
+are taken."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from featurestore.errors import SAEError
 from sae.checkpoint import all_finite
+from sae.formats.config import listed, read_bytes
 from sae.pickles import pickled_tensors
 
 
@@ -126,30 +126,14 @@ class Taken:
         left = sorted(set(self._tensors) - self._taken)
         if left:
             raise SAEError(
-                f"{self.path} has tensors that are not known and may change the function: {left}."
+                f"{self.path} has tensors that are not known and may change the function: "
+                f"{listed(left)}."
             )
 
     def _get(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise SAEError(f"{self.path} has no tensor {name!r}: it has {sorted(self._tensors)}.")
+            raise SAEError(f"{self.path} has no tensor {name!r}: it has {listed(self._tensors)}.")
         return self._tensors[name]
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises:
-        SAEError: there is none.
-    """
-    try:
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SAEError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SAEError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise SAEError(f"{path} holds {type(fields).__name__}, expected an object.")
-    return fields
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,9 +178,7 @@ def read_tensors(path: Path) -> Taken:
     tensors: dict[str, Tensor] = {}
     for file in [path] if path.is_file() else _shards(path) or [path]:
         try:
-            tensors |= safetensors.torch.load(file.read_bytes())
-        except OSError as error:
-            raise SAEError(f"{file} cannot be read: {error.strerror}.") from error
+            tensors |= safetensors.torch.load(read_bytes(file))
         except safetensors.SafetensorError as error:
             raise SAEError(f"{file} is no safetensors file: {error}.") from error
     return Taken(path, tensors)
@@ -232,40 +214,3 @@ def unit_rows(taken: Taken, tensors: dict[str, Tensor], by: str) -> dict[str, Te
         raise SAEError(f"{taken.path}: W_dec has rows of zeros, which {by} divides by.")
     W_enc, b_enc = tensors["W_enc"] * norms, tensors["b_enc"] * norms.squeeze(1)
     return {**tensors, "W_enc": W_enc, "b_enc": b_enc, "W_dec": tensors["W_dec"] / norms}
-
-
-def integer(path: Path, fields: Mapping[str, Any], name: str, least: int = 1) -> int:
-    """Return a field that must be an integer.
-
-    Raises:
-        SAEError: it is missing or something else.
-    """
-    value = fields.get(name)
-    if type(value) is float and value == int(value):
-        value = int(value)
-    if type(value) is not int or value < least:
-        found = f"has no {name}" if name not in fields else f"has {name} = {value!r}"
-        raise SAEError(f"{path} {found}, expected an integer of at least {least}.")
-    return value
-
-
-def check_known(path: Path, fields: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse fields that this project does not know.
-
-    Raises:
-        SAEError: there are some: they may change the function.
-    """
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise SAEError(
-            f"{path} has fields that are not known and may change the function: {unknown}."
-        )
-
-
-def refuse(path: Path, name: str, value: object, why: str) -> NoReturn:
-    """Refuse what a file says.
-
-    Raises:
-        SAEError: always.
-    """
-    raise SAEError(f"{path} has {name} = {value!r}, which cannot be honoured: {why}.")

@@ -1,24 +1,29 @@
 """SAELens: ``cfg.json``, ``sae_weights.safetensors`` (``sae_lens/saes/``, version 6.54; and the
 versions before 6)."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 
 from featurestore.errors import SAEError
 from featurestore.format.canonical import canonical_json
-from sae.formats.foreign import (
-    Choice,
-    Foreign,
+from sae.formats.config import (
+    D_IN,
+    LATENTS,
+    OBJECT,
+    WORD,
+    YES_NO,
     check_known,
-    integer,
+    or_null,
+    parse,
     read_fields,
-    read_tensors,
     refuse,
-    unit_rows,
+    required,
 )
+from sae.formats.foreign import Choice, Foreign, read_tensors, unit_rows
 from sae.model import NORMALIZATIONS, SAE
 
 CONFIG = "cfg.json"
@@ -58,9 +63,49 @@ _OTHER = {
     "temporal": "it reads several positions at once",
 }
 """architectures that are another function than any SAE here"""
-_TRAINING = {"batchtopk", "matryoshka_batchtopk"}
+_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_TRAINING_STATE = "it is a training state: save it with save_inference_model()"
 _VERSION = "6.0.0"
 """of the format that :func:`write` writes: SAELens reads files without a version as older than 6"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Architecture:
+    """What says which fields there may be."""
+
+    architecture: Annotated[str, WORD]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What of a configuration of version 6 makes the function."""
+
+    d_in: Annotated[int, D_IN]
+    d_sae: Annotated[int, LATENTS]
+    k: Annotated[int | None, LATENTS] = None
+    rescale_acts_by_decoder_norm: Annotated[bool, YES_NO] = False
+    apply_b_dec_to_input: Annotated[bool, YES_NO] = True
+    normalize_activations: Annotated[str, WORD] = "none"
+    reshape_activations: Annotated[str, WORD] = "none"
+    finetuning_scaling_factor: Annotated[bool, YES_NO] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metadata:
+    """What of ``metadata`` says where it belongs."""
+
+    hook_name: Annotated[str | None, or_null(WORD)] = None
+    io: Annotated[str | None, or_null(WORD)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before6:
+    """What an older configuration says in words of its own."""
+
+    architecture: Annotated[str, WORD] = "standard"
+    activation_fn_str: Annotated[str, WORD] = "relu"
+    activation_fn_kwargs: Annotated[dict[str, Any] | None, or_null(OBJECT)] = None
+    hook_name: Annotated[str | None, or_null(WORD)] = None
 
 
 def read(directory: Path, choice: Choice) -> Foreign:
@@ -71,26 +116,19 @@ def read(directory: Path, choice: Choice) -> Foreign:
     """
     path = directory / CONFIG
     fields = read_fields(path)
-    architecture, metadata = fields.get("architecture"), fields.get("metadata")
-    known = {"architecture", "metadata"}
+    metadata, known = fields.get("metadata"), {"architecture", "metadata"}
     if not isinstance(metadata, dict):
         known |= {"finetuning_scaling_factor"}
         fields, metadata = _as_version_6(path, fields)
-        architecture = fields["architecture"]
-    if architecture in _OTHER:
-        refuse(path, "architecture", architecture, _OTHER[architecture])
-    if architecture in _TRAINING:
-        refuse(
-            path,
-            "architecture",
-            architecture,
-            "it is a training state: save it with save_inference_model()",
-        )
+    architecture = parse(path, fields, _Architecture, None).architecture
+    if architecture in (*_OTHER, *_TRAINING):
+        refuse(path, "architecture", architecture, _OTHER.get(architecture, _TRAINING_STATE))
     if architecture not in _FIELDS:
         refuse(path, "architecture", architecture, f"only {', '.join(_FIELDS)} are known here")
     check_known(path, fields, _FIELDS[architecture] | known)
-    d_in, n_latents = integer(path, fields, "d_in"), integer(path, fields, "d_sae")
-    config = {"d_in": d_in, "n_latents": n_latents, **_input(path, fields)}
+    said, place = parse(path, fields, _Config, None), parse(path, metadata, _Metadata, None)
+    d_in, n_latents = said.d_in, said.d_sae
+    config = {"d_in": d_in, "n_latents": n_latents, **_input(path, said)}
     taken = read_tensors(directory / WEIGHTS)
     tensors = {
         "W_enc": taken.take("W_enc", (d_in, n_latents)).T,
@@ -99,8 +137,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
         "b_dec": taken.take("b_dec", (d_in,)),
     }
     if architecture == "topk":
-        config["k"] = integer(path, fields, "k")
-        if fields.get("rescale_acts_by_decoder_norm", False) is not False:
+        config["k"] = required(path, "k", said.k)
+        if said.rescale_acts_by_decoder_norm:
             tensors = unit_rows(taken, tensors, "rescale_acts_by_decoder_norm")
     else:
         # A standard SAE is a ReLU: a threshold of 0.
@@ -111,7 +149,7 @@ def read(directory: Path, choice: Choice) -> Foreign:
         )
         tensors["threshold"] = threshold
         config |= {"k": 0, "architecture": "jumprelu"}
-    if fields.get("finetuning_scaling_factor"):
+    if said.finetuning_scaling_factor:
         factor = taken.take("scaling_factor", (n_latents,))
         tensors["W_dec"] = (
             tensors["W_dec"] * factor[:, None]
@@ -119,8 +157,7 @@ def read(directory: Path, choice: Choice) -> Foreign:
     elif "scaling_factor" in taken:
         taken.ignore("scaling_factor")  # Version 5 keeps ones where it is not used.
     taken.finish()
-    hook, io = metadata.get("hook_name") or "", metadata.get("io") or ""
-    return Foreign(config, tensors, str(hook), str(io))
+    return Foreign(config, tensors, place.hook_name or "", place.io or "")
 
 
 def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,11 +170,8 @@ def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], d
     if "d_sae" not in fields:
         raise SAEError(f"{path} has neither metadata nor d_sae: it is no configuration of SAELens.")
     check_known(path, fields, _COMMON | _BEFORE_6 | _ELSEWHERE)
-    activation, options = (
-        fields.get("activation_fn_str", "relu"),
-        fields.get("activation_fn_kwargs") or {},
-    )
-    architecture = fields.get("architecture", "standard")
+    told = parse(path, fields, _Before6, None)
+    activation, architecture = told.activation_fn_str, told.architecture
     if activation not in ("relu", "topk") or (activation == "topk" and architecture != "standard"):
         refuse(
             path,
@@ -156,15 +190,13 @@ def _as_version_6(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], d
         name: fields[name] for name in (*_COMMON, "finetuning_scaling_factor") if name in fields
     }
     if activation == "topk":
-        architecture, said = "topk", said | {"k": options.get("k")}
-    return said | {"architecture": architecture, "metadata": {}}, {
-        "hook_name": fields.get("hook_name")
-    }
+        architecture, said = "topk", said | {"k": (told.activation_fn_kwargs or {}).get("k")}
+    return said | {"architecture": architecture, "metadata": {}}, {"hook_name": told.hook_name}
 
 
-def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
+def _input(path: Path, said: _Config) -> dict[str, Any]:
     """Return what the configuration says of inputs."""
-    normalize = fields.get("normalize_activations", "none")
+    normalize = said.normalize_activations
     if normalize not in NORMALIZATIONS:
         why = f"only {', '.join(NORMALIZATIONS)} are known here"
         if normalize in ("expected_average_only_in", "covariance_whitening"):
@@ -173,13 +205,13 @@ def _input(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
                 "fold them in SAELens"
             )
         refuse(path, "normalize_activations", normalize, why)
-    reshape = fields.get("reshape_activations", "none")
-    if reshape != "none":
-        refuse(path, "reshape_activations", reshape, "activations here are positions by channels")
-    apply_b_dec = fields.get("apply_b_dec_to_input", True)
-    if type(apply_b_dec) is not bool:
-        refuse(path, "apply_b_dec_to_input", apply_b_dec, "expected true or false")
-    return {"normalize_activations": normalize, "apply_b_dec_to_input": apply_b_dec}
+    if said.reshape_activations != "none":
+        why = "activations here are positions by channels"
+        refuse(path, "reshape_activations", said.reshape_activations, why)
+    return {
+        "normalize_activations": normalize,
+        "apply_b_dec_to_input": said.apply_b_dec_to_input,
+    }
 
 
 def write(sae: SAE) -> dict[str, bytes]:

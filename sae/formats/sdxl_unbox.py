@@ -7,15 +7,27 @@ published weights are activations of the latents, ``[n_latents]``, for a demonst
 normalisation of inputs and not read.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from sae.formats.foreign import Choice, Foreign, check_known, integer, read_fields, state_dict
+from sae.formats.config import D_IN, LATENTS, parse, read_fields
+from sae.formats.foreign import Choice, Foreign, state_dict
 
 CONFIG = "config.json"
 WEIGHTS = "state_dict.pth"
 FILES = (CONFIG, WEIGHTS)
 
 _TRAINING_ONLY = {"auxk", "auxk_coef", "dead_steps_threshold"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What of a configuration makes the function."""
+
+    d_model: Annotated[int, D_IN]
+    n_dirs_local: Annotated[int, LATENTS]
+    k: Annotated[int, LATENTS]
 
 
 def read(directory: Path, choice: Choice) -> Foreign:
@@ -26,8 +38,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
     """
     path = directory / CONFIG
     fields = read_fields(path)
-    check_known(path, fields, {"n_dirs_local", "d_model", "k"} | _TRAINING_ONLY)
-    n_latents, d_in, k = (integer(path, fields, name) for name in ("n_dirs_local", "d_model", "k"))
+    said = parse(path, fields, _Config, _TRAINING_ONLY)
+    n_latents, d_in = said.n_dirs_local, said.d_model
     taken = state_dict(directory / WEIGHTS, within="state_dict")
     taken.ignore("stats_last_nonzero")
     found = {
@@ -37,5 +49,5 @@ def read(directory: Path, choice: Choice) -> Foreign:
         "b_dec": taken.take("pre_bias", (d_in,)),
     }
     taken.finish()
-    config = {"d_in": d_in, "n_latents": n_latents, "k": k}
+    config = {"d_in": d_in, "n_latents": n_latents, "k": said.k}
     return Foreign(config, found, io="" if "auxk_coef" in fields else "difference")

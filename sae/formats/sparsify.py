@@ -5,23 +5,28 @@ sparsify 1.3 (``sparsify/sparse_coder.py``); SAeUron (``SAE/sae.py``) adds ``bat
 ``sample_topk`` and ``input_unit_norm``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 from torch import Tensor
 
 from featurestore.errors import SAEError
 from featurestore.format.canonical import canonical_json
-from sae.formats.foreign import (
-    Choice,
-    Foreign,
-    check_known,
-    integer,
+from sae.formats.config import (
+    D_IN,
+    LATENTS,
+    MAX_LATENTS,
+    WORD,
+    YES_NO,
+    or_null,
+    parse,
     read_fields,
-    read_tensors,
     refuse,
+    size,
 )
+from sae.formats.foreign import Choice, Foreign, read_tensors
 from sae.model import SAE
 
 CONFIG = "cfg.json"
@@ -29,13 +34,40 @@ WEIGHTS = "sae.safetensors"
 FILES = (CONFIG, WEIGHTS)
 
 _TRAINING_ONLY = {"expansion_factor", "normalize_decoder", "multi_topk"}
-_MATTERS = {"d_in", "num_latents", "k", "activation", "signed", "skip_connection", "transcode"}
-_SAEURON = {"batch_topk", "sample_topk", "input_unit_norm"}
 _REFUSED = {
     "skip_connection": "an SAE here has no path around its latents (W_skip)",
     "transcode": "it predicts another tensor than it reads",
     "signed": "latents here are not negative",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What of a configuration makes the function; the last three are SAeUron's."""
+
+    d_in: Annotated[int, D_IN]
+    k: Annotated[int, LATENTS]
+    num_latents: Annotated[int | None, or_null(size(MAX_LATENTS, 0))] = None
+    activation: Annotated[str, WORD] = "topk"
+    signed: Annotated[bool, YES_NO] = False
+    skip_connection: Annotated[bool, YES_NO] = False
+    transcode: Annotated[bool, YES_NO] = False
+    batch_topk: Annotated[bool, YES_NO] = False
+    sample_topk: Annotated[bool, YES_NO] = False
+    input_unit_norm: Annotated[bool, YES_NO] = False
+
+    def n_latents(self, path: Path, fields: dict[str, Any]) -> int:
+        """Return the number of latents; where it is not given, it follows from the expansion."""
+        if self.num_latents:
+            return self.num_latents
+        return self.d_in * parse(path, fields, _Expansion, None).expansion_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expansion:
+    """What counts where ``num_latents`` is absent, null or 0."""
+
+    expansion_factor: Annotated[int, size(2**10)]
 
 
 def read(directory: Path, choice: Choice) -> Foreign:
@@ -46,18 +78,14 @@ def read(directory: Path, choice: Choice) -> Foreign:
     """
     path = directory / CONFIG
     fields = read_fields(path)
-    check_known(path, fields, _TRAINING_ONLY | _MATTERS | _SAEURON)
-    d_in, k = integer(path, fields, "d_in"), integer(path, fields, "k")
+    said = parse(path, fields, _Config, _TRAINING_ONLY)
     for name, why in _REFUSED.items():
-        if fields.get(name, False) is not False:
-            refuse(path, name, fields[name], why)
-    if fields.get("activation", "topk") != "topk":
-        refuse(path, "activation", fields["activation"], "only 'topk' is known here")
-    threshold = _threshold(path, fields, choice)
-    n_latents = (
-        integer(path, fields, "num_latents", 0) if fields.get("num_latents") is not None else 0
-    )
-    n_latents = n_latents or d_in * integer(path, fields, "expansion_factor")
+        if getattr(said, name):
+            refuse(path, name, True, why)
+    if said.activation != "topk":
+        refuse(path, "activation", said.activation, "only 'topk' is known here")
+    threshold = _threshold(path, said, choice)
+    d_in, n_latents = said.d_in, said.n_latents(path, fields)
     taken = read_tensors(directory / WEIGHTS)
     tensors = {
         "W_enc": taken.take("encoder.weight", (n_latents, d_in)),
@@ -66,8 +94,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
         "b_dec": taken.take("b_dec", (d_in,)),
     }
     taken.finish()
-    config: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": k}
-    if fields.get("input_unit_norm"):
+    config: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": said.k}
+    if said.input_unit_norm:
         config["normalize_activations"] = "layer_norm"
     if threshold is not None:
         config["architecture"] = "batchtopk"
@@ -77,11 +105,9 @@ def read(directory: Path, choice: Choice) -> Foreign:
     return Foreign(config, tensors, hook=name if "." in name else "", uncalibrated=uncalibrated)
 
 
-def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | None:
+def _threshold(path: Path, said: _Config, choice: Choice) -> float | None:
     """Return the threshold to serve with; None for TopK."""
-    trained = [
-        name for name in ("batch_topk", "sample_topk") if fields.get(name, False) is not False
-    ]
+    trained = [name for name in ("batch_topk", "sample_topk") if getattr(said, name)]
     if not trained or choice.architecture == "topk":
         return None
     if trained == ["batch_topk"] and (choice.threshold is not None or choice.calibrate):
@@ -96,7 +122,7 @@ def _threshold(path: Path, fields: dict[str, Any], choice: Choice) -> float | No
     raise SAEError(
         f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a "
         f"whole {whole}, and holds no "
-        f"threshold. Give {give}--architecture topk to serve it with {fields['k']} latents a "
+        f"threshold. Give {give}--architecture topk to serve it with {said.k} latents a "
         f"position, as SAeUron's own "
         f"loader does."
     )

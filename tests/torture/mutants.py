@@ -76,8 +76,8 @@ class HangError(BaseException):
 class Report:
     """What became of mutants."""
 
-    mutants: int = 0
-    ways: int = 0
+    tried: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """what was changed, and through which ways it went, mutant by mutant"""
     refused: int = 0
     broken: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
@@ -87,9 +87,19 @@ class Report:
 
     def add(self, other: "Report") -> None:
         """Add another report's numbers to these."""
-        for name in ("mutants", "ways", "refused", "broken", "outside", "hangs", "large"):
+        for name in ("tried", "refused", "broken", "outside", "hangs", "large"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.peak_mb = max(self.peak_mb, other.peak_mb)
+
+    @property
+    def mutants(self) -> int:
+        """How many there were."""
+        return len(self.tried)
+
+    @property
+    def ways(self) -> int:
+        """Through how many readers and writers they went, all together."""
+        return sum(len(ways) for _, ways in self.tried)
 
     @property
     def wrong(self) -> list[str]:
@@ -368,7 +378,6 @@ def _ways(chamber: Chamber, name: str, rng: random.Random) -> Ways:
 def _try(what: str, way: str, call: Callable[[], object], report: Report) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
-    report.ways += 1
     try:
         call()
     except FeatureStoreError as error:
@@ -423,11 +432,12 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
         for seed in seeds:
             checksums.forget()
             claims._cleared.clear()
+            # Of its own: what lies in the cache depends on the clock, the mutant on its seed alone.
+            _hurt_cache(work / "tmp" / "cache", random.Random(f"cache {seed}"))
             rng = random.Random(seed)
-            _hurt_cache(work / "tmp" / "cache", rng)
             what, ways = change(chamber, rng)
             touched.files()
-            report.mutants += 1
+            report.tried.append((f"{seed} {what}", tuple(ways)))
             with Writes(Path("/")) as writes:
                 for way, call in ways.items():
                     (work / "last").write_text(f"{seed} {what}: {way}")
