@@ -2,14 +2,23 @@
 works."""
 
 import json
+import sys
+import types
+from pathlib import Path
 
 import pytest
 
+from featurestore.errors import DamageError
+from sae.training.logs import open_log
 from tests.builders.cli import run
+from tests.builders.saes import HOOK as TRAINED
+from tests.builders.saes import make_store as make_training_store
 from tests.builders.watch import Writes
 
 HOOK = "unet.up_blocks.1.attentions.1"
 OWNER = "featurestore.format.durable"
+APART = "store/.work/logs/", "sae.training.logs"
+"""the one exception, and who makes it: a training's log, written by TensorBoard's own writer"""
 
 
 def snapshot(root):
@@ -73,6 +82,55 @@ def test_one_module_owns_every_write_into_a_store(capsys, tmp_path, model_dir, p
         changed = {name for name, state in snapshot(store).items() if before.get(name) != state}
         unseen = changed - {path.removeprefix("store/") for path, _ in inside}
         assert not unseen, f"{command[0]} left {sorted(unseen)[:5]} without a write of {OWNER}"
+
+
+class Events:
+    """TensorBoard's writer, as far as a training uses it."""
+
+    def __init__(self, directory):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._file = Path(directory, "events.out.tfevents").open("a")  # noqa: SIM115
+
+    def add_scalar(self, name, value, step):
+        self._file.write(f"{name} {step} {value}\n")
+
+    def close(self):
+        self._file.close()
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Events
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+
+
+def test_a_training_log_is_the_one_exception(capsys, tmp_path, tensorboard):
+    store = make_training_store(tmp_path / "store").root
+    training = ("train", "--store", store, "--hook", TRAINED, "--name", "z", "--k", 2, "--expansion", 2,
+                "--steps", 4, "--batch-size", 32, "--quiet", "--log", "tensorboard")  # fmt: skip
+    with Writes(tmp_path) as writes:
+        status, out, err = run(capsys, *training)
+    assert status == 0, (out, err)
+    strangers = {(path, who) for path, who in writes.seen if not who.startswith(f"{OWNER}.")}
+    place, who = APART
+    assert strangers and {one for _, one in strangers} == {who}
+    assert all(f"{path}/".startswith(place) for path, _ in strangers), strangers
+    assert (store / ".work/logs/events.out.tfevents").read_text().startswith("z/fvu ")
+
+
+def test_a_training_log_follows_no_link_out_of_the_store(capsys, tmp_path, tensorboard):
+    """A1: a stranger's store in which ``.work/logs`` is a link."""
+    store = make_training_store(tmp_path / "store").root
+    (tmp_path / "home").mkdir()
+    (store / ".work").mkdir(exist_ok=True)
+    (store / ".work" / "logs").symlink_to(tmp_path / "home")
+    with (
+        pytest.raises(DamageError, match=r"\.work/logs is a symbolic link"),
+        open_log("tensorboard", store),
+    ):
+        pass
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
     """
-    with pipes_may_close(), terminable() as terminated, _plain_warnings():
+    with pipes_may_close(), terminable() as terminated, _plain_warnings(), _notes():
         try:
             color = (
                 False if os.environ.get("NO_COLOR") else None
@@ -127,6 +127,17 @@ def main(args: Sequence[str] | None = None) -> None:
             click.echo(f"Error: {visible(str(error))}", err=True)
             sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Say at the end, however the command ends, what it noticed about the place of a store."""
+    from featurestore.cli.hints import warn_compared_anew
+
+    try:
+        yield
+    finally:
+        warn_compared_anew()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,18 @@ def warn_unencoded(store: "Store", sae: str) -> None:
         )
 
 
+def warn_compared_anew() -> None:
+    """Say on stderr, once per command and store, why its files are compared with their records by
+    every command; nothing where none was."""
+    checksums = sys.modules.get("featurestore.format.checksums")
+    for root, reason in checksums.compared_anew().items() if checksums else ():
+        click.echo(
+            f"Note: {root}: every command compares all files that it reads with their records, "
+            f"for {reason}. --verify says when it does so (docs/reliability.md).",
+            err=True,
+        )
+
+
 def say_next(*words: object) -> None:
     """Say at a terminal which command usually comes next; what the user has to choose is in
     capitals.

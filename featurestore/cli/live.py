@@ -102,7 +102,7 @@ def train_live(
     collecting = CollectSettings(
         hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size
     )
-    with open_log(log, store / ".work" / "logs") as report:
+    with open_log(log, store) as report:
         records = train_live(
             store,
             loaded,

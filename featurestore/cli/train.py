@@ -175,7 +175,7 @@ def train(
         )
         for name, hook in named(names, hooks).items()
     }
-    with open_log(log, store / ".work" / "logs") as report:
+    with open_log(log, store) as report:
         records = train_many(
             opened, dict(sources), settings, progress=not quiet, device=device, on_report=report
         )

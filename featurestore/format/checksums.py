@@ -18,6 +18,7 @@ from featurestore.vocabulary import VERIFICATION
 
 _SHOWN_BYTES = 8 * 10**9
 _checked: set[bytes] = set()
+_anew: dict[Path, str] = {}
 _mode = ""
 _Keyed = tuple[Record, FileEntry, bytes | None]
 _Look = Callable[[Path, Record, FileEntry], str | None]
@@ -26,6 +27,13 @@ _Look = Callable[[Path, Record, FileEntry], str | None]
 def forget() -> None:
     """Forget which files were checked: the next reader compares them anew."""
     _checked.clear()
+    _anew.clear()
+
+
+def compared_anew() -> dict[Path, str]:
+    """Return the stores whose files every process compares again, though it was to remember them;
+    store → why."""
+    return dict(_anew)
 
 
 def check_file(root: Path, entry: FileEntry) -> str | None:
@@ -101,7 +109,10 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
     pairs = [(record, entry) for record in records for entry in record.files]
     statuses = [_status(root, entry) for _, entry in pairs]
     keys = [s and key_of(s, _about(*pair)) for s, pair in zip(statuses, pairs, strict=True)]
-    remembers = mode == "cached" and bool(pairs) and why_not(root) is None
+    reason = why_not(root) if mode == "cached" and pairs else None
+    remembers = mode == "cached" and bool(pairs) and reason is None
+    if reason is not None:
+        _anew[root] = reason
     if remembers:
         _checked.update(known([key for key in keys if key is not None and key not in _checked]))
     keyed = [

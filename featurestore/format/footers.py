@@ -181,7 +181,7 @@ def check_footer(path: Path, record: Record) -> str | None:
             return f"has schema {schemas.schema_id(schema)}, its record says {record.schema}"
         kind = record.table.partition("/")[0]
         expected = schemas.expected(kind, schema)
-        if expected is not None and not schema.equals(expected):
+        if not schema.equals(expected):
             return (
                 f"has other columns than {kind!r} has: "
                 f"{' '.join(_difference(schema, expected).split())}"

@@ -171,18 +171,18 @@ _FIXED = {
     "labels": LABELS,
     "codes": CODES,
     "stats": STATS,
+    "sums": SUMS,
     "totals": TOTALS,
     "scores": SCORES,
     "selections": SCORES,
 }
 
 
-def expected(kind: str, found: pa.Schema) -> pa.Schema | None:
+def expected(kind: str, found: pa.Schema) -> pa.Schema:
     """Return the schema that a kind of table has, with the families or the shape that ``found``
     says.
 
-    None for a kind whose columns nothing here knows. ``found`` that has no shape at all raises
-    KeyError, ValueError or AttributeError.
+    ``found`` that has no shape at all raises KeyError, ValueError or AttributeError.
     """
     if kind == "samples":
         return samples_schema(family_names(found.names), "image" in found.names)
@@ -194,7 +194,7 @@ def expected(kind: str, found: pa.Schema) -> pa.Schema | None:
             outer.value_type.value_type.to_pandas_dtype().__name__,
             "position" in found.names,
         )
-    return _FIXED.get(kind)
+    return _FIXED[kind]
 
 
 def schema_id(schema: pa.Schema) -> str:

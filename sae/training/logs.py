@@ -1,24 +1,37 @@
-"""Where the course of a training can be watched, by programs that the user has installed."""
+"""Where the course of a training can be watched, by programs that the user has installed.
+
+They write below ``.work/logs`` of the store with writers of their own, past
+:mod:`featurestore.format.durable`: the one exception to the rule that only that writes into a
+store. Events are appended while a training runs, no reader of the store looks at them, and the
+worst that a power cut takes is the end of a curve. ``tests/test_writes.py`` watches that it stays
+the only one.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurestore.errors import UsageError
+from featurestore.format.gate import inside
 from sae.training.loop import Progress
+
+LOGS = ".work/logs"
+"""below a store's root"""
 
 
 @contextlib.contextmanager
-def open_log(kind: str | None, directory: Path) -> Iterator[Callable[[Progress], object]]:
-    """Yield what hears of every report: nothing, TensorBoard (files under ``directory``), or
-    Weights & Biases.
+def open_log(kind: str | None, root: Path) -> Iterator[Callable[[Progress], object]]:
+    """Yield what hears of every report: nothing, TensorBoard (files below ``.work/logs`` of the
+    store at ``root``), or Weights & Biases.
 
     Raises:
         UsageError: the program is not installed.
+        DamageError: ``.work`` or ``.work/logs`` is a symbolic link.
     """
     if kind is None:
         yield lambda progress: None
         return
+    directory = inside(root, LOGS)
     try:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

@@ -167,6 +167,25 @@ def test_a_file_system_that_is_not_trusted_is_compared_every_time(
     assert not cache.exists()
 
 
+def test_a_command_says_once_why_nothing_is_remembered(store, cache, capsys, monkeypatch):
+    monkeypatch.setattr(verified, "_file_system", lambda path: "nfs4")
+    verified.why_not.cache_clear()
+    status, _, err = run(capsys, "sql", store.root, "select count(*) from samples")
+    assert (status, err) == (
+        0,
+        f"Note: {store.root}: every command compares all files that it reads with their records, "
+        f"for on the file system nfs4 an unchanged file cannot be told from a changed one. "
+        f"--verify says when it does so (docs/reliability.md).\n",
+    )
+    new_process()
+    assert run(capsys, "--verify", "always", "sql", store.root, "select 1 from samples")[2] == ""
+    monkeypatch.setattr(verified, "_file_system", lambda path: "ext4")
+    verified.why_not.cache_clear()
+    new_process()
+    checksums.set_verification("cached")
+    assert run(capsys, "sql", store.root, "select 1 from samples")[2] == ""
+
+
 def test_another_users_cache_is_not_used(store, cache, hashed):
     cache.parent.mkdir(parents=True)
     cache.parent.chmod(0o777)
