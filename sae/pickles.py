@@ -16,7 +16,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor

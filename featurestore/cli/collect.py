@@ -93,6 +93,7 @@ if TYPE_CHECKING:
 @click.option("--world-size", type=int, help="Processes that fill the store together.")
 @run_options
 def collect(
+    *,
     model: ModelOptions,
     prompts: PromptOptions,
     store: Path,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--yes", is_flag=True, help="With --export: do not ask whether the size is right.")
 def explore(
+    *,
     store: Path,
     model: str | None,
     port: int | None,
@@ -69,7 +70,7 @@ def explore(
 
     opened = Store.open(store)
     if out is not None:
-        export_page(opened, out, features, samples, yes)
+        export_page(opened, out, features=features, samples=samples, yes=yes)
         return
     named = model or (opened.run or {}).get("model")
     click.echo(f"{opened.root}: open this address; Ctrl-C ends it.")
@@ -77,7 +78,7 @@ def explore(
     click.echo("Closed.")
 
 
-def export_page(store: "Store", out: Path, features: int, samples: int, yes: bool) -> None:
+def export_page(store: "Store", out: Path, *, features: int, samples: int, yes: bool) -> None:
     """Write a store's page to a folder, after its size was agreed to."""
     from featurestore.explorer.export import Written, export
 

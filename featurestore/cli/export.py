@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     help="Instead: write the rows of W_dec of --sae with concepts and statistics, as .parquet.",
 )
 def export(
-    store: Path, sae: str | None, concepts: tuple[str, ...], family: str | None, top: int | None,
+    *, store: Path, sae: str | None, concepts: tuple[str, ...], family: str | None, top: int | None,
     percentile: float | None, branch: str, output: Path | None, form: str, database: Path | None,
     warehouse: Path | None, decoder: Path | None, engine: str,
 ) -> None:  # fmt: skip
@@ -117,7 +117,7 @@ def export(
     else:
         wanted = _wanted(sae, concepts, family)
         _selections(
-            opened, str(sae), *wanted, output, form, engine, alone=family is None,
+            opened, str(sae), *wanted, output=output, form=form, engine=engine, alone=family is None,
             rule={"top": top, "percentile": percentile, "branch": branch},
         )  # fmt: skip
 
@@ -181,7 +181,7 @@ def _wanted(
 
 
 def _selections(
-    store: "Store", sae: str, family: str, names: list[str] | None, output: Path | None, form: str, engine: str, *,
+    store: "Store", sae: str, family: str, names: list[str] | None, *, output: Path | None, form: str, engine: str,
     alone: bool, rule: dict,
 ) -> None:  # fmt: skip
     from queries.selections import select_all
@@ -190,7 +190,7 @@ def _selections(
     with stoppable(), running(engine) as chosen:
         selections = select_all(store, sae, family, names, engine=chosen, progress=True, **rule)
     for selection in selections:
-        where = _keep(store, selection, output, form, alone=len(selections) == 1 and alone)
+        where = _keep(store, selection, output, form=form, alone=len(selections) == 1 and alone)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)
         click.echo(
             f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}"
@@ -204,7 +204,7 @@ def _selections(
 
 
 def _keep(
-    store: "Store", selection: "Selection", output: Path | None, form: str, alone: bool
+    store: "Store", selection: "Selection", output: Path | None, *, form: str, alone: bool
 ) -> str:
     """Write a selection to the file ``output``, to the directory ``output`` if it is not alone, or
     into the store."""

@@ -1,171 +1,35 @@
 """``featurestore generate``."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.cli.options import (
-    ModelOptions,
-    PromptOptions,
-    RunOptions,
-    gathered,
+    DrawingOptions,
+    InterventionOptions,
+    drawing_options,
+    intervention_options,
     mode_option,
-    model_options,
-    prompt_options,
-    run_options,
+    quiet_option,
+    sae_directories_option,
 )
-from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS
-
-if TYPE_CHECKING:
-    from sae.intervention.settings import Intervention
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterventionOptions:
-    """What the options of :func:`intervention_options` say: selections, and lists of one value for
-    all or one for each."""
-
-    selections: tuple[Path, ...]
-    multipliers: tuple[float, ...]
-    kinds: tuple[str, ...]
-    branches: tuple[str, ...]
-    windows: tuple[str, ...]
-    masks: tuple[Path, ...]
-    thresholds: tuple[float, ...]
-
-    def interventions(self) -> "list[Intervention]":
-        """Read the selections and return what is done with each, in their order."""
-        from featurestore.selection import Selection
-        from sae.intervention.settings import ALWAYS, Intervention, Window
-
-        options = {
-            "kind": self._for_each("--intervention", self.kinds, "paper"),
-            "strength": self._for_each("--multiplier", self.multipliers, DEFAULT_STRENGTH),
-            "threshold": self._for_each("--threshold", self.thresholds, 1.0),
-            "branch": self._for_each("--branch", self.branches, ""),
-            "window": [
-                Window.parse(w) if w else ALWAYS
-                for w in self._for_each("--window", self.windows, "")
-            ],
-            "mask": [
-                None if m is None else _read_mask(m)
-                for m in self._for_each("--mask", self.masks, None)
-            ],
-        }
-        return [
-            Intervention(
-                Selection.load(path), **{name: values[i] for name, values in options.items()}
-            )
-            for i, path in enumerate(self.selections)
-        ]
-
-    def _for_each(self, option: str, values: Sequence[Any], default: Any) -> list[Any]:
-        """Return one value per selection: that of all, each one's own, or the default."""
-        from featurestore.errors import UsageError
-
-        n = len(self.selections)
-        if values and not n:
-            raise UsageError(f"{option} is about selections: give --ablate too.")
-        if len(values) not in (0, 1, n):
-            raise UsageError(
-                f"{option} is given {len(values)} times for {n} selections: once, or once for each."
-            )
-        return list(values) if len(values) == n else [*values, default][:1] * n
-
-
-def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what is done with which selections; they arrive as ``edits``."""
-    options = [
-        click.option(
-            "--ablate",
-            "selections",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="A selection file; several times for several.",
-        ),
-        click.option(
-            "--multiplier",
-            "multipliers",
-            type=float,
-            multiple=True,
-            help="Strength: γ (selected features are scaled by γ · their mean), c of clamp, α of "
-            "add.  "
-            f"[default: {DEFAULT_STRENGTH:g}]",
-        ),
-        click.option(
-            "--intervention",
-            "kinds",
-            multiple=True,
-            type=click.Choice(list(INTERVENTIONS)),
-            help="What is done with the features.  [default: paper]",
-        ),
-        click.option(
-            "--branch",
-            "branches",
-            multiple=True,
-            type=click.Choice(list(BRANCH_CHOICES)),
-            help="Half of guidance that is edited.  [default: the selection's]",
-        ),
-        click.option(
-            "--window",
-            "windows",
-            multiple=True,
-            help="Timesteps, such as 800:200, or parts of the schedule, such as 0%:50%.",
-        ),
-        click.option(
-            "--mask",
-            "masks",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="A picture, white where the edit acts; of the pictures' size or the map's.",
-        ),
-        click.option(
-            "--threshold",
-            "thresholds",
-            type=float,
-            multiple=True,
-            help="Activations above this many times their feature's mean are edited; 0: all.  "
-            "[default: 1, as published]",
-        ),
-    ]
-    return gathered(command, "edits", InterventionOptions, options)
 
 
 @click.command()
-@model_options
 @click.option("--prompt", "texts", multiple=True, help="A prompt; several times for several.")
-@prompt_options(required=False)
+@drawing_options(out="Directory for PNG files and generated.jsonl.", prompts_required=False)
 @intervention_options
 @mode_option
-@click.option(
-    "--sae",
-    "saes",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its "
-    "SAE's name.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Directory for PNG files and generated.jsonl.",
-)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-@run_options
+@sae_directories_option
+@quiet_option
 def generate(
-    model: ModelOptions,
+    *,
     texts: tuple[str, ...],
-    prompts: PromptOptions,
+    drawing: DrawingOptions,
     edits: InterventionOptions,
     mode: str,
     saes: tuple[Path, ...],
-    out: Path,
     quiet: bool,
-    run: RunOptions,
 ) -> None:
     """Generate pictures, with the features of selections ablated if there are any.
 
@@ -185,37 +49,22 @@ def generate(
     from featurestore.prompts import Prompt
     from sae.intervention.generate import generate_files
 
-    if not texts and prompts.source is None:
+    prompted, seeds = drawing.prompts.source is not None, drawing.run.seeds
+    if not texts and not prompted:
         raise UsageError("nothing to generate: give --prompt or --prompts.")
     interventions = edits.interventions()
-    wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in run.seeds]
-    wanted += prompts.read(run.seeds) if prompts.source is not None else []
-    loaded = model.load()
+    wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in seeds]
+    wanted += drawing.asked() if prompted else []
+    model, run = drawing.load()
     files = generate_files(
-        out,
-        loaded,
+        drawing.out,
+        model,
         wanted,
-        run.settings(loaded),
+        run,
         interventions=interventions,
         saes=saes,
         mode=mode,
-        batch_size=run.batch_size,
+        batch_size=drawing.run.batch_size,
         progress=not quiet,
     )
-    click.echo(f"{len(files)} pictures in {out}")
-
-
-def _read_mask(path: Path) -> Any:
-    """Return a picture's mask, bool ``[height, width]``: true where it is lighter than middle
-    grey."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from featurestore.errors import UsageError
-
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("L")) > 127)
-    except OSError as error:
-        raise UsageError(f"mask {path} cannot be read as a picture: {error}.") from error
+    click.echo(f"{len(files)} pictures in {drawing.out}")

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.attack import AttackOptions, attack_options
-from featurestore.cli.generate import InterventionOptions, intervention_options
+from featurestore.cli.hints import say_progress
 from featurestore.cli.options import (
-    ModelOptions,
-    PromptOptions,
-    RunOptions,
+    AttackOptions,
+    DrawingOptions,
+    InterventionOptions,
+    attack_options,
+    drawing_options,
+    intervention_options,
     judge_option,
-    model_options,
-    prompt_options,
-    run_options,
+    quiet_option,
 )
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@model_options
-@prompt_options()
+@drawing_options(out="Directory for selections and outcomes; goes on in it.")
 @judge_option
 @intervention_options
 @attack_options
@@ -57,18 +56,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pictures that do not ask for a removed concept, for IRA and CRA.",
 )
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Directory for selections and outcomes; goes on in it.",
-)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-@run_options
+@quiet_option
 def harden(
+    *,
     store: Path,
-    model: ModelOptions,
-    prompts: PromptOptions,
+    drawing: DrawingOptions,
     judges: tuple[str, ...],
     edits: InterventionOptions,
     how: AttackOptions,
@@ -76,9 +68,7 @@ def harden(
     hardenings: int,
     budget: float,
     others: int,
-    out: Path,
     quiet: bool,
-    run: RunOptions,
 ) -> None:
     """Make selections withstand attack: learn the features that attacks use, and take them too.
     Nothing is trained.
@@ -99,7 +89,6 @@ def harden(
     from featurestore.store import Store
     from sae.evaluation.attack.hardening import HardenSettings
     from sae.evaluation.attack.hardening import harden as make_hold
-    from sae.evaluation.judge import load_judge
 
     opened = Store.open(store)
     if len(how.settings) != 1:
@@ -112,26 +101,24 @@ def harden(
         n_others=others,
     )
     given = edits.interventions()
-    judging = load_judge(judges, "cpu" if model.device == "auto" else model.device)
-    asked = prompts.read(run.seeds)
-    loaded = model.load()
-    run_settings = run.settings(loaded)
+    judging, asked = drawing.judge(judges), drawing.asked()
+    loaded, run = drawing.load()
     result = make_hold(
         loaded,
         given,
         prompts=asked,
         judge=judging,
-        learn=learner(opened, loaded, run_settings, top, run.batch_size, quiet),
-        out=out,
+        learn=learner(opened, loaded, run, top=top, batch_size=drawing.run.batch_size, quiet=quiet),
+        out=drawing.out,
         settings=settings,
-        run=run_settings,
-        batch_size=run.batch_size,
+        run=run,
+        batch_size=drawing.run.batch_size,
         progress=not quiet,
-        say=lambda line: click.echo(f"— {line}", err=True),
+        say=say_progress,
     )
     files = list(edits.selections)
     for number, one in enumerate(result.interventions[len(given) :], 1):
-        path = out / f"added{number}.json"
+        path = drawing.out / f"added{number}.json"
         one.selection.save(path)
         files.append(path)
     pairs = zip(files, result.interventions, strict=True)
@@ -139,12 +126,14 @@ def harden(
         f"--ablate {path} --multiplier {one.strength:g} --threshold {one.threshold:g}"
         for path, one in pairs
     ]
-    durable.write_bytes(out / "options.json", (json.dumps(options, indent=1) + "\n").encode())
+    durable.write_bytes(
+        drawing.out / "options.json", (json.dumps(options, indent=1) + "\n").encode()
+    )
     click.echo(f"{result.reason}, after {len(result.rounds)} rounds. Ablate with:")
     click.echo(" \\\n".join(f"    {option}" for option in options))
 
 
-def learner(store: Any, model: Any, run: Any, top: int, batch_size: int, quiet: bool) -> "Learn":
+def learner(store: Any, model: Any, run: Any, *, top: int, batch_size: int, quiet: bool) -> "Learn":
     """Return what learns from prompts that bring a concept back: collect, encode, score by SQL,
     select."""
     from collections.abc import Sequence

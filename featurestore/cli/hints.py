@@ -41,6 +41,11 @@ def warn_compared_anew() -> None:
         )
 
 
+def say_progress(line: str) -> None:
+    """Say on stderr what a long command is doing."""
+    click.echo(f"— {line}", err=True)
+
+
 def say_next(*words: object) -> None:
     """Say at a terminal which command usually comes next; what the user has to choose is in
     capitals.

@@ -65,6 +65,7 @@ from featurestore.cli.train import named, summary, train_options, train_settings
 @train_options
 @run_options
 def train_live(
+    *,
     model: ModelOptions,
     prompts: PromptOptions,
     hooks: tuple[str, ...],

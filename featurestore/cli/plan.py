@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     "--gpu-price", type=click.FloatRange(0), help="Price of a GPU hour, to add up the cost."
 )
 def plan(
-    model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int, both_branches: bool,
+    *, model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int, both_branches: bool,
     positions: int | None, d_in: int | None, tflop: float | None, k: int, latents: int, gpus: int,
     gpu_price: float | None,
 ) -> None:  # fmt: skip

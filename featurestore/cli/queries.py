@@ -67,7 +67,7 @@ def running(engine: str) -> "Iterator[Engine | None]":
     help="Features shown per concept; all are kept.",
 )
 @ENGINE
-def score(store: Path, sae: str, family: str, branch: str, top: int, engine: str) -> None:
+def score(*, store: Path, sae: str, family: str, branch: str, top: int, engine: str) -> None:
     """Score every feature for every concept of a family, keep the table scores/SAE, and show the
     best.
 

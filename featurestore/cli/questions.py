@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @ENGINE
 @output_options
 def query(
-    store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
+    *, store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
     engine: str, out: OutputOptions,
 ) -> None:  # fmt: skip
     """Ask STORE a question of the library, by NAME.
@@ -107,7 +107,7 @@ def query(
 )
 @ENGINE
 def plot(
-    store: Path, sae: str, concept: str | None, feature: int | None, family: str | None, kind: str | None,
+    *, store: Path, sae: str, concept: str | None, feature: int | None, family: str | None, kind: str | None,
     top: int | None, branch: str, output: Path, engine: str,
 ) -> None:  # fmt: skip
     """Draw a concept, a feature, a family of concepts or an SAE over the timesteps.

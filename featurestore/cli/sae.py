@@ -90,6 +90,7 @@ def sae() -> None:
     "does not say it: relu.",
 )
 def import_(
+    *,
     path: str,
     store: Path,
     name: str,
@@ -120,7 +121,15 @@ def import_(
     from sae.formats.foreign import Choice
 
     opened = Store.open(store)
-    import_sae(opened, path, name, format, hook, io, Choice(architecture, k, threshold, calibrate))
+    import_sae(
+        opened,
+        path,
+        name,
+        format=format,
+        hook=hook,
+        io=io,
+        choice=Choice(architecture, k, threshold, calibrate),
+    )
     config = load_config(opened, name)
     click.echo(f"SAE {name!r}: {described(config)}")
     click.echo(f"  hook  {config['hook']}, its {config['io']}")

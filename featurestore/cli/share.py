@@ -72,7 +72,9 @@ def unpack(bundle: Path, store: Path) -> None:
     is_flag=True,
     help="Also a page to look at it: the static Space REPO-explorer.",
 )
-def push(store: Path, repo: str, private: bool, revision: str | None, with_explorer: bool) -> None:
+def push(
+    *, store: Path, repo: str, private: bool, revision: str | None, with_explorer: bool
+) -> None:
     """Upload STORE to the data set repository REPO (user/name) of a hub; made if missing.
 
     Only what is committed is sent, data first, and nothing twice: the same command goes on after an

@@ -139,6 +139,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @train_options
 def train(
+    *,
     store: Path,
     hooks: tuple[str, ...],
     names: tuple[str, ...],

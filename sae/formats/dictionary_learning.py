@@ -53,6 +53,11 @@ class _Trainer:
     k: Annotated[int | None, or_null(LATENTS)] = None
     submodule_name: Annotated[str | None, or_null(WORD)] = None
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes as fields of this project's configuration; k is 0 until it is known."""
+        return {"d_in": self.activation_dim, "n_latents": self.dict_size, "k": 0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffer:
@@ -82,13 +87,13 @@ def read(directory: Path, choice: Choice) -> Foreign:
     if side not in _IO:
         refuse(path, "io", side, "it predicts another tensor than it reads")
     taken = state_dict(directory / WEIGHTS)
-    config = {"d_in": trainer.activation_dim, "n_latents": trainer.dict_size, "k": 0}
-    found = _READERS[kind](path, trainer, taken, choice, config)
+    found = _READERS[kind](trainer, taken, choice)
     taken.finish()
     return found._replace(hook=trainer.submodule_name or "", io=_IO[side] if said.buffer else "")
 
 
-def _linear(taken: Taken, d_in: int, n_latents: int, bias: str) -> dict[str, torch.Tensor]:
+def _linear(taken: Taken, trainer: _Trainer, bias: str) -> dict[str, torch.Tensor]:
+    d_in, n_latents = trainer.activation_dim, trainer.dict_size
     return {
         "W_enc": taken.take("encoder.weight", (n_latents, d_in)),
         "b_enc": taken.take("encoder.bias", (n_latents,)),
@@ -97,7 +102,8 @@ def _linear(taken: Taken, d_in: int, n_latents: int, bias: str) -> dict[str, tor
     }
 
 
-def _matrices(taken: Taken, d_in: int, n_latents: int) -> dict[str, torch.Tensor]:
+def _matrices(taken: Taken, trainer: _Trainer) -> dict[str, torch.Tensor]:
+    d_in, n_latents = trainer.activation_dim, trainer.dict_size
     return {
         "W_enc": taken.take("W_enc", (d_in, n_latents)).T,
         "b_enc": taken.take("b_enc", (n_latents,)),
@@ -106,58 +112,48 @@ def _matrices(taken: Taken, d_in: int, n_latents: int) -> dict[str, torch.Tensor
     }
 
 
-def _k(path: Path, trainer: _Trainer, taken: Taken) -> int:
+def _k(trainer: _Trainer, taken: Taken) -> int:
+    path = taken.path.parent / CONFIG
     k = required(path, "k", trainer.k)
     if "k" in taken and taken.number("k") != k:
         raise SAEError(f"{path} has k = {k}, {taken.path} has k = {taken.number('k'):g}.")
     return k
 
 
-def _standard(
-    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
-) -> Foreign:
+def _standard(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
     """``ReLU``: a threshold of 0. With unit rows in the decoder, as the library's
     ``load_dictionary`` gives them."""
-    tensors = unit_rows(
-        taken, _linear(taken, config["d_in"], config["n_latents"], "bias"), "its own loader"
-    )
-    tensors["threshold"] = torch.zeros(config["n_latents"])
-    return Foreign(config | {"architecture": "jumprelu"}, tensors)
+    tensors = unit_rows(taken, _linear(taken, trainer, "bias"), "its own loader")
+    tensors["threshold"] = torch.zeros(trainer.dict_size)
+    return Foreign(trainer.sizes | {"architecture": "jumprelu"}, tensors)
 
 
-def _topk(
-    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
-) -> Foreign:
+def _topk(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
     """TopK; the threshold in the file is not used unless one asks for it."""
     taken.ignore("threshold")
-    tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
-    return Foreign(config | {"k": _k(path, trainer, taken)}, tensors)
+    tensors = _linear(taken, trainer, "b_dec")
+    return Foreign(trainer.sizes | {"k": _k(trainer, taken)}, tensors)
 
 
-def _batchtopk(
-    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
-) -> Foreign:
-    tensors = _linear(taken, config["d_in"], config["n_latents"], "b_dec")
-    config |= {"k": _k(path, trainer, taken), "architecture": "batchtopk"}
+def _batchtopk(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
+    tensors = _linear(taken, trainer, "b_dec")
+    config = trainer.sizes | {"k": _k(trainer, taken), "architecture": "batchtopk"}
     return _with_threshold(Foreign(config, tensors), taken, choice)
 
 
-def _matryoshka(
-    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
-) -> Foreign:
-    tensors = _matrices(taken, config["d_in"], config["n_latents"])
-    config |= {"k": _k(path, trainer, taken), "architecture": "matryoshka_batchtopk"}
+def _matryoshka(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
+    tensors = _matrices(taken, trainer)
+    config = trainer.sizes | {"k": _k(trainer, taken), "architecture": "matryoshka_batchtopk"}
     config["group_sizes"] = tuple(taken.integers("group_sizes"))
     return _with_threshold(Foreign(config, tensors), taken, choice)
 
 
-def _jumprelu(
-    path: Path, trainer: _Trainer, taken: Taken, choice: Choice, config: dict[str, Any]
-) -> Foreign:
+def _jumprelu(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
     """Thresholds a latent; this library's JumpReLU does not subtract ``b_dec`` from its input."""
-    tensors = _matrices(taken, config["d_in"], config["n_latents"])
-    tensors["threshold"] = taken.take("threshold", (config["n_latents"],))
-    return Foreign(config | {"architecture": "jumprelu", "apply_b_dec_to_input": False}, tensors)
+    tensors = _matrices(taken, trainer)
+    tensors["threshold"] = taken.take("threshold", (trainer.dict_size,))
+    config = trainer.sizes | {"architecture": "jumprelu", "apply_b_dec_to_input": False}
+    return Foreign(config, tensors)
 
 
 def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:

@@ -28,6 +28,7 @@ def import_sae(
     store: Store,
     source: str,
     name: str,
+    *,
     format: str = "auto",
     hook: str | None = None,
     io: str | None = None,
@@ -49,7 +50,7 @@ def import_sae(
     schemas.check_name(name, "an SAE's name")
     path = local_path(source)
     found = read_checkpoint(path, format, choice)
-    sae = foreign_sae(path, found, _place(store, source, found, hook, io))
+    sae = foreign_sae(path, found, _place(store, source, found, hook=hook, io=io))
     made_by: dict[str, Any] = {"imported": found.format}
     if found.uncalibrated:
         made_by["calibrated"] = calibrate_on_(store, sae)
@@ -85,7 +86,7 @@ def foreign_sae(path: Path, found: Foreign, place: Mapping[str, Any] = MappingPr
 
 
 def _place(
-    store: Store, source: str, found: Foreign, hook: str | None, io: str | None
+    store: Store, source: str, found: Foreign, *, hook: str | None, io: str | None
 ) -> dict[str, object]:
     """Return the fields that say of which activations it is, checked against those that the store
     has."""

@@ -42,7 +42,7 @@ def run_demo(out: Path, quick: bool = False) -> Demo:
     with _stage(seconds, "load the model"):
         model = load_model("minicanvas")
         run = RunSettings(model.steps, model.guidance)
-    demo = Demo(out, _collect(out, model, run, amounts, seconds), [], seconds=seconds)
+    demo = Demo(out, _collect(out, model, run, amounts, seconds=seconds), [], seconds=seconds)
     demo.commands += [_collect_command(out, amounts)]
     for study in STUDIES:
         _learn(demo, study, amounts)
@@ -70,7 +70,7 @@ def _write_prompts(path: Path, n_concepts: int) -> None:
 
 
 def _collect(
-    out: Path, model: Model, run: RunSettings, amounts: Amounts, seconds: dict[str, float]
+    out: Path, model: Model, run: RunSettings, amounts: Amounts, *, seconds: dict[str, float]
 ) -> Store:
     with _stage(seconds, "collect activations"):
         _write_prompts(out / "prompts.jsonl", amounts.n_concepts)

@@ -1,0 +1,29 @@
+"""Several options of a command as one object."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def gathered(
+    command: Callable[..., Any],
+    name: str,
+    kind: Callable[..., Any],
+    options: Sequence[Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Add options to a command, which receives their values as one object: ``name=kind(…)``.
+
+    ``kind`` is a dataclass with one field per option.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+
+    @functools.wraps(command)
+    def with_object(**values: Any) -> Any:
+        taken = {field: values.pop(field) for field in fields}
+        return command(**values, **{name: kind(**taken)})
+
+    added: Callable[..., Any] = with_object
+    for option in reversed(options):
+        added = option(added)
+    return added

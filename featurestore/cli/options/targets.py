@@ -1,0 +1,173 @@
+"""Which concepts an evaluation removes, and what their settings are chosen by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.options.gathering import gathered
+from featurestore.cli.options.kinds import Numbers, Seeds
+from featurestore.cli.options.prompts import PromptOptions
+
+if TYPE_CHECKING:
+    from featurestore.selection import Selection
+    from sae.evaluation.attack import AttackSettings
+    from sae.evaluation.protocols import Search
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What the options of :func:`target_options` say: which selections are removed."""
+
+    selections: tuple[Path, ...]
+    store: Path | None
+    saes: tuple[str, ...]
+    concepts: tuple[str, ...]
+    family: str | None
+    top: list[int]
+
+    def read(self) -> "list[list[Selection]]":
+        """Return the files' selections, those of one concept together, or each that a store has for
+        the options."""
+        from featurestore.errors import UsageError
+        from featurestore.selection import Selection
+        from featurestore.store import Store
+        from queries.selections import select_all, split_concept
+
+        if bool(self.selections) == (self.store is not None):
+            raise UsageError(
+                "give either --ablate FILE, or --store with --sae and --concept or --by."
+            )
+        if self.store is None:
+            groups: dict[tuple[str, str], list[Selection]] = {}
+            for one in map(Selection.load, self.selections):
+                groups.setdefault((one.family, one.concept), []).append(one)
+            return list(groups.values())
+        if not self.saes or bool(self.concepts) == bool(self.family):
+            raise UsageError(
+                "--store needs --sae, and either --concept FAMILY=CONCEPT or --by FAMILY."
+            )
+        wanted: dict[str, list[str]] = {}
+        for name, concept in map(split_concept, self.concepts):
+            wanted.setdefault(name, []).append(concept)
+        opened = Store.open(self.store)
+        return [
+            [one]
+            for name in sorted(wanted) or [str(self.family)]
+            for sae in self.saes
+            for n in self.top
+            for one in select_all(opened, sae, name, wanted.get(name), top=n)
+        ]
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which selections are removed; they arrive as ``targets``."""
+    options = [
+        click.option(
+            "--ablate",
+            "selections",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="A selection file; may be repeated.",
+        ),
+        click.option(
+            "--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."
+        ),
+        click.option(
+            "--sae",
+            "saes",
+            multiple=True,
+            help="With --store: an SAE's name; several are searched.",
+        ),
+        click.option(
+            "--concept",
+            "concepts",
+            multiple=True,
+            help="With --store: FAMILY=CONCEPT; may be repeated.",
+        ),
+        click.option("--by", "family", help="With --store, instead: every concept of this family."),
+        click.option(
+            "--top",
+            type=Numbers(int),
+            default="2",
+            show_default=True,
+            help="With --store: features per step; several are searched.",
+        ),
+    ]
+    return gathered(command, "targets", TargetOptions, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What the options of :func:`search_options` say: what settings are chosen by."""
+
+    search_judges: tuple[str, ...]
+    search_seeds: list[int] | None
+    search_others: int
+    search_attack: int | None
+    search_attack_rounds: int
+
+    def load(self, prompts: PromptOptions, device: str) -> "Search | None":
+        """Return the search's judge and prompts; None if there is no search."""
+        from featurestore.errors import UsageError
+        from sae.evaluation.judge import load_judge
+        from sae.evaluation.protocols import Search
+
+        if bool(self.search_judges) != bool(self.search_seeds):
+            raise UsageError("a search needs both --search-judge and --search-seeds.")
+        if not self.search_seeds:
+            if self.search_attack:
+                raise UsageError(
+                    "--search-attack is part of a search: give --search-judge and --search-seeds, "
+                    "too."
+                )
+            return None
+        judge = load_judge(self.search_judges, device)
+        return Search(judge, prompts.file(self.search_seeds).prompts, self.search_others)
+
+    def attack(self) -> "AttackSettings | None":
+        """Return how settings are attacked while they are searched; None: not at all."""
+        from sae.evaluation.attack import AttackSettings
+
+        return AttackSettings(rounds=self.search_attack_rounds) if self.search_attack else None
+
+
+def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what settings are chosen by; they arrive as ``search``."""
+    options = [
+        click.option(
+            "--search-judge",
+            "search_judges",
+            multiple=True,
+            help="What settings are chosen by, and balanced by where several concepts are removed "
+            "together.",
+        ),
+        click.option(
+            "--search-seeds",
+            type=Seeds(),
+            help="Seeds of the search; none of those that are reported.",
+        ),
+        click.option(
+            "--search-others",
+            type=click.IntRange(1),
+            default=40,
+            show_default=True,
+            help="Pictures per setting that do not ask for the target.",
+        ),
+        click.option(
+            "--search-attack",
+            type=click.IntRange(1),
+            help="Attack so many pictures of a concept with tokens, and take the best setting of "
+            "which none comes back.",
+        ),
+        click.option(
+            "--search-attack-rounds",
+            type=click.IntRange(1),
+            default=50,
+            show_default=True,
+            help="Of 40 iterations each, as attack has them.",
+        ),
+    ]
+    return gathered(command, "search", SearchOptions, options)
