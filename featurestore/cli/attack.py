@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_progress
+from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     AttackOptions,
     DrawingOptions,
@@ -82,6 +82,8 @@ def attack(
     click.echo(attacks_table(reports, judge.name))
     for report in reports:
         click.echo(f"{drawing.out / report.method / 'report.html'}")
+    ablated = [word for path in edits.selections for word in ("--ablate", path)]
+    say_next("harden", "STORE", *drawing.words(judges), *ablated, "--out", "HARDENED")
 
 
 def attacks_table(reports: "Sequence[AttackReport]", judge: str) -> str:

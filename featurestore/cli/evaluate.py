@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from featurestore.cli.hints import say_progress
+from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     DrawingOptions,
     Numbers,
@@ -124,3 +124,5 @@ def evaluate(
     click.echo(scores_table([*named, *average], judge.name))
     if protocol == "sequential":
         click.echo(sequential_table(body["removals"]))
+    selections = targets.selections[:1] or ("SELECTION.json",)
+    say_next("attack", *drawing.words(judges), "--ablate", *selections, "--out", "ATTACKS")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from featurestore.cli.hints import say_next
 from featurestore.cli.options import (
     DrawingOptions,
     InterventionOptions,
@@ -68,3 +69,14 @@ def generate(
         progress=not quiet,
     )
     click.echo(f"{len(files)} pictures in {drawing.out}")
+    removed = [f"{one.selection.family}={one.selection.concept}" for one in interventions]
+    if removed:
+        targets = [word for name in dict.fromkeys(removed) for word in ("--target", name)]
+        say_next("judge", drawing.out, "--judge", "JUDGE", *targets)
+    else:
+        asked = (
+            drawing.words()
+            if prompted
+            else ["--model", drawing.model.model, "--prompt", *texts[:1]]
+        )
+        say_next("generate", *asked, "--out", "OUT", "--ablate", "SELECTION.json")

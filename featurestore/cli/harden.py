@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.hints import say_progress
+from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     AttackOptions,
     DrawingOptions,
@@ -131,6 +131,8 @@ def harden(
     )
     click.echo(f"{result.reason}, after {len(result.rounds)} rounds. Ablate with:")
     click.echo(" \\\n".join(f"    {option}" for option in options))
+    ablated = [word for path in files for word in ("--ablate", path)]
+    say_next("attack", *drawing.words(judges), *ablated, "--out", "ATTACKS")
 
 
 def learner(store: Any, model: Any, run: Any, *, top: int, batch_size: int, quiet: bool) -> "Learn":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from featurestore.cli.hints import say_next
 from featurestore.cli.options import judge_option
 from featurestore.cli.scores import scores_table
 
@@ -63,3 +64,6 @@ def judge(
     click.echo(scores_table([(", ".join(targets), figures)], network.name))
     if output is not None:
         durable.write_bytes(output, (json.dumps(figures, indent=1) + "\n").encode())
+    asked = [word for name in judges for word in ("--judge", name)]
+    words = ("--model", "MODEL", "--prompts", "FILE", *asked, "--ablate", "SELECTION.json")
+    say_next("evaluate", *words, "--out", "OUT")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import warn_unencoded
+from featurestore.cli.hints import say_next, warn_unencoded
 from featurestore.cli.queries import ENGINE, running
 from featurestore.cli.stopping import stoppable
 from featurestore.cli.tables import OutputOptions, output_options
@@ -136,6 +136,7 @@ def plot(
     opened = Store.open(store)
     if kind == "fvu":
         click.echo(f"{plots.plot_fvu(opened, sae, output)} timesteps → {output}")
+        say_next("explore", store)
         return
     warn_unencoded(opened, sae)
     limit = {} if top is None else {"top": top}
@@ -157,6 +158,12 @@ def plot(
             assert feature is not None
             n = plots.plot_profile(opened, sae, feature, output, branch=branch, engine=chosen)
     click.echo(f"{n} {_COUNTED[kind]} → {output}")
+    if concept is not None:
+        say_next("export", store, "--sae", sae, "--concept", concept, "-o", "SELECTION.json")
+    elif family is not None:
+        say_next("export", store, "--sae", sae, "--by", family, "-o", "DIRECTORY")
+    else:
+        say_next("explore", store)
 
 
 _COUNTED = {

@@ -151,8 +151,10 @@ def export(store: Path, name: str, format: str, out: Path) -> None:
     Example:
       featurestore sae export ./store styles --format sparsify --out ./unet.up_blocks.1.attentions.1
     """
+    from featurestore.cli.hints import say_next
     from featurestore.store import Store
     from sae.formats.exchange import export_sae
 
     for file in export_sae(Store.open(store), name, format, out):
         click.echo(file)
+    say_next("sae", "import", out, "--store", "STORE", "--name", name)

@@ -38,6 +38,7 @@ def pack(store: Path, bundle: Path) -> None:
         f"{bundle}: {human_bytes(written.bytes)} for {human_bytes(total)} of data, SHA-256 "
         f"{written.sha256}"
     )
+    say_next("unpack", bundle, "STORE")
 
 
 @click.command()
@@ -92,6 +93,7 @@ def push(
     click.echo(run_push(opened, repo, private, revision))
     if with_explorer:
         click.echo(_push_page(opened, repo, private))
+    say_next("pull", repo, "STORE", *(("--revision", revision) if revision else ()))
 
 
 def _push_page(store: "Store", repo: str, private: bool) -> str:

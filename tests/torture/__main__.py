@@ -123,6 +123,7 @@ def mutant_rows(found: mutants.Report) -> Iterator[Row]:
         len(found.broken),
         found.broken,
     )
+    yield "… the process ended", found.ways, len(found.died), found.died
     yield (
         "… something outside of the store read or written",
         found.ways,

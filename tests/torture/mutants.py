@@ -52,6 +52,7 @@ from tests.torture.mutate import (
     mutate_bytes,
     mutate_footer,
     mutate_json,
+    mutate_pages,
     mutate_safetensors,
     mutate_table,
     mutate_text,
@@ -80,6 +81,7 @@ class Report:
     """what was changed, and through which ways it went, mutant by mutant"""
     refused: int = 0
     broken: list[str] = field(default_factory=list)
+    died: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
     large: list[str] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Report:
 
     def add(self, other: "Report") -> None:
         """Add another report's numbers to these."""
-        for name in ("tried", "refused", "broken", "outside", "hangs", "large"):
+        for name in ("tried", "refused", "broken", "died", "outside", "hangs", "large"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.peak_mb = max(self.peak_mb, other.peak_mb)
 
@@ -104,7 +106,7 @@ class Report:
     @property
     def wrong(self) -> list[str]:
         """Everything that must not be."""
-        return [*self.broken, *self.outside, *self.hangs, *self.large]
+        return [*self.broken, *self.died, *self.outside, *self.hangs, *self.large]
 
 
 def command(*args: object) -> None:
@@ -222,8 +224,9 @@ def change(chamber: Chamber, rng: random.Random) -> tuple[str, Ways]:
     else:
         if kind == "parquet":
             how = rng.choice(
-                [mutate_footer, mutate_footer, mutate_table, mutate_table, mutate_bytes]
-            )
+                [mutate_footer, mutate_footer, mutate_pages, mutate_pages, mutate_table,
+                 mutate_table, mutate_bytes]
+            )  # fmt: skip
             new = how(data, rng, home) if how is mutate_table else how(data, rng)  # type: ignore[operator]
         elif kind == "config":
             new = json_bytes(mutate_json(json.loads(data), rng, home))
@@ -468,21 +471,25 @@ def mutate(
 ) -> Report:
     """Try ``n`` mutants; a process for every few hundred, so that one that dies is counted and
     named."""
-    total = Report()
-    for seeds in _chunks(n, seed):
-        place = work / f"mutants-{seeds.start}"
+    total, left = Report(), list(_chunks(n, seed))
+    while left:
+        seeds = left.pop(0)
+        place = work / f"mutants-{seeds.start}-{seeds.stop}"
         place.mkdir()
         results = FORK.Queue()
         child = FORK.Process(target=_chunk, args=(place, seeds, results))
         child.start()
         report = _report(child, results, len(seeds))
         child.join()
-        if report is None:
-            total.broken.append(
-                f"{(place / 'last').read_text()} ended the process with status {child.exitcode}"
-            )
-        else:
+        if report is not None:
             total.add(report)
+        else:
+            # A mutant follows from its seed: those around it are tried again without it.
+            last = (place / "last").read_text()
+            ended = int(last.partition(" ")[0])
+            total.tried.append((last.rpartition(":")[0], (last.rpartition(": ")[2],)))
+            total.died.append(f"{last} ended the process with status {child.exitcode}")
+            left[:0] = [s for s in (range(seeds.start, ended), range(ended + 1, seeds.stop)) if s]
         shutil.rmtree(place, ignore_errors=True)
         progress(total)
     return total

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+import zlib
 from typing import Any
 
 import numpy as np
@@ -164,17 +165,11 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_footer(data: bytes, rng: random.Random) -> bytes:
-    """Return a Parquet file with numbers or texts in its footer, or in a page's header, changed;
-    Thrift stays Thrift."""
+    """Return a Parquet file with numbers or texts in its footer changed; Thrift stays Thrift."""
     size = int.from_bytes(data[-8:-4], "little")
     footer = thrift.read(data[-8 - size : -8])
     for _ in range(rng.choice([1, 1, 2])):
-        places: list[tuple[Any, Any]] = []
-        _thrift_places(footer, places)
-        fields, key = rng.choice(places)
-        kind, value = fields[key] if isinstance(fields, dict) else (None, fields[key])
-        new = _thrift_value(value, rng)
-        fields[key] = (kind, new) if isinstance(fields, dict) else new
+        _change_number(footer, rng)
     try:
         end = thrift.write(footer)
     except (OverflowError, TypeError, ValueError, AttributeError, KeyError):
@@ -209,6 +204,104 @@ def _thrift_value(value: Any, rng: random.Random) -> Any:
             [b"", b"x", value + b"x", value[::-1], b"\xff", b"sample_id", value[: len(value) // 2]]
         )
     return value
+
+
+def mutate_pages(data: bytes, rng: random.Random) -> bytes:
+    """Return a Parquet file one of whose column chunks contradicts itself: headers of pages, their
+    levels, values and order, sealed again.
+
+    The chunk moves to the end of the file, so that it may have any length.
+    """
+    size = int.from_bytes(data[-8:-4], "little")
+    footer = thrift.read(data[-8 - size : -8])
+    group = rng.choice(footer[4][1][1])
+    about = rng.choice(group[1][1][1])[3][1]
+    pages = _pages(data, about)
+    number = rng.randrange(len(pages))
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        header, body = pages[number]
+        action = rng.randrange(5)
+        if action < 2:
+            _change_number(header, rng)
+        elif action < 4:
+            pages[number] = header, _other_body(header, body, about[4][1], rng)
+        elif rng.random() < 0.5:
+            pages.insert(rng.randrange(len(pages) + 1), (dict(header), body))
+        else:
+            rng.shuffle(pages)
+    if rng.random() < 0.1:
+        _change_number(about, rng)
+    try:
+        return _with_pages(data[: -8 - size], footer, about, pages)
+    except (OverflowError, TypeError, ValueError, AttributeError, KeyError):
+        return mutate_bytes(data, rng)
+
+
+_CODECS = {1: "snappy", 6: "zstd"}
+_Page = tuple[thrift.Struct, bytes]
+
+
+def _pages(data: bytes, about: thrift.Struct) -> list[_Page]:
+    at = min(about[9][1], about[11][1]) if 11 in about else about[9][1]
+    end, pages = at + about[7][1], []
+    while at < end:
+        reader = thrift._Reader(data[at : at + 4096])
+        header = reader.fields()
+        begin = at + reader._position
+        at = begin + header[3][1]
+        pages.append((header, data[begin:at]))
+    return pages
+
+
+def _change_number(fields: thrift.Struct, rng: random.Random) -> None:
+    places: list[tuple[Any, Any]] = []
+    _thrift_places(fields, places)
+    holder, key = rng.choice(places)
+    kind, value = holder[key] if isinstance(holder, dict) else (None, holder[key])
+    new = _thrift_value(value, rng)
+    holder[key] = (kind, new) if isinstance(holder, dict) else new
+
+
+def _other_body(header: thrift.Struct, body: bytes, codec: int, rng: random.Random) -> bytes:
+    """Return other levels and values; the header mostly says how long they are."""
+    raw, packed = body, codec in _CODECS
+    if packed:
+        try:
+            raw = pa.Codec(_CODECS[codec]).decompress(body, header[2][1]).to_pybytes()
+        except (pa.ArrowException, OSError, ValueError, OverflowError):
+            packed = False
+    changed = bytearray(raw)
+    for _ in range(rng.choice([1, 1, 2, 4]) if changed else 0):
+        at = rng.randrange(rng.choice([min(len(changed), 12), len(changed)]))
+        changed[at] = rng.choice([0, 1, 2, 3, 4, 8, 32, 64, 127, 128, 255, rng.randrange(256)])
+    raw = bytes(changed) if rng.random() < 0.5 else mutate_bytes(raw, rng)
+    body = pa.Codec(_CODECS[codec]).compress(raw).to_pybytes() if packed else raw
+    header[3] = thrift.I32, len(body)
+    if rng.random() < 0.9:
+        header[2] = thrift.I32, len(raw)
+    return body
+
+
+def _with_pages(
+    before: bytes, footer: thrift.Struct, about: thrift.Struct, pages: list[_Page]
+) -> bytes:
+    """Return a file whose chunk ``about`` has these pages, each with the checksum that it has."""
+    out, places = b"", {True: 0, False: 0}
+    for header, body in reversed(pages):
+        if 4 in header:
+            checksum = zlib.crc32(body)
+            header[4] = thrift.I32, checksum - 2**32 if checksum >= 2**31 else checksum
+        out = thrift.write(header) + body + out
+    at = len(before)
+    for header, body in pages:
+        is_dictionary = header.get(1, (0, 0))[1] == 2
+        places[is_dictionary] = places[is_dictionary] or at
+        at += len(thrift.write(header)) + len(body)
+    about[7], about[9] = (thrift.I64, len(out)), (thrift.I64, places[False] or len(before))
+    if 11 in about:
+        about[11] = thrift.I64, places[True] or len(before)
+    end = thrift.write(footer)
+    return before + out + end + len(end).to_bytes(4, "little") + b"PAR1"
 
 
 def mutate_table(data: bytes, rng: random.Random, home: str) -> bytes:

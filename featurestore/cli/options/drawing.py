@@ -42,6 +42,11 @@ class DrawingOptions:
 
         return load_judge(names, self.judge_device)
 
+    def words(self, names: Sequence[str] = ()) -> list[str]:
+        """Return the options that say the same model, prompts and judges to another command."""
+        judges = [word for name in names for word in ("--judge", name)]
+        return ["--model", self.model.model, "--prompts", self.prompts.source or "FILE", *judges]
+
     @property
     def judge_device(self) -> str:
         """Where judges run: on the device that is named, or on the CPU if none is."""
