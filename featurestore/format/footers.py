@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
-from featurestore.format import schemas, thrift
+from featurestore.format import schemas
 from featurestore.format.gate import MalformedError, parse_json, short
 from featurestore.format.records import Record
+from featurestore.format.structure import check_structure
 from featurestore.vocabulary import IO
 
 MALFORMED = (
@@ -20,12 +21,6 @@ MALFORMED = (
 )  # fmt: skip
 """what reading a Parquet file can raise whose checksum is right but whose contents are not"""
 _PREFIX = b"featurestore."
-_MAX_FOOTER_BYTES = 256 * 2**20
-_MAX_NESTING = 16
-_VALUES_PER_BYTE, _FEW_VALUES = 256, 2**20
-"""how many values a file may have: no table of a store comes near to 256 for each byte"""
-_RATIO = 2000
-"""how much larger a column may be before it is compressed"""
 
 
 @contextlib.contextmanager
@@ -59,111 +54,6 @@ def read_schema(path: Path) -> pa.Schema:
     with reading(path):
         check_structure(path)
         return pq.read_schema(path)
-
-
-def check_structure(path: Path) -> None:
-    """Look through a Parquet footer before any library does: they trust it, and some end the
-    process over it.
-
-    Columns must be those of the schema, in its order; every chunk must lie within the file, and
-    hold no more values than a file of this size can.
-
-    Raises:
-        MalformedError, OSError: it is no Parquet file, or its footer contradicts itself.
-    """
-    size, footer = _footer(path)
-    leaves = _leaves(_items(footer, 2))
-    limit = _VALUES_PER_BYTE * size + _FEW_VALUES
-    rows = 0
-    for group in _items(footer, 4):
-        chunks = _items(group, 1)
-        rows += _number(group, 3, limit)
-        if len(chunks) != len(leaves):
-            raise MalformedError(f"a row group has {len(chunks)} columns, its schema {len(leaves)}")
-        for chunk, leaf in zip(chunks, leaves, strict=True):
-            _check_chunk(chunk, leaf, size, limit)
-    if rows != _number(footer, 3, limit):
-        raise MalformedError(f"its row groups have {rows} rows, the footer says {footer[3][1]}")
-
-
-def _footer(path: Path) -> tuple[int, thrift.Struct]:
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if size < 12:
-            raise MalformedError(f"{size} bytes are no Parquet file")
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        if file.read(4) != b"PAR1" or length > min(size - 12, _MAX_FOOTER_BYTES):
-            raise MalformedError("it does not end as a Parquet file does")
-        file.seek(-8 - length, 2)
-        try:
-            return size, thrift.read(file.read(length))
-        except RecursionError as error:
-            raise MalformedError("its footer is nested too deeply") from error
-
-
-def _items(fields: thrift.Struct, number: int) -> list[Any]:
-    kind, value = fields.get(number, (thrift.LIST, (thrift.STRUCT, [])))
-    if kind != thrift.LIST or value[0] != thrift.STRUCT:
-        raise MalformedError(f"field {number} of its footer is not a list")
-    items: list[Any] = value[1]
-    return items
-
-
-def _number(fields: thrift.Struct, number: int, most: int) -> int:
-    kind, value = fields.get(number, (0, -1))
-    if kind not in (thrift.I16, thrift.I32, thrift.I64) or not 0 <= value <= most:
-        raise MalformedError(f"field {number} of its footer is {short(value)}, expected 0…{most}")
-    return int(value)
-
-
-def _leaves(elements: list[thrift.Struct]) -> list[tuple[int, list[bytes]]]:
-    """Return the physical type and the path of each leaf of a schema, given depth first."""
-    leaves, open_groups = [], [(1, list[bytes]())]
-    for place, element in enumerate(elements):
-        while open_groups and open_groups[-1][0] == 0:
-            open_groups.pop()
-        if not open_groups or len(open_groups) > _MAX_NESTING:
-            raise MalformedError(
-                "its schema has more elements than places, or is nested too deeply"
-            )
-        left, path = open_groups.pop()
-        open_groups.append((left - 1, path))
-        here = [] if place == 0 else [*path, element.get(4, (0, b""))[1]]
-        n_children = _number(element, 5, len(elements)) if 5 in element else 0
-        if n_children:
-            open_groups.append((n_children, here))
-        elif place:
-            leaves.append((_number(element, 1, 7), here))
-    if any(left for left, _ in open_groups):
-        raise MalformedError("its schema lacks elements")
-    return leaves
-
-
-def _check_chunk(
-    chunk: thrift.Struct, leaf: tuple[int, list[bytes]], size: int, limit: int
-) -> None:
-    if chunk.keys() & {1, 8, 9}:
-        raise MalformedError("a column is said to lie in another file, or to be encrypted")
-    kind, about = chunk.get(3, (0, None))
-    if kind != thrift.STRUCT or about is None:
-        raise MalformedError("a column is not described")
-    path = about.get(3, (0, (0, [])))[1]
-    if _number(about, 1, 7) != leaf[0] or not isinstance(path, tuple) or path[1] != leaf[1]:
-        raise MalformedError("a column is not the one that the schema has in its place")
-    _number(about, 4, 8)
-    _number(about, 5, limit)
-    _number(about, 6, _RATIO * size + _FEW_VALUES)
-    length, begin = _number(about, 7, size), _number(about, 9, size)
-    first = min(begin, _number(about, 11, size) if 11 in about else begin)
-    if first + length > size:
-        raise MalformedError(f"a column ends at byte {first + length}, the file at {size}")
-    for number in (4, 6):
-        if (
-            number in chunk
-            and _number(chunk, number, size) + _number(chunk, number + 1, size) > size
-        ):
-            raise MalformedError("a page index lies outside of the file")
 
 
 def check_footer(path: Path, record: Record) -> str | None:

@@ -20,8 +20,15 @@ def read(data: bytes) -> Struct:
     Raises:
         ValueError: it begins with none, or not with all of one.
     """
+    return read_some(data)[0]
+
+
+def read_some(data: bytes) -> tuple[Struct, int]:
+    """Return the struct that ``data`` begins with, and how many bytes it takes; raises as
+    :func:`read`."""
+    reader = _Reader(data)
     try:
-        return _Reader(data).fields()
+        return reader.fields(), reader._position
     except (IndexError, struct.error) as error:
         raise ValueError("not a whole Thrift struct") from error
 
@@ -90,7 +97,10 @@ class _Reader:
         while tag := self._byte():
             kind, step = tag & 0x0F, tag >> 4
             number = number + step if step else self._zigzag()
-            fields[number] = kind, kind == TRUE if kind in (TRUE, FALSE) else self._value(kind)
+            if kind in _BITS:  # most of what there is
+                fields[number] = kind, self._zigzag()
+            else:
+                fields[number] = kind, kind == TRUE if kind in (TRUE, FALSE) else self._value(kind)
         return fields
 
     def _value(self, kind: int) -> Any:
@@ -122,7 +132,10 @@ class _Reader:
         return self._data[self._position - n : self._position]
 
     def _varint(self) -> int:
-        result = shift = 0
+        byte = self._byte()
+        if byte < 0x80:
+            return byte
+        result, shift = byte & 0x7F, 7
         while (byte := self._byte()) >= 0x80:
             result |= (byte & 0x7F) << shift
             shift += 7

@@ -216,7 +216,7 @@ def mutate_pages(data: bytes, rng: random.Random) -> bytes:
     footer = thrift.read(data[-8 - size : -8])
     group = rng.choice(footer[4][1][1])
     about = rng.choice(group[1][1][1])[3][1]
-    pages = _pages(data, about)
+    pages = pages_of(data, about)
     number = rng.randrange(len(pages))
     for _ in range(rng.choice([1, 1, 2, 3])):
         header, body = pages[number]
@@ -232,7 +232,7 @@ def mutate_pages(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         _change_number(about, rng)
     try:
-        return _with_pages(data[: -8 - size], footer, about, pages)
+        return with_pages(data[: -8 - size], footer, about, pages)
     except (OverflowError, TypeError, ValueError, AttributeError, KeyError):
         return mutate_bytes(data, rng)
 
@@ -241,13 +241,13 @@ _CODECS = {1: "snappy", 6: "zstd"}
 _Page = tuple[thrift.Struct, bytes]
 
 
-def _pages(data: bytes, about: thrift.Struct) -> list[_Page]:
+def pages_of(data: bytes, about: thrift.Struct) -> list[_Page]:
+    """Return the pages of the column chunk that ``about`` describes: headers and bodies."""
     at = min(about[9][1], about[11][1]) if 11 in about else about[9][1]
     end, pages = at + about[7][1], []
     while at < end:
-        reader = thrift._Reader(data[at : at + 4096])
-        header = reader.fields()
-        begin = at + reader._position
+        header, length = thrift.read_some(data[at : at + 4096])
+        begin = at + length
         at = begin + header[3][1]
         pages.append((header, data[begin:at]))
     return pages
@@ -282,7 +282,7 @@ def _other_body(header: thrift.Struct, body: bytes, codec: int, rng: random.Rand
     return body
 
 
-def _with_pages(
+def with_pages(
     before: bytes, footer: thrift.Struct, about: thrift.Struct, pages: list[_Page]
 ) -> bytes:
     """Return a file whose chunk ``about`` has these pages, each with the checksum that it has."""

@@ -1,3 +1,7 @@
+import os
+import random
+import signal
+
 from tests.torture import mutants, races
 
 ALWAYS = {"open", "read", "verify"}
@@ -37,6 +41,20 @@ def test_a_store_that_was_changed_and_sealed_again_is_refused_or_read_as_what_it
         assert len(others) == len(own & ALWAYS) / 3 and others <= LONGER, (what, ways)
     kinds = {what.split(" ")[1].partition(".")[0] for what, _ in report.tried}
     assert {"record", "parquet"} <= kinds and kinds & set(BESIDE)
+
+
+def test_a_mutant_that_ends_the_process_is_counted_and_the_others_go_on(tmp_path, monkeypatch):
+    third = random.Random(3).random()
+
+    def change(chamber, rng):
+        dies = rng.random() == third
+        return "record x", {"open": lambda: dies and os.kill(os.getpid(), signal.SIGSEGV)}
+
+    monkeypatch.setattr(mutants, "change", change)
+    report = mutants.mutate(tmp_path, 6)
+    assert report.died == ["3 record x: open ended the process with status -11"]
+    assert report.wrong == report.died
+    assert sorted(report.tried) == [(f"{seed} record x", ("open",)) for seed in range(6)]
 
 
 def test_every_pair_of_writers_leaves_what_is_committed_as_it_is(tmp_path):

@@ -20,7 +20,7 @@ JUDGED = (*ASKED, "--judge", "minicanvas")
 
 
 @pytest.fixture(autouse=True)
-def terminal(monkeypatch):
+def terminal(capsys, monkeypatch):
     monkeypatch.setattr("featurestore.cli.hints.sys.stderr.isatty", lambda: True, raising=False)
 
 

@@ -1,0 +1,143 @@
+"""Footers and pages are looked through before a library reads them."""
+
+import io
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.errors import DamageError
+from featurestore.format import thrift
+from featurestore.format.footers import MALFORMED, read_schema
+from featurestore.format.gate import MalformedError
+from featurestore.format.structure import check_structure
+from featurestore.format.thrift import I32, I64
+from tests.torture.mutate import mutate_pages, pages_of, with_pages
+
+WAYS = {
+    "plain": {"use_dictionary": False, "compression": "none"},
+    "dictionary": {"use_dictionary": True, "compression": "snappy"},
+    "small pages": {"data_page_size": 64, "max_rows_per_page": 100, "compression": "zstd"},
+    "version 2": {"data_page_version": "2.0", "compression": "zstd", "max_rows_per_page": 100},
+    "groups": {"row_group_size": 77, "write_page_checksum": True, "write_page_index": True},
+}
+
+
+def table(n=1000):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 5, n)
+    lists = [[[int(i)] * int(i), []] for i in numbers]
+    texts = ["x" * 3000 if i == 4 else None for i in numbers]
+    return pa.table({"number": numbers, "text": texts, "lists": lists})
+
+
+def written(**options):
+    sink = io.BytesIO()
+    pq.write_table(table(), sink, **options)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_writers_write_is_sound(tmp_path, way):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(written(**WAYS[way]))
+    check_structure(path)
+    assert pq.ParquetFile(path).read().equals(table())
+
+
+def changed(data, change):
+    """A file of which the first column's pages, or its description, were changed."""
+    size = int.from_bytes(data[-8:-4], "little")
+    footer = thrift.read(data[-8 - size : -8])
+    about = footer[4][1][1][0][1][1][1][0][3][1]
+    pages = pages_of(data, about)
+    after = change(pages, about)
+    whole = with_pages(data[: -8 - size], footer, about, pages)
+    if after is None:
+        return whole
+    size = int.from_bytes(whole[-8:-4], "little")
+    after(about)
+    end = thrift.write(footer)
+    return whole[: -8 - size] + end + len(end).to_bytes(4, "little") + b"PAR1"
+
+
+def more_values(pages, about):
+    pages[-1][0][5][1][1] = I32, 2**20
+
+
+def much_memory(pages, about):
+    pages[-1][0][2] = I32, 2**31 - 1
+
+
+def no_memory(pages, about):
+    return lambda about: about.update({6: (I64, 1)})
+
+
+def dictionary_behind(pages, about):
+    pages.reverse()
+
+
+def beyond(pages, about):
+    pages[-1][0][3] = I32, len(pages[-1][1]) + 1
+
+
+def short(pages, about):
+    return lambda about: about.update({7: (I64, about[7][1] - 3)})
+
+
+def another_kind(pages, about):
+    pages[-1][0][1] = I32, 7
+
+
+def undescribed(pages, about):
+    del pages[-1][0][5]
+
+
+def fewer_than_rows(pages, about):
+    pages[-1][0][5][1][1] = I32, 999
+    return lambda about: about.update({5: (I64, 999)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (more_values, r"the pages of a column have 1048576 values, its footer says 1000"),
+        (much_memory, r"field 2 of a page's header is 2147483647, expected 0…\d+"),
+        (no_memory, r"field 2 of a page's header is \d+, expected 0…1"),
+        (dictionary_behind, "a dictionary stands behind other pages"),
+        (beyond, r"field 3 of a page's header is \d+, expected 0…\d+"),
+        (short, r"field 3 of a page's header is \d+, expected 0…\d+"),
+        (another_kind, r"field 1 of a page's header is 7, expected 0…3"),
+        (undescribed, "a page's header does not say what is in it"),
+        (fewer_than_rows, "a column has 999 values in a row group of 1000 rows"),
+    ],
+)
+def test_pages_that_contradict_themselves_are_refused_before_they_are_read(
+    tmp_path, change, message
+):
+    """A5, A7: the inspector does not trust what it inspects, and no header asks for memory."""
+    path = tmp_path / "x.parquet"
+    data = written(use_dictionary=True, compression="snappy")
+    path.write_bytes(changed(data, lambda pages, about: None))
+    check_structure(path)
+    path.write_bytes(changed(data, change))
+    with pytest.raises(MalformedError, match=message):
+        check_structure(path)
+    with pytest.raises(DamageError, match=r"x\.parquet: is no Parquet file that can be read \("):
+        read_schema(path)
+
+
+def test_a_changed_page_is_refused_or_reads_as_a_table_of_as_many_rows(tmp_path):
+    path = tmp_path / "x.parquet"
+    rng, data = random.Random(0), written(**WAYS["version 2"])
+    refused = 0
+    for _ in range(300):
+        path.write_bytes(mutate_pages(data, rng))
+        try:
+            check_structure(path)
+            assert pq.ParquetFile(path).read().num_rows == 1000
+        except MALFORMED:
+            refused += 1
+    assert 30 < refused < 300
