@@ -25,13 +25,16 @@ from typing import Any
 from unittest import mock
 
 import huggingface_hub
+import pyarrow.parquet as pq
 
 from featurestore import Selection, Store
 from featurestore.card import make_card, write_card
 from featurestore.cli import main
 from featurestore.errors import FeatureStoreError
 from featurestore.format import checksums, listing, verified
+from featurestore.format.contents import row_groups
 from featurestore.format.durable import claims
+from featurestore.format.schemas import schema_id
 from featurestore.prompts import read_prompts
 from featurestore.repair import repair, shard_of
 from featurestore.saes import load_config
@@ -254,15 +257,26 @@ def _reseal(root: Path, name: str, data: bytes, rng: random.Random) -> None:
     for entry in body["files"]:
         if entry["path"] == name:
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if name.endswith(".parquet") and rng.random() < 0.7:
-        with contextlib.suppress(Exception):
-            import pyarrow.parquet as pq
-
-            from featurestore.format.schemas import schema_id
-
-            with pq.ParquetFile(io.BytesIO(data)) as file:
+    if name.endswith(".parquet"):
+        with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(data)) as file:
+            if rng.random() < 0.7:
                 body |= {"rows": file.metadata.num_rows, "schema": schema_id(file.schema_arrow)}
+        if body.get("contents"):
+            body["contents"]["parts"] = _parts(data, body["rows"])
     location.write_bytes(seal(body))
+
+
+def _parts(data: bytes, rows: int) -> list[dict[str, Any]]:
+    """Return the parts of a file as its footer tells them; all in one where it cannot be read."""
+    groups, ends = [rows], [max(1, len(data) - 8)]
+    with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(data)) as file:
+        told = list(row_groups(file.metadata))
+        groups, ends = [group.rows for group in told], [group.end for group in told]
+    bounds = [0, *ends, len(data)]
+    return [
+        {"rows": n, "bytes": end - begin, "sha256": hashlib.sha256(data[begin:end]).hexdigest()}
+        for n, begin, end in zip([*groups, 0], bounds, bounds[1:], strict=True)
+    ]
 
 
 def _beside(chamber: Chamber, kind: str, rng: random.Random) -> tuple[str, Ways]:
