@@ -246,7 +246,7 @@ def pages_of(data: bytes, about: thrift.Struct) -> list[_Page]:
     at = min(about[9][1], about[11][1]) if 11 in about else about[9][1]
     end, pages = at + about[7][1], []
     while at < end:
-        header, length = thrift.read_some(data[at : at + 4096])
+        header, length = thrift.read_some(data[at : at + 2**16])
         begin = at + length
         at = begin + header[3][1]
         pages.append((header, data[begin:at]))

@@ -48,11 +48,11 @@ def test_a_mutant_that_ends_the_process_is_counted_and_the_others_go_on(tmp_path
 
     def change(chamber, rng):
         dies = rng.random() == third
-        return "record x", {"open": lambda: dies and os.kill(os.getpid(), signal.SIGSEGV)}
+        return "record x", {"open": lambda: dies and os.kill(os.getpid(), signal.SIGKILL)}
 
     monkeypatch.setattr(mutants, "change", change)
     report = mutants.mutate(tmp_path, 6)
-    assert report.died == ["3 record x: open ended the process with status -11"]
+    assert report.died == ["3 record x: open ended the process with status -9"]
     assert report.wrong == report.died
     assert sorted(report.tried) == [(f"{seed} record x", ("open",)) for seed in range(6)]
 
