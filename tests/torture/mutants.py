@@ -19,7 +19,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -481,32 +481,54 @@ def _chunks(n: int, seed: int) -> Iterator[range]:
 
 
 def mutate(
-    work: Path, n: int, seed: int = 0, progress: Callable[[Report], object] = lambda report: None
+    work: Path,
+    n: int,
+    seed: int = 0,
+    *,
+    kept: Path | None = None,
+    progress: Callable[[Report], object] = lambda report: None,
 ) -> Report:
     """Try ``n`` mutants; a process for every few hundred, so that one that dies is counted and
-    named."""
+    named.
+
+    What became of each few hundred is kept in the directory ``kept``, if there is one, so that
+    another run goes on.
+    """
     total, left = Report(), list(_chunks(n, seed))
     while left:
         seeds = left.pop(0)
-        place = work / f"mutants-{seeds.start}-{seeds.stop}"
-        place.mkdir()
-        results = FORK.Queue()
-        child = FORK.Process(target=_chunk, args=(place, seeds, results))
-        child.start()
-        report = _report(child, results, len(seeds))
-        child.join()
-        if report is not None:
-            total.add(report)
+        path = None if kept is None else kept / f"{seeds.start}-{seeds.stop}.json"
+        if path is not None and path.exists():
+            found = Report(**json.loads(path.read_bytes()))
         else:
-            # A mutant follows from its seed: those around it are tried again without it.
-            last = (place / "last").read_text()
-            ended = int(last.partition(" ")[0])
-            total.tried.append((last.rpartition(":")[0], (last.rpartition(": ")[2],)))
-            total.died.append(f"{last} ended the process with status {child.exitcode}")
-            left[:0] = [s for s in (range(seeds.start, ended), range(ended + 1, seeds.stop)) if s]
-        shutil.rmtree(place, ignore_errors=True)
+            found, again = _tried(work, seeds)
+            left[:0] = again
+            if path is not None and not again:
+                path.write_text(json.dumps(asdict(found)))
+        total.add(found)
         progress(total)
     return total
+
+
+def _tried(work: Path, seeds: range) -> tuple[Report, list[range]]:
+    """Try the mutants of some seeds in a process; where it ends, return the seeds to try again."""
+    place = work / f"mutants-{seeds.start}-{seeds.stop}"
+    place.mkdir()
+    results = FORK.Queue()
+    child = FORK.Process(target=_chunk, args=(place, seeds, results))
+    child.start()
+    report = _report(child, results, len(seeds))
+    child.join()
+    # A mutant follows from its seed: those around it are tried again without it.
+    last = "" if report is not None else (place / "last").read_text()
+    shutil.rmtree(place, ignore_errors=True)
+    if report is not None:
+        return report, []
+    what, _, way = last.rpartition(": ")
+    ended = int(last.partition(" ")[0])
+    died = f"{last} ended the process with status {child.exitcode}"
+    around = range(seeds.start, ended), range(ended + 1, seeds.stop)
+    return Report(tried=[(what, (way,))], died=[died]), [some for some in around if some]
 
 
 def _report(child: Any, results: Any, n: int) -> Report | None:
