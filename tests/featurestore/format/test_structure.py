@@ -14,7 +14,7 @@ from featurestore.format.footers import MALFORMED, read_schema
 from featurestore.format.gate import MalformedError
 from featurestore.format.structure import check_structure
 from featurestore.format.thrift import I32, I64
-from tests.torture.mutate import mutate_pages, pages_of, with_pages
+from tests.torture.mutate_parquet import mutate_pages, pages_of, with_pages
 
 WAYS = {
     "plain": {"use_dictionary": False, "compression": "none"},
