@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _parts(data: bytes, rows: int) -> list[dict[str, Any]]:
     bounds = [0, *ends, len(data)]
     return [
         {"rows": n, "bytes": end - begin, "sha256": hashlib.sha256(data[begin:end]).hexdigest()}
-        for n, begin, end in zip([*groups, 0], bounds, bounds[1:], strict=True)
+        for n, (begin, end) in zip([*groups, 0], pairwise(bounds), strict=True)
     ]
 
 
