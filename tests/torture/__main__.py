@@ -19,12 +19,12 @@ import torch
 
 from sae.diffusion.pipelines import load_model
 from tests.builders.pipelines import save, tiny_stable_diffusion
-from tests.torture import crashes, flips, mutants, processes, races
+from tests.torture import crashes, decoders, flips, mutants, processes, races
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 END = "<!-- end of figures -->"
-N_MUTANTS = 10_000
+N_MUTANTS, N_DECODED = 10_000, 20_000
 Row = tuple[str, int, int, list[str]]
 
 
@@ -102,6 +102,16 @@ def stranger_rows(work: Path) -> Iterator[Row]:
         progress=lambda r: print(f"  {r.mutants:,}, {len(r.wrong)} wrong", flush=True),
     )
     yield from mutant_rows(found)
+    (work / "decoders").mkdir()
+    decoded = decoders.decode(work / "decoders", N_DECODED)
+    yield (
+        f"Parquet files that contradict themselves ({decoded.passed:,} pass the gate, and are then "
+        f"decoded by pyarrow, DuckDB and Polars): the process ended, hung or took more than "
+        f"{decoders.MAX_GROWTH_MB} MB",
+        decoded.tried,
+        len(decoded.broken),
+        decoded.broken,
+    )
     (work / "races").mkdir()
     outcome = races.race(work / "races", 10)
     yield (

@@ -24,7 +24,7 @@ from tests.torture.mutate_parquet import mutate_footer, mutate_pages
 
 FORK = multiprocessing.get_context("fork")
 MAX_GROWTH_MB = 600
-MAX_SECONDS = 120
+MAX_SECONDS = 600
 _CHUNK = 500
 _PLACE = struct.Struct("<q16s")
 
