@@ -144,7 +144,8 @@ def _chunk(chunk: thrift.Struct, leaf: _Leaf, size: int, limit: int) -> _Chunk:
     codec, n_values = _number(about, 4, 8), _number(about, 5, limit)
     raw = _number(about, 6, _RATIO * size + _FEW_VALUES)
     length, begin = _number(about, 7, size), _number(about, 9, size)
-    first = min(begin, _number(about, 11, size) if 11 in about else begin)
+    dictionary = _number(about, 11, size) if 11 in about else 0
+    first = min(filter(None, (begin, dictionary)), default=0)  # 0: a column without such pages
     if first + length > size:
         raise MalformedError(f"a column ends at byte {first + length}, the file at {size}")
     for number in (4, 6):

@@ -30,21 +30,24 @@ def table(n=1000):
     numbers = rng.integers(0, 5, n)
     lists = [[[int(i)] * int(i), []] for i in numbers]
     texts = ["x" * 3000 if i == 4 else None for i in numbers]
-    return pa.table({"number": numbers, "text": texts, "lists": lists})
+    kinds = [pa.int64(), pa.string(), pa.list_(pa.list_(pa.int64()))]
+    columns = map(pa.array, (numbers, texts, lists), kinds)
+    return pa.table(list(columns), names=["number", "text", "lists"])
 
 
-def written(**options):
+def written(n=1000, **options):
     sink = io.BytesIO()
-    pq.write_table(table(), sink, **options)
+    pq.write_table(table(n), sink, **options)
     return sink.getvalue()
 
 
+@pytest.mark.parametrize("n", [0, 1000])
 @pytest.mark.parametrize("way", WAYS)
-def test_what_writers_write_is_sound(tmp_path, way):
+def test_what_writers_write_is_sound(tmp_path, way, n):
     path = tmp_path / "x.parquet"
-    path.write_bytes(written(**WAYS[way]))
+    path.write_bytes(written(n, **WAYS[way]))
     check_structure(path)
-    assert pq.ParquetFile(path).read().equals(table())
+    assert pq.ParquetFile(path).read().equals(table(n))
 
 
 def changed(data, change):
