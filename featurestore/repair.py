@@ -237,9 +237,11 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
         *(other.sample_ids for other in others if other.shard == shard),
     ]
     makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
-    told = describe(
-        store.root / name, samples=table == "samples", replaces=read_replaced(store.root / name)
-    )
+    path = store.root / name
+    try:
+        told = describe(path, samples=table == "samples", replaces=read_replaced(path))
+    except footers.MALFORMED:  # a column of it cannot be read: it is not whole
+        return None
     for sample_ids, made_by, contents in product(dict.fromkeys(choices), makers, (told, None)):
         record = Record(table, shard, schema, rows, sample_ids, (entry,), made_by, contents)
         if hashlib.sha256(record.to_bytes()).hexdigest() == digest:

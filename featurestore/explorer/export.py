@@ -19,6 +19,7 @@ from featurestore.explorer.overview import overview
 from featurestore.explorer.pictures import Pictures, samples_table
 from featurestore.explorer.server import PAGE
 from featurestore.format import durable
+from featurestore.format.footers import read_table
 from featurestore.store import Store
 
 FEATURES = 8
@@ -282,7 +283,7 @@ def _codes(store: Store, out: Path, sae: str, branch: str, samples: Sequence[int
         if wanted.isdisjoint(record.sample_ids):
             continue
         store.check([record])
-        rows = pq.read_table(store.root / record.files[0].path, partitioning=None)
+        rows = read_table(store.root / record.files[0].path)
         rows = rows.filter(pc.equal(rows["branch"], branch))
         for sample in wanted & set(record.sample_ids):
             _parquet(
