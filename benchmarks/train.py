@@ -1,63 +1,56 @@
 """Training a TopK SAE: ours and other libraries', each as its authors run it, on the same data in
 one run.
 
-python benchmarks/train.py d_in 320, 5120 latents, k 32, batch 1024 python benchmarks/train.py
---large d_in 1280, 20480 latents, k 32, batch 4096 python benchmarks/train.py --saeuron DIR --peers
-DIR with a checkout of SAeUron, and a directory of installed peers
+python benchmarks/train.py             every stage that is not in results/train.jsonl yet
+python benchmarks/train.py --sizes small --peers sparsify     one stage
+python benchmarks/train.py --table     what was found
 
-Every trainer has its own initial weights, optimiser, learning rate and bookkeeping
-(benchmarks/trainers.py) and the same batches, and takes its steps in turns with the others. Between
-them, outside their time, held-out FVU is measured: at the end for equal steps, and along the way
-for the seconds until it is sparsify's last. A peer that cannot be imported is left out, and named.
-On a CPU the peak memory of ours and of sparsify is measured too, each in a process of its own:
-weights, optimiser, and what a step needs.
+A stage is ours and one peer at one size: small is d_in 320, 5120 latents, k 32, batch 1024, and
+large d_in 1280, 20480 latents, k 32, batch 4096. Every trainer has its own initial weights,
+optimiser, learning rate and bookkeeping (benchmarks/trainers.py) and the same batches; the two take
+their steps in turns. Between them, outside their time, held-out FVU is measured: at the end for
+equal steps, and along the way for the seconds until it is the peer's last. Seconds are of the
+clock and of the processor: the latter are those of all threads together, and with one thread hardly
+depend on what else the machine does.
+
+A peer that cannot be imported is left out, and named. SAeUron is a checkout: --saeuron DIR. On a
+CPU the peak memory of ours and of the peer is measured too, each in a process of its own: weights,
+optimiser, and what a step needs.
 """
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import trainers
 from mixture import Mixture
-from record import record
+from record import RESULTS, record
 from trainers import Task, Trainer, held_out
 
-WAYS = ("ours", "version_0_1", "sparsify", "sparsify_adam", "saelens", "overcomplete", "saeuron")
-TEST_POSITIONS = 4096
+PEERS = ("sparsify", "sparsify_adam", "version_0_1", "saelens", "overcomplete", "saeuron")
+SIZES = {"small": (320, 5120, 32, 1024), "large": (1280, 20480, 32, 4096)}
+STEPS = {"small": 400, "large": 40}
+TEST_POSITIONS, LOOKS = 2048, 20
 
 
-def begin_all(task: Task, ways: Sequence[str]) -> dict[str, Trainer]:
-    """Return the trainers that can be imported."""
-    begun = {}
-    for name in ways:
-        try:
-            begun[name] = getattr(trainers, name)(task)
-        except ImportError as error:
-            print(f"{name} is left out: {error}")
-    return begun
-
-
-def peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
-    """Return the most memory that three steps held beyond what there was before the SAE; None if
-    the peer is not there."""
+def peak_bytes(name: str, sizes: tuple[int, int, int, int]) -> int:
+    """Return the most memory that three steps held beyond what there was before the SAE."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_bytes, (name, d_in, n_latents, k, size))
+        return pool.apply(_peak_bytes, (name, *sizes, list(sys.path)))
 
 
-def _peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int) -> int | None:
+def _peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int, path: list[str]) -> int:
+    sys.path[:] = path
     make, data = getattr(trainers, name), Mixture(d_in, n_latents, size)
     batches = list(itertools.islice(data.epoch(0), 3))
-    try:
-        make(Task(data, d_in, 64, k, size, 3, 0)).step(batches[0])  # imports, thread pools
-    except ImportError:
-        return None
+    make(Task(data, d_in, 64, k, size, 3, 0)).step(batches[0])  # imports, thread pools
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
     before = _status("VmHWM")
     trainer = make(Task(data, d_in, n_latents, k, size, 3, 0))
@@ -71,68 +64,127 @@ def _status(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
 
 
-def memory(*sizes: int) -> dict[str, Any]:
-    """Return the peak memory of ours and of sparsify, in bytes, and their ratio."""
-    found = {f"{name}_peak_bytes": peak_bytes(name, *sizes) for name in ("ours", "sparsify")}
-    mine, theirs = found["ours_peak_bytes"], found["sparsify_peak_bytes"]
-    return found | ({"ours_over_sparsify_peak": mine / theirs} if mine and theirs else {})
+class Course:
+    """How one training goes: its seconds, and held-out FVU along the way."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.clock: list[float] = []
+        self.cpu: list[float] = []
+        self.looks: list[tuple[float, float, float]] = []
+        """seconds of the clock, of the processor, and the FVU then"""
+        self.n_dead = 0
+
+    def step(self, x: torch.Tensor) -> None:
+        """Take a step, timed."""
+        wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+        wait()
+        clock, cpu = time.perf_counter(), time.process_time()
+        self.trainer.step(x)
+        wait()
+        self.clock.append(time.perf_counter() - clock)
+        self.cpu.append(time.process_time() - cpu)
+
+    def look(self, test: torch.Tensor, n_latents: int) -> None:
+        """Measure the FVU of positions that were not trained on."""
+        fvu, self.n_dead = held_out(self.trainer, test, n_latents)
+        self.looks.append((sum(self.clock), sum(self.cpu), fvu))
+
+    def figures(self, name: str, batch_size: int, goal: float) -> dict[str, Any]:
+        """Return what came of it; ``goal``: the FVU that the seconds are counted to."""
+        reached = next((look for look in self.looks if look[2] <= goal), (None, None))
+        return {
+            f"{name}_positions_per_s": batch_size / statistics.median(self.clock[2:]),
+            f"{name}_positions_per_cpu_s": batch_size / statistics.median(self.cpu[2:]),
+            f"{name}_fvu": self.looks[-1][2],
+            f"{name}_n_dead": self.n_dead,
+            f"{name}_seconds": sum(self.clock),
+            f"{name}_cpu_seconds": sum(self.cpu),
+            f"{name}_seconds_to_peers_fvu": reached[0],
+            f"{name}_cpu_seconds_to_peers_fvu": reached[1],
+        }
 
 
-def compare(task: Task, ways: Sequence[str], every: int) -> dict[str, Any]:
-    """Let all take their steps in turns; return speed, held-out FVU and dead latents, and seconds
-    to sparsify's last FVU."""
-    begun, test = begin_all(task, ways), task.data.held_out(TEST_POSITIONS)
-    seconds: dict[str, list[float]] = {name: [] for name in begun}
-    course: dict[str, list[tuple[float, float]]] = {name: [] for name in begun}
-    last: dict[str, tuple[float, int]] = {}
-    wait = torch.cuda.synchronize if test.is_cuda else lambda: None
+def compare(task: Task, own: str, peer: str) -> dict[str, Any]:
+    """Let ours and a peer take their steps in turns; return their figures."""
+    courses = {name: Course(getattr(trainers, name)(task)) for name in (own, peer)}
+    test, every = task.data.held_out(TEST_POSITIONS), max(1, task.steps // LOOKS)
     for number, x in enumerate(itertools.islice(task.data.epoch(0), task.steps), 1):
-        for name, trainer in begun.items():
-            wait()
-            began = time.perf_counter()
-            trainer.step(x)
-            wait()
-            seconds[name].append(time.perf_counter() - began)
-        for name, trainer in begun.items() if number % every == 0 or number == task.steps else ():
-            last[name] = held_out(trainer, test, task.n_latents)
-            course[name].append((sum(seconds[name]), last[name][0]))
-    figures: dict[str, Any] = {}
-    for name in begun:
-        figures[f"{name}_positions_per_s"] = task.batch_size / statistics.median(seconds[name][2:])
-        figures |= {f"{name}_fvu": last[name][0], f"{name}_n_dead": last[name][1]}
-        figures[f"{name}_seconds"] = sum(seconds[name])
-    for name in begun if "sparsify" in begun else ():
-        reached = [at for at, fvu in course[name] if fvu <= last["sparsify"][0]]
-        figures[f"{name}_seconds_to_sparsify_fvu"] = reached[0] if reached else None
-    assert last["ours"][0] < course["ours"][0][1], "it learns"
-    if "sparsify" in begun:
-        assert last["ours"][0] <= last["sparsify"][0], "no worse at equal steps"
-    return figures
+        for course in courses.values():
+            course.step(x)
+            if number % every == 0 or number == task.steps:
+                course.look(test, task.n_latents)
+    assert courses[own].looks[-1][2] < courses[own].looks[0][2], "it learns"
+    goal = courses[peer].looks[-1][2]
+    return {
+        key: value
+        for name, course in courses.items()
+        for key, value in course.figures(name, task.batch_size, goal).items()
+    }
+
+
+def found() -> list[dict[str, Any]]:
+    """Return the stages that were recorded."""
+    with (RESULTS / "train.jsonl").open(encoding="utf-8") as file:
+        return [row for line in file if "peer" in (row := json.loads(line)["figures"])]
+
+
+def print_table() -> None:
+    """Print every stage: ours beside the peer."""
+    print("d_in peer            positions/s of CPU    FVU, dead               CPU s to its FVU")
+    for row in found():
+        own, peer = row["own"], row["peer"]
+        told = [
+            f"{row[f'{name}_positions_per_cpu_s']:7,.0f} {row[f'{name}_fvu']:.4f} "
+            f"{row[f'{name}_n_dead']:5} {row[f'{name}_cpu_seconds_to_peers_fvu'] or float('nan'):7.1f}"
+            for name in (own, peer)
+        ]
+        print(f"{row['d_in']:4} {row['device']:4} {own:12} {told[0]} | {peer:14} {told[1]}")
+
+
+def run(size: str, peer: str, options: argparse.Namespace) -> None:
+    """Run a stage and record it."""
+    sizes = d_in, n_latents, k, batch = SIZES[size]
+    steps = options.steps or STEPS[size]
+    about = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": batch, "steps": steps}
+    about |= {"device": options.device, "threads": torch.get_num_threads()}
+    about |= {"own": options.own, "peer": peer}
+    if not options.again and any(about.items() <= row.items() for row in found()):
+        return
+    task = Task(Mixture(d_in, n_latents, batch, device=options.device), *sizes, steps, 0)
+    try:
+        figures = compare(task, options.own, peer)
+    except ImportError as error:
+        print(f"{peer} is left out: {error}")
+        return
+    for name in (options.own, peer) if options.device == "cpu" and not options.no_memory else ():
+        figures[f"{name}_peak_bytes"] = peak_bytes(name, sizes)
+    record("train", about | figures)
 
 
 def main() -> None:
-    """Compare the trainers that there are, at one size."""
+    """Run the stages that are missing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--peers", type=Path, action="append", default=[])
-    parser.add_argument("--saeuron", type=Path)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--own", default="ours", choices=("ours", "ours_bfloat16"))
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--saeuron", type=Path, help="a checkout of SAeUron")
+    parser.add_argument("--path", type=Path, action="append", default=[], help="installed peers")
+    parser.add_argument("--again", action="store_true", help="also stages that are recorded")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    sys.path += [str(path) for path in (*options.peers, options.saeuron) if path]
-    sizes = (1280, 20480, 32, 4096) if options.large else (320, 5120, 32, 1024)
-    d_in, n_latents, k, size = sizes
-    steps = options.steps or (40 if options.large else 400)
-    task = Task(Mixture(d_in, n_latents, size, device=options.device), *sizes, steps, 0)
-    figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": size}
-    figures |= {"steps": steps, "device": options.device} | compare(
-        task, options.ways, max(1, steps // 40)
-    )
-    figures |= memory(*sizes) if options.device == "cpu" else {}
-    record("train", figures)
+    sys.path += [str(path) for path in (*options.path, options.saeuron) if path]
+    if options.table:
+        print_table()
+        return
+    for size in options.sizes:
+        for peer in options.peers:
+            run(size, peer, options)
 
 
 if __name__ == "__main__":

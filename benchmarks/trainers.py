@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.model import SAE, SAEConfig
 from sae.training.settings import Plan, TrainSettings, default_dead_after, default_lr
 from sae.training.start import start_training
-from sae.training.state import take_step
+from sae.training.stepping import stepper
 
 os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # On a CPU its kernel cannot run.
 ALPHA = 1 / 32
@@ -71,6 +71,12 @@ def ours(task: Task) -> Trainer:
     return _ours(task, plan_of(task))
 
 
+def ours_bfloat16(task: Task) -> Trainer:
+    """Return ours with ``--precision bfloat16``."""
+    plan = plan_of(task)
+    return _ours(task, replace(plan, settings=replace(plan.settings, precision="bfloat16")))
+
+
 def version_0_1(task: Task) -> Trainer:
     """Return the training of version 0.1 with its defaults."""
     lr, dead_after = (
@@ -117,10 +123,7 @@ def _ours(
         found = state.sae.encode(x)
         return state.sae.decode(found), found.indices[found.values > 0]
 
-    def step(x: Tensor) -> None:
-        take_step(state, x, lr=plan.lr_at(state.step), dead_after=plan.dead_after)
-
-    return Trainer(step, codes)
+    return Trainer(stepper(state, plan), codes)
 
 
 def sparsify(task: Task) -> Trainer:

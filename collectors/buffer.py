@@ -90,7 +90,7 @@ class HookBuffer:
 
         Raises:
             HookError: a value of an earlier call cannot be stored.
-            TableError: the table's other shards have another shape.
+            TableError: the table's other shards have another shape than an earlier call.
             DiskError: the operating system refused to write a row of an earlier call.
         """
         while self._jobs and self._jobs[0].done():
@@ -109,7 +109,7 @@ class HookBuffer:
             rows = [
                 self._row(shape, sample, place, at) for sample in range(start, start + len(stored))
             ]
-            if self._file is not None:
+            if self._writes:
                 self._write_later(stored, rows, call.timestep, largest)
             else:
                 self._ranges.append((call.timestep, _range(stored, largest)))
@@ -133,8 +133,7 @@ class HookBuffer:
                     if not _all_finite(array):
                         self._refuse(timestep, math.inf if largest is None else float(largest))
                     with self._file_lock:
-                        assert self._file is not None, "begun"
-                        self._file.put(row, array)
+                        self._begun().put(row, array)
             finally:
                 self._staging.give_back(staged)
 
@@ -158,10 +157,20 @@ class HookBuffer:
             n_kept=count,
             d_in=d_in,
         )
-        if kept.activations and self._begin_file is not None:
-            self._file = self._begin_file(self.table, *self._describe(shape))
         self._shape = shape
         return shape
+
+    @property
+    def _writes(self) -> bool:
+        return self.kept.activations and self._begin_file is not None
+
+    def _begun(self) -> TensorFile:
+        """Return the file, begun with the first row: by a thread of the writer's, so that the
+        denoiser does not wait for it."""
+        if self._file is None:
+            assert self._begin_file is not None and self._shape is not None, "there are rows"
+            self._file = self._begin_file(self.table, *self._describe(self._shape))
+        return self._file
 
     def _choose(self, whole: Tensor, start: int, step: int) -> Tensor:
         """Return the kept positions ``[batch, n_kept, d_in]``."""

@@ -1,7 +1,8 @@
 """A work item of a collection: generated, gathered, committed."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from collectors.writer import BackgroundWriter
 from featurestore.format.durable import Claim
 from featurestore.format.in_place import TensorFile
 from featurestore.format.parquet import tensor_layout
-from featurestore.prompts import Prompt, prompt_batches
+from featurestore.prompts import prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread
 from sae.diffusion.calls import DenoiserCall
@@ -84,11 +85,13 @@ def measure(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any) -> Gat
 def _beginning(job: Job, item: WorkItem, n_new: int) -> Begin:
     """Return what begins the files of an item's activations."""
     sizes: dict[str, int] = {}
+    lock = threading.Lock()  # Hooks begin their files in several threads.
 
     def begin(table: str, others: pa.Table, schema: pa.Schema) -> TensorFile:
-        sizes[table] = tensor_layout(others, schema).size
         if n_new:
-            check_space(sizes, len(item.samples), n_new, job.store.root)
+            with lock:
+                sizes[table] = tensor_layout(others, schema).size
+                check_space(sizes, len(item.samples), n_new, job.store.root)
         return job.store.begin_shard(table, item.shard, others, schema)
 
     return begin
@@ -104,14 +107,10 @@ def _gather(
         for hook, one in kept.items()
         if one is not None
     }
-    images: list[Any] = []
     try:
         # How a sum is split over threads shows in its last digits.
         with one_thread() if settings.exact else contextlib.nullcontext():
-            size, start = 1 if settings.exact else settings.batch_size, 0
-            for batch in prompt_batches([sample.prompt for sample in item.samples], size):
-                images += _run_batch(job, batch, start, buffers, bar)
-                start += len(batch)
+            images = _generate(job, item, buffers, bar)
     except BaseException:
         for buffer in buffers.values():
             buffer.close()
@@ -119,24 +118,31 @@ def _gather(
     return Gathered(item, buffers, images if settings.images else None)
 
 
-def _run_batch(
-    job: Job, batch: Sequence[Prompt], start: int, buffers: dict[str, HookBuffer], bar: Any
-) -> list[Any]:
-    model, run = job.model, with_guidance(job.run, batch[0].guidance)
-    n_begun = 0
+def _generate(job: Job, item: WorkItem, buffers: Mapping[str, HookBuffer], bar: Any) -> list[Any]:
+    """Generate an item's pictures batch by batch; what its hooks see goes into the buffers."""
+    start, size, n_begun = 0, 0, 0
+    images: list[Any] = []
 
     def before(call: DenoiserCall) -> None:
         nonlocal n_begun
         if call.step >= n_begun:  # Two passes of guidance are one step.
-            bar.update(len(batch) if call.step < run.n_steps else 0)
+            bar.update(size if call.step < job.run.n_steps else 0)
             n_begun = call.step + 1
 
     def sink(captured: Captured) -> None:
         buffers[captured.hook].put(captured, start)
 
-    prompts, seeds = [p.prompt for p in batch], [p.seed for p in batch]
-    with capture(model.pipe, list(buffers), sink, job.settings.io, before):
-        return generate(model, run, prompts, seeds, "pil" if job.settings.images else "latent")
+    output = "pil" if job.settings.images else "latent"
+    most = 1 if job.settings.exact else job.settings.batch_size
+    with capture(job.model.pipe, list(buffers), sink, job.settings.io, before):
+        for batch in prompt_batches([sample.prompt for sample in item.samples], most):
+            n_begun, size = 0, len(batch)
+            run = with_guidance(job.run, batch[0].guidance)
+            images += generate(
+                job.model, run, [p.prompt for p in batch], [p.seed for p in batch], output
+            )
+            start += size
+    return images
 
 
 def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:

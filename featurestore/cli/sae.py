@@ -52,7 +52,8 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
 
 @click.group()
 def sae() -> None:
-    """Bring SAEs of other libraries into a store, and give a store's SAEs to them.
+    """Bring SAEs of other libraries into a store, give a store's SAEs to them, and turn a TopK SAE
+    into one with a threshold.
 
     \b
     Example:
@@ -135,6 +136,41 @@ def import_(
     click.echo(f"  hook  {config['hook']}, its {config['io']}")
     click.echo(f"  in    {store / 'saes' / name}")
     say_next("encode", "--store", store, "--sae", name)
+
+
+@sae.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--name", "new_name", required=True, help="Of the new SAE in the store.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+def calibrate(store: Path, name: str, new_name: str, device: str) -> None:
+    """Give a TopK SAE a threshold in the place of its k, as a new SAE of the store.
+
+    The threshold is the one that k latents a position exceed on average, on samples that training
+    left out. Ablating with such an SAE computes the selected latents and no others. It is another
+    function: encode with it and select features anew.
+
+    \b
+    Example:
+      featurestore sae calibrate ./store styles --name styles_threshold
+    """
+    from featurestore.cli.hints import say_next
+    from featurestore.store import Store
+    from sae.checkpoint import pick_device
+    from sae.training.calibration import calibrate as run
+
+    made = run(Store.open(store), name, new_name, pick_device(device))
+    where = "held-out samples" if made.held_out else "the training samples"
+    click.echo(f"SAE {new_name!r}: {name!r} with a threshold of {made.threshold:.4g}")
+    for title, found in (("k", made.before), ("threshold", made.after)):
+        fvu = "undefined" if found.fvu is None else f"{found.fvu:.4f}"
+        click.echo(f"  by {title:9}  FVU {fvu}, L0 {found.l0:.2f}, dead {found.n_dead:,}")
+    click.echo(
+        f"  at a position {made.gained:.2f} latents fire that did not, {made.lost:.2f} no longer do"
+    )
+    click.echo(f"  on {made.after.n_positions:,} positions of {where}")
+    click.echo(f"  in {store / 'saes' / new_name}")
+    say_next("encode", "--store", store, "--sae", new_name)
 
 
 @sae.command()

@@ -1,8 +1,6 @@
 """Edits at one hook: from interventions to what is done at each timestep, and the hook that does
 it."""
 
-import functools
-import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -39,6 +37,7 @@ from sae.intervention.rules import (
 )
 from sae.intervention.settings import Intervention
 from sae.model import SAE
+from sae.sparse import has_kernels
 
 
 class Site(NamedTuple):
@@ -63,14 +62,9 @@ class At(NamedTuple):
     device: torch.device
 
 
-@functools.cache
 def kernels_for(device: torch.device) -> ModuleType | None:
-    """Return the fused kernels for a device: on CUDA, where Triton is installed; None elsewhere."""
-    if (
-        device.type != "cuda"
-        or torch.version.hip is not None
-        or importlib.util.find_spec("triton") is None
-    ):
+    """Return the fused kernels for a device; None where there are none."""
+    if not has_kernels(device):
         return None
     from sae.intervention import kernels
 

@@ -20,7 +20,8 @@ from sae.feed.batches import Source
 from sae.training.processes import Processes
 from sae.training.settings import Plan
 from sae.training.start import start_training
-from sae.training.state import discard, restore, save, take_step
+from sae.training.state import discard, restore, save
+from sae.training.stepping import stepper
 
 CHECKPOINT_SECONDS = 60.0
 _REPORT_STEPS = 10
@@ -62,6 +63,7 @@ class Training:
         self._device, self._processes = device, processes
         self.state, self.scale = start_training(plan, source, device)
         restore(store, name, plan, self.state)
+        self._take_step = stepper(self.state, plan, processes)
         self._batches = self._stream()
         self._seen: list[Tensor] = []
 
@@ -85,16 +87,7 @@ class Training:
     def step(self) -> None:
         """Learn from the next batch."""
         x = next(self._batches).to(self._device) / self.scale
-        bfloat16 = self.plan.settings.precision == "bfloat16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
-            loss = take_step(
-                self.state,
-                x,
-                lr=self.plan.lr_at(self.state.step),
-                dead_after=self.plan.dead_after,
-                aux_alpha=self.plan.settings.aux_alpha,
-                processes=self._processes,
-            )
+        loss = self._take_step(x)
         active = (loss.codes.values > 0).sum() / len(x)
         self._seen.append(torch.stack([loss.fvu.double(), active.double()]))
 

@@ -172,6 +172,26 @@ def test_on_a_cpu_there_are_no_kernels():
     assert editing.kernels_for(torch.device("cpu")) is None
 
 
+@pytest.mark.gpu
+def test_an_edit_can_be_recorded_in_a_graph():
+    """So nothing in it waits for the host or is decided there."""
+    from sae.intervention import kernels
+
+    sae = random_sae(24, 200, 4).requires_grad_(False).to("cuda")
+    x = torch.randn(2, 30, 24, device="cuda")
+    rules = some_rules(sae, x, 5, torch.Generator().manual_seed(0), False)
+    fused, given, out = kernels.fuse(sae, rules), x.clone(), x.clone()
+    kernels.apply_(sae, fused, given, out)  # compiled before it is recorded
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out.copy_(given)
+        kernels.apply_(sae, fused, given, out)
+    for seed in range(3):
+        given.copy_(torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        torch.testing.assert_close(out, fused_change(sae, rules, given)[1], atol=2e-5, rtol=2e-5)
+
+
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
