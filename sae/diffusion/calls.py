@@ -115,14 +115,14 @@ def running(
 
 def bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a module's call by name."""
-    call = _signature(type(module)).bind(module, *args, **kwargs)
+    call = _signature(type(module).forward).bind(module, *args, **kwargs)
     return dict(list(call.arguments.items())[1:])
 
 
 @functools.cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     """Return what a module's ``forward`` takes; asked at every call of a denoiser."""
-    return inspect.signature(kind.forward)
+    return inspect.signature(forward)
 
 
 def batch_size(arguments: Mapping[str, Any]) -> int:
