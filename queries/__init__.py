@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from queries.plots import plot
     from queries.scores import score
     from queries.selections import select
-    from queries.session import connect, sql
+    from queries.session import connect
+    from queries.statement import sql
 
 __all__ = ["ask", "connect", "plot", "score", "select", "sql"]
 
@@ -22,6 +23,6 @@ if not TYPE_CHECKING:
             "plot": "queries.plots",
             "score": "queries.scores",
             "select": "queries.selections",
-            "sql": "queries.session",
+            "sql": "queries.statement",
         },
     )

@@ -16,7 +16,7 @@ from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
 from queries.engine import DuckDB, Engine, Relations
-from queries.questions import Question, Value, find_question
+from queries.questions import PARTS, Question, Value, find_question
 from queries.scope import check_scored, encoded, labelled
 from queries.sums import ALL_STEPS, DELTA, UNIT, find_sums
 
@@ -94,13 +94,13 @@ def opened(
             f"--engine spark."
         )
     wanted = {relation for name in names for relation in find_question(name).relations}
-    if scores is None and "importance" in wanted:
-        wanted |= set(find_question("importance").relations)
+    derived: dict[str, Sequence[Record]] = {} if scores is None else {"importance": [scores]}
+    for part in wanted.intersection(PARTS).difference(derived):
+        wanted |= set(find_question(part).relations)
     sae, branch, family = str(values["sae"]), str(values["branch"]), values.get("family")
     saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
-    for name in saes:
-        check_scored(store, name, None if family is None else str(family), branch)
-    derived: dict[str, Sequence[Record]] = {} if scores is None else {"importance": [scores]}
+    for name in saes if family is None else saes[1:]:  # find_sums checks the one with a family
+        check_scored(store, name, None, branch)
     made: dict[str, tuple[str, Mapping[str, Value]]] = {}
     if family is not None:
         make = engine.keeps and os.access(store.root, os.W_OK)
@@ -125,14 +125,12 @@ def opened(
 
         def answer(name: str, given: Mapping[str, Value]) -> pa.Table:
             asked = find_question(name)
-            first = (
-                {"importance": find_question("importance").sql}
-                if "importance" in asked.relations
-                else {}
-            )
-            rows = run(
-                asked.sql, given, {key: text for key, text in first.items() if key not in derived}
-            )
+            parts = {
+                name: find_question(name).sql
+                for name in PARTS
+                if name in asked.relations and name not in derived
+            }
+            rows = run(asked.sql, given, parts)
             return rows.select(list(asked.columns)).cast(schema(asked))
 
         yield answer
@@ -184,7 +182,13 @@ def complete(
         "map_width": config["width"],
         "n_latents": n_latents,
     }
-    fixed = {"delta": DELTA, "unit": UNIT, "only_positive": values.get("percentile") is None}
+    by_top = values.get("percentile") is None
+    fixed = {
+        "delta": DELTA,
+        "unit": UNIT,
+        "only_positive": by_top,
+        "only_fired": asked.only_fired and by_top,
+    }
     return {**values, **sizes, **fixed, **ALL_STEPS}
 
 

@@ -72,7 +72,7 @@ class DuckDB:
         """Have the relations as views for the time of the block.
 
         Raises:
-            UsageError: the memory limit is none.
+            UsageError: the memory limit is not a size.
             DamageError: a file is not what its record says.
         """
         store, names = relations.store, relations.names

@@ -34,7 +34,7 @@ class Parameter:
         """Return a value of the parameter's type.
 
         Raises:
-            UsageError: it is none, or out of range.
+            UsageError: the value has another type, or is out of range.
         """
         wrong = UsageError(f"parameter {self.name} = {given!r}: expected {self.type}.")
         if self.type == "text":
@@ -67,6 +67,8 @@ class Question:
     sql: str
     parameters: Mapping[str, Parameter]
     relations: tuple[str, ...]
+    only_fired: bool
+    """whether it needs of importance only the features that fired in a concept's own samples"""
     columns: Mapping[str, str]
     """name → Arrow type"""
     nullable: tuple[str, ...]
@@ -109,6 +111,11 @@ class Question:
         return values
 
 
+PARTS = ("importance", "sample_totals")
+"""questions whose answers others read as relations, and which then stand in one statement with
+them"""
+
+
 @functools.cache
 def questions() -> dict[str, Question]:
     """Return all questions by name, in the order of ``questions.toml``."""
@@ -121,7 +128,7 @@ def find_question(name: str) -> Question:
     """Return a question.
 
     Raises:
-        QueryError: there is none of that name; near ones are offered.
+        QueryError: no question has that name; similar names are offered.
     """
     if name not in questions():
         raise QueryError(
@@ -143,6 +150,7 @@ def _question(
         sql,
         {p: _parameter(p, parameters[p], entry.get("defaults", {})) for p in entry["parameters"]},
         tuple(entry["relations"]),
+        entry.get("only_fired", False),
         entry["columns"],
         tuple(entry.get("nullable", ())),
         tuple(entry["key"]),

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, QueryError, nearest
-from featurestore.format.records import Record
+from featurestore.format.records import Record, list_shards
 from featurestore.saes import load_config
 from featurestore.store import Store
 from featurestore.vocabulary import BRANCHES
@@ -50,7 +50,7 @@ def find_scope(
     store: Store, sae: str, family: str, branch: str, known: tuple[list[str], Steps] | None = None
 ) -> Scope:
     """Return what is to be scored; ``known`` are its concepts and steps where a derived table has
-    kept them.
+    kept them, after :func:`check_scored`.
 
     Raises:
         QueryError: the family, the branch or the codes are not there, or the family has one concept
@@ -58,8 +58,8 @@ def find_scope(
         SAEError: there is no such SAE.
         DamageError: a file is not what its record says.
     """
-    check_scored(store, sae, family, branch)
     if known is None:
+        check_scored(store, sae, family, branch)
         members, steps = labelled(store, sae, family, branch)
         known = sorted(members["concept"].unique().to_pylist(), key=str.encode), steps
     concepts, steps = known
@@ -162,9 +162,7 @@ def check_scored(store: Store, sae: str, family: str | None, branch: str) -> Non
 def check_encoded(store: Store, sae: str) -> None:
     """Refuse an SAE without codes, and codes whose statistics are missing: their samples would
     count as silent."""
-    codes, stats = (
-        {record.shard for record in store.records(f"{kind}/{sae}")} for kind in ("codes", "stats")
-    )
+    codes, stats = (set(list_shards(store.root, f"{kind}/{sae}")) for kind in ("codes", "stats"))
     run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
     if not codes:
         raise QueryError(f"{store.root} has no codes of SAE {sae!r}: {run}.")

@@ -1,8 +1,10 @@
 """Selections: the features of concepts, step by step, as ``selection.sql`` chooses them; kept in
 the store, named as files."""
 
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -75,11 +77,9 @@ def select_all(
             _chosen(answer, scope, values, concept)
             for concept in (wanted if concepts is not None else [None])
         ]
-    every = pa.concat_tables(rows)
-    return [
-        _selection(scope, concept, rule, every.filter(pc.equal(every["concept"], concept)))
-        for concept in wanted
-    ]
+    chosen = _by_concept(pa.concat_tables(rows))
+    nothing = rows[0].slice(0, 0)
+    return [_selection(scope, concept, rule, chosen.get(concept, nothing)) for concept in wanted]
 
 
 def _chosen(
@@ -98,7 +98,7 @@ def _chosen(
     parts = []
     for window in windows(scope, len(concepts) * n_best, _ROWS_AT_ONCE):
         given = {**values, **window, "concept": concept}
-        rows = answer("selection", {**given, "only_positive": True})
+        rows = answer("selection", {**given, "only_positive": True, "only_fired": True})
         again = (
             _fewer(rows, scope, window, concepts, scope.n_latents - math.ceil(rank))
             if top is None
@@ -106,7 +106,10 @@ def _chosen(
         )
         if again:
             whole = [
-                answer("selection", {**given, "concept": name, "only_positive": False})
+                answer(
+                    "selection",
+                    {**given, "concept": name, "only_positive": False, "only_fired": False},
+                )
                 for name in again
             ]
             rows = pa.concat_tables(
@@ -123,16 +126,27 @@ def _chosen(
     )
 
 
+def _by_concept(rows: pa.Table) -> dict[str, pa.Table]:
+    """Return the rows of each concept, where those of a concept stand together.
+
+    Cut out by their numbers: comparing with a value of Python has pyarrow import pandas, which
+    takes longer than all the rest, as do the groups of a table.
+    """
+    parts, first = {}, 0
+    for concept, same in itertools.groupby(rows["concept"].to_pylist()):
+        n = sum(1 for _ in same)
+        parts[concept] = rows.slice(first, n)
+        first += n
+    return parts
+
+
 def _fewer(
     rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], n: int
 ) -> list[str]:
     """Return the concepts that have fewer than ``n`` rows at some step of a window."""
-    counts = rows.group_by(["concept", "step"]).aggregate([("feature", "count")]).to_pylist()
-    found = {(row["concept"], row["step"]): row["feature_count"] for row in counts}
+    found = Counter(zip(rows["concept"].to_pylist(), rows["step"].to_pylist(), strict=True))
     steps = [step for step in scope.steps if window["first_step"] <= step <= window["last_step"]]
-    return [
-        concept for concept in concepts if any(found.get((concept, step), 0) < n for step in steps)
-    ]
+    return [concept for concept in concepts if any(found[concept, step] < n for step in steps)]
 
 
 def _selection(scope: Scope, concept: str, rule: dict[str, float], rows: pa.Table) -> Selection:

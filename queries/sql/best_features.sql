@@ -81,7 +81,7 @@ ranked as (
         *,
         row_number() over (
             partition by concept order by round(mean_score, 12) desc, feature
-        ) as place
+        ) as mean_rank
     from means
 ),
 
@@ -94,8 +94,8 @@ final as (
         best_timestep,
         n_steps_in_top
     from ranked
-    where place <= $top
-    order by concept, place
+    where mean_rank <= $top
+    order by concept, mean_rank
 )
 
 select * from final

@@ -13,22 +13,33 @@
 -- replicates and random_seed.
 -- Columns: step, timestep, feature, score (of all samples), low, high.
 with
-ranked as (
+best_of_step as (
     select
-        *,
-        row_number() over (partition by step order by score desc, feature) as place
+        step,
+        max_by(
+            struct_pack(timestep := timestep, feature := feature, score := score),
+            struct_pack(score := score, smaller_first := -feature),
+            $top
+        ) as entries
     from importance
     where concept = $concept and score > 0
+    group by step
+),
+
+listed as (
+    select
+        step,
+        unnest(entries) as entry
+    from best_of_step
 ),
 
 chosen as (
     select
-        step,
-        timestep,
-        feature,
-        score
-    from ranked
-    where place <= $top
+        listed.step,
+        entry.timestep as timestep,
+        entry.feature as feature,
+        entry.score as score
+    from listed
 ),
 
 drawn as (
@@ -36,7 +47,7 @@ drawn as (
         replicate,
         sample_id,
         weight,
-        case when concept = $concept then 1 else 0 end as is_mine
+        case when concept = $concept then 1 else 0 end as in_concept
     from resamples
     inner join labelled using (sample_id)
 ),
@@ -44,10 +55,10 @@ drawn as (
 sizes as (
     select
         replicate,
-        is_mine,
+        in_concept,
         sum(weight) as n
     from drawn
-    group by replicate, is_mine
+    group by replicate, in_concept
 ),
 
 fired as (
@@ -72,12 +83,12 @@ rows_total as (
 steps_total as (
     select
         replicate,
-        is_mine,
+        in_concept,
         step,
         sum(weight * total) as total
     from rows_total
     inner join drawn using (sample_id)
-    group by replicate, is_mine, step
+    group by replicate, in_concept, step
 ),
 
 chosen_rows as (
@@ -93,13 +104,13 @@ chosen_rows as (
 features_total as (
     select
         replicate,
-        is_mine,
+        in_concept,
         step,
         feature,
         sum(weight * total) as total
     from chosen_rows
     inner join drawn using (sample_id)
-    group by replicate, is_mine, step, feature
+    group by replicate, in_concept, step, feature
 ),
 
 shares as (
@@ -107,7 +118,7 @@ shares as (
         sizes.replicate,
         chosen.step,
         chosen.feature,
-        case when sizes.is_mine = 1 then 1 else -1 end
+        case when sizes.in_concept = 1 then 1 else -1 end
         * (coalesce(features_total.total, 0) / n / $map_positions)
         / (coalesce(steps_total.total, 0) / n / $map_positions + $delta) as share
     from chosen
@@ -115,12 +126,12 @@ shares as (
     left join steps_total
         on
             sizes.replicate = steps_total.replicate
-            and sizes.is_mine = steps_total.is_mine
+            and sizes.in_concept = steps_total.in_concept
             and chosen.step = steps_total.step
     left join features_total
         on
             sizes.replicate = features_total.replicate
-            and sizes.is_mine = features_total.is_mine
+            and sizes.in_concept = features_total.in_concept
             and chosen.step = features_total.step
             and chosen.feature = features_total.feature
 ),

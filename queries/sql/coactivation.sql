@@ -19,7 +19,7 @@ fired as (
     where sae = $sae and branch = $branch
 ),
 
-mine as (
+with_feature as (
     select
         sample_id,
         step
@@ -28,7 +28,7 @@ mine as (
 ),
 
 own as (
-    select count(*) as n_feature from mine
+    select count(*) as n_feature from with_feature
 ),
 
 counts as (
@@ -44,7 +44,7 @@ together as (
         feature,
         count(*) as n_both
     from fired
-    inner join mine using (sample_id, step)
+    inner join with_feature using (sample_id, step)
     where feature <> $feature
     group by feature
 ),

@@ -10,18 +10,19 @@
 with
 common as (
     select
-        mine.sample_id,
-        mine.step
-    from codes as mine
-    inner join codes as other on mine.sample_id = other.sample_id and mine.step = other.step
+        codes.sample_id,
+        codes.step
+    from codes
+    inner join codes as other_codes
+        on codes.sample_id = other_codes.sample_id and codes.step = other_codes.step
     where
-        mine.sae = $sae
-        and other.sae = $other_sae
-        and mine.branch = $branch
-        and other.branch = $branch
+        codes.sae = $sae
+        and other_codes.sae = $other_sae
+        and codes.branch = $branch
+        and other_codes.branch = $branch
 ),
 
-mine as (
+fired as (
     select
         sample_id,
         step,
@@ -32,7 +33,7 @@ mine as (
     where sae = $sae and branch = $branch
 ),
 
-other as (
+other_fired as (
     select
         sample_id,
         step,
@@ -47,7 +48,7 @@ norms as (
     select
         feature,
         sqrt(sum(total * total)) as norm
-    from mine
+    from fired
     group by feature
 ),
 
@@ -55,18 +56,19 @@ other_norms as (
     select
         feature,
         sqrt(sum(total * total)) as norm
-    from other
+    from other_fired
     group by feature
 ),
 
 products as (
     select
-        mine.feature,
-        other.feature as other_feature,
-        sum(mine.total * other.total) as product
-    from mine
-    inner join other on mine.sample_id = other.sample_id and mine.step = other.step
-    group by mine.feature, other.feature
+        fired.feature,
+        other_fired.feature as other_feature,
+        sum(fired.total * other_fired.total) as product
+    from fired
+    inner join other_fired
+        on fired.sample_id = other_fired.sample_id and fired.step = other_fired.step
+    group by fired.feature, other_fired.feature
 ),
 
 similarities as (
@@ -82,7 +84,9 @@ similarities as (
 ranked as (
     select
         *,
-        row_number() over (partition by feature order by cosine desc, other_feature) as place
+        row_number() over (
+            partition by feature order by cosine desc, other_feature
+        ) as similarity_rank
     from similarities
 ),
 
@@ -92,7 +96,7 @@ final as (
         other_feature,
         cosine
     from ranked
-    where place = 1
+    where similarity_rank = 1
     order by feature
 )
 

@@ -57,7 +57,7 @@ means as (
 ranked as (
     select
         *,
-        row_number() over (order by mean desc, step) as place
+        row_number() over (order by mean desc, step) as mean_rank
     from means
 ),
 
@@ -66,7 +66,7 @@ peak as (
         step,
         norm
     from ranked
-    where place = 1
+    where mean_rank = 1
 ),
 
 with_previous as (

@@ -31,7 +31,7 @@ fired as (
     where sae = $sae and branch = $branch and feature = $feature
 ),
 
-every as (
+encoded_rows as (
     select
         encoded.sample_id,
         case when fired.total is null then 0 else 1 end as is_active,
@@ -79,7 +79,7 @@ measured as (
         sum(n_positions) / count(*) / max(map_positions) as position_density,
         sum(total) / count(*) / max(map_positions) as mean,
         max(highest) as "max"
-    from every
+    from encoded_rows
     inner join members using (sample_id)
     cross join sizes
     group by ordinal, what, family, name
@@ -90,7 +90,7 @@ ranked as (
         *,
         row_number() over (
             partition by what order by case when what = 'sample' then -mean else 0 end, family, name
-        ) as place
+        ) as mean_rank
     from measured
 ),
 
@@ -105,8 +105,8 @@ final as (
         mean,
         "max"
     from ranked
-    where what <> 'sample' or (place <= $top and density > 0)
-    order by ordinal, place
+    where what <> 'sample' or (mean_rank <= $top and density > 0)
+    order by ordinal, mean_rank
 )
 
 select * from final

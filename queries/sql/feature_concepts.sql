@@ -29,7 +29,7 @@ fired as (
     where sae = $sae and branch = $branch and feature = $feature
 ),
 
-every as (
+encoded_rows as (
     select
         encoded.sample_id,
         encoded.step,
@@ -44,16 +44,16 @@ final as (
     select
         labels.family,
         labels.concept,
-        every.step,
-        min(every.timestep) as timestep,
+        encoded_rows.step,
+        min(encoded_rows.timestep) as timestep,
         count(*) as n_samples,
-        sum(every.is_active) / count(*) as density,
-        sum(every.total) / count(*) / max(map_positions) as mean
-    from every
-    inner join labels on every.sample_id = labels.sample_id
+        sum(encoded_rows.is_active) / count(*) as density,
+        sum(encoded_rows.total) / count(*) / max(map_positions) as mean
+    from encoded_rows
+    inner join labels on encoded_rows.sample_id = labels.sample_id
     cross join sizes
-    group by labels.family, labels.concept, every.step
-    order by labels.family, labels.concept, every.step
+    group by labels.family, labels.concept, encoded_rows.step
+    order by labels.family, labels.concept, encoded_rows.step
 )
 
 select * from final

@@ -7,9 +7,12 @@
 -- label belongs to neither.
 --
 -- Relations: sums and totals, the results of sums.sql and totals.sql.
--- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $delta.
--- Columns: as the table scores (docs/format.md): every concept, and every feature that fired at the
--- step in a sample of any concept.
+-- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $delta,
+-- $only_fired.
+-- Columns: as the table scores (docs/format.md), and share_concept and share_other, the two terms
+-- of the score: every concept, and every feature that fired at the step in a sample of any concept.
+-- $only_fired leaves out those that did not fire in the concept's own samples, whose scores are
+-- never positive.
 with
 concept_sums as not materialized (
     select
@@ -54,7 +57,7 @@ members as (
     group by concept, step
 ),
 
--- What fired in a concept's samples. For positive scores these rows suffice.
+-- What fired in a concept's samples.
 fired as (
     select
         concept_sums.concept,
@@ -96,7 +99,7 @@ silent as (
             members.concept = concept_sums.concept
             and members.step = concept_sums.step
             and feature_totals.feature = concept_sums.feature
-    where concept_sums.feature is null
+    where concept_sums.feature is null and not $only_fired
 ),
 
 pairs as (
@@ -119,6 +122,14 @@ means as (
     from pairs
 ),
 
+shares as (
+    select
+        *,
+        mean_concept / (sum_of_means_concept + $delta) as share_concept,
+        mean_other / (sum_of_means_other + $delta) as share_other
+    from means
+),
+
 final as (
     select
         $family as family,
@@ -127,12 +138,13 @@ final as (
         step,
         timestep,
         feature,
-        mean_concept / (sum_of_means_concept + $delta)
-        - mean_other / (sum_of_means_other + $delta) as score,
+        share_concept - share_other as score,
         mean_concept,
         mean_other,
-        mean_all
-    from means
+        mean_all,
+        share_concept,
+        share_other
+    from shares
     order by concept, step, feature
 )
 

@@ -93,7 +93,7 @@ totals as (
     group by step, feature
 ),
 
-every as (
+pairs as (
     select
         counts.concept,
         totals.step,
@@ -116,19 +116,19 @@ every as (
 final as (
     select
         $family as family,
-        every.concept,
+        pairs.concept,
         $branch as branch,
-        every.step,
+        pairs.step,
         steps.timestep,
-        every.feature,
+        pairs.feature,
         (
             n_won
             + n_fired * (n_other - n_fired_other)
             + (n - n_fired) * (n_other - n_fired_other) / 2
         )
         / (n * n_other) as score
-    from every
-    inner join steps on every.step = steps.step
+    from pairs
+    inner join steps on pairs.step = steps.step
     order by concept, step, feature
 )
 

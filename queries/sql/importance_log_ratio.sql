@@ -5,21 +5,9 @@
 -- of shares, prefers strong ones.
 --
 -- Relations: importance, the result of importance.sql.
--- Parameters: $delta, $smoothing.
+-- Parameters: $smoothing.
 -- Columns: family, concept, branch, step, timestep, feature, score, share, share_other.
 with
-shares as (
-    select
-        *,
-        mean_concept / (sum(mean_concept) over every_feature + $delta) as share,
-        mean_other / (sum(mean_other) over every_feature + $delta) as share_other
-    from importance
-    window every_feature as (
-        partition by concept, step
-        order by feature rows between unbounded preceding and unbounded following
-    )
-),
-
 final as (
     select
         family,
@@ -28,10 +16,10 @@ final as (
         step,
         timestep,
         feature,
-        ln((share + $smoothing) / (share_other + $smoothing)) as score,
-        share,
+        ln((share_concept + $smoothing) / (share_other + $smoothing)) as score,
+        share_concept as share,
         share_other
-    from shares
+    from importance
     order by concept, step, feature
 )
 

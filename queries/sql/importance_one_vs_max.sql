@@ -5,45 +5,29 @@
 -- other concepts: a feature that two concepts share scores at most 0.
 --
 -- Relations: importance, the result of importance.sql.
--- Parameters: $delta.
+-- Parameters: none.
 -- Columns: family, concept, branch, step, timestep, feature, score, share, share_next (the largest
 -- among the other concepts).
 with
-shares as (
-    select
-        *,
-        mean_concept / (
-            sum(mean_concept) over (
-                partition by concept, step
-                order by feature rows between unbounded preceding and unbounded following
-            ) + $delta
-        ) as share
-    from importance
-),
-
-ranked as (
-    select
-        *,
-        row_number() over (partition by step, feature order by share desc, concept) as place
-    from shares
-),
-
-two_largest as (
+largest_shares as (
     select
         step,
         feature,
-        max(case when place = 1 then share end) as largest,
-        max(case when place = 2 then share end) as second
-    from ranked
+        max_by(share_concept, share_concept, 2) as two_largest
+    from importance
     group by step, feature
 ),
 
+-- Of two concepts with the same largest share, each has the other one next to it.
 compared as (
     select
-        ranked.*,
-        case when place = 1 then second else largest end as share_next
-    from ranked
-    inner join two_largest using (step, feature)
+        importance.*,
+        case
+            when share_concept = two_largest[1] then two_largest[2] else two_largest[1]
+        end as share_next
+    from importance
+    inner join largest_shares
+        on importance.step = largest_shares.step and importance.feature = largest_shares.feature
 ),
 
 final as (
@@ -54,8 +38,8 @@ final as (
         step,
         timestep,
         feature,
-        share - share_next as score,
-        share,
+        share_concept - share_next as score,
+        share_concept as share,
         share_next
     from compared
     order by concept, step, feature

@@ -8,22 +8,31 @@
 -- Columns: step, timestep, n_concept, n_other, n_both, jaccard (null where neither selects
 -- anything).
 with
-ranked as (
+best_of_step as (
     select
-        *,
-        row_number() over (partition by concept, step order by score desc, feature) as place
+        concept,
+        step,
+        max_by(feature, struct_pack(score := score, smaller_first := -feature), $top) as features
     from importance
     where score > 0 and concept in ($concept, $other_concept)
+    group by concept, step
+),
+
+listed as (
+    select
+        concept,
+        step,
+        unnest(features) as feature
+    from best_of_step
 ),
 
 chosen as (
     select
         step,
         feature,
-        max(case when concept = $concept then 1 else 0 end) as is_mine,
-        max(case when concept = $other_concept then 1 else 0 end) as is_other
-    from ranked
-    where place <= $top
+        max(case when concept = $concept then 1 else 0 end) as in_concept,
+        max(case when concept = $other_concept then 1 else 0 end) as in_other
+    from listed
     group by step, feature
 ),
 
@@ -39,10 +48,10 @@ final as (
     select
         steps.step,
         min(steps.timestep) as timestep,
-        coalesce(sum(is_mine), 0)::bigint as n_concept,
-        coalesce(sum(is_other), 0)::bigint as n_other,
-        coalesce(sum(is_mine * is_other), 0)::bigint as n_both,
-        sum(is_mine * is_other) / count(chosen.feature) as jaccard
+        coalesce(sum(in_concept), 0)::bigint as n_concept,
+        coalesce(sum(in_other), 0)::bigint as n_other,
+        coalesce(sum(in_concept * in_other), 0)::bigint as n_both,
+        sum(in_concept * in_other) / count(chosen.feature) as jaccard
     from steps
     left join chosen on steps.step = chosen.step
     group by steps.step

@@ -8,23 +8,22 @@
 -- Columns: concept, other_concept, n_concept, n_other, n_both, jaccard (null where neither selects
 -- anything).
 with
-ranked as (
+best_of_step as (
     select
         concept,
         step,
-        feature,
-        row_number() over (partition by concept, step order by score desc, feature) as place
+        max_by(feature, struct_pack(score := score, smaller_first := -feature), $top) as features
     from importance
     where score > 0
+    group by concept, step
 ),
 
 chosen as (
     select
         concept,
         step,
-        feature
-    from ranked
-    where place <= $top
+        unnest(features) as feature
+    from best_of_step
 ),
 
 names as (
@@ -42,29 +41,31 @@ sizes as (
 
 shared as (
     select
-        mine.concept,
-        other.concept as other_concept,
+        chosen.concept,
+        also_chosen.concept as other_concept,
         count(*) as n_both
-    from chosen as mine
-    inner join chosen as other on mine.step = other.step and mine.feature = other.feature
-    group by mine.concept, other.concept
+    from chosen
+    inner join chosen as also_chosen
+        on chosen.step = also_chosen.step and chosen.feature = also_chosen.feature
+    group by chosen.concept, also_chosen.concept
 ),
 
 final as (
     select
-        mine.concept,
-        other.concept as other_concept,
-        mine.n as n_concept,
-        other.n as n_other,
+        sizes.concept,
+        other_sizes.concept as other_concept,
+        sizes.n as n_concept,
+        other_sizes.n as n_other,
         coalesce(n_both, 0) as n_both,
         case
-            when mine.n + other.n > 0
-                then coalesce(n_both, 0)::double / (mine.n + other.n - coalesce(n_both, 0))
+            when sizes.n + other_sizes.n > 0
+                then coalesce(n_both, 0)::double / (sizes.n + other_sizes.n - coalesce(n_both, 0))
         end as jaccard
-    from sizes as mine
-    cross join sizes as other
-    left join shared on mine.concept = shared.concept and other.concept = shared.other_concept
-    order by mine.concept, other.concept
+    from sizes
+    cross join sizes as other_sizes
+    left join shared
+        on sizes.concept = shared.concept and other_sizes.concept = shared.other_concept
+    order by sizes.concept, other_sizes.concept
 )
 
 select * from final

@@ -16,7 +16,7 @@ scored as (
 ranked as (
     select
         *,
-        row_number() over (partition by step order by score desc, feature) as rank
+        row_number() over (partition by step order by score desc, feature) as score_rank
     from scored
 ),
 
@@ -25,17 +25,17 @@ sizes as (
         step,
         count(*) as n
     from ranked
-    where rank <= $top and score > 0
+    where score_rank <= $top and score > 0
     group by step
 ),
 
 candidates as (
     select
         ranked.*,
-        row_number() over (partition by step order by place) as turn
+        row_number() over (partition by step order by place) as draw
     from ranked
     inner join shuffled using (feature)
-    where mean_concept > 0 and not (rank <= $top and score > 0)
+    where mean_concept > 0 and not (score_rank <= $top and score > 0)
 ),
 
 final as (
@@ -49,7 +49,7 @@ final as (
         mean_all
     from candidates
     inner join sizes using (step)
-    where turn <= n
+    where draw <= n
     order by step, score desc, feature
 )
 

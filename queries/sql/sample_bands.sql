@@ -1,57 +1,34 @@
 -- sample_bands: samples with much, some and little of a feature, in equal bands by its total.
 --
--- Relations: stats, samples.
--- Parameters: $sae, $branch, $feature, $bands, $top (of each band, from the middle of the band on).
+-- Relations: sample_totals, the result of sample_totals.sql, and samples.
+-- Parameters: $bands, $top (of each band, from the middle of the band on).
 -- Columns: band (1: most), n_samples (in the band), sample_id, prompt, seed, total (over steps and
 -- positions), max, peak_step and peak_timestep (where max is; of several the first).
 with
-fired as (
-    select
-        sample_id,
-        step,
-        timestep,
-        "sum"::double as total,
-        "max" as highest,
-        row_number() over (partition by sample_id order by "max" desc, step) as place
-    from stats
-    where sae = $sae and branch = $branch and feature = $feature
-),
-
-per_sample as (
-    select
-        sample_id,
-        sum(total) as total,
-        max(highest) as "max",
-        max(case when place = 1 then step end) as peak_step,
-        max(case when place = 1 then timestep end) as peak_timestep
-    from fired
-    group by sample_id
-),
-
 banded as (
     select
         *,
         ntile($bands) over (order by total desc, sample_id) as band
-    from per_sample
+    from sample_totals
 ),
 
-placed as (
+within_bands as (
     select
         *,
         count(*) over (partition by band) as n_samples,
-        row_number() over (partition by band order by total desc, sample_id) as turn
+        row_number() over (partition by band order by total desc, sample_id) as rank_in_band
     from banded
 ),
 
 chosen as (
-    select * from placed
-    where turn > floor((n_samples - least($top, n_samples)) / 2)
+    select * from within_bands
+    where rank_in_band > floor((n_samples - least($top, n_samples)) / 2)
 ),
 
 ranked as (
     select
         *,
-        row_number() over (partition by band order by turn) as place
+        row_number() over (partition by band order by rank_in_band) as chosen_rank
     from chosen
 ),
 
@@ -69,8 +46,8 @@ final as (
         ranked.peak_timestep
     from ranked
     inner join samples on ranked.sample_id = samples.sample_id
-    where ranked.place <= $top
-    order by ranked.band, ranked.turn
+    where ranked.chosen_rank <= $top
+    order by ranked.band, ranked.rank_in_band
 )
 
 select * from final

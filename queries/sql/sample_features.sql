@@ -19,7 +19,7 @@ fired as (
 ranked as (
     select
         *,
-        row_number() over (partition by step order by total desc, feature) as place
+        row_number() over (partition by step order by total desc, feature) as strength_rank
     from fired
 ),
 
@@ -32,7 +32,7 @@ final as (
         "max",
         n_positions
     from ranked
-    where place <= $top
+    where strength_rank <= $top
     order by step, total desc, feature
 )
 

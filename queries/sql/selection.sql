@@ -24,7 +24,7 @@ scored as (
     from importance
     where
         ($concept is null or concept = $concept)
-        and (not $only_positive or (mean_concept > 0 and score > 0))
+        and (not $only_positive or score > 0)
 ),
 
 fired as (
@@ -91,7 +91,7 @@ ranked as (
         entry.mean_all as mean_all,
         row_number() over (
             partition by listed.concept, listed.step order by entry.score desc, entry.feature
-        ) + case when entry.score < 0 then $n_latents - listed.n_scored else 0 end as place
+        ) + case when entry.score < 0 then $n_latents - listed.n_scored else 0 end as score_rank
     from listed
 ),
 
@@ -100,8 +100,8 @@ neighbours as (
         ranked.concept,
         ranked.step,
         min(ranked.timestep) as timestep,
-        max(case when place = $n_latents - floor(percentile_rank) then score end) as low,
-        max(case when place = $n_latents - ceil(percentile_rank) then score end) as high,
+        max(case when score_rank = $n_latents - floor(percentile_rank) then score end) as low,
+        max(case when score_rank = $n_latents - ceil(percentile_rank) then score end) as high,
         max(percentile_rank - floor(percentile_rank)) as weight
     from ranked
     cross join ranks
@@ -154,7 +154,7 @@ zeros_above as (
     cross join latents
     left join fired
         on thresholds.step = fired.step and latents.feature = fired.feature
-    where thresholds.threshold < 0 and fired.feature is null
+    where not $only_positive and thresholds.threshold < 0 and fired.feature is null
 ),
 
 chosen as (

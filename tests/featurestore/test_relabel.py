@@ -11,7 +11,8 @@ from featurestore.relabel import Change, relabel
 from featurestore.verify import verify
 from queries import ask
 from queries.scores import score
-from queries.session import connect, sql
+from queries.session import connect
+from queries.statement import sql
 from tests.builders.stores import make_store
 
 STYLES = ["neon", "Neon", "sketch", None]

@@ -331,6 +331,11 @@ def feature_card(case):
     return rows + sorted(samples, key=lambda row: (-row[6], row[2]))[: case.top]
 
 
+def sample_totals(case):
+    every = top_samples(case._replace(top=len(case.ids)))
+    return sorted((row[0], *row[3:]) for row in every)
+
+
 def top_samples(case):
     z, rows = case.z[..., case.feature].astype(float), []
     for i in range(len(z)):

@@ -6,7 +6,8 @@ import pytest
 
 from featurestore.errors import DamageError, QueryError
 from featurestore.format.schemas import activations_schema
-from queries.session import connect, sql
+from queries.session import connect
+from queries.statement import sql
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 

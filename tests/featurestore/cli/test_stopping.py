@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import QueryError
-from queries.session import SPILL_PREFIX, sql
+from queries.session import SPILL_PREFIX
+from queries.statement import sql
 from queries.stopping import stoppable, sweep
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
