@@ -1,26 +1,38 @@
 """Scores and selections at the published size: ours, SAeUron's path, a dense pass and Polars, on
 one store.
 
-python benchmarks/score.py a tenth of the published size, a minute python benchmarks/score.py
---scales 1 3 10 --directory /tmp/large the published size, then more samples: 24 GB of disk, an hour
+python benchmarks/score.py                        a tenth of the published size, a minute
+python benchmarks/score.py --scales 1 3 --directory /tmp/large
+                                                  the published size, then more samples: 20 GB of
+                                                  disk, half an hour
+python benchmarks/score.py --scales 1 --directory /tmp/large --prepare
+python benchmarks/score.py --scales 1 --directory /tmp/large --seconds 300
+                                                  the same in pieces: what is not timed, then as
+                                                  many contenders as begin within 300 s; run the
+                                                  second again until all are measured
 
 Each contender runs in a process of its own, on files that are dropped from the page cache before,
-and is timed from the first look at the store to the last selected feature, imports left out; its
-memory is the peak of the whole process. Before a time is printed, its scores must be those of the
-others within 1e-6, and its selections the same. SAeUron's path: unpickle the dictionary concept →
-float16 tensor ``[sample, step, latent]``, then ``compute_feature_importance``, the quantile and the
-means of what lies above it, for each step, as the hook does that ablates. ``--saeuron DIRECTORY``
-(a checkout) has it run its own functions. ``--former DIRECTORY`` is this project's own engine of
-version 0.1, in NumPy over ``stats``. It is timed for ``--reference-concepts`` and, all doing the
-same work, multiplied for all.
+and is timed from the first look at the store to the last selected feature, imports left out; every
+file that it reads is verified in its time. Its memory is the peak of the whole process. Before a
+time is recorded, its scores must be those of the others within 1e-6, and its selections the same.
+SAeUron's path: unpickle the dictionary concept → float16 tensor ``[sample, step, latent]``, then
+``compute_feature_importance``, the quantile and the means of what lies above it, for each step, as
+the hook does that ablates. ``--saeuron DIRECTORY`` (a checkout) has it run its own functions.
+``--former DIRECTORY`` (a checkout of 16584f0) is this project's own engine of version 0.1, in NumPy
+over ``stats`` and its own totals. The reference is timed for ``--reference-concepts`` and, all
+doing the same work, multiplied for all.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +46,8 @@ PEERS_SCALE = 1.0
 def run(
     contender: str, directory: Path, *extra: str, runs: int = 1, checkout: Path | None = None
 ) -> dict[str, Any]:
-    """Run a contender in a new process on cold files; return the fastest run's seconds, the peak
-    megabytes and what it found."""
+    """Run a contender in a new process on cold files; return the fastest run's seconds, its peak
+    megabytes and what it found, and the least seconds of the processors."""
     best: dict[str, Any] = {}
     for _ in range(runs):
         forget(directory)
@@ -49,7 +61,8 @@ def run(
             out,
             *extra,
         ]
-        environment = os.environ | ({} if checkout is None else {"PYTHONPATH": str(checkout)})
+        environment = os.environ | {"FEATURESTORE_VERIFY": "always"}
+        environment |= {} if checkout is None else {"PYTHONPATH": str(checkout)}
         before = busy_seconds(), os.times()
         printed = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=environment
@@ -60,8 +73,10 @@ def run(
             for kind in ("children_user", "children_system")
         )
         figures = {**json.loads(printed.splitlines()[-1]), "others": after[0] - before[0] - own}
+        cpu = min(own, best.get("process_cpu_s", own))
         if not best or figures["seconds"] < best["seconds"]:
             best = {**figures, "found": dict(np.load(out)) if out.exists() else {}}
+        best["process_cpu_s"] = cpu
         out.unlink(missing_ok=True)
     others = f"{best['others']:6.1f} s of other processes"
     print(
@@ -101,47 +116,107 @@ def check(name: str, found: dict[str, np.ndarray], expected: dict[str, np.ndarra
         assert np.abs(found["score"] - expected["score"]).max() <= 1e-6, f"{name} has other scores"
 
 
-def measure(directory: Path, scale: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Make the store of a scale and run everyone on it."""
-    figures: dict[str, Any] = run("make", directory, str(scale))
-    figures = {"scale": scale, **{key: figures[key] for key in ("rows", "stats_mb", "shards")}}
-    timed: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Race:
+    """A contender that is timed."""
 
-    def race(
-        name: str,
-        contender: str,
-        *extra: str,
-        like: str | None = "ours",
-        runs: int = 1,
-        checkout: Path | None = None,
-    ) -> None:
-        timed[name] = run(contender, directory, *extra, runs=runs, checkout=checkout)
-        if like:
-            check(name, timed[name]["found"], timed[like]["found"])
-        figures.update({f"{name}_s": timed[name]["seconds"], f"{name}_mb": timed[name]["peak_mb"]})
-        figures["most_by_others_s"] = max(
-            figures.get("most_by_others_s", 0.0), timed[name]["others"]
-        )
+    name: str
+    contender: str
+    extra: tuple[str, ...] = ()
+    like: str | None = None
+    """the race before it whose selections it must have"""
+    runs: int = 1
+    former: bool = False
 
-    made = run("keep", directory)
-    figures |= {"make_sums_s": made["seconds"], "make_sums_mb": made["peak_mb"]}
-    figures |= {key: made[key] for key in ("sums_rows", "sums_mb")}
-    race("ours", "ours", "style", CONCEPT, like=None, runs=3)
-    race("ours_mixed", "ours", "object", MIXED_CONCEPT, like=None, runs=3)
-    race("ours_all", "ours_all", like=None, runs=3)
-    check("ours", timed["ours"]["found"], timed["ours_all"]["found"])
+
+def races(scale: float, options: argparse.Namespace) -> list[Race]:
+    """Return what is timed at a scale, in order."""
+    one, all_styles = ("style", CONCEPT), "ours_all"
+    listed = [
+        Race("make_sums", "keep"),
+        Race("ours", "ours", one, runs=3),
+        Race("ours_mixed", "ours", ("object", MIXED_CONCEPT), runs=3),
+        Race("ours_all", "ours_all", like="ours", runs=3),
+    ]
     if options.former:
-        race("former", "ours", "style", CONCEPT, runs=3, checkout=options.former)
-        race("former_all", "ours_all", like="ours_all", runs=3, checkout=options.former)
+        listed += [
+            Race("former", "ours", one, "ours", 3, former=True),
+            Race("former_mixed", "ours", ("object", MIXED_CONCEPT), "ours_mixed", 3, former=True),
+            Race("former_all", "ours_all", (), all_styles, 3, former=True),
+        ]
     if scale <= PEERS_SCALE:
+        theirs = (str(options.saeuron),) if options.saeuron else ()
+        asked = (str(options.reference_concepts), *theirs)
+        listed += [
+            Race("reference", "reference", asked, all_styles),
+            Race("dense", "dense", ("1",), "ours"),
+            Race("dense_all", "dense", ("50",), all_styles),
+            Race("polars_all", "polars_all", (), all_styles),
+        ]
+    return listed
+
+
+def prepare(directory: Path, scale: float, former: Path | None) -> dict[str, Any]:
+    """Make the store, the dictionary that the reference unpickles, and a second store with the
+    totals of the former engine; return the size of the store."""
+    size = directory / "size.json"
+    if not size.exists():
+        made = run("make", directory, str(scale))
+        figures = {key: made[key] for key in ("rows", "stats_mb", "shards")}
+        size.write_text(json.dumps(figures), encoding="utf-8")
+    if scale <= PEERS_SCALE and not (directory / "latents.pkl").exists():
         run("pickle", directory)
-        theirs = [str(options.saeuron)] if options.saeuron else []
-        race("reference", "reference", str(options.reference_concepts), *theirs, like="ours_all")
+    beside = directory / "former"
+    if former and not (beside / "done").exists():
+        shutil.rmtree(beside, ignore_errors=True)
+        skipped = shutil.ignore_patterns("sums", "totals")
+        shutil.copytree(
+            directory / "store", beside / "store", ignore=skipped, copy_function=os.link
+        )
+        run("keep", beside, checkout=former)
+        (beside / "done").touch()
+    return dict(json.loads(size.read_text(encoding="utf-8")))
+
+
+def measure(
+    directory: Path, listed: Sequence[Race], former: Path | None, until: float
+) -> dict[str, dict[str, Any]] | None:
+    """Run the races that were not run before and begin until a time; return all, or None if some
+    are left."""
+    kept = directory / "measured"
+    kept.mkdir(exist_ok=True)
+    timed: dict[str, dict[str, Any]] = {}
+    for race in listed:
+        figures, found = kept / f"{race.name}.json", kept / f"{race.name}.npz"
+        if not figures.exists():
+            if time.monotonic() > until:
+                print(f"{race.name} and what follows are left: run this again.")
+                return None
+            if race.name == "make_sums":
+                run("forget_sums", directory)
+            place, checkout = (directory / "former", former) if race.former else (directory, None)
+            took = run(race.contender, place, *race.extra, runs=race.runs, checkout=checkout)
+            np.savez(found, **took.pop("found"))
+            figures.write_text(json.dumps(took), encoding="utf-8")
+        timed[race.name] = json.loads(figures.read_text(encoding="utf-8"))
+        timed[race.name]["found"] = dict(np.load(found))
+        if race.like:
+            check(race.name, timed[race.name]["found"], timed[race.like]["found"])
+    return timed
+
+
+def summary(timed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the recorded figures of all races."""
+    figures: dict[str, Any] = {}
+    for name, took in timed.items():
+        figures |= {f"{name}_s": took["seconds"], f"{name}_mb": took["peak_mb"]}
+        figures[f"{name}_process_cpu_s"] = took["process_cpu_s"]
+    figures["most_by_others_s"] = max(took["others"] for took in timed.values())
+    figures |= {key: timed["make_sums"][key] for key in ("sums_rows", "sums_mb")}
+    if "reference" in timed:
         check("reference", timed["reference"]["found"], timed["ours"]["found"])
-        figures["reference_all_s"] = timed["reference"]["load"] + 50 * timed["reference"]["each"]
-        race("dense", "dense", "1")
-        race("dense_all", "dense", "50", like="ours_all")
-        race("polars_all", "polars_all", like="ours_all")
+        reference = timed["reference"]
+        figures["reference_all_s"] = reference["load"] + 50 * reference["each"]
         figures["reference_over_ours"] = figures["reference_s"] / figures["ours_s"]
         figures["reference_over_ours_mixed"] = figures["reference_s"] / figures["ours_mixed_s"]
         figures["ours_memory_over_reference"] = figures["ours_mb"] / figures["reference_mb"]
@@ -171,12 +246,24 @@ def main() -> None:
     parser.add_argument(
         "--former", type=Path, help="a checkout of this project before sums were kept (16584f0)"
     )
+    parser.add_argument("--prepare", action="store_true", help="only make what is not timed")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no contender after these"
+    )
     options = parser.parse_args()
+    until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as temporary:
         for scale in options.scales:
             directory = (options.directory or Path(temporary)) / f"{scale:g}"
             directory.mkdir(parents=True, exist_ok=True)
-            record("score", measure(directory, scale, options))
+            size = prepare(directory, scale, options.former)
+            if options.prepare:
+                continue
+            timed = measure(directory, races(scale, options), options.former, until)
+            if timed is None:
+                break
+            record("score", {"scale": scale, **size, **summary(timed)})
+            shutil.rmtree(directory / "measured")
 
 
 if __name__ == "__main__":
