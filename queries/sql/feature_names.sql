@@ -27,7 +27,7 @@ ranked as (
         *,
         row_number() over (
             partition by feature order by round(mean_score, 12) desc, concept
-        ) as place
+        ) as mean_rank
     from means
     where mean_score > 0
 ),
@@ -38,7 +38,7 @@ final as (
         concept,
         mean_score
     from ranked
-    where place = 1
+    where mean_rank = 1
     order by feature
 )
 

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from featurestore.errors import QueryError, SAEError, UsageError
 from featurestore.format import durable
+from queries.answers import complete, opened
+from queries.engine import DuckDB
+from queries.questions import find_question
 from queries.scores import score
 from queries.selections import save_selection, select, split_concept
 from tests.builders.codes import HOSTILE, dense, importance, random_codes
@@ -105,6 +108,21 @@ def test_a_step_at_which_a_concept_never_fires_scores_zero(tmp_path):
     found = dense(importance(store, "s", "style"), "a", 3, 12)
     np.testing.assert_allclose(found, oracle(z, ["a", "b", "a", "b"])[0]["a"], atol=1e-9)
     assert (found[1] <= 0).all()
+
+
+def test_what_fired_in_other_concepts_only_can_be_left_out(tmp_path):
+    labels = ["a", "b", "a", "c"]
+    store = make_store(tmp_path / "store", random_codes(4, samples=4), {"style": labels})
+    asked = find_question("importance")
+    values = complete(store, asked, asked.bind({}), None)
+    with opened(store, ["importance"], values, engine=DuckDB()) as answer:
+        whole, part = (
+            answer("importance", {**values, "only_fired": only}).to_pylist()
+            for only in (False, True)
+        )
+    left_out = [row for row in whole if row not in part]
+    assert left_out and len(left_out) + len(part) == len(whole)
+    assert all(row["mean_concept"] == 0 and row["score"] <= 0 for row in left_out)
 
 
 def test_a_selection_lists_every_timestep_also_where_it_is_empty(tmp_path):
