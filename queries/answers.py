@@ -119,7 +119,7 @@ def opened(
     else:
         for name in saes:
             encoded(store, name, branch)
-    tables = _tables(store, sae, branch, wanted, values)
+    tables = _tables(store, wanted, values)
     relations = Relations(store, frozenset(wanted), saes, branch, derived, made, tables, other)
     with engine.open(relations) as run:
 
@@ -192,13 +192,12 @@ def complete(
     return {**values, **sizes, **fixed, **ALL_STEPS}
 
 
-def _tables(
-    store: Store, sae: str, branch: str, wanted: set[str], values: Mapping[str, Value]
-) -> dict[str, pa.Table]:
+def _tables(store: Store, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:
     """Return the relations that Python computes."""
     tables = {}
     if wanted & {"labelled", "resamples"}:
-        tables["labelled"], _ = labelled(store, sae, str(values["family"]), branch)
+        sae, family, branch = (str(values[key]) for key in ("sae", "family", "branch"))
+        tables["labelled"], _ = labelled(store, sae, family, branch)
     if "resamples" in wanted:
         pairs = list(
             zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True)

@@ -32,7 +32,7 @@ def decoder_table(store: Store, sae: str, branch: str = "cond") -> pa.Table:
     vectors = _decoder(store, sae)
     density, peak = _statistics(store, sae, branch, n_latents)
     names = {
-        family: _names(store, sae, family, branch, n_latents)
+        family: _names(store, sae, family, branch, n_latents=n_latents)
         for family, n in _families(store, sae, branch).items()
         if n > 1
     }
@@ -98,7 +98,7 @@ def _families(store: Store, sae: str, branch: str) -> dict[str, int]:
 
 
 def _names(
-    store: Store, sae: str, family: str, branch: str, n_latents: int
+    store: Store, sae: str, family: str, branch: str, *, n_latents: int
 ) -> tuple[list[str | None], list[float | None]]:
     """Return every feature's concept and its mean score."""
     rows = ask(store, "feature_names", {"sae": sae, "family": family, "branch": branch})

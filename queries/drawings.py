@@ -125,6 +125,7 @@ def maps(
     pictures: list[np.ndarray],
     answers: list[pa.Table],
     timesteps: dict[int, float],
+    *,
     size: tuple[int, int],
 ) -> Figure:
     """Draw pictures, and where a feature fires in them: answers of ``feature_map.sql``, one for

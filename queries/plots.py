@@ -22,7 +22,7 @@ FORMATS = ("png", "svg")
 
 
 def plot(
-    store: Store, sae: str, family: str, concept: str, path: Path, *, kind: str = "lines", top: int = 10,
+    store: Store, sae: str, family: str, concept: str, *, path: Path, kind: str = "lines", top: int = 10,
     branch: str = "cond", engine: Engine | None = None,
 ) -> int:  # fmt: skip
     """Draw the ``top`` features of a concept by mean score, as ``lines`` or a ``heatmap``, or the
@@ -126,7 +126,7 @@ def plot_map(
     ]
     timesteps = _timesteps(store, sae, branch, engine)
     title = f"feature {feature}   (SAE {sae}, {branch})"
-    _write(drawings.maps(title, pictures, maps, timesteps, size), path, form)
+    _write(drawings.maps(title, pictures, maps, timesteps, size=size), path, form)
     return len(samples)
 
 

@@ -47,7 +47,12 @@ class Scope:
 
 
 def find_scope(
-    store: Store, sae: str, family: str, branch: str, known: tuple[list[str], Steps] | None = None
+    store: Store,
+    sae: str,
+    family: str,
+    branch: str,
+    *,
+    known: tuple[list[str], Steps] | None = None,
 ) -> Scope:
     """Return what is to be scored; ``known`` are its concepts and steps where a derived table has
     kept them, after :func:`check_scored`.

@@ -100,7 +100,7 @@ def _chosen(
         given = {**values, **window, "concept": concept}
         rows = answer("selection", {**given, "only_positive": True, "only_fired": True})
         again = (
-            _fewer(rows, scope, window, concepts, scope.n_latents - math.ceil(rank))
+            _fewer(rows, scope, window, concepts, n=scope.n_latents - math.ceil(rank))
             if top is None
             else []
         )
@@ -141,7 +141,7 @@ def _by_concept(rows: pa.Table) -> dict[str, pa.Table]:
 
 
 def _fewer(
-    rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], n: int
+    rows: pa.Table, scope: Scope, window: dict[str, int], concepts: Sequence[str], *, n: int
 ) -> list[str]:
     """Return the concepts that have fewer than ``n`` rows at some step of a window."""
     found = Counter(zip(rows["concept"].to_pylist(), rows["step"].to_pylist(), strict=True))

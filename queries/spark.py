@@ -79,7 +79,7 @@ class Spark:
             for kind in _COLUMNS:
                 records = relations.other.require(f"{kind}/{relations.saes[0]}")
                 elsewhere._view(
-                    session, kind, relations.other, [(relations.saes[0], records)], "other_"
+                    session, kind, relations.other, [(relations.saes[0], records)], prefix="other_"
                 )
         _small_relations(session, store, relations.saes, names)
         for name, table in relations.tables.items():
@@ -114,6 +114,7 @@ class Spark:
         kind: str,
         store: Store,
         shards: Sequence[tuple[str, Sequence[Record]]],
+        *,
         prefix: str = "",
     ) -> None:
         """Create a view over the files of some SAEs' shards."""

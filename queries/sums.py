@@ -46,7 +46,7 @@ def find_sums(
     """Return what is to be scored, and the shards of its ``sums`` and ``totals``: those of the
     present samples, or new ones.
 
-    ``make``: whether they are made where there are none; without, both lists are then empty.
+    ``make``: whether they are made where they are missing; without it both lists are then empty.
 
     Raises:
         QueryError: the family, the branch or the codes are not there, or the family has one concept
@@ -63,7 +63,7 @@ def find_sums(
     if not sums or (record is not None and record.schema != schema_id(TOTALS)):
         record = None
     scope = find_scope(
-        store, sae, family, branch, None if record is None else _known(store, record)
+        store, sae, family, branch, known=None if record is None else _known(store, record)
     )
     if record is None and make:
         record, sums = _make(scope, made_by, name, progress), _shards(store, sae, name)
@@ -76,8 +76,8 @@ def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
     """Make the sums and totals of every family and branch; those that are there and up to date
     stay.
 
-    What cannot be scored has none: samples without labels, a branch that is not encoded, a family
-    with fewer than two concepts among the encoded samples.
+    They are not made of what cannot be scored: samples without labels, a branch that is not
+    encoded, a family with fewer than two concepts among the encoded samples.
 
     Raises:
         DamageError: a file is not what its record says.

@@ -145,7 +145,7 @@ def plot(
             limit = limit or ({"top": 2} if kind == "interval" else {})
             of, name = split_concept(concept)
             n = plots.plot(
-                opened, sae, of, name, output, kind=kind, branch=branch, engine=chosen, **limit
+                opened, sae, of, name, path=output, kind=kind, branch=branch, engine=chosen, **limit
             )
         elif family is not None:
             n = plots.plot_overlap(

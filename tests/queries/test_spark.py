@@ -122,8 +122,8 @@ def test_a_plot_on_spark_is_that_of_duckdb(spark, pair, tmp_path):
     from queries.spark import Spark
 
     here, there = pair
-    plot(here, "s", "style", "b", tmp_path / "a.svg")
-    plot(there, "s", "style", "b", tmp_path / "b.svg", engine=Spark(spark))
+    plot(here, "s", "style", "b", path=tmp_path / "a.svg")
+    plot(there, "s", "style", "b", path=tmp_path / "b.svg", engine=Spark(spark))
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 

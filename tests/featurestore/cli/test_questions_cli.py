@@ -251,7 +251,7 @@ def test_a_map_shows_a_feature_where_it_fires():
         {"step": [1], "map_row": [1], "map_column": [2], "value": [0.75], "timestep": [9.0]}
     )
     grey = np.full((8, 8, 3), 128, np.uint8)
-    figure = maps("", [grey], [answer], {0: 10.0, 1: 9.0}, (2, 4))
+    figure = maps("", [grey], [answer], {0: 10.0, 1: 9.0}, size=(2, 4))
     drawn = [axes.get_images()[-1].get_array() for axes in figure.axes[1:3]]
     np.testing.assert_array_equal(drawn[0], np.zeros((2, 4)))
     np.testing.assert_array_equal(drawn[1], [[0, 0, 0, 0], [0, 0, 0.75, 0]])
