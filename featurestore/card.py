@@ -12,16 +12,16 @@ from featurestore.format.ledger import update_ledger
 from featurestore.store import Store
 
 _WHAT = {
-    "samples": "one row a generated sample",
+    "samples": "one row per generated sample",
     "labels": "labels that were corrected later, one row per (sample, family); of a sample's "
     "versions the largest counts",
-    "activations": "one row a (sample, step, branch): activations of a hook",
-    "codes": "one row a (sample, step, branch): active features and their values, position by "
+    "activations": "one row per (sample, step, branch): activations of a hook",
+    "codes": "one row per (sample, step, branch): active features and their values, position by "
     "position",
-    "stats": "one row a (sample, step, branch, feature) that fired",
-    "sums": "sums over the samples of a concept, one row a (family, concept, branch, step, feature)",
-    "totals": "sums over all samples of a concept family, one row a (family, branch, step, feature)",
-    "scores": "importance of features for concepts, one row a (concept, step, feature)",
+    "stats": "one row per (sample, step, branch, feature) that fired",
+    "sums": "sums over the samples of a concept, one row per (family, concept, branch, step, feature)",
+    "totals": "sums over all samples of a concept family, one row per (family, branch, step, feature)",
+    "scores": "importance of features for concepts, one row per (concept, step, feature)",
     "selections": "saved selections of features for a concept",
 }
 

@@ -58,7 +58,7 @@ def family_names(columns: Iterable[str]) -> list[str]:
 
 
 def samples_schema(families: Iterable[str], images: bool = False) -> pa.Schema:
-    """Return the schema of ``samples`` with one nullable string column a concept family."""
+    """Return the schema of ``samples`` with one nullable string column per concept family."""
     labels = [pa.field(name, pa.string()) for name in families]
     schema = pa.schema([*_SAMPLE_HEAD, *labels, *_SAMPLE_TAIL, *([_IMAGE] if images else [])])
     if not images:
