@@ -33,6 +33,7 @@ from featurestore.format.records import (
     read_record,
     shard_files,
 )
+from featurestore.format.structure import check_structure
 from featurestore.store import Store
 from featurestore.verify import Problem, verify
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
@@ -260,6 +261,7 @@ def _read(root: Path, name: str) -> tuple[FileEntry, str, int, list[int]] | None
             )
         schema = footers.read_schema(path)
         with footers.reading(path), pq.ParquetFile(path) as file:
+            check_structure(path)
             columns = ["sample_id"] if "sample_id" in schema.names else []
             ids = file.read(columns=columns)["sample_id"].to_pylist() if columns else []
             return entry, schemas.schema_id(schema), file.metadata.num_rows, ids

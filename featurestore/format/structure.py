@@ -44,12 +44,13 @@ class _Chunk(NamedTuple):
     is_compressed: bool
 
 
-def check_structure(path: Path) -> None:
+def check_structure(path: Path, *, pages: bool = True) -> None:
     """Look through a Parquet file's footer and the headers of its pages.
 
     Columns must be those of the schema, in its order; every chunk must lie within the file, and
     hold no more values than a file of this size can. Its pages must fill it, a dictionary first,
-    and have as many values as it says; none may ask for more memory than the chunk says.
+    and have as many values as it says; none may ask for more memory than the chunk says. Without
+    ``pages``, only the footer is looked through: of a file that passed the gate before.
 
     Raises:
         MalformedError, OSError: it is no Parquet file, or contradicts itself.
@@ -72,7 +73,8 @@ def check_structure(path: Path) -> None:
                     raise MalformedError(
                         f"a column has {chunk.n_values} values in a row group of {n_rows} rows"
                     )
-                _check_pages(file, chunk)
+                if pages:
+                    _check_pages(file, chunk)
         if rows != _number(footer, 3, limit):
             raise MalformedError(f"its row groups have {rows} rows, the footer says {footer[3][1]}")
 

@@ -24,7 +24,7 @@ from tests.torture import crashes, decoders, flips, mutants, processes, races
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 END = "<!-- end of figures -->"
-N_MUTANTS, N_DECODED = 10_000, 20_000
+N_MUTANTS, N_DECODED = 10_000, 10_000
 Row = tuple[str, int, int, list[str]]
 
 

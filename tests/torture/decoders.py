@@ -18,6 +18,7 @@ import polars as pl
 
 from featurestore.errors import DamageError
 from featurestore.format import footers
+from featurestore.format.structure import check_structure
 from tests.torture.flips import make
 from tests.torture.mutate import mutate_bytes
 from tests.torture.mutate_parquet import mutate_footer, mutate_pages
@@ -99,8 +100,9 @@ def _chunk(work: Path, files: dict[Path, bytes], seeds: range, shared: mmap, res
         found.tried += 1
         _see(shared, seed, "gate")
         try:
+            check_structure(path)
             footers.read_schema(path)
-        except DamageError:
+        except (DamageError, *footers.MALFORMED):
             continue
         found.passed += 1
         for library, read in LIBRARIES.items():
