@@ -3,6 +3,7 @@ against training from memory.
 
 python benchmarks/feed.py                 d_in 320, 5120 latents, k 32
 python benchmarks/feed.py --large         d_in 1280, 20480 latents, k 32
+python benchmarks/feed.py --large --device cuda
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from record import interleaved, record
 from rows import activation_rows
+from trainers import Task, plan_of
 
 from featurestore import Store
 from featurestore.format.canonical import shard_name
@@ -24,7 +26,8 @@ from sae.checkpoint import config_bytes, weights_bytes
 from sae.encoding import encode
 from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
-from sae.training.state import State, take_step
+from sae.training.state import State
+from sae.training.stepping import stepper
 
 HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 
@@ -46,49 +49,61 @@ def make(root: Path, d_in: int, n_samples: int) -> Store:
     return store
 
 
-def encoding(store: Store, config: SAEConfig, runs: int) -> dict[str, float]:
+def wait(device: str) -> None:
+    """Wait until a device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def encoding(store: Store, config: SAEConfig, device: str, runs: int) -> dict[str, float]:
     """Time encoding a store, loading the SAE included, and the products of the same maps in
     float32, in turns."""
     sae = SAE(config, torch.Generator().manual_seed(0)).requires_grad_(False)
+    there = sae.W_enc.to(device), sae.b_enc.to(device)
     files = {"config.json": config_bytes(config), "sae.safetensors": weights_bytes(sae)}
     for number in range(runs + 1):
         commit_sae(store, f"s{number}", files, {})
     del files
     names = (f"s{number}" for number in range(runs + 1))
     maps = [
-        torch.from_numpy(np.array(row)).float()
+        torch.from_numpy(np.array(row)).float().to(device)
         for shard in store.activations(HOOK)
         for row in shard.rows()
     ]
 
     def matrix_product() -> None:
         for x in maps:
-            torch.nn.functional.linear(x, sae.W_enc, sae.b_enc)
+            torch.nn.functional.linear(x, *there)
+        wait(device)
 
     seconds = interleaved(
         runs,
-        encoding=lambda: encode(store, next(names), "cpu", progress=False),
+        encoding=lambda: encode(store, next(names), device, progress=False),
         matrix_product=matrix_product,
     )
     assert store.arrow("codes/s0", ["step"]).num_rows == len(maps)
     return {name: len(maps) * POSITIONS / each for name, each in seconds.items()}
 
 
-def training(
-    store: Store, config: SAEConfig, batch: int, n_batches: int, runs: int
-) -> dict[str, float]:
+def training(store: Store, task: Task, device: str, n_batches: int, runs: int) -> dict[str, float]:
     """Time a few steps on batches from disk and on the same from memory, in turns."""
-    batches = PositionBatches(store, HOOK, "cond", batch, 0, holdout=0)
-    memory = list(itertools.islice(batches.epoch(0), n_batches))
-    assert all(torch.equal(a, b) for a, b in zip(memory, batches.epoch(0), strict=False))
+    cuda, plan = device == "cuda", plan_of(task)
+    batches = PositionBatches(store, HOOK, "cond", task.batch_size, 0, holdout=0, pinned=cuda)
+    memory = [x.to(device).float() for x in itertools.islice(batches.epoch(0), n_batches)]
+    again = (x.to(device).float() for x in batches.epoch(0))
+    assert all(torch.equal(a, b) for a, b in zip(memory, again, strict=False))
+    states = []
 
     def steps(source: Iterable[torch.Tensor]) -> None:
-        state = State(SAE(config, torch.Generator().manual_seed(0)), (0.5, 0.99))
+        sae = SAE(plan.config, torch.Generator().manual_seed(0)).to(device)
+        states[:] = [State(sae, plan.betas)]  # One at a time: they are large.
+        step = stepper(states[0], plan)
         for x in itertools.islice(source, n_batches):
-            take_step(state, x, lr=1e-4, dead_after=10**7)
+            step(x.to(device, non_blocking=True).float())
+        wait(device)
 
     seconds = interleaved(runs, disk=lambda: steps(batches.epoch(0)), memory=lambda: steps(memory))
-    return {name: len(memory) * batch / each for name, each in seconds.items()}
+    return {name: len(memory) * task.batch_size / each for name, each in seconds.items()}
 
 
 def main() -> None:
@@ -98,6 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--only", choices=["encoding", "training"])
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     d_in, n_latents, batch, n_batches = (
         (1280, 20480, 4096, 4) if options.large else (320, 5120, 1024, 192)
@@ -105,14 +121,18 @@ def main() -> None:
     n_samples, runs = (32, 3) if options.large else (96, 5)
     config = SAEConfig(d_in, n_latents, 32, hook=HOOK, height=16, width=16)
     figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": 32, "batch": batch}
+    figures["device"] = options.device
+    if options.device == "cuda":
+        n_samples, n_batches = 256, 120
+    task = Task(argparse.Namespace(hook=HOOK), d_in, n_latents, 32, batch, n_batches, 0)
     with tempfile.TemporaryDirectory() as directory:
         store = make(Path(directory) / "store", d_in, n_samples)
         if options.only != "training":
-            speed = encoding(store, config, runs)
+            speed = encoding(store, config, options.device, runs)
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["encoding_over_matrix_product"] = speed["encoding"] / speed["matrix_product"]
         if options.only != "encoding":
-            speed = training(store, config, batch, n_batches, runs)
+            speed = training(store, task, options.device, n_batches, runs)
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["from_disk_over_from_memory"] = speed["disk"] / speed["memory"]
     record("feed", figures)

@@ -116,10 +116,15 @@ def compare(task: Task, own: str, peer: str) -> dict[str, Any]:
                 course.look(test, task.n_latents)
     assert courses[own].looks[-1][2] < courses[own].looks[0][2], "it learns"
     goal = courses[peer].looks[-1][2]
-    return {
+    figures = {
         key: value
         for name, course in courses.items()
         for key, value in course.figures(name, task.batch_size, goal).items()
+    }
+    mine, theirs = (figures[f"{name}_positions_per_s"] for name in (own, peer))
+    return figures | {
+        "speed_over_peer": mine / theirs,
+        "fvu_over_peer": figures[f"{own}_fvu"] / goal,
     }
 
 

@@ -37,8 +37,8 @@ class Source(Protocol):
     rows: ActivationRows
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``,
-        copies."""
+        """Yield the batches of an epoch, from batch ``start`` on: ``[batch_size, d_in]``, float32
+        or as they are stored, copies."""
 
     def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
         """Return the rows to evaluate on: all, the indices of those that count, and whether
@@ -54,6 +54,8 @@ class PositionBatches:
         train, test: Indices into ``rows``; the samples of ``test`` are
             :func:`~sae.feed.rows.held_out`. Without a second sample, ``test`` is empty.
         hook, n_positions, n_batches, data, default_steps: As :class:`Source` says.
+
+    ``pinned``: batches are as stored, in page-locked memory and gathered a little ahead, for CUDA.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class PositionBatches:
         seed: int,
         holdout: float = 0.1,
         window_bytes: int = WINDOW_BYTES,
+        pinned: bool = False,
     ) -> None:
-        self.hook = hook
+        self.hook, self._pinned = hook, pinned
         self.rows = activation_rows(store, hook, branch)
         self.data = data_hash(self.rows.records)
         out = held_out(np.unique(self.rows.sample_id).tolist(), holdout)
@@ -77,10 +80,10 @@ class PositionBatches:
         self.default_steps = max(_MIN_STEPS, _EPOCHS * self.n_batches)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of an epoch, from batch ``start`` on: float32 ``[batch_size, d_in]``,
-        copies."""
-        for batch in self._shuffled.epoch(number, start):
-            yield batch.float()
+        """Yield the batches of an epoch, from batch ``start`` on: ``[batch_size, d_in]``, float32
+        copies, or what ``pinned`` says."""
+        for batch in self._shuffled.epoch(number, start, pinned=self._pinned):
+            yield batch if self._pinned else batch.float()
 
     def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
         """Return the rows, and the indices of the held-out ones, or of all if none are."""

@@ -22,7 +22,7 @@ def start_training(plan: Plan, source: Source, device: torch.device) -> tuple[St
     """
     sae = SAE(plan.config, torch.Generator().manual_seed(plan.settings.seed))
     with torch.no_grad():
-        first = next(source.epoch(0))
+        first = next(source.epoch(0)).float()
         if not bool((first != first[0]).any()):
             raise SAEError(
                 f"all activations of hook {plan.config.hook!r} are equal: there is nothing to "
