@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import featurestore.format.activations
-from featurestore.errors import DiskError, SAEError
+from featurestore.errors import DiskError, SAEError, UsageError
 from featurestore.format.schemas import CODES, STATS, schema_id
 from featurestore.saes import commit_sae
 from featurestore.store import Store
@@ -13,6 +13,7 @@ from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.codes import encode_rows
 from sae.encoding import encode
 from tests.builders.saes import HOOK, RUN, add_shard, make_store, random_sae
+from tests.builders.trees import same_tree
 
 
 def put_sae(store, name="a", **kwargs):
@@ -110,6 +111,16 @@ def test_encoding_again_does_nothing_and_new_shards_are_added(tmp_path):
     assert [encode(store, "a", "cpu", progress=False) for _ in range(2)] == [1, 0]
     add_shard(store, 5)
     assert encode(store, "a", "cpu", progress=False) == 1
+
+
+def test_ranks_share_the_shards_and_write_what_one_process_does(encoded, tmp_path):
+    store = make_store(tmp_path / "store", branches=("cond", "uncond"))
+    put_sae(store)
+    assert encode(store, "a", "cpu", progress=False, rank=1, world_size=2) == 1
+    assert encode(store, "a", "cpu", progress=False, rank=0, world_size=2) == 2
+    same_tree(store.root, encoded.root)
+    with pytest.raises(UsageError, match="rank 2 of 2: expected 0 to 1"):
+        encode(store, "a", "cpu", progress=False, rank=2, world_size=2)
 
 
 def test_an_interrupted_encoding_resumes_to_the_same_bytes(encoded, tmp_path, monkeypatch):
