@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import nbformat
+import pytest
 
 from tests.docs.pages import DOCS, ROOT
 
@@ -13,11 +14,12 @@ SCRIPT = runpy.run_path(str(DOCS / "notebook.py"))
 NOTEBOOK = SCRIPT["NOTEBOOK"]
 
 
+@pytest.mark.timeout(600)
 def test_the_notebook_runs(tmp_path):
     """Its last cell holds assertions about what its classifier sees."""
     command = ["-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider", "--nbmake"]
     done = subprocess.run(
-        [sys.executable, *command, "--nbmake-timeout=230", f"--rootdir={tmp_path}", NOTEBOOK],
+        [sys.executable, *command, "--nbmake-timeout=500", f"--rootdir={tmp_path}", NOTEBOOK],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

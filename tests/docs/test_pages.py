@@ -91,6 +91,7 @@ def house(shell, after_the_first, tmp_path_factory):
     return directory
 
 
+@pytest.mark.timeout(600)  # the first of them also makes what all begin with
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlcroissant
 @pytest.mark.parametrize("page", HERE, ids=str)
 def test_a_page_runs_word_for_word(page, house, shell, tmp_path, monkeypatch):

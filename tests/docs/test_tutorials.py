@@ -9,6 +9,7 @@ from tests.builders.trees import same_tree
 from tests.docs.conftest import FIRST
 from tests.docs.pages import PAGES, ROOT, go_through, programs
 
+pytestmark = pytest.mark.timeout(600)  # the first of them also makes what all begin with
 NOTEBOOK = "docs/tutorials/find-and-remove.md"  # test_notebook.py runs it
 OTHERS = [
     page for page in PAGES if page.parent.name == "tutorials" and str(page) not in (FIRST, NOTEBOOK)
