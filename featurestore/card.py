@@ -21,6 +21,11 @@ _WHAT = {
     "stats": "one row per (sample, step, branch, feature) that fired",
     "sums": "sums over the samples of a concept, one row per (family, concept, branch, step, feature)",
     "totals": "sums over all samples of a concept family, one row per (family, branch, step, feature)",
+    "feature_masks": "at which steps a feature fired in a sample, as bits, ordered by feature",
+    "feature_samples": "a feature in each sample in which it fired, all steps together, ordered by "
+    "feature",
+    "feature_steps": "a feature at each step at which it fired, all samples together, ordered by "
+    "feature",
     "scores": "importance of features for concepts, one row per (concept, step, feature)",
     "selections": "saved selections of features for a concept",
 }

@@ -13,7 +13,12 @@ FORMAT_VERSION = 2
 """of a store and its records (docs/format.md)"""
 READ_VERSIONS = (1, FORMAT_VERSION)
 """of stores and records that can be read"""
-TABLE_KINDS = ("activations", "codes", "stats", "sums", "totals", "scores", "selections")
+BY_FEATURE = ("feature_masks", "feature_samples", "feature_steps")
+"""the derived tables that are ordered by feature, in the order in which they are made"""
+TABLE_KINDS = (
+    *("activations", "codes", "stats", "sums", "totals", "scores", "selections"),
+    *BY_FEATURE,
+)
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 
 PLAIN_TABLES = ("samples", "labels")

@@ -15,10 +15,12 @@ from featurestore.format.records import Record
 from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
+from featurestore.vocabulary import BY_FEATURE
+from queries.by_feature import find_by_feature
 from queries.engine import DuckDB, Engine, Relations
 from queries.questions import PARTS, Question, Value, find_question
 from queries.scope import check_scored, encoded, labelled
-from queries.sums import ALL_STEPS, DELTA, UNIT, find_sums
+from queries.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, find_sums
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
@@ -74,7 +76,10 @@ def ask_each(
             f"question {name!r}, asked many times at once: {', '.join(fixed)} must be the same."
         )
     if every:
-        with opened(store, [name], every[0], engine=engine or DuckDB(None)) as answer:
+        several = {"feature": None} if len({one.get("feature") for one in every}) > 1 else {}
+        with opened(
+            store, [name], {**every[0], **several}, engine=engine or DuckDB(None)
+        ) as answer:
             yield from (answer(name, values) for values in every)
 
 
@@ -116,7 +121,12 @@ def opened(
             elif kind in wanted:
                 made[kind] = find_question(kind).sql, {**values, **ALL_STEPS}
                 wanted |= set(find_question(kind).relations)
-    else:
+    if wanted & set(BY_FEATURE):
+        found, missing = _by_feature(store, engine, wanted, values)
+        derived |= found
+        made |= missing
+        wanted |= {relation for kind in missing for relation in find_question(kind).relations}
+    if family is None and not derived:  # what is derived is of an encoded branch
         for name in saes:
             encoded(store, name, branch)
     tables = _tables(store, wanted, values)
@@ -134,6 +144,23 @@ def opened(
             return rows.select(list(asked.columns)).cast(schema(asked))
 
         yield answer
+
+
+def _by_feature(
+    store: Store, engine: Engine, wanted: set[str], values: Mapping[str, Value]
+) -> tuple[dict[str, list[Record]], dict[str, tuple[str, Mapping[str, Value]]]]:
+    """Return the tables by feature that are kept, else what makes them for a question: of its
+    feature alone, unless it needs the masks of all; then they are made at once, and kept."""
+    every = "feature_masks" in wanted
+    make = every and engine.keeps and os.access(store.root, os.W_OK)
+    kept = find_by_feature(store, str(values["sae"]), str(values["branch"]), make=make)
+    kinds = sorted(wanted & set(BY_FEATURE))
+    if kept:
+        return {kind: kept[kind] for kind in kinds}, {}
+    feature = None if every else values.get("feature")
+    range_ = {} if feature is None else {"first_feature": feature, "last_feature": feature}
+    given = {**values, **ALL_FEATURES, **range_}
+    return {}, {kind: (find_question(kind).sql, given) for kind in kinds}
 
 
 def schema(asked: Question) -> pa.Schema:
@@ -189,7 +216,9 @@ def complete(
         "only_positive": by_top,
         "only_fired": asked.only_fired and by_top,
     }
-    return {**values, **sizes, **fixed, **ALL_STEPS}
+    at = values.get("at_step")
+    steps = ALL_STEPS if at is None else {"first_step": at, "last_step": at}
+    return {**values, **sizes, **fixed, **steps, **ALL_FEATURES}
 
 
 def _tables(store: Store, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:

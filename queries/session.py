@@ -17,6 +17,9 @@ from featurestore.errors import DamageError, QueryError, UsageError
 from featurestore.format.records import Record
 from featurestore.format.schemas import (
     CODES,
+    FEATURE_MASKS,
+    FEATURE_SAMPLES,
+    FEATURE_STEPS,
     SCORES,
     STATS,
     SUMS,
@@ -38,6 +41,9 @@ _EMPTY = {
     "stats": STATS,
     "sums": SUMS,
     "totals": TOTALS,
+    "feature_masks": FEATURE_MASKS,
+    "feature_samples": FEATURE_SAMPLES,
+    "feature_steps": FEATURE_STEPS,
     "scores": SCORES,
     "selections": SCORES,
 }

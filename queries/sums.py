@@ -27,6 +27,8 @@ UNIT = 2.0**72
 samples changes a bit"""
 DELTA = 1e-8
 ALL_STEPS = {"first_step": 0, "last_step": 2**31 - 1}
+ALL_FEATURES = {"first_feature": -(2**31), "last_feature": 2**31 - 1}
+"""those that the SAE does not have as well: they are damage, and must be seen"""
 MEMORY = "1GB"
 """of DuckDB, for sums, scores and selections; with what is on its way into the files a process
 stays below 2 GB"""
@@ -34,7 +36,8 @@ _GROUPS_AT_ONCE = 2**23
 """(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
 _ROWS_PER_GROUP = 2**16
 """a row group of ``sums`` holds whole concepts, and as many as make this many rows"""
-_SHOWN_ROWS = 50_000_000
+SHOWN_ROWS = 50_000_000
+"""of statistics, from which on it is shown how far the making of a table is"""
 _COUNTS, _STEPS = b"featurestore.counts", b"featurestore.steps"
 """schema metadata of totals: ``[concept, encoded samples]`` and ``[step, timestep]``, each a JSON
 list in order"""
@@ -92,14 +95,17 @@ def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
             find_sums(store, sae, family, branch, progress=progress)
 
 
-def source(store: Store, sae: str) -> dict[str, Any]:
-    """Return the hashes of all that sums and scores are computed from."""
-    tables = {"samples": "samples", "codes": f"codes/{sae}", "stats": f"stats/{sae}"}
+def source(store: Store, sae: str, *, labelled: bool = True) -> dict[str, Any]:
+    """Return the hashes of all that sums and scores are computed from; not ``labelled``: of what
+    is computed from the codes and statistics alone."""
+    tables = {"codes": f"codes/{sae}", "stats": f"stats/{sae}"}
+    if labelled:
+        tables = {"samples": "samples", **tables}
     hashes = {
         key: [record.files[0].sha256 for record in store.records(table)]
         for key, table in tables.items()
     }
-    relabelled = [record.files[0].sha256 for record in store.records("labels")]
+    relabelled = [record.files[0].sha256 for record in store.records("labels")] if labelled else []
     return {
         "sae_hash": sae_hash(sae_record(store, sae)),
         **hashes,
@@ -107,9 +113,10 @@ def source(store: Store, sae: str) -> dict[str, Any]:
     }
 
 
-def shard_name(made_by: dict[str, Any], family: str, branch: str) -> str:
-    """Return the name of the shard that holds what is derived from a :func:`source`."""
-    return f"{family}-{branch}-{sha256_text(canonical_json(made_by))[:16]}"
+def shard_name(made_by: dict[str, Any], *about: str) -> str:
+    """Return the name of the shard that holds what is derived from a :func:`source`, about a
+    family and a branch."""
+    return "-".join([*about, sha256_text(canonical_json(made_by))[:16]])
 
 
 def remove_older(store: Store, table: str, name: str, schema: pa.Schema) -> None:
@@ -162,7 +169,7 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
     }
     totals, rows_per_step = [], len(scope.concepts) * scope.n_latents
     n_rows = sum(record.rows for record in store.records(f"stats/{sae}"))
-    quiet = None if progress and n_rows >= _SHOWN_ROWS else True
+    quiet = None if progress and n_rows >= SHOWN_ROWS else True
     with (
         connect(store, tables=[f"stats/{sae}"], memory_limit=MEMORY) as connection,
         tqdm(
@@ -172,7 +179,7 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
         connection.register("labelled", members)
         for window in windows(scope, rows_per_step, _GROUPS_AT_ONCE):
             sums, part = _window(connection, {**values, **window, "unit": UNIT})
-            _check_features(scope, part)
+            check_features(store, sae, scope.n_latents, part["feature"])
             totals.append(part)
             shard = f"{name}-{window['first_step']:05d}"
             store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by=made_by)
@@ -224,11 +231,11 @@ def _by_concept(sums: pa.Table) -> Iterator[pa.Table]:
             first = end
 
 
-def _check_features(scope: Scope, totals: pa.Table) -> None:
-    feature = totals["feature"].to_numpy()
-    if len(feature) and not 0 <= feature.min() <= feature.max() < scope.n_latents:
-        where = f"{scope.store.root}/stats/{scope.sae}/"
+def check_features(store: Store, sae: str, n_latents: int, features: pa.ChunkedArray) -> None:
+    """Refuse statistics of features that the SAE does not have; raises DamageError."""
+    feature = features.to_numpy()
+    if len(feature) and not 0 <= feature.min() <= feature.max() < n_latents:
+        where = f"{store.root}/stats/{sae}/"
         raise DamageError(
-            f"{where} holds features outside 0…{scope.n_latents - 1}. Run 'featurestore verify "
-            f"--deep'."
+            f"{where} holds features outside 0…{n_latents - 1}. Run 'featurestore verify --deep'."
         )

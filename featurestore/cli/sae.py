@@ -21,7 +21,8 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
 
     Fills the tables codes/SAE and stats/SAE; shards that are there already are skipped. Then
     sums/SAE and totals/SAE, the sums over the samples of each concept and of each family, from
-    which scores are computed.
+    which scores are computed, and feature_masks/SAE, feature_samples/SAE and feature_steps/SAE,
+    from which questions about one feature are answered.
 
     \b
     Example:
@@ -29,12 +30,14 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     """
     from featurestore.cli.hints import after_encoding
     from featurestore.store import Store
+    from queries.by_feature import keep_by_feature
     from queries.sums import keep_sums
     from sae.encoding import encode as run_encode
 
     opened = Store.open(store)
     n_new = run_encode(opened, sae, device=device, progress=not quiet)
     keep_sums(opened, sae, progress=not quiet)
+    keep_by_feature(opened, sae, progress=not quiet)
     rows = {
         kind: sum(record.rows for record in opened.records(f"{kind}/{sae}"))
         for kind in ("codes", "stats")

@@ -88,6 +88,8 @@ def _column_options(schema: pa.Schema) -> dict[str, object]:
     # smaller code there.
     runs = ["sample_id", "step"] if "feature" in schema.names else []
     encoding = {name: code for name, code in (delta | split | ragged).items() if name not in runs}
+    masks = [name for name in schema.names if name in ("steps", "later_steps")]
+    encoding |= dict.fromkeys(masks, "PLAIN")  # bits, no runs
     plain = set(encoding) | {f"values{_LEAF}"}
     paths = [column.path for column in _leaves(schema)]
     return {

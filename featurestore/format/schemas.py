@@ -165,6 +165,46 @@ TOTALS = pa.schema(
         }
     )
 )
+FEATURE_SAMPLES = pa.schema(
+    _required(
+        {
+            "branch": pa.string(),
+            "feature": pa.int32(),
+            "sample_id": pa.int64(),
+            "sum": pa.float64(),
+            "max": pa.float32(),
+            "peak_step": pa.int32(),
+            "n_steps": pa.int32(),
+            "n_positions": pa.int64(),
+        }
+    )
+)
+FEATURE_STEPS = pa.schema(
+    _required(
+        {
+            "branch": pa.string(),
+            "feature": pa.int32(),
+            "step": pa.int32(),
+            "timestep": pa.float32(),
+            "sum": pa.float64(),
+            "max": pa.float32(),
+            "n_samples": pa.int64(),
+            "n_positions": pa.int64(),
+        }
+    )
+)
+FEATURE_MASKS = pa.schema(
+    _required(
+        {
+            "branch": pa.string(),
+            "feature": pa.int32(),
+            "sample_id": pa.int64(),
+            "first_step": pa.int32(),
+            "steps": pa.int64(),
+            "later_steps": pa.int64(),
+        }
+    )
+)
 
 
 _FIXED = {
@@ -173,6 +213,9 @@ _FIXED = {
     "stats": STATS,
     "sums": SUMS,
     "totals": TOTALS,
+    "feature_samples": FEATURE_SAMPLES,
+    "feature_steps": FEATURE_STEPS,
+    "feature_masks": FEATURE_MASKS,
     "scores": SCORES,
     "selections": SCORES,
 }

@@ -9,8 +9,8 @@
 -- Relations: importance, stats, labelled, and resamples(replicate, sample_id, weight, widening):
 -- how often a replicate has drawn a sample, and by how much a standard deviation is multiplied for
 -- its concept; null if the concept has one sample: then the interval is -1 to 1.
--- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta; the resamples have level,
--- replicates and random_seed.
+-- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta, $first_step, $last_step (by
+-- at_step: that step); the resamples have level, replicates and random_seed.
 -- Columns: step, timestep, feature, score (of all samples), low, high.
 with
 best_of_step as (
@@ -68,7 +68,7 @@ fired as (
         feature,
         "sum"::double as total
     from stats
-    where sae = $sae and branch = $branch
+    where sae = $sae and branch = $branch and step between $first_step and $last_step
 ),
 
 rows_total as (

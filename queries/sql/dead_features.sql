@@ -1,11 +1,11 @@
 -- dead_features: the latents that fired in no encoded sample.
 --
--- Relations: stats.
+-- Relations: feature_steps.
 -- Parameters: $sae, $branch, $n_latents.
 -- Columns: feature.
 with
 fired as (
-    select distinct feature from stats
+    select distinct feature from feature_steps
     where sae = $sae and branch = $branch
 ),
 

@@ -1,7 +1,7 @@
 -- dense_features: the latents that fire in at least a share of all rows (samples × steps).
 --
--- Relations: stats, codes, saes.
--- Parameters: $sae, $branch, $threshold.
+-- Relations: feature_steps, codes, saes.
+-- Parameters: $sae, $branch, $threshold, $unit.
 -- Columns: feature, density, position_density (share of all positions), mean (over rows and
 -- positions), max.
 with
@@ -19,11 +19,11 @@ encoded as (
 fired as (
     select
         feature,
-        count(*) as n_fired,
+        sum(n_samples) as n_fired,
         sum(n_positions) as n_active,
-        sum("sum"::double) as total,
+        sum(("sum" * $unit)::decimal(38, 0))::double / $unit as total,
         max("max") as highest
-    from stats
+    from feature_steps
     where sae = $sae and branch = $branch
     group by feature
 ),

@@ -1,7 +1,7 @@
 -- feature_card: a feature in all samples, in each concept's, and where there is most of it.
 --
--- Relations: stats, codes, saes, labels.
--- Parameters: $sae, $branch, $feature, $top (samples).
+-- Relations: feature_samples, codes, saes, labels.
+-- Parameters: $sae, $branch, $feature, $top (samples), $unit.
 -- Columns: what (all, concept or sample), family (of a concept), name (the concept, or the
 -- sample_id), n_rows (samples × steps), density (share of the rows in which it fired),
 -- position_density (share of the positions), mean (over rows and positions), max.
@@ -15,35 +15,37 @@ sizes as (
 encoded as (
     select
         sample_id,
-        step
+        count(*) as n_rows
     from codes
     where sae = $sae and branch = $branch
+    group by sample_id
 ),
 
 fired as (
     select
         sample_id,
-        step,
-        "sum"::double as total,
+        ("sum" * $unit)::decimal(38, 0) as units,
         "max" as highest,
+        n_steps,
         n_positions
-    from stats
+    from feature_samples
     where sae = $sae and branch = $branch and feature = $feature
 ),
 
 encoded_rows as (
     select
         encoded.sample_id,
-        case when fired.total is null then 0 else 1 end as is_active,
-        coalesce(fired.total, 0) as total,
+        encoded.n_rows,
+        coalesce(fired.n_steps, 0) as n_active,
+        coalesce(fired.units, 0) as units,
         coalesce(fired.highest, 0) as highest,
         coalesce(fired.n_positions, 0) as n_positions
     from encoded
-    left join fired on encoded.sample_id = fired.sample_id and encoded.step = fired.step
+    left join fired on encoded.sample_id = fired.sample_id
 ),
 
 members as (
-    select distinct
+    select
         0 as ordinal,
         'all' as what,
         '' as family,
@@ -59,7 +61,7 @@ members as (
         sample_id
     from labels
     union all
-    select distinct
+    select
         2 as ordinal,
         'sample' as what,
         '' as family,
@@ -74,10 +76,10 @@ measured as (
         what,
         family,
         name,
-        count(*) as n_rows,
-        sum(is_active) / count(*) as density,
-        sum(n_positions) / count(*) / max(map_positions) as position_density,
-        sum(total) / count(*) / max(map_positions) as mean,
+        sum(n_rows) as n_rows,
+        sum(n_active) / sum(n_rows) as density,
+        sum(n_positions) / sum(n_rows) / max(map_positions) as position_density,
+        sum(units)::double / $unit / sum(n_rows) / max(map_positions) as mean,
         max(highest) as "max"
     from encoded_rows
     inner join members using (sample_id)

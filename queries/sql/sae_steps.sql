@@ -1,6 +1,6 @@
 -- sae_steps: how an SAE is used, step by step.
 --
--- Relations: stats, codes, saes.
+-- Relations: feature_steps, codes, saes.
 -- Parameters: $sae, $branch, $n_latents.
 -- Columns: step, timestep, n_samples (encoded), l0 (features that fire at a position, on average),
 -- n_alive (latents that fired in any sample), n_dead (those that did not).
@@ -24,9 +24,9 @@ steps as (
 fired as (
     select
         step,
-        count(distinct feature) as n_alive,
+        count(*) as n_alive,
         sum(n_positions) as n_active
-    from stats
+    from feature_steps
     where sae = $sae and branch = $branch
     group by step
 ),

@@ -1,6 +1,6 @@
 -- timestep_profile: when a feature is active: one row per step, also where it never fired.
 --
--- Relations: stats, codes, saes.
+-- Relations: feature_steps, codes, saes.
 -- Parameters: $sae, $branch, $feature.
 -- Columns: step, timestep, density (share of the samples in which it fired), mean (over samples and
 -- positions), max, mean_active (over the positions at which it fired; null where there are none).
@@ -24,13 +24,12 @@ steps as (
 fired as (
     select
         step,
-        count(*) as n_fired,
-        sum("sum"::double) as total,
-        max("max") as highest,
-        sum(n_positions) as n_active
-    from stats
+        n_samples as n_fired,
+        "sum" as total,
+        "max" as highest,
+        n_positions as n_active
+    from feature_steps
     where sae = $sae and branch = $branch and feature = $feature
-    group by step
 ),
 
 final as (

@@ -290,6 +290,32 @@ def bootstrap(case):
     ]
 
 
+def feature_masks(case):
+    rows = []
+    for f, i in np.argwhere(case.z.any((1, 2)).T).tolist():
+        steps = np.flatnonzero(case.z[i, ..., f].any(1)).tolist()
+        rows.append(("cond", f, case.ids[i], 0, sum(2**step for step in steps), 0))
+    return sorted(rows, key=lambda row: row[1:3])
+
+
+def feature_samples(case):
+    rows = []
+    for f, i in np.argwhere(case.z.any((1, 2)).T).tolist():
+        z = case.z[i, ..., f].astype(float)
+        numbers = z.sum(), z.max(), int(z.max(1).argmax()), int(z.any(1).sum()), int((z > 0).sum())
+        rows.append(("cond", f, case.ids[i], *numbers))
+    return sorted(rows, key=lambda row: row[1:3])
+
+
+def feature_steps(case):
+    rows = []
+    for f, step in np.argwhere(case.z.any((0, 2)).T).tolist():
+        z = case.z[:, step, :, f].astype(float)
+        numbers = z.sum(), z.max(), int(z.any(1).sum()), int((z > 0).sum())
+        rows.append(("cond", f, step, timestep(step), *numbers))
+    return rows
+
+
 def timestep_profile(case):
     z, rows = case.z[..., case.feature].astype(float), []
     for step in range(z.shape[1]):

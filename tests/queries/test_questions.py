@@ -231,6 +231,16 @@ def test_the_resampled_samples_stay_within_their_concepts(example):
     assert np.isclose(np.mean([r["weight"] for r in rows if r["sample_id"] == 1]), 1.3, atol=0.4)
 
 
+def test_intervals_of_one_step_are_those_of_all_steps(example):
+    store, *_ = example
+    asked = {"sae": "s", "family": "style", "concept": "neon", "replicates": 30}
+    every = ask(store, "bootstrap", asked).to_pylist()
+    found = [ask(store, "bootstrap", {**asked, "at_step": step}).to_pylist() for step in range(3)]
+    assert [len(rows) > 0 for rows in found] == [True] * 3
+    for row, other in zip([row for rows in found for row in rows], every, strict=True):
+        assert row == pytest.approx(other, abs=1e-12)
+
+
 def test_few_samples_are_warned_of_and_one_is_no_interval(tmp_path):
     from queries.answers import resamples
 

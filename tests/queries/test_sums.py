@@ -11,29 +11,20 @@ from featurestore.errors import DamageError
 from queries import answers, ask, score, select, selections, sums
 from queries.selections import select_all
 from queries.sums import find_sums, keep_sums
-from tests.builders.codes import HOSTILE, dense, importance, random_codes
+from tests.builders.codes import (
+    LABELS,
+    dense,
+    importance,
+    make_shards,
+    noisy,
+    random_codes,
+)
 from tests.builders.stores import make_store
 from tests.queries.oracles import oracle
 
 SETTINGS = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-LABELS = st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(
-    lambda x: len(set(x) - {None}) > 1
-)
-
-
-def make_shards(root, z, labels, cuts, told=True):
-    """A store whose samples lie in several shards, of which every other one says its steps unless
-    all do (``told``)."""
-    for number, part in enumerate(np.array_split(np.arange(len(z)), cuts)):
-        if len(part):
-            store = make_store(root, z, labels, encoded=part.tolist(), told=told or number % 2 == 0)
-    return store
-
-
-def noisy(z, seed):
-    return (z * np.random.default_rng(seed).random(z.shape)).astype(np.float32)
 
 
 @SETTINGS

@@ -12,6 +12,7 @@ import pytest
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.prompts import Prompt
+from featurestore.vocabulary import BY_FEATURE
 from sae.diffusion.pipelines import RunSettings
 
 HOOK = "unet.up_blocks.1.attentions.1"
@@ -52,6 +53,7 @@ READER = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
+    from queries.by_feature import keep_by_feature
     from queries.scores import score
     from queries.selections import save_selection, select
     from sae.encoding import encode
@@ -78,6 +80,7 @@ def store(model, tmp_path_factory):
         progress=False,
     )
     encode(store, "small", progress=False)
+    keep_by_feature(store, "small")
     score(store, "small", "style")
     save_selection(store, select(store, "small", "style", "a"))
     return store
@@ -92,6 +95,7 @@ def test_everyone_reads_the_same(store, tmp_path):
         "stats",
         "sums",
         "totals",
+        *BY_FEATURE,
         "scores",
         "selections",
     }
