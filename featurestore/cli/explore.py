@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --export: samples with their codes.",
 )
+@click.option(
+    "--ladder",
+    is_flag=True,
+    help="With --export: also the pictures that were drawn in the basket, with their multipliers.",
+)
 @click.option("--yes", is_flag=True, help="With --export: do not ask whether the size is right.")
 def explore(
     *,
@@ -50,27 +55,28 @@ def explore(
     out: Path | None,
     features: int,
     samples: int,
+    ladder: bool,
     yes: bool,
 ) -> None:
     """Open STORE in a browser: its concepts, features and samples, SQL, and pictures without chosen
     features.
 
     Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere. In the store
-    nothing is changed, but the sums that scores are made of are kept there when they are first
-    needed.
+    nothing is changed, but what 'featurestore encode' makes is made where it is missing: the sums of
+    scores, and statistics by feature.
 
     \b
     Example:
       featurestore explore ./store
       featurestore explore ./store --no-browser --port 9000
-    featurestore explore ./store --export ./page
+      featurestore explore ./store --export ./page --ladder
     """
     from featurestore.explorer.server import serve
     from featurestore.store import Store
 
     opened = Store.open(store)
     if out is not None:
-        export_page(opened, out, features=features, samples=samples, yes=yes)
+        export_page(opened, out, features=features, samples=samples, ladder=ladder, yes=yes)
         return
     named = model or (opened.run or {}).get("model")
     click.echo(f"{opened.root}: open this address; Ctrl-C ends it.")
@@ -78,7 +84,9 @@ def explore(
     click.echo("Closed.")
 
 
-def export_page(store: "Store", out: Path, *, features: int, samples: int, yes: bool) -> None:
+def export_page(
+    store: "Store", out: Path, *, features: int, samples: int, ladder: bool, yes: bool
+) -> None:
     """Write a store's page to a folder, after its size was agreed to."""
     from featurestore.explorer.export import Written, export
 
@@ -91,6 +99,7 @@ def export_page(store: "Store", out: Path, *, features: int, samples: int, yes: 
         out,
         features=features,
         samples=samples,
+        ladder=ladder,
         agree=agree,
         tell=lambda text: click.echo(f"— {text}", err=True),
     )

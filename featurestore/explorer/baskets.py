@@ -132,6 +132,20 @@ def file_names(chosen: Sequence[Selection], form: str) -> list[str]:
     return names
 
 
+def file_texts(chosen: Sequence[Selection], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the name and the text of each selection's file; raises UsageError."""
+    from featurestore.selection_files import FORMATS
+
+    encoded = []
+    for one, name in zip(chosen, names, strict=True):
+        suffix = name[name.rindex(".") :]
+        if suffix not in (".json", ".csv", ".md"):
+            raise UsageError(f"format {suffix}: a page saves .json, .csv or .md.")
+        encode, _ = FORMATS[suffix]
+        encoded.append((name, encode(one.header(), one.rows).decode()))
+    return encoded
+
+
 def commands(
     store: Store, entries: Sequence[Entry], names: Sequence[str], asked: Mapping[str, Any]
 ) -> str:

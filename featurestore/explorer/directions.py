@@ -35,6 +35,20 @@ def nearest_directions(store: Store, sae: str, feature: int, top: int = 10) -> p
     return pa.table({"feature": order.astype(np.int32), "cosine": cosine[order]}, SCHEMA)
 
 
+def python_lines(store: Store, sae: str, feature: int | str, top: int | str) -> str:
+    """Return the Python lines that give the same: no table of the store holds a decoder."""
+    return f"""import numpy as np
+from safetensors.numpy import load_file
+
+W_dec = load_file({str(weights_path(store, sae))!r})["W_dec"].astype(np.float64)
+length = np.linalg.norm(W_dec, axis=1, keepdims=True)
+unit = W_dec / np.where(length > 0, length, 1)
+cosine = unit @ unit[{feature}]
+nearest = np.lexsort((np.arange(len(cosine)), -cosine))
+nearest = nearest[nearest != {feature}][:{top}]
+print(np.stack([nearest, cosine[nearest]], axis=1))"""
+
+
 def _cosines(store: Store, sae: str, feature: int, n_latents: int) -> npt.NDArray[np.float64]:
     from safetensors import SafetensorError, safe_open
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from featurestore.errors import FeatureStoreError, QueryError, UsageError
 from featurestore.explorer.baskets import Entry
+from featurestore.explorer.ladders import Ladders, as_json
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.selection import Selection
 
@@ -54,8 +55,14 @@ class Job:
 class Studio:
     """Draws on one thread; a new job stops the one before it between two steps."""
 
-    def __init__(self, model: str | None, device: str = "auto", dtype: str = "auto") -> None:
-        self.name, self._device, self._dtype = model, device, dtype
+    def __init__(
+        self,
+        model: str | None,
+        device: str = "auto",
+        dtype: str = "auto",
+        ladders: Ladders | None = None,
+    ) -> None:
+        self.name, self._device, self._dtype, self._ladders = model, device, dtype, ladders
         self._model: Any = None
         self._saes: dict[str, Any] = {}
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -137,8 +144,12 @@ class Studio:
                         }
                     )
 
-                self._keep(one.key, self._one(model, run, job, one.factor, tell))
+                self._keep(one.key, self._one(model, run, job, factor=one.factor, tell=tell))
             job.events.append({"event": "picture", "key": one.key, "factor": one.factor})
+        if self._ladders is not None and job.chosen:
+            about = {"prompt": job.prompt, "seed": job.seed, **settings, "pictures": listed}
+            about["entries"] = as_json([entry for entry, _ in job.chosen])
+            self._ladders.keep(about, {one.key: self._pictures[one.key] for one in wanted})
         job.events.append({"event": "done"})
 
     def _check(self, job: Job) -> None:
@@ -154,7 +165,7 @@ class Studio:
         return self._model
 
     def _one(
-        self, model: Any, run: Any, job: Job, factor: float | None, tell: Callable[[int], None]
+        self, model: Any, run: Any, job: Job, *, factor: float | None, tell: Callable[[int], None]
     ) -> bytes:
         """Return one picture as PNG: made as ``featurestore generate`` makes it, with the same
         calls."""

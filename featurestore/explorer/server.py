@@ -1,5 +1,6 @@
 """The server: one process on this machine, for this machine."""
 
+import asyncio
 import contextlib
 import secrets
 import socket
@@ -18,8 +19,10 @@ from starlette.staticfiles import StaticFiles
 
 from featurestore.errors import UsageError
 from featurestore.explorer.answers import Answers
+from featurestore.explorer.asking import Asking
+from featurestore.explorer.drawing import Drawing
+from featurestore.explorer.ladders import Ladders
 from featurestore.explorer.live import Studio
-from featurestore.explorer.routes import Api
 from featurestore.explorer.security import Guard
 from featurestore.store import Store
 
@@ -39,24 +42,35 @@ class _Page(StaticFiles):
 
 
 def make_app(
-    store: Store, *, token: str, port: int, model: str | None = None, memory_limit: str = MEMORY
+    store: Store,
+    *,
+    token: str,
+    port: int,
+    model: str | None = None,
+    memory_limit: str = MEMORY,
+    ahead: bool = False,
 ) -> Starlette:
     """Return the application for a store; it answers whoever has the token, under this port's
-    addresses only."""
+    addresses only. ``ahead``: compute what takes longest before it is asked for."""
     answers = Answers(store)
-    studio = Studio(model)
-    api = Api(store, answers, studio, memory_limit)
+    studio = Studio(model, ladders=Ladders(store.root))
+    asking = Asking(store, answers, studio, memory_limit)
+    drawing = Drawing(store, answers, studio, memory_limit)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(asking.prepare()) if ahead else None
         yield
+        if task is not None:
+            task.cancel()
         studio.close()
         answers.close()
 
     async def index(request: Request) -> Response:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-store"})
 
-    routes = [Route("/", index), *api.routes(), Mount("/page", _Page(directory=PAGE))]
+    pages = [Route("/", index), Mount("/page", _Page(directory=PAGE))]
+    routes = [*pages, *asking.routes(), *drawing.routes()]
     guard = Middleware(Guard, token=token, port=port)
     return Starlette(routes=routes, middleware=[guard], lifespan=lifespan)
 
@@ -100,7 +114,7 @@ def serve(
     found = listen(port)
     chosen, token = found.getsockname()[1], secrets.token_urlsafe(24)
     address = f"http://{HOST}:{chosen}/?token={token}"
-    app = make_app(store, token=token, port=chosen, model=model)
+    app = make_app(store, token=token, port=chosen, model=model, ahead=True)
     config = uvicorn.Config(
         app,
         log_level="warning",

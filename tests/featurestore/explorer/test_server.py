@@ -22,7 +22,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from featurestore.errors import FeatureStoreError
-from featurestore.explorer import routes
+from featurestore.explorer import asking
 from featurestore.explorer.answers import Answers, CancelledError
 from featurestore.explorer.server import listen, make_app
 from queries import ask
@@ -226,7 +226,7 @@ def test_a_statement_reads_the_store_and_nothing_else(store, client, tmp_path):
 
 
 def test_a_long_answer_is_cut_and_says_so(client, monkeypatch):
-    monkeypatch.setattr(routes, "SQL_ROWS", 5)
+    monkeypatch.setattr(asking, "SQL_ROWS", 5)
     statement = "select feature from stats order by feature"
     answer = client.post("/api/sql", json={"statement": statement}).json()
     assert (answer["n_rows"], answer["truncated"]) == (5, True)
@@ -235,7 +235,7 @@ def test_a_long_answer_is_cut_and_says_so(client, monkeypatch):
 
 
 def test_a_statement_cannot_run_for_ever(client, monkeypatch):
-    monkeypatch.setattr(routes, "SQL_SECONDS", 0.3)
+    monkeypatch.setattr(asking, "SQL_SECONDS", 0.3)
     endless = "select count(*) from range(1000000000000) t(a) where a % 7 = 3"
     assert (
         "stopped after 0.3 s: ask for less"

@@ -1,6 +1,8 @@
 // Answers from the files of an export: computed when it was written, read as Parquet. The same methods as HttpProvider.
 import { compressors, parquetReadObjects } from "../vendor/hyparquet.js";
-import { AnswerError, csv, save } from "./answer.js";
+import { AnswerError, csv, rows as byRow, save } from "./answer.js";
+import { commands, entryKey, fileNames, loadEntry, pythonLines } from "./exported_basket.js";
+import { exportedSql, exportedTables } from "./exported_sql.js";
 
 const fetched = async (path) => {
   const response = await fetch(path);
@@ -9,7 +11,7 @@ const fetched = async (path) => {
 };
 
 export class FileProvider {
-  can = { sql: false, live: false, grow: false };
+  can = { live: false, grow: false, forms: ["csv", "json"] };
   #files = new Map();
 
   static async open(root) {
@@ -35,15 +37,45 @@ export class FileProvider {
     const shown = { ...(this.index[name]?.sql ? { sql: this.index[name].sql } : {}), parameters, command };
     if (name === "feature_map" || name === "position_features") return { ...(await this.#codes(name, parameters)), ...shown };
     const asked = this.index[name];
-    const key = Object.entries(parameters).map(([k, v]) => `${k}=${v}`).sort().join("&");
+    const { at_step: step, ...every } = parameters; // kept are the answers of all steps together
+    const key = Object.entries(every).map(([k, v]) => `${k}=${v}`).sort().join("&");
     const place = asked?.answers[key];
     if (!place) throw new AnswerError(this.#without(name));
     const [file, number] = place;
-    const rows = (await this.#rows(`answers/${file}`)).filter((row) => row.answer === number);
+    const rows = (await this.#rows(`answers/${file}`)).filter((row) => row.answer === number && (step === undefined || row.step === Number(step)));
     return { ...answer(name, rows, asked.types), ...shown };
   }
 
-  directions = (sae, feature, top) => this.ask("directions", { sae, feature, top });
+  async directions(sae, feature, top) {
+    const { command, parameters, sql, ...found } = await this.ask("directions", { sae, feature, top });
+    return { ...found, python: this.index.directions.python[sae].replaceAll("{feature}", feature).replaceAll("{top}", top) };
+  }
+
+  tables = async () => exportedTables(this.about, this.index);
+  sql = async (statement, signal) => exportedSql({ statement, signal, tables: await this.tables(), load: (name) => this.#table(name) });
+
+  // All rows of a question, each with the parameters that it was asked with.
+  async #table(name) {
+    if (name === "samples") return byRow(await this.samples());
+    const { files, given } = this.index[name];
+    const parts = Object.entries(files).flatMap(([sae, mine]) => mine.map(async (file) =>
+      (await this.#rows(`answers/${file}`)).map(({ answer: number, ...row }) => ({ ...given[sae][number], ...row }))));
+    return (await Promise.all(parts)).flat();
+  }
+
+  ladders = async () => (this.about.export.ladders ? (await fetched(`${this.root}/ladders.json`)).json() : []);
+  drawn = (key) => `${this.root}/drawn/${key}.png`;
+  loadSelection = (file) => loadEntry(this.about, file);
+
+  // The files that were written for the best features of each step; of features chosen by hand there are none.
+  async selections({ entries, prompt, seed = 0, steps, guidance }) {
+    const { run, root } = this.about;
+    const asked = { model: run.model ?? "MODEL", prompt: prompt || "PROMPT", seed, steps: steps || run.n_steps || 50, guidance: guidance || run.guidance || 1 };
+    const kept = entries.map((entry) => (entry.features ? null : this.about.export.selections[entryKey(entry)]));
+    const names = fileNames(kept.map((one, i) => one?.name ?? `${entries[i].family}-${i + 1}`), "json");
+    const files = await Promise.all(kept.map(async (one, i) => one && { name: names[i], text: await (await fetched(`${this.root}/${one.file}`)).text(), rows: one.rows }));
+    return { files: files.filter(Boolean), commands: commands(root, entries, names, asked), python: pythonLines(root, entries, names, asked) };
+  }
 
   // Where a feature fires, and what fires at a step: both from the codes of one sample.
   async #codes(name, { sae, sample, feature, step }) {
@@ -76,7 +108,7 @@ export class FileProvider {
     return this.#files.get(path);
   }
 
-  download = async (given) => save(`${given.name}.csv`, csv(given));
+  download = async (given, form) => (form === "json" ? save(`${given.name}.json`, JSON.stringify(byRow(given), null, 1), "application/json") : save(`${given.name}.csv`, csv(given)));
 }
 
 const MAP = { step: "int32", timestep: "float", position: "int64", map_row: "int64", map_column: "int64", value: "float" };

@@ -26,7 +26,7 @@ const query = (parameters) => new URLSearchParams(
 ).toString();
 
 export class HttpProvider {
-  can = { sql: true, live: true, grow: true };
+  can = { live: true, grow: true, forms: ["csv", "parquet", "json"] };
 
   overview = () => json("api/overview");
   state = async () => (await json("api/state")).state;

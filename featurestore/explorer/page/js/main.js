@@ -77,13 +77,13 @@ function App({ provider, first }) {
 }
 
 function Header({ onHelp }) {
-  const { overview, address, provider } = useShared();
+  const { overview, address } = useShared();
   const { sae, saeName, branch, branches } = useChosen();
   const page = PAGES[address.view];
   const place = page?.[1] || address.view;
   const n = parseBasket(address.params.basket).length;
   const saes = overview.saes.map((one) => [one.name, one.name]);
-  const views = Object.entries(VIEWS).filter(([key]) => key !== "sql" || provider.can.sql);
+  const views = Object.entries(VIEWS);
   return html`<header class="top">
     <a class="brand" href=${to("store")}><img src="page/icon.svg" alt="" width="22" height="22" /><b>featurestore</b><span>${short(overview.name, 40)}</span></a>
     <nav class="views" aria-label="Views">${views.map(([key, name]) => html`<a href=${to(key)} aria-current=${key === place ? "page" : null}>${name}${key === "basket" && n > 0 && html` <span class="count">${n}</span>`}</a>`)}</nav>
@@ -95,7 +95,7 @@ function Header({ onHelp }) {
 }
 
 function View() {
-  const { address, overview, provider } = useShared();
+  const { address, overview } = useShared();
   const { sae, saeName } = useChosen();
   const page = PAGES[address.view];
   // A feature's number means something together with its SAE only: a copied address names it.
@@ -117,9 +117,6 @@ function View() {
   if (params.family && !overview.families.some((one) => one.name === params.family)) {
     return html`<section class="panel lacking"><h1>This store has no concept family “${short(params.family, 60)}”.</h1>
       <p>${overview.families.map((one) => html`<a href=${to("concepts", [], { family: one.name })}>${one.name}</a> `)}</p></section>`;
-  }
-  if (address.view === "sql" && !provider.can.sql) {
-    return html`<section class="panel lacking"><h1>This page was exported and runs no SQL.</h1><p>Where the store is: <code>featurestore explore ${overview.root}</code></p></section>`;
   }
   const Page = page[2] && address.args.length === 0 ? page[2] : page[0];
   return html`<${Page} key=${address.view + address.args[0]} args=${address.args} />`;

@@ -5,8 +5,11 @@
 //   ask(name, parameters)          the answer to a named question, with its SQL and command
 //   directions(sae, feature, top)  the nearest rows of the decoder
 //   picture(sample, size)          the address of a picture; size 0: as it was kept
+//   tables(), sql(statement)       what a statement can name, and its answer
+//   selections(basket)             a basket as files, commands and lines
+//   loadSelection(file)            the basket's entry of a selection file
 //   download(answer, format)       saves what an answer showed
-//   can                            {sql, live, grow}: what else this provider does
+//   can                            {live, grow, forms}: what else this provider does; of an export, ladders() has what was drawn
 import { HttpProvider } from "./http.js";
 
 export async function openProvider() {

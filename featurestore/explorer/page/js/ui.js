@@ -47,9 +47,10 @@ export const Code = ({ text, label }) => html`<div class="code"><${Copy} text=${
 function Query({ answer, onClose }) {
   const given = Object.entries(answer.parameters || {}).map(([key, value]) => `$${key} = ${value}`).join("\n");
   return html`<${Dialog} title=${`The query behind it: ${answer.name}`} onClose=${onClose}>
-    <p>The same answer in a terminal:</p><${Code} text=${answer.command} label="Command" />
+    ${answer.command && html`<p>The same answer in a terminal:</p><${Code} text=${answer.command} label="Command" />`}
     ${given && html`<p>Parameters:</p><pre class="plain" tabindex="0">${given}</pre>`}
-    <p>The SQL file:</p><${Code} text=${answer.sql} label="SQL" /></${Dialog}>`;
+    ${answer.sql ? html`<p>The SQL file:</p><${Code} text=${answer.sql} label="SQL" />`
+      : html`<p>No table holds a decoder: it is read from the weights' file, as these lines do.</p><${Code} text=${answer.python} label="Python" />`}</${Dialog}>`;
 }
 
 // Below what an answer shows: its query, and the numbers as CSV.
@@ -59,7 +60,7 @@ export function Source({ answer }) {
   if (!answer) return null;
   const csv = () => provider.download(answer, "csv").catch((error) => say(error.message));
   return html`<footer class="source">
-    ${answer.sql && html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>Show the query</button>`}
+    ${(answer.sql || answer.python) && html`<button type="button" class="quiet" onClick=${() => setOpen(true)}>Show the query</button>`}
     <button type="button" class="quiet" onClick=${csv} aria-label=${`CSV of ${answer.name}`}>CSV</button>
     ${open && html`<${Query} answer=${answer} onClose=${() => setOpen(false)} />`}</footer>`;
 }

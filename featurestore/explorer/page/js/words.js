@@ -25,7 +25,7 @@ const WHOLE = new Intl.NumberFormat("en");
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
-  if (Number.isInteger(value)) return WHOLE.format(value);
+  if (Number.isInteger(value)) return WHOLE.format(value + 0); // + 0: no minus before a zero
   const size = Math.abs(value);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(1) : SHORT.format(value);
 }

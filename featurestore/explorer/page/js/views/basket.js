@@ -5,7 +5,7 @@ import { useLater, useShared } from "../hooks.js";
 import { addToBasket, change, formatBasket, parseBasket, to } from "../state.js";
 import { Code, Field, Help, Number_, Panel, Problem, Select } from "../ui.js";
 import { number, short } from "../words.js";
-import { Try, usePrompt } from "./try.js";
+import { Drawing, Try, usePrompt } from "./try.js";
 
 export function Basket() {
   const { address, overview, provider } = useShared();
@@ -17,9 +17,9 @@ export function Basket() {
   return html`<header class="title"><h1>Basket</h1><p class="muted">Features to take out while the model draws.</p></header>
     ${wrong && html`<${Problem} error=${{ message: wrong }} />`}
     ${entries.length === 0 ? html`<${Empty} />` : html`<ul class="entries">${entries.map((e, i) => html`<li class="panel" key=${i}><${Entry} entry=${e} set=${(c) => set(i, c)} remove=${() => keep(entries.filter((_, k) => k !== i))} /></li>`)}</ul>`}
-    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} prompt=${prompt} />` : html`<${Elsewhere} />`}
-    ${provider.can.live && entries.length > 0 && !wrong && html`<${Files} entries=${entries} prompt=${prompt} />`}
-    ${provider.can.live && html`<${Load} />`}`;
+    ${provider.can.live ? html`<${Try} entries=${wrong ? [] : entries} prompt=${prompt} />` : html`<${Finished} entries=${entries} />`}
+    ${entries.length > 0 && !wrong && html`<${Files} entries=${entries} prompt=${prompt} />`}
+    <${Load} />`;
 }
 
 function mistake(entry, overview) {
@@ -51,12 +51,22 @@ function Entry({ entry, set, remove }) {
       <${Select} label="to" value=${String(last)} options=${options} onChange=${(t) => window(first, Number(t))} />`}</div>`;
 }
 
-// A page without a server draws nothing: the same basket where the store is.
-function Elsewhere() {
-  const { overview } = useShared();
+// A page without a server draws nothing: what was drawn before it was exported, and how to draw more.
+function Finished({ entries }) {
+  const { overview, provider, address } = useShared();
+  const ladders = useLater("ladders", () => provider.ladders());
+  const { params } = address;
+  const list = ladders.data || [];
+  const basket = formatBasket(entries);
+  const shown = list.find((one) => formatBasket(one.entries) === basket && one.prompt === params.prompt && one.seed === Number(params.seed)) || list.find((one) => formatBasket(one.entries) === basket);
   const text = `featurestore explore ${overview.root}\n# then open in it:\n${location.hash}`;
-  return html`<${Panel} title="Try it where the store is" wide><p>This page was exported: pictures are drawn, files saved and statements run by the explorer itself.</p><${Code} text=${text} label="Command" /></${Panel}>`;
+  const open = (one) => change({ basket: formatBasket(one.entries), prompt: one.prompt, seed: one.seed, steps: one.steps, guidance: one.guidance });
+  return html`${list.length > 0 && html`<${Panel} title="Drawn before" wide><ul class="chips" aria-label="Ladders of pictures">${list.map((one) => html`<li><button type="button" aria-pressed=${one === shown ? "true" : "false"} onClick=${() => open(one)}>${short(one.entries.map((e) => e.concept).join(", "), 40)} <small>${short(one.prompt, 60)}, seed ${one.seed}</small></button></li>`)}</ul>
+      ${shown && html`<p class="muted">“${short(shown.prompt, 200)}”, seed ${shown.seed}, ${shown.steps} steps of ${shown.model}, guidance ${number(shown.guidance)}.</p><${Drawing} drawing=${drawn(shown)} entries=${shown.entries} factors=${factors(shown)} />`}</${Panel}>`}
+    <${Panel} title="Draw where the store is" wide><p>This page was exported: it shows what was drawn before. More is drawn by the explorer itself.</p><${Code} text=${text} label="Command" /></${Panel}>`;
 }
+const factors = (one) => one.pictures.map((picture) => picture.factor).filter((f) => f !== null).sort((a, b) => a - b);
+const drawn = (one) => ({ over: true, done: Object.fromEntries(one.pictures.map((picture) => [String(picture.factor), picture.key])) });
 
 // What the basket is as files, as commands and as Python.
 function Files({ entries, prompt }) {
@@ -66,7 +76,7 @@ function Files({ entries, prompt }) {
   const body = { entries, format: form, prompt, seed: Number(params.seed) || 0,
     ...(params.steps ? { steps: Number(params.steps) } : {}), ...(params.guidance ? { guidance: Number(params.guidance) } : {}) };
   const made = useLater(`basket ${JSON.stringify(body)}`, (signal) => provider.selections(body, signal));
-  const choose = html`<${Select} label="Format" value=${form} options=${[["json", "JSON"], ["csv", "CSV"], ["md", "Markdown"]]} onChange=${setForm} />`;
+  const choose = provider.can.live && html`<${Select} label="Format" value=${form} options=${[["json", "JSON"], ["csv", "CSV"], ["md", "Markdown"]]} onChange=${setForm} />`;
   return html`<${Panel} title="The same elsewhere" aside=${choose} wide>
     ${made.error && html`<${Problem} error=${made.error} />`}
     ${made.data && html`<div class="buttons">${made.data.files.map((file) => html`<button type="button" onClick=${() => save(file.name, file.text, "text/plain")}>Save ${file.name}${file.rows !== undefined ? html` <small>${number(file.rows)} rows</small>` : ""}</button>`)}</div>
@@ -86,6 +96,6 @@ function Load() {
       setNote(told || `${file.name} is in the basket.`);
     } catch (error) { say(error.message); }
   };
-  return html`<${Panel} title="Load a selection file" wide><${Field} label="A file that 'featurestore export' or this page has saved"><input type="file" accept=".json,.csv,.parquet,.md,.zst" onChange=${load} /></${Field}>
+  return html`<${Panel} title="Load a selection file" wide><${Field} label="A file that 'featurestore export' or this page has saved"><input type="file" accept=${provider.can.live ? ".json,.csv,.parquet,.md,.zst" : ".json"} onChange=${load} /></${Field}>
     ${note && html`<p role="status">${note}</p>`}</${Panel}>`;
 }

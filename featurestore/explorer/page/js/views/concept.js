@@ -72,7 +72,7 @@ function arrange(data, order) {
 function Cell({ asked, n, feature, score, step, columns }) {
   const { sae, branch, family, concept } = asked;
   const pictures = useAsk("cell_samples", { sae, branch, feature, step: step.step, top: 8 });
-  const interval = useAsk("bootstrap", { ...asked, top: 8 });
+  const interval = useAsk("bootstrap", { ...asked, top: 8, at_step: step.step });
   const found = interval.data && rows(interval.data).find((r) => r.step === step.step && r.feature === feature);
   const entry = { sae, family, concept, branch };
   const last = columns[columns.length - 1].timestep;

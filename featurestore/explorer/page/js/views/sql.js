@@ -14,9 +14,17 @@ const EXAMPLES = [
   ["A feature's activity by concept", "select family, concept, timestep, avg(sum) as mean\nfrom stats\njoin labels using (sample_id)\nwhere feature = 0\ngroup by all\norder by family, concept, timestep desc"],
 ];
 
+const EXPORTED = [
+  ["Samples", "select *\nfrom samples\nlimit 50"],
+  ["Best features of each concept", "select family, concept, feature, max(score) as best\nfrom concept_scores\ngroup by family, concept, feature\norder by best desc\nlimit 50"],
+  ["Densest features", "select feature, density, mean\nfrom dense_features\norder by density desc\nlimit 50"],
+  ["How the SAE is used over the steps", "select sae, timestep, l0, n_dead\nfrom sae_steps\norder by sae, timestep desc"],
+];
+
 export function Sql() {
-  const { provider, address, say } = useShared();
-  const statement = address.params.q ?? EXAMPLES[0][1];
+  const { provider, overview, address, say } = useShared();
+  const examples = provider.can.live ? EXAMPLES : EXPORTED;
+  const statement = address.params.q ?? examples[0][1];
   const [text, setText] = useState(statement);
   const [run, setRun] = useState({ answer: null, error: null, busy: false });
   const controller = useRef(null);
@@ -50,14 +58,15 @@ export function Sql() {
     box.focus();
   };
   const download = (form) => provider.download(run.answer, form).catch((error) => say(error.message));
-  return html`<header class="title"><h1>SQL</h1><p class="muted">One SELECT over the store's tables, as DuckDB reads it. Nothing can be changed, and nothing else can be read.</p></header>
+  return html`<header class="title"><h1>SQL</h1><p class="muted">${provider.can.live ? "One SELECT over the store's tables, as DuckDB reads it. Nothing can be changed, and nothing else can be read."
+    : html`One SELECT over the samples and the answers that this page was exported with, run in this browser. Where the store is, <code>featurestore explore ${overview.root}</code> asks DuckDB about all of its tables.`}</p></header>
     <div class="sql"><section class="panel editor"><form onSubmit=${submit}>
         <textarea ref=${editor} aria-label="Statement" spellcheck="false" rows=${Math.max(7, Math.min(20, text.split("\n").length + 1))} value=${text} onInput=${(e) => setText(e.currentTarget.value)}
           onKeyDown=${(e) => (e.ctrlKey || e.metaKey) && e.key === "Enter" && submit(e)}></textarea>
         <div class="row"><button class="main" disabled=${run.busy}>Run</button><small class="muted">Ctrl + Enter</small>
           ${run.busy && html`<button type="button" onClick=${() => controller.current.abort()}>Cancel</button>`}
           <${Copy} text=${text} label="Copy" />
-          <${Select} label="Examples" value="" options=${[["", "choose …"], ...EXAMPLES.map(([name]) => [name, name])]} onChange=${(name) => { const found = EXAMPLES.find(([n]) => n === name); if (found) change({ q: found[1] }); }} /></div></form>
+          <${Select} label="Examples" value="" options=${[["", "choose …"], ...examples.map(([name]) => [name, name])]} onChange=${(name) => { const found = examples.find(([n]) => n === name); if (found) change({ q: found[1] }); }} /></div></form>
         ${run.busy && html`<div class="waiting thin" role="status"><span class="sr">Running …</span></div>`}
         ${run.error && html`<${Problem} error=${run.error} />`}</section><${Views} insert=${insert} /></div>
     ${run.answer && html`<${Answer} answer=${run.answer} download=${download} />`}`;
@@ -73,10 +82,11 @@ function Views({ insert }) {
 const isNumber = (type) => /^(u?int|float|double|decimal|halffloat)/.test(type);
 
 function Answer({ answer, download }) {
+  const { provider } = useShared();
   const names = Object.keys(answer.columns);
   const columns = names.map((name) => ({ key: name, label: name, numeric: isNumber(answer.types[name]), render: name === "sample_id" ? (id) => html`<a href=${to("samples", [id])}>${id}</a>` : null }));
-  const said = `${number(answer.n_rows)} row${answer.n_rows === 1 ? "" : "s"} in ${answer.seconds.toFixed(2)} s${answer.truncated ? ", the first of more: a download has them all" : ""}`;
-  const aside = html`<div class="buttons">${["csv", "parquet", "json"].map((form) => html`<button type="button" onClick=${() => download(form)}>${{ csv: "CSV", parquet: "Parquet", json: "JSON" }[form]}</button>`)}</div>`;
+  const said = `${number(answer.n_rows)} row${answer.n_rows === 1 ? "" : "s"} in ${answer.seconds.toFixed(2)} s${answer.truncated ? `, the first of more: ${provider.can.live ? "a download has them all" : "ask for less"}` : ""}`;
+  const aside = html`<div class="buttons">${provider.can.forms.map((form) => html`<button type="button" onClick=${() => download(form)}>${{ csv: "CSV", parquet: "Parquet", json: "JSON" }[form]}</button>`)}</div>`;
   return html`<${Panel} title="Answer" wide aside=${aside}><p class="muted" role="status">${said}</p>
       <${Table} label="Answer" columns=${columns} data=${answer.columns} n=${answer.n_rows} height=${420} /></${Panel}>
     ${answer.n_rows > 1 && names.length > 1 && html`<${Quick} answer=${answer} names=${names} />`}`;

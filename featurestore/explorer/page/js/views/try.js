@@ -68,20 +68,20 @@ function after(state, event, close) {
   return next;
 }
 
-function Drawing({ drawing, entries }) {
+export function Drawing({ drawing, entries, factors = FACTORS }) {
   const { provider, address } = useShared();
-  const rung = FACTORS.indexOf(Number(address.params.factor ?? 1));
-  const at = rung < 0 ? FACTORS.indexOf(1) : rung;
-  const [before, key] = [drawing.done.null, drawing.done[String(FACTORS[at])]];
-  const strength = entries.length === 1 ? `multiplier ${number(entries[0].multiplier * FACTORS[at])}` : `multipliers × ${FACTORS[at]}`;
+  const rung = factors.indexOf(Number(address.params.factor ?? 1));
+  const at = rung < 0 ? Math.max(0, factors.indexOf(1)) : rung;
+  const [before, key] = [drawing.done.null, drawing.done[String(factors[at])]];
+  const strength = entries.length === 1 ? `multiplier ${number(entries[0].multiplier * factors[at])}` : `multipliers × ${factors[at]}`;
   const { now } = drawing;
   return html`${drawing.error && html`<${Problem} error=${drawing.error} />`}
     ${!drawing.over && html`<p class="progress" role="status"><progress max="1" value=${now ? (now.picture + now.step / now.steps) / now.of : null} aria-label="Drawing"></progress> ${drawing.said}</p>`}
     <div class="before-after"><${Drawn} src=${before && provider.drawn(before)} caption="before" />
       ${entries.length > 0 && html`<${Drawn} src=${key && provider.drawn(key)} caption=${`after, ${strength}`} />`}</div>
-    ${entries.length > 0 && html`<label class="ladder"><span>Multiplier<${Help} word="multiplier" /></span><input type="range" min="0" max=${FACTORS.length - 1} value=${at} aria-valuetext=${strength}
-      onInput=${(e) => change({ factor: FACTORS[Number(e.currentTarget.value)] }, true)} /><output>${strength}</output></label>
-      <ol class="rungs" aria-label="Ladder">${FACTORS.map((f) => html`<li class=${drawing.done[String(f)] ? "done" : ""}>${entries.length === 1 ? number(entries[0].multiplier * f) : `×${f}`}</li>`)}</ol>`}`;
+    ${entries.length > 0 && html`<label class="ladder"><span>Multiplier<${Help} word="multiplier" /></span><input type="range" min="0" max=${factors.length - 1} value=${at} aria-valuetext=${strength}
+      onInput=${(e) => change({ factor: factors[Number(e.currentTarget.value)] }, true)} /><output>${strength}</output></label>
+      <ol class="rungs" aria-label="Ladder">${factors.map((f) => html`<li class=${drawing.done[String(f)] ? "done" : ""}>${entries.length === 1 ? number(entries[0].multiplier * f) : `×${f}`}</li>`)}</ol>`}`;
 }
 
 const Drawn = ({ src, caption }) => html`<figure>${src ? html`<img src=${src} alt=${caption} />` : html`<div class="waiting square"></div>`}<figcaption>${caption}</figcaption></figure>`;
