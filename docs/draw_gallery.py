@@ -136,7 +136,7 @@ def figures(store: Store, study: Study, feature: int) -> None:
         kinds = ("lines", "heatmap", "interval") if study is STUDIES[0] else ("heatmap",)
         for kind in kinds:
             top = 2 if kind == "interval" else 10
-            plots.plot(store, sae, family, concept, path, kind=kind, top=top)
+            plots.plot(store, sae, family, concept, path=path, kind=kind, top=top)
             keep(Image.open(path), f"{kind}-{concept}")
         plots.plot_map(store, sae, feature, path, top=3)
         keep(Image.open(path), f"map-{concept}")
