@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from featurestore.errors import FeatureStoreError, UsageError
 from featurestore.explorer.answers import Answers
+from featurestore.explorer.basket.live import Studio
 from featurestore.explorer.directions import nearest_directions, python_lines
 from featurestore.explorer.kept import Kept
-from featurestore.explorer.live import Studio
 from featurestore.explorer.overview import overview
 from featurestore.explorer.pictures import Pictures, media_type, samples_table
 from featurestore.explorer.web import (

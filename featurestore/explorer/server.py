@@ -20,9 +20,9 @@ from starlette.staticfiles import StaticFiles
 from featurestore.errors import UsageError
 from featurestore.explorer.answers import Answers
 from featurestore.explorer.asking import Asking
-from featurestore.explorer.drawing import Drawing
-from featurestore.explorer.ladders import Ladders
-from featurestore.explorer.live import Studio
+from featurestore.explorer.basket.addresses import Drawing
+from featurestore.explorer.basket.ladders import Ladders
+from featurestore.explorer.basket.live import Studio
 from featurestore.explorer.security import Guard
 from featurestore.store import Store
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import UsageError
-from featurestore.explorer.baskets import Entry, file_texts, selection
+from featurestore.explorer.basket.elsewhere import file_texts
+from featurestore.explorer.basket.entries import Entry, selection
+from featurestore.explorer.basket.ladders import Ladders
 from featurestore.explorer.export.files import write_json
-from featurestore.explorer.ladders import Ladders
 from featurestore.format import durable
 from featurestore.store import Store
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 
 from featurestore.errors import UsageError
+from featurestore.explorer.basket.ladders import Ladders
 from featurestore.explorer.export import export
-from featurestore.explorer.ladders import Ladders
 from featurestore.format.verified import why_not
 from queries import ask
 from tests.builders.browser import browsing, chromium, find_browser, serving

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from featurestore import Selection
-from featurestore.explorer import baskets
+from featurestore.explorer.basket.entries import Entry, selection
 from tests.featurestore.explorer.conftest import opened, run
 
 ENTRY = {
@@ -110,7 +110,7 @@ def test_features_chosen_by_hand_are_those_of_the_saved_file(
 
 
 def _selected(store):
-    chosen = baskets.selection(store, baskets.Entry.parse(ENTRY))
+    chosen = selection(store, Entry.parse(ENTRY))
     return chosen.header(), chosen.rows, store.root / "x"
 
 

@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from featurestore.errors import UsageError
-from featurestore.explorer import baskets, live
 from featurestore.explorer.answers import Answers
+from featurestore.explorer.basket import elsewhere, live
+from featurestore.explorer.basket.entries import Entry, load_entry, parse_basket, selection
 from featurestore.explorer.web import FOREVER, NEVER, Endpoint, body, number, routes
 from featurestore.store import Store
 
@@ -42,11 +43,11 @@ class Drawing:
         """Return a basket's selections as files, with the commands and lines that make the same
         pictures."""
         given = await body(request)
-        entries = baskets.parse_basket(given.get("entries"))
+        entries = parse_basket(given.get("entries"))
         form = given.get("format", "json")
         chosen = [await self._selection(entry) for entry in entries]
-        names = baskets.file_names(chosen, form)
-        files = await asyncio.to_thread(baskets.file_texts, chosen, names)
+        names = elsewhere.file_names(chosen, form)
+        files = await asyncio.to_thread(elsewhere.file_texts, chosen, names)
         run = self.store.run or {}
         asked = {
             "model": self.studio.name or run.get("model", "MODEL"),
@@ -60,12 +61,12 @@ class Drawing:
                 {"name": name, "text": text, "rows": one.rows.num_rows}
                 for one, (name, text) in zip(chosen, files, strict=True)
             ],
-            "commands": baskets.commands(self.store, entries, names, asked),
-            "python": baskets.python_lines(self.store, entries, names, asked),
+            "commands": elsewhere.commands(self.store, entries, names, asked),
+            "python": elsewhere.python_lines(self.store, entries, names, asked),
         }
         return JSONResponse(found, headers=NEVER)
 
-    async def _selection(self, entry: baskets.Entry) -> Any:
+    async def _selection(self, entry: Entry) -> Any:
         key = (
             "selection",
             entry.sae,
@@ -77,7 +78,7 @@ class Drawing:
         )
         return await self.answers.get(
             key,
-            lambda: baskets.selection(self.store, entry, self.memory),
+            lambda: selection(self.store, entry, self.memory),
             size=lambda one: one.rows.nbytes,
         )
 
@@ -85,7 +86,7 @@ class Drawing:
         """Return the basket entry of a selection file."""
         name = request.query_params.get("name", "selection.json")
         data = await request.body()
-        entry, note = await asyncio.to_thread(baskets.load_entry, self.store, name, data)
+        entry, note = await asyncio.to_thread(load_entry, self.store, name, data)
         return JSONResponse({"entry": entry, "note": note}, headers=NEVER)
 
     async def draw(self, request: Request) -> Response:
@@ -101,7 +102,7 @@ class Drawing:
             or not all(isinstance(f, (int, float)) for f in factors)
         ):
             raise UsageError("factors: expected a list of at most 20 numbers.")
-        entries = baskets.parse_basket(given.get("entries"))
+        entries = parse_basket(given.get("entries"))
         chosen = [(entry, await self._selection(entry)) for entry in entries]
         guidance = given.get("guidance")
         job = live.Job(

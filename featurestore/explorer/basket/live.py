@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore.errors import FeatureStoreError, QueryError, UsageError
-from featurestore.explorer.baskets import Entry
-from featurestore.explorer.ladders import Ladders, as_json
+from featurestore.explorer.basket.entries import Entry
+from featurestore.explorer.basket.ladders import Ladders, as_json
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.selection import Selection
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import DiskError
-from featurestore.explorer.baskets import Entry
+from featurestore.explorer.basket.entries import Entry
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.verified import cache_directory, why_not

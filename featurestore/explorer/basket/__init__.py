@@ -1,0 +1,2 @@
+"""Features that were chosen: as selections, as commands, and as pictures that are drawn without
+them."""
