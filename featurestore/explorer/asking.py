@@ -29,6 +29,7 @@ from featurestore.explorer.web import (
     whole,
 )
 from featurestore.store import Store
+from featurestore.vocabulary import BRANCHES
 
 SQL_ROWS = 10_000
 SQL_SECONDS = 60.0
@@ -135,13 +136,15 @@ class Asking:
         found = await self.answers.get(("overview",), lambda: overview(self.store))
         families = [one["name"] for one in found["families"] if len(one["concepts"]) > 1]
         for sae in found["saes"]:
-            for branch in [b for b in ("cond", "uncond") if b in sae["steps"]][:1]:
-                asked: Parameters = {"sae": sae["name"], "branch": branch}
-                with contextlib.suppress(FeatureStoreError):  # said where it is asked for
-                    await self.by_feature(sae["name"], branch)
-                    for family in families:
-                        await self.answer("best_scores", {**asked, "family": family, "top": "6"})
-                        await self.answer("overlap_matrix", {**asked, "family": family, "top": "2"})
+            branch = next((name for name in BRANCHES if name in sae["steps"]), None)
+            if branch is None:
+                continue
+            asked: Parameters = {"sae": sae["name"], "branch": branch}
+            with contextlib.suppress(FeatureStoreError):  # said where it is asked for
+                await self.by_feature(sae["name"], branch)
+                for family in families:
+                    await self.answer("best_scores", {**asked, "family": family, "top": "6"})
+                    await self.answer("overlap_matrix", {**asked, "family": family, "top": "2"})
 
     async def directions(self, request: Request) -> Response:
         """Return the features whose decoder rows lie nearest."""

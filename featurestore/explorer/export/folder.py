@@ -112,23 +112,7 @@ def _write(
             answers = Answers(
                 store, sae, families=found["families"], features=features, samples=chosen
             )
-            for name, asked in answers.every(tell):
-                keep(out, index, name, sae["name"], asked=asked)
-            if "directions" in index:
-                index["directions"].setdefault("python", {})[sae["name"]] = python_lines(
-                    store, sae["name"], "{feature}", "{top}"
-                )
-            tell(f"codes and selections of {sae['name']}")
-            write_codes(
-                store,
-                out / f"data/codes/{sae['name']}",
-                sae["name"],
-                answers.branch,
-                samples=chosen,
-            )
-            selections |= write_selections(
-                store, out, sae["name"], answers.branch, families=answers.families
-            )
+            selections |= _sae(out, answers, index, tell)
     about = {
         "features": features,
         "samples": [str(i) for i in chosen],
@@ -142,6 +126,21 @@ def _write(
         {**overview(store), "state": "export", "model": None, "live": False, "export": about},
     )
     write_json(out / "data/index.json", index)
+
+
+def _sae(
+    out: Path, answers: Answers, index: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write what the pages show of an SAE; return where its selection files are."""
+    store, sae, branch = answers.store, answers.sae, answers.branch
+    for name, asked in answers.every(tell):
+        keep(out, index, name, sae, asked=asked)
+    index["directions"].setdefault("python", {})[sae] = python_lines(
+        store, sae, "{feature}", "{top}"
+    )
+    tell(f"codes and selections of {sae}")
+    write_codes(store, out / f"data/codes/{sae}", sae, branch, samples=answers.samples)
+    return write_selections(store, out, sae, branch, families=answers.families)
 
 
 def _page(out: Path, title: str) -> None:

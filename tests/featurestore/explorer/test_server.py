@@ -21,10 +21,12 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from featurestore import Store
 from featurestore.errors import FeatureStoreError
 from featurestore.explorer import asking
 from featurestore.explorer.answers import Answers, CancelledError
 from featurestore.explorer.server import listen, make_app
+from featurestore.vocabulary import BY_FEATURE
 from queries import ask
 from tests.builders.explored import HOSTILE, explored_store
 from tests.featurestore.explorer.conftest import PORT, TOKEN, opened
@@ -360,3 +362,23 @@ def test_a_port_that_is_taken_is_said(store):
             FeatureStoreError, match=f"--port {port}: Address already in use; leave it out"
         ):
             listen(port)
+
+
+def test_what_takes_longest_is_computed_ahead(tmp_path):
+    store = explored_store(tmp_path / "store")
+    wanted = {*BY_FEATURE, "sums", "totals"}
+    with opened(store, ahead=True):
+        end = time.monotonic() + 60
+        while {kind for kind in wanted if store.records(f"{kind}/s")} < wanted:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    with opened(explored_store(tmp_path / "other")):
+        assert not Store.open(tmp_path / "other").records("feature_steps/s")
+
+
+def test_the_lines_of_nearest_directions_give_the_same(client, capsys):
+    found = client.get("/api/directions/s/3?top=4").json()
+    exec(found["python"], {})
+    printed = [line.strip(" []").split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(float(feature)) for feature, _ in printed] == found["columns"]["feature"]
+    assert [float(cosine) for _, cosine in printed] == pytest.approx(found["columns"]["cosine"])
