@@ -8,13 +8,14 @@ from pathlib import Path
 from featurestore.card import write_card
 from featurestore.cli import main
 from featurestore.errors import FeatureStoreError
+from queries.by_feature import keep_by_feature
 from tests.builders.selection_files import selection
 from tests.torture import flips
 
 
 def command(*args: object) -> None:
     """Run the command line; raise what it does not turn into one line."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(arg) for arg in args])
@@ -44,12 +45,13 @@ class Chamber:
         self.work, self.root = work, work / "deep" / "store"
         self.root.parent.mkdir(parents=True)
         store = flips.make(self.root)
-        write_card(store)
         for args in (
             ("score", self.root, "--sae", "s", "--by", "style"),
             ("export", self.root, "--sae", "s", "--by", "style"),
         ):
             command(*args)
+        keep_by_feature(store, "s")
+        write_card(store)
         self.home = Home(work / "home", self.root)
         shutil.copytree(self.home.path, work / "deep" / "home")
         self.whole = self._tree()

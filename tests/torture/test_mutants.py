@@ -14,7 +14,7 @@ OF_A_KIND = {
 }
 BESIDE = {"selection": "Selection.load", "prompts": "read_prompts", "bundle": "unpack"}
 LONGER = {
-    "sql", "scan", "info", "pack", "push", "duckdb", "score", "export", "export -o", "encode", "repair --dry-run",
+    "sql", "scan", "info", "pack", "push", "duckdb", "score", "query", "export", "export -o", "encode", "repair --dry-run",
     "repair", "write_card", "append", "remove",
 }  # fmt: skip
 

@@ -76,6 +76,7 @@ def ways_of(chamber: Chamber, name: str, rng: random.Random) -> Ways:
         "push": lambda: _push(root),
         "duckdb": lambda: export_database(Store.open(root), work / "out.duckdb"),
         "score": lambda: command("score", root, "--sae", "s", "--by", "style"),
+        "query": lambda: command("query", root, "feature_card", "-p", "sae=s", "-p", "feature=3"),
         "export": lambda: command("export", root, "--sae", "s", "--by", "style"),
         "export -o": lambda: command(
             "export", root, "--sae", "s", "--by", "style", "-o", work / "out.selections"
