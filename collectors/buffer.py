@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from collectors.capture import Captured
-from collectors.keep import Kept, kept_steps, random_positions
+from collectors.keep import Kept, random_positions
+from collectors.shape import Shape, described, rows_of, shape_of
 from collectors.writer import BackgroundWriter, Staging
-from featurestore.errors import HookError, UsageError
+from featurestore.errors import HookError
 from featurestore.format.in_place import TensorFile
-from featurestore.format.parquet import TENSOR
-from featurestore.format.schemas import activations_schema
 from sae.codes import (
     CHUNK_ROWS,
     Encoded,
     RowCodes,
-    Rows,
     codes_table,
     encode_row,
     stats_table,
@@ -36,22 +34,6 @@ from sae.model import SAE
 
 Begin = Callable[[str, pa.Table, pa.Schema], TensorFile]
 """begins the file of a table, given its columns but the tensor, and its schema"""
-
-
-class _Shape(NamedTuple):
-    """What the first call tells."""
-
-    steps: dict[int, int]
-    """step → its place among the kept"""
-    timesteps: list[float]
-    """of the kept steps"""
-    size: tuple[int, int]
-    """height and width that the stored positions are said to have"""
-    map_size: tuple[int, int]
-    n_positions: int
-    """of the map"""
-    n_kept: int
-    d_in: int
 
 
 class HookBuffer:
@@ -75,7 +57,7 @@ class HookBuffer:
         self.hook, self.kept, self.sample_ids = hook, kept, list(sample_ids)
         self.table = f"activations/{hook}"
         self._staging, self._writer, self._begin_file = staging, writer, begin
-        self._shape: _Shape | None = None
+        self._shape: Shape | None = None
         self._file: TensorFile | None = None
         self._file_lock = threading.Lock()
         self._jobs: deque[Future[None]] = deque()
@@ -96,7 +78,7 @@ class HookBuffer:
         while self._jobs and self._jobs[0].done():
             self._jobs.popleft().result()
         call = captured.call
-        shape = self._shape or self._begin(captured)
+        shape = self._shape = self._shape or shape_of(captured, self.kept)
         place = shape.steps.get(call.step)
         parts = {} if place is None else branch_parts(call, captured.values, self.hook)
         for at, branch in enumerate(self.kept.branches):
@@ -117,7 +99,7 @@ class HookBuffer:
                 for sample, row in enumerate(stored, start):
                     self._codes[name][sample, place, at] = encode_row(candidate.sae, row)
 
-    def _row(self, shape: _Shape, sample: int, place: int, branch: int) -> int:
+    def _row(self, shape: Shape, sample: int, place: int, branch: int) -> int:
         """Return the place of a row in its tables: by sample, step and branch."""
         return (sample * len(shape.steps) + place) * len(self.kept.branches) + branch
 
@@ -139,27 +121,6 @@ class HookBuffer:
 
         self._jobs.append(self._writer.later(write))
 
-    def _begin(self, captured: Captured) -> _Shape:
-        kept, layout, schedule = self.kept, captured.layout, captured.call.schedule
-        _, n_positions, d_in = captured.values.shape
-        count = {"all": n_positions, "mean": 1, "random": kept.positions.count}[kept.positions.kind]
-        if count > n_positions:
-            raise UsageError(
-                f"--positions random:{count}: the map of {self.hook!r} has {n_positions} positions."
-            )
-        steps = kept_steps(kept.settings.timesteps, len(schedule))
-        shape = _Shape(
-            steps={step: i for i, step in enumerate(steps)},
-            timesteps=[schedule[step] for step in steps],
-            size=(layout.height, layout.width) if kept.positions.kind == "all" else (1, count),
-            map_size=(layout.height, layout.width),
-            n_positions=n_positions,
-            n_kept=count,
-            d_in=d_in,
-        )
-        self._shape = shape
-        return shape
-
     @property
     def _writes(self) -> bool:
         return self.kept.activations and self._begin_file is not None
@@ -169,8 +130,11 @@ class HookBuffer:
         denoiser does not wait for it."""
         if self._file is None:
             assert self._begin_file is not None and self._shape is not None, "there are rows"
-            self._file = self._begin_file(self.table, *self._describe(self._shape))
+            self._file = self._begin_file(self.table, *self._described(self._shape))
         return self._file
+
+    def _described(self, shape: Shape) -> tuple[pa.Table, pa.Schema]:
+        return described(shape, self.kept, self.hook, self.sample_ids)
 
     def _choose(self, whole: Tensor, start: int, step: int) -> Tensor:
         """Return the kept positions ``[batch, n_kept, d_in]``."""
@@ -238,7 +202,7 @@ class HookBuffer:
         assert self._shape is not None, "checked"
         if not self.kept.activations:
             return {}
-        others, _ = self._describe(self._shape)
+        others, _ = self._described(self._shape)
         row_bytes = self._shape.n_kept * self._shape.d_in * self.kept.torch_dtype.itemsize
         return {self.table: (others.num_rows, others.nbytes + others.num_rows * row_bytes)}
 
@@ -250,7 +214,10 @@ class HookBuffer:
             metadata = codes_metadata(
                 candidate.sae, made_by_sae(candidate.record), *self._shape.size
             )
-            encoded, rows = self._columns(name, candidate.sae), self._rows(self._shape)
+            encoded, rows = (
+                self._columns(name, candidate.sae),
+                rows_of(self._shape, self.kept, self.sample_ids),
+            )
             tables[f"codes/{name}"] = codes_table(encoded, rows, metadata)
             tables[f"stats/{name}"] = stats_table(encoded, rows, self.sample_ids, metadata)
         return tables
@@ -266,53 +233,6 @@ class HookBuffer:
         codes = [self._codes[name][key] for key in sorted(self._codes[name])]
         starts = range(0, len(codes), CHUNK_ROWS)
         return [to_columns(codes[i : i + CHUNK_ROWS], sae.config.n_latents) for i in starts]
-
-    def _rows(self, shape: _Shape) -> Rows:
-        n, steps, branches = len(self.sample_ids), list(shape.steps), self.kept.branches
-        per_sample = len(steps) * len(branches)
-        return Rows(
-            np.repeat(np.array(self.sample_ids, np.int64), per_sample),
-            np.tile(np.repeat(np.array(steps, np.int32), len(branches)), n),
-            np.tile(np.repeat(np.array(shape.timesteps, np.float32), len(branches)), n),
-            np.array(branches * (len(steps) * n)),
-        )
-
-    def _describe(self, shape: _Shape) -> tuple[pa.Table, pa.Schema]:
-        """Return the columns of the activations but the tensor, and the schema of all."""
-        random = self.kept.positions.kind == "random"
-        schema = activations_schema(shape.n_kept, shape.d_in, self.kept.settings.dtype, random)
-        columns = [
-            pa.array(column, field.type)
-            for column, field in zip(self._rows(shape), schema, strict=False)
-        ]
-        if random:
-            columns.append(self._position_column(shape, schema.field("position").type))
-        (height, width), (map_height, map_width) = shape.size, shape.map_size
-        metadata = {
-            "hook": self.hook,
-            "io": self.kept.settings.io,
-            "height": height,
-            "width": width,
-        }
-        if self.kept.positions.kind != "all":
-            metadata |= {
-                "positions": self.kept.positions.kind,
-                "map_height": map_height,
-                "map_width": map_width,
-            }
-        schema = schema.with_metadata(
-            {f"featurestore.{key}": str(value) for key, value in metadata.items()}
-        )
-        others = pa.Table.from_arrays(columns, schema=schema.remove(schema.get_field_index(TENSOR)))
-        return others, schema
-
-    def _position_column(self, shape: _Shape, kind: pa.DataType) -> pa.Array:
-        a_step = [
-            random_positions(self.sample_ids, step, shape.n_positions, shape.n_kept)
-            for step in shape.steps
-        ]
-        chosen = np.repeat(np.stack(a_step, axis=1), len(self.kept.branches), axis=1)
-        return pa.FixedSizeListArray.from_arrays(pa.array(chosen.reshape(-1)), type=kind)
 
 
 def _range(stored: Tensor, largest: Tensor | None) -> Tensor:

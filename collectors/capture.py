@@ -29,6 +29,7 @@ def capture(
     hooks: Sequence[str],
     sink: Callable[[Captured], object],
     io: str = "output",
+    *,
     before: Callable[[DenoiserCall], object] = lambda call: None,
 ) -> Iterator[None]:
     """Hand each hook's tensor of every denoiser call to ``sink``; ``before`` sees each call first.
@@ -73,7 +74,7 @@ def capture(
                     )
                 seen.add(hook)
                 try:
-                    tensor = _io_tensor(args, kwargs, output, hook, io, module)
+                    tensor = _io_tensor(args, kwargs, output, hook=hook, io=io, module=module)
                     branch_parts(state.call, tensor, hook)
                 except HookError as error:
                     raise HookError(f"{error}{capturable(pipe)}") from None
@@ -95,6 +96,7 @@ def _io_tensor(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     output: Any,
+    *,
     hook: str,
     io: str,
     module: nn.Module,

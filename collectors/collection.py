@@ -81,7 +81,9 @@ def collect(
             unit="step",
             disable=None if progress else True,
         ) as bar:
-            _collect_items(job, (share or Share()).order(items), n_new, bar, ignore_space)
+            _collect_items(
+                job, (share or Share()).order(items), n_new, bar, ignore_space=ignore_space
+            )
     finally:
         if job.store.exists:
             write_card(job.store)
@@ -125,12 +127,16 @@ def dry_run(
         seconds = time.perf_counter() - began
         measured.check()
     return estimate(
-        measured.sizes(measured.tables(job)), len(one.samples), items, seconds, job.store.root
+        measured.sizes(measured.tables(job)),
+        len(one.samples),
+        items,
+        seconds=seconds,
+        root=job.store.root,
     )
 
 
 def _collect_items(
-    job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, ignore_space: bool
+    job: Job, items: Sequence[WorkItem], n_new: int, bar: Any, *, ignore_space: bool
 ) -> None:
     writer, n_begun = BackgroundWriter(job.timing), 0
     try:

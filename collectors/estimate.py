@@ -35,6 +35,7 @@ def estimate(
     sizes: Mapping[str, tuple[int, int]],
     n_measured: int,
     items: Sequence[WorkItem],
+    *,
     seconds: float,
     root: Path,
 ) -> Estimate:

@@ -74,12 +74,12 @@ def gather(
 
     ``n_new``: samples still to come, if the space for their activations is to be checked first.
     """
-    return _gather(job, item, writer, bar, _beginning(job, item, n_new))
+    return _gather(job, item, writer, bar, begin=_beginning(job, item, n_new))
 
 
 def measure(job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any) -> Gathered:
     """Generate a work item's pictures and write nothing."""
-    return _gather(job, item, writer, bar, None)
+    return _gather(job, item, writer, bar, begin=None)
 
 
 def _beginning(job: Job, item: WorkItem, n_new: int) -> Begin:
@@ -98,7 +98,7 @@ def _beginning(job: Job, item: WorkItem, n_new: int) -> Begin:
 
 
 def _gather(
-    job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, begin: Begin | None
+    job: Job, item: WorkItem, writer: BackgroundWriter, bar: Any, *, begin: Begin | None
 ) -> Gathered:
     ids, settings = [sample.id for sample in item.samples], job.settings
     kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
@@ -134,7 +134,7 @@ def _generate(job: Job, item: WorkItem, buffers: Mapping[str, HookBuffer], bar: 
 
     output = "pil" if job.settings.images else "latent"
     most = 1 if job.settings.exact else job.settings.batch_size
-    with capture(job.model.pipe, list(buffers), sink, job.settings.io, before):
+    with capture(job.model.pipe, list(buffers), sink, job.settings.io, before=before):
         for batch in prompt_batches([sample.prompt for sample in item.samples], most):
             n_begun, size = 0, len(batch)
             run = with_guidance(job.run, batch[0].guidance)

@@ -61,7 +61,10 @@ def encode(
         # Two shards at a time: while one is written, rows of the other are encoded.
         with _threads(2) as shards, _row_threads(sae, n_positions) as rows:
             done = shards.map(
-                lambda record: _encode_shard(store, sae, name, record, made_by, rows), records
+                lambda record: _encode_shard(
+                    store, sae, name, record, made_by=made_by, threads=rows
+                ),
+                records,
             )
             bar = tqdm(
                 done,
@@ -142,7 +145,13 @@ def _is_new(store: Store, name: str, record: Record, made_by: Mapping[str, Any])
 
 
 def _encode_shard(
-    store: Store, sae: SAE, name: str, record: Record, made_by: Mapping[str, Any], threads: Executor
+    store: Store,
+    sae: SAE,
+    name: str,
+    record: Record,
+    *,
+    made_by: Mapping[str, Any],
+    threads: Executor,
 ) -> None:
     store.check([record])
     shard = read_shard(store.root, record)

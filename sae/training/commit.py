@@ -53,7 +53,7 @@ def existing(store: Store, name: str, plan: Plan) -> Record | None:
     return record
 
 
-def finish(store: Store, name: str, plan: Plan, state: State, source: Source) -> Record:
+def finish(store: Store, name: str, plan: Plan, *, state: State, source: Source) -> Record:
     """Measure an SAE, write its three files and commit them; a picture of the training lies beside
     them."""
     sae = state.sae.cpu().requires_grad_(False)

@@ -113,5 +113,11 @@ def train_many(
 
 def _commit(training: Training) -> None:
     training.state.sae.rescale_(training.scale)
-    finish(training.store, training.name, training.plan, training.state, training.source)
+    finish(
+        training.store,
+        training.name,
+        training.plan,
+        state=training.state,
+        source=training.source,
+    )
     discard(training.store, training.name)
