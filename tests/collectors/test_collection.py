@@ -6,7 +6,7 @@ import torch
 
 from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
-from featurestore import Store
+from featurestore import Store, shards
 from featurestore.errors import (
     HookError,
     ModelError,
@@ -141,15 +141,15 @@ def test_ids_and_noise_do_not_depend_on_batch_and_order(model, tmp_path):
 def test_an_interrupted_run_resumes_to_the_same_bytes(
     model, tmp_path, monkeypatch, collected, stop_after
 ):
-    commit, commits = Store.commit, []
+    commit, commits = shards.commit, []
 
-    def interrupt(self, record):
+    def interrupt(root, record):
         if len(commits) == stop_after:
             raise KeyboardInterrupt
         commits.append(record)
-        return commit(self, record)
+        return commit(root, record)
 
-    monkeypatch.setattr(Store, "commit", interrupt)
+    monkeypatch.setattr(shards, "commit", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "store", model, branch="both")
     monkeypatch.undo()
