@@ -6,7 +6,7 @@ import torch
 
 from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
-from featurestore import Store, shards
+from featurestore import shards
 from featurestore.errors import (
     HookError,
     ModelError,
