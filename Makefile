@@ -49,9 +49,10 @@ peers: .venv/installed  ## install other SAE libraries and compare with them
 results: .venv/installed  ## every unlearning method searched, judged and attacked; writes docs/results.md; goes on where it stopped
 	$(BIN)/python -m benchmarks.unlearning.results
 
-docs: .venv/installed  ## docs/cli.md from the help texts, docs/architecture.md and its picture from the imports
+docs: .venv/installed  ## docs/cli.md from the help texts, docs/architecture.md and its picture from the imports, the table of docs/pipelines.md from the tests
 	$(BIN)/python -m featurestore.cli.reference docs/cli.md
 	$(BIN)/python docs/draw_house.py
+	PYTHONPATH=. $(BIN)/python docs/list_pipelines.py
 
 site: .venv/installed  ## the documentation as pages that need no network: build/site/index.html
 	$(BIN)/zensical build --strict --config-file mkdocs.yml

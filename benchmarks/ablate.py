@@ -94,7 +94,9 @@ def halves(values: Tensor) -> Tensor:
 
 def run(setup: Setup) -> None:
     """Make pictures' latents."""
-    generate(setup.model, RUN, ["cat"] * setup.batch, list(range(setup.batch)), "latent")
+    generate(
+        setup.model, RUN, ["cat"] * setup.batch, list(range(setup.batch)), output_type="latent"
+    )
 
 
 def features(setup: Setup, n: int, present: bool) -> Features:

@@ -122,7 +122,13 @@ def main() -> None:
         def plain() -> None:
             for i in range(0, PICTURES, BATCH):
                 part = prompts[i : i + BATCH]
-                generate(model, run, [p.prompt for p in part], [p.seed for p in part], "latent")
+                generate(
+                    model,
+                    run,
+                    [p.prompt for p in part],
+                    [p.seed for p in part],
+                    output_type="latent",
+                )
             if cuda:
                 torch.cuda.synchronize()
 

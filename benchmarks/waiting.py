@@ -135,7 +135,9 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
     def plain() -> None:
         for i in range(0, len(prompts), BATCH):
             part = prompts[i : i + BATCH]
-            generate(model, run, [p.prompt for p in part], [p.seed for p in part], "latent")
+            generate(
+                model, run, [p.prompt for p in part], [p.seed for p in part], output_type="latent"
+            )
 
     def collecting(name: str) -> None:
         if name in reports:

@@ -17,7 +17,8 @@ from collectors.capture import Captured
 from collectors.keep import Kept, random_positions
 from collectors.shape import Shape, described, rows_of, shape_of
 from collectors.writer import BackgroundWriter, Staging
-from featurestore.errors import HookError
+from featurestore.errors import HookError, UsageError
+from featurestore.format.activations import tensor_array
 from featurestore.format.in_place import TensorFile
 from sae.codes import (
     CHUNK_ROWS,
@@ -29,6 +30,7 @@ from sae.codes import (
     to_columns,
 )
 from sae.diffusion.hooks import branch_parts
+from sae.diffusion.modules import is_encoder_hook
 from sae.encoding import codes_metadata, made_by_sae
 from sae.model import SAE
 
@@ -62,6 +64,10 @@ class HookBuffer:
         self._file_lock = threading.Lock()
         self._jobs: deque[Future[None]] = deque()
         self._n_rows = 0
+        # Without padding, which positions are kept is known only when all texts are encoded.
+        self._drops = kept.settings.padding == "drop" and is_encoder_hook(hook)
+        self._held: dict[int, npt.NDArray] = {}
+        self._among: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
         self._ranges: list[tuple[float, Tensor]] = []
         self._codes: dict[str, dict[tuple[int, int, int], RowCodes]] = {
             name: {} for name in kept.saes
@@ -84,7 +90,11 @@ class HookBuffer:
         for at, branch in enumerate(self.kept.branches):
             if place is None or branch not in parts:  # the other pass of guidance in two passes
                 continue
-            chosen = self._choose(captured.values[parts[branch]], start, call.step)
+            real = captured.real[parts[branch]] if captured.real is not None else None
+            chosen = self._choose(captured.values[parts[branch]], start, call.step, real)
+            if self._drops and real is not None:
+                ids = self.sample_ids[start : start + len(real)]
+                self._among |= {(at, i): m for i, m in zip(ids, real.cpu().numpy(), strict=True)}
             stored = chosen.to(self.kept.torch_dtype)
             largest = None if stored.dtype == chosen.dtype else chosen.abs().amax().float()
             self._n_rows += len(stored)
@@ -95,6 +105,8 @@ class HookBuffer:
                 self._write_later(stored, rows, call.timestep, largest)
             else:
                 self._ranges.append((call.timestep, _range(stored, largest)))
+                if self._drops and self.kept.activations:
+                    self._held |= zip(rows, stored.cpu().numpy(), strict=True)
             for name, candidate in self.kept.saes.items():
                 for sample, row in enumerate(stored, start):
                     self._codes[name][sample, place, at] = encode_row(candidate.sae, row)
@@ -123,7 +135,7 @@ class HookBuffer:
 
     @property
     def _writes(self) -> bool:
-        return self.kept.activations and self._begin_file is not None
+        return self.kept.activations and self._begin_file is not None and not self._drops
 
     def _begun(self) -> TensorFile:
         """Return the file, begun with the first row: by a thread of the writer's, so that the
@@ -134,11 +146,20 @@ class HookBuffer:
         return self._file
 
     def _described(self, shape: Shape) -> tuple[pa.Table, pa.Schema]:
-        return described(shape, self.kept, self.hook, self.sample_ids)
+        masks = None
+        if self._drops:
+            masks = [
+                np.stack([self._among[at, i] for i in self.sample_ids])
+                for at in range(len(self.kept.branches))
+            ]
+        return described(shape, self.kept, self.hook, self.sample_ids, among=masks)
 
-    def _choose(self, whole: Tensor, start: int, step: int) -> Tensor:
-        """Return the kept positions ``[batch, n_kept, d_in]``."""
+    def _choose(self, whole: Tensor, start: int, step: int, real: Tensor | None) -> Tensor:
+        """Return the kept positions ``[batch, n_kept, d_in]``; ``real`` says which are not
+        padding."""
         kind, count = self.kept.positions.kind, self.kept.positions.count
+        if self._drops:
+            return self._choose_real(whole, start, self._needed(real, count))
         if kind == "mean":
             return whole.float().mean(dim=1, keepdim=True)
         if kind == "random":
@@ -146,6 +167,35 @@ class HookBuffer:
             index = torch.from_numpy(random_positions(ids, step, whole.shape[1], count)).long()
             return whole.take_along_dim(index.to(whole.device)[:, :, None], dim=1)
         return whole
+
+    def _needed(self, real: Tensor | None, count: int) -> Tensor:
+        """Return which tokens are not padding.
+
+        Raises:
+            UsageError: it is not known, or a text has fewer than are to be kept.
+        """
+        if real is None:
+            raise UsageError(
+                f"--padding drop: nothing says which tokens of {self.hook!r} are padding; keep it."
+            )
+        fewest = int(real.sum(1).min())
+        if fewest < max(1, count):
+            raise UsageError(
+                f"--positions random:{count} with --padding drop: a text of {self.hook!r} has "
+                f"{fewest} tokens."
+            )
+        return real
+
+    def _choose_real(self, whole: Tensor, start: int, real: Tensor) -> Tensor:
+        """Return the kept ones of the tokens that are not padding, ``[batch, n_kept, d_in]``."""
+        if self.kept.positions.kind == "mean":
+            weight = (real.float() / real.sum(1, keepdim=True)).to(whole.device)
+            return torch.einsum("bp,bpd->bd", weight, whole.float())[:, None]
+        ids, among = self.sample_ids[start : start + len(whole)], real.cpu().numpy()
+        n, count = whole.shape[1], self.kept.positions.count
+        chosen = random_positions(ids, 0, n, count, among=among)
+        index = torch.from_numpy(chosen).long().to(whole.device)
+        return whole.take_along_dim(index[:, :, None], dim=1)
 
     def check(self) -> None:
         """Wait until every row is written, and refuse values that cannot be stored.
@@ -207,9 +257,14 @@ class HookBuffer:
         return {self.table: (others.num_rows, others.nbytes + others.num_rows * row_bytes)}
 
     def tables(self) -> dict[str, pa.Table]:
-        """Return the rows of ``codes`` and ``stats`` of each SAE, once :meth:`check` has passed."""
+        """Return the rows of ``codes`` and ``stats`` of each SAE, and of activations that are not
+        in a file, once :meth:`check` has passed."""
         assert self._shape is not None, "checked"
         tables = {}
+        if self._held:
+            others, schema = self._described(self._shape)
+            tensor = tensor_array(np.stack([self._held[i] for i in sorted(self._held)]), schema)
+            tables[self.table] = pa.Table.from_arrays([*others.columns, tensor], schema=schema)
         for name, candidate in self.kept.saes.items():
             metadata = codes_metadata(
                 candidate.sae, made_by_sae(candidate.record), *self._shape.size

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from collectors.estimate import check_space, table_bytes
 from collectors.job import Job
 from collectors.labels import append_labels
 from collectors.plan import WorkItem, samples_table
+from collectors.words import SeenWords, WordRows, capture_words
 from collectors.writer import BackgroundWriter
 from featurestore.format.durable import Claim
 from featurestore.format.in_place import TensorFile
@@ -24,6 +25,7 @@ from sae.adding import add_sae
 from sae.codes import one_thread
 from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.faults import picture_fault
+from sae.diffusion.modules import is_encoder_hook
 from sae.diffusion.pipelines import generate, with_guidance
 
 
@@ -34,6 +36,7 @@ class Gathered:
     item: WorkItem
     buffers: dict[str, HookBuffer]
     images: list[Any] | None
+    words: list[WordRows]
 
     def faults(self) -> dict[str, str]:
         """Return sample id → why its picture is no result."""
@@ -51,7 +54,14 @@ class Gathered:
         found = {
             name: rows for buffer in self.buffers.values() for name, rows in buffer.tables().items()
         }
-        found["samples"] = samples_table(job.store, self.item.samples, job.families, self.images)
+        found |= {words.table: words.rows() for words in self.words}
+        found["samples"] = samples_table(
+            job.samples_schema,
+            job.store.run or {},
+            self.item.samples,
+            starts=job.run.starts,
+            images=self.images,
+        )
         return {name: rows for name, rows in found.items() if name in self.item.tables}
 
     def sizes(self, tables: Mapping[str, pa.Table]) -> dict[str, tuple[int, int]]:
@@ -107,24 +117,45 @@ def _gather(
         for hook, one in kept.items()
         if one is not None
     }
+    words = [
+        WordRows(hook, settings.words, ids, settings.timesteps)
+        for hook in job.kept
+        if f"attention/{hook}" in item.tables
+    ]
     try:
         # How a sum is split over threads shows in its last digits.
         with one_thread() if settings.exact else contextlib.nullcontext():
-            images = _generate(job, item, buffers, bar)
+            images = _generate(job, item, buffers, words, bar=bar)
     except BaseException:
         for buffer in buffers.values():
             buffer.close()
         raise
-    return Gathered(item, buffers, images if settings.images else None)
+    return Gathered(item, buffers, images if settings.images else None, words)
 
 
-def _generate(job: Job, item: WorkItem, buffers: Mapping[str, HookBuffer], bar: Any) -> list[Any]:
+class _EncodedError(Exception):
+    """Ends a generation of which only the text is wanted."""
+
+
+def _generate(
+    job: Job,
+    item: WorkItem,
+    buffers: Mapping[str, HookBuffer],
+    words: Sequence[WordRows],
+    *,
+    bar: Any,
+) -> list[Any]:
     """Generate an item's pictures batch by batch; what its hooks see goes into the buffers."""
     start, size, n_begun = 0, 0, 0
     images: list[Any] = []
+    rows_of = {one.hook: one for one in words}
+    # What the text encoders see is known before the first step.
+    texts_only = not job.settings.images and not words and all(map(is_encoder_hook, buffers))
 
     def before(call: DenoiserCall) -> None:
         nonlocal n_begun
+        if texts_only:
+            raise _EncodedError
         if call.step >= n_begun:  # Two passes of guidance are one step.
             bar.update(size if call.step < job.run.n_steps else 0)
             n_begun = call.step + 1
@@ -132,15 +163,25 @@ def _generate(job: Job, item: WorkItem, buffers: Mapping[str, HookBuffer], bar: 
     def sink(captured: Captured) -> None:
         buffers[captured.hook].put(captured, start)
 
+    def look(seen: SeenWords) -> None:
+        rows_of[seen.hook].put(seen, start)
+
     output = "pil" if job.settings.images else "latent"
     most = 1 if job.settings.exact else job.settings.batch_size
-    with capture(job.model.pipe, list(buffers), sink, job.settings.io, before=before):
+    pipe, io = job.model.pipe, job.settings.io
+    with (
+        capture(pipe, list(buffers), sink, io=io, before=before),
+        capture_words(pipe, list(rows_of), job.settings.words, look),
+    ):
         for batch in prompt_batches([sample.prompt for sample in item.samples], most):
             n_begun, size = 0, len(batch)
-            run = with_guidance(job.run, batch[0].guidance)
-            images += generate(
-                job.model, run, [p.prompt for p in batch], [p.seed for p in batch], output
-            )
+            run, starts = with_guidance(job.run, batch[0].guidance), [p.starts for p in batch]
+            prompts, seeds = [p.prompt for p in batch], [p.seed for p in batch]
+            with contextlib.suppress(_EncodedError):
+                images += generate(
+                    job.model, run, prompts, seeds, output_type=output, starts=starts
+                )
+            bar.update(size * max(0, job.run.n_steps - n_begun))  # Steps that are not drawn.
             start += size
     return images
 

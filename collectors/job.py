@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import pyarrow as pa
 import torch
 
-from collectors.keep import CollectSettings, Kept, kept_steps
+from collectors.keep import CollectSettings, Kept, named_steps
 from collectors.labels import check_labels, label_columns
 from collectors.plan import Sample, identify
 from collectors.writer import Staging, Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
-from featurestore.format.schemas import check_name, samples_schema
+from featurestore.format.schemas import check_name, family_names, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.adding import Candidate, find_candidate
-from sae.diffusion.modules import denoiser, find_module, match_hooks
-from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run
+from sae.diffusion.architectures import architecture
+from sae.diffusion.attention import cross_attentions
+from sae.diffusion.modules import denoiser, find_module, is_encoder_hook, match_hooks
+from sae.diffusion.pipelines import (
+    Model,
+    RunSettings,
+    check_branch,
+    describe_run,
+    with_starts,
+)
 from sae.encoding import check_model, made_by_sae
 
 
@@ -37,8 +46,8 @@ class Job:
     saes: list[Candidate]
     staging: Staging
     timing: Timing
-    families: list[str]
-    """columns of labels in ``samples``"""
+    samples_schema: pa.Schema
+    """of the table ``samples``"""
     faults: dict[str, str] = field(default_factory=dict)
     """sample id → why its picture is no result"""
     n_samples: int = 0
@@ -72,7 +81,16 @@ class Job:
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
         }
+        if table.startswith("attention/"):
+            return {
+                **versions, "timesteps": self.settings.timesteps, "words": list(self.settings.words)
+            }  # fmt: skip
         return {**versions, **choices}
+
+    @property
+    def families(self) -> list[str]:
+        """The columns of labels in ``samples``."""
+        return family_names(self.samples_schema.names)
 
     @property
     def tables(self) -> list[str]:
@@ -80,9 +98,11 @@ class Job:
         activations = [
             f"activations/{hook}" for hook, kept in self.kept.items() if kept.activations
         ]
+        words = [f"attention/{hook}" for hook in self.kept if self.settings.words]
         return [
             "samples",
             *activations,
+            *words,
             *(f"{kind}/{sae.name}" for sae in self.saes for kind in ("codes", "stats")),
         ]
 
@@ -100,6 +120,7 @@ def prepare(
     Raises:
         As :func:`collectors.collection.collect`; nothing is made or changed.
     """
+    run = with_starts(model.pipe, run, prompts)
     _check(model, run, settings)
     _check_guidance(model, prompts, run, settings.branch)
     settings = replace(
@@ -115,11 +136,14 @@ def prepare(
     for hook in kept:
         check_name(hook, "hook")
         find_module(model.pipe, hook)
-    _check_tables(store, prompts, settings, kept)
-    samples = identify(store.run_id, float(run.guidance), prompts)
+        if settings.words:
+            cross_attentions(model.pipe, hook)
+    starts = architecture(model.pipe).starts
+    schema = samples_schema(label_columns(store, prompts), settings.images, starts)
+    _check_tables(store, schema, settings, kept)
+    samples = identify(store.run_id, described, prompts)
     check_labels(store, samples)
     timing = Timing()
-    families = label_columns(store, prompts)
     job = Job(
         store=store,
         model=model,
@@ -129,7 +153,7 @@ def prepare(
         saes=saes,
         staging=Staging(device, timing),
         timing=timing,
-        families=families,
+        samples_schema=schema,
     )
     return job, samples
 
@@ -150,8 +174,13 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         raise UsageError(
             "--exact is for the CPU: the arithmetic of a GPU is not the same on another one."
         )
+    if settings.padding == "drop" and settings.positions == "all":
+        raise UsageError(
+            "--padding drop with --positions all: texts have different lengths, and a table has one "
+            "number of positions: use --positions random:N or mean, or keep the padding."
+        )
     check_branch(model, run, settings.branch)
-    kept_steps(settings.timesteps, run.n_steps)
+    named_steps(settings.timesteps)
 
 
 def _check_guidance(model: Model, prompts: Sequence[Prompt], run: RunSettings, branch: str) -> None:
@@ -189,21 +218,29 @@ def _kept(settings: CollectSettings, saes: Sequence[Candidate]) -> dict[str, Kep
     if len({candidate.name for candidate in saes}) < len(saes):
         raise UsageError("an --sae is named twice.")
     hooks = dict.fromkeys([*settings.hooks, *(candidate.sae.config.hook for candidate in saes)])
-    return {
-        hook: Kept(
-            settings,
-            settings.activations,
-            {one.name: one for one in saes if one.sae.config.hook == hook},
-        )
-        for hook in hooks
-    }
+    kept = {}
+    for hook in hooks:
+        # A prompt is encoded once: there is no choice of steps.
+        own = replace(settings, timesteps="all") if is_encoder_hook(hook) else settings
+        encoding = {one.name: one for one in saes if one.sae.config.hook == hook}
+        kept[hook] = Kept(own, settings.activations, encoding)
+    return kept
 
 
 def _check_tables(
-    store: Store, prompts: Sequence[Prompt], settings: CollectSettings, kept: dict[str, Kept]
+    store: Store, samples: pa.Schema, settings: CollectSettings, kept: dict[str, Kept]
 ) -> None:
     """Refuse what the store's tables cannot take before anything is generated."""
-    store.check_schema("samples", samples_schema(label_columns(store, prompts), settings.images))
+    store.check_schema("samples", samples)
+    words = list(settings.words)
+    for hook in kept if words else ():
+        for record in store.records(f"attention/{hook}")[:1]:
+            found = record.made_by.get("words", words)
+            if found != words:
+                raise RunError(
+                    f"attention/{hook} of {store.root} has the words {', '.join(found)}, now they "
+                    f"are {', '.join(words)}: use the same, or another --store. Nothing was changed."
+                )
     for hook, one in kept.items():
         for table in (f"activations/{hook}", *(f"codes/{name}" for name in one.saes)):
             for record in store.records(table)[:1]:

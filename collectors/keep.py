@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 
 from featurestore.errors import UsageError
-from featurestore.vocabulary import ACTIVATION_DTYPES, BRANCH_CHOICES, IO, Branch
+from featurestore.vocabulary import ACTIVATION_DTYPES, BRANCH_CHOICES, IO, PADDING, Branch
 from sae.adding import Candidate
 
 _STEP = re.compile(r"(\d+)(?:-(\d+))?")
 _EVERY = re.compile(r"every:([1-9]\d*)")
+_MOST_STEPS = 100_000
 _RANDOM = re.compile(r"random:([1-9]\d*)")
 
 
@@ -24,11 +25,28 @@ def kept_steps(text: str, n_steps: int) -> list[int]:
     ranges like ``0,10-19``.
 
     Raises:
-        UsageError: the text is not one of these forms, or names a step that the run does not have.
+        UsageError: the text has another form, or names a step that the run does not have.
+    """
+    named = named_steps(text)
+    if isinstance(named, int):
+        return list(range(0, n_steps, named))
+    if max(named) >= n_steps:
+        raise UsageError(f"--timesteps {text}: the run has steps 0 to {n_steps - 1}.")
+    return sorted(named)
+
+
+def named_steps(text: str) -> int | set[int]:
+    """Return what a ``--timesteps`` names, whatever the run: every how many steps, or which.
+
+    How many steps a run has is known at its first denoiser call: some schedulers (Heun, PNDM) call
+    more often than ``--steps`` says, and a picture to start from leaves steps out.
+
+    Raises:
+        UsageError: the text has another form.
     """
     every = _EVERY.fullmatch(text)
     if text == "all" or every:
-        return list(range(0, n_steps, int(every[1]) if every else 1))
+        return int(every[1]) if every else 1
     steps: set[int] = set()
     for part in text.split(","):
         match = _STEP.fullmatch(part.strip())
@@ -37,10 +55,13 @@ def kept_steps(text: str, n_steps: int) -> list[int]:
                 f"--timesteps {text}: expected all, every:N, or step indices and ranges such as "
                 f"0,10-19."
             )
-        steps |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if not steps or max(steps) >= n_steps:
-        raise UsageError(f"--timesteps {text}: the run has steps 0 to {n_steps - 1}.")
-    return sorted(steps)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= _MOST_STEPS:
+            raise UsageError(
+                f"--timesteps {text}: {part.strip()} is no range of steps below {_MOST_STEPS}."
+            )
+        steps |= set(range(first, last + 1))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ class Positions:
         """Read a ``--positions``: ``all``, ``mean`` or ``random:64``.
 
         Raises:
-            UsageError: the text is not one of these forms.
+            UsageError: the text has another form.
         """
         match = _RANDOM.fullmatch(text)
         if match:
@@ -78,18 +99,25 @@ def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def random_positions(
-    sample_ids: Sequence[int], step: int, n_positions: int, count: int
+    sample_ids: Sequence[int],
+    step: int,
+    n_positions: int,
+    count: int,
+    *,
+    among: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int32]:
     """Return the positions kept of each sample's map at a step, int32 ``[samples, count]``,
     ascending.
 
     The ``count`` positions p with the smallest splitmix64(splitmix64(splitmix64(sample id) xor
     step) xor p): a function of these alone, the same for every hook, branch, machine and version of
-    any library.
+    any library. ``among``, bool ``[samples, n_positions]``: of those positions only.
     """
     ids = np.array(sample_ids, np.uint64)
     maps = _splitmix(_splitmix(ids) ^ np.uint64(step))
     draws = _splitmix(maps[:, None] ^ np.arange(n_positions, dtype=np.uint64))
+    if among is not None:
+        draws = np.where(among, draws, np.iinfo(np.uint64).max)
     return np.sort(np.argsort(draws, axis=1, kind="stable")[:, :count], axis=1).astype(np.int32)
 
 
@@ -114,6 +142,11 @@ class CollectSettings:
     """``all``, ``every:N`` or step indices and ranges (``0,10-19``)"""
     positions: str = "all"
     """``all``, ``mean`` over the map, or ``random:N`` of each map"""
+    padding: str = "keep"
+    """whether tokens that only fill a text up are among the positions of a text encoder's hook:
+    ``keep`` or ``drop``"""
+    words: Sequence[str] = ()
+    """whose cross-attention is kept beside each hook, where the prompt has them"""
     saes: Sequence[str] = ()
     """SAEs that encode while collecting: names in the store, or directories"""
     activations: bool = True
@@ -129,12 +162,18 @@ class CollectSettings:
     and the processes"""
 
     def __post_init__(self) -> None:
-        for name, known in (("io", IO), ("branch", BRANCH_CHOICES), ("dtype", ACTIVATION_DTYPES)):
+        closed = {
+            "io": IO,
+            "branch": BRANCH_CHOICES,
+            "dtype": ACTIVATION_DTYPES,
+            "padding": PADDING,
+        }
+        for name, known in closed.items():
             if getattr(self, name) not in known:
                 raise UsageError(
                     f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}."
                 )
-        for name in ("hooks", "saes"):
+        for name in ("hooks", "saes", "words"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(
                     f"{name} is the text {getattr(self, name)!r}: expected a list, also of one."
@@ -143,7 +182,8 @@ class CollectSettings:
     def choices(self) -> dict[str, str]:
         """Return those that decide what an activation row is."""
         names = ("io", "branch", "dtype", "timesteps", "positions")
-        return {name: getattr(self, name) for name in names}
+        dropped = {"padding": self.padding} if self.padding != "keep" else {}
+        return {name: getattr(self, name) for name in names} | dropped
 
 
 @dataclass(frozen=True)

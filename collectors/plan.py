@@ -2,15 +2,15 @@
 interrupted."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from featurestore.errors import PromptsError
 from featurestore.format.canonical import sample_id, shard_name
-from featurestore.format.schemas import samples_schema
-from featurestore.prompts import Prompt
+from featurestore.format.schemas import START_COLUMNS, family_names
+from featurestore.prompts import Prompt, StartPicture
 from featurestore.store import Store
 
 
@@ -30,14 +30,25 @@ class WorkItem(NamedTuple):
     """the tables that lack them"""
 
 
-def identify(run_id: str, guidance: float, prompts: Sequence[Prompt]) -> list[Sample]:
-    """Give each prompt its sample id; a guidance scale of its own counts where it is not the run's.
+def identify(run_id: str, run: Mapping[str, Any], prompts: Sequence[Prompt]) -> list[Sample]:
+    """Give each prompt its sample id; a guidance scale and pictures of its own count where they are
+    not the run's.
 
     Raises:
         PromptsError: two have the same (one chance in 10^6 at three million samples).
     """
     samples = [
-        Sample(sample_id(run_id, p.prompt, p.seed, own_guidance(p, guidance)), p) for p in prompts
+        Sample(
+            sample_id(
+                run_id,
+                p.prompt,
+                p.seed,
+                own_guidance(p, run["guidance"]),
+                starts=p.own_starts(run),
+            ),
+            p,
+        )
+        for p in prompts
     ]
     first: dict[int, Sample] = {}
     for sample in samples:
@@ -79,17 +90,26 @@ def plan(
 
 
 def samples_table(
-    store: Store, samples: Sequence[Sample], families: Sequence[str], images: Sequence[Any] | None
+    schema: pa.Schema,
+    run: Mapping[str, Any],
+    samples: Sequence[Sample],
+    *,
+    starts: Mapping[str, StartPicture],
+    images: Sequence[Any] | None,
 ) -> pa.Table:
-    """Return a row per sample, with its picture as PNG if there are ``images``; ``families`` are
-    its label columns."""
-    run = store.run or {}
-    schema = samples_schema(families, images is not None)
+    """Return a row per sample, with its picture as PNG if there are ``images``.
+
+    ``starts``: pictures that samples start from which have none of their own; their files are kept
+    where ``images`` are.
+    """
     columns: dict[str, list[Any]] = {
         "sample_id": [s.id for s in samples],
         "prompt": [s.prompt.prompt for s in samples],
         "seed": [s.prompt.seed for s in samples],
-        **{family: [s.prompt.labels.get(family) for s in samples] for family in families},
+        **{
+            family: [s.prompt.labels.get(family) for s in samples]
+            for family in family_names(schema.names)
+        },
     }
     shared = {
         key: run[key] for key in ("guidance", "n_steps", "model", "model_hash", "height", "width")
@@ -98,12 +118,22 @@ def samples_table(
     columns |= {key: [value] * len(samples) for key, value in shared.items()}
     own = [s.prompt.guidance for s in samples]
     columns["guidance"] = [run["guidance"] if scale is None else scale for scale in own]
+    for kind, (hashed, file) in START_COLUMNS.items():
+        if hashed in schema.names:
+            pictures = [s.prompt.starts.get(kind) or starts[kind] for s in samples]
+            columns[hashed] = [picture.sha256 for picture in pictures]
+            columns[file] = [_file(picture) for picture in pictures] if file in schema.names else []
     if images is not None:
         columns["image"] = [
             {"bytes": _png(image), "path": f"{s.id}.png"}
             for image, s in zip(images, samples, strict=True)
         ]
-    return pa.Table.from_pydict(columns, schema=schema)
+    wanted = {name: columns[name] for name in schema.names}
+    return pa.Table.from_pydict(wanted, schema=schema)
+
+
+def _file(picture: StartPicture) -> dict[str, Any]:
+    return {"bytes": picture.read(), "path": picture.path.name}
 
 
 def _png(image: Any) -> bytes:

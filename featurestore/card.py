@@ -16,6 +16,7 @@ _WHAT = {
     "labels": "labels that were corrected later, one row per (sample, family); of a sample's "
     "versions the largest counts",
     "activations": "one row per (sample, step, branch): activations of a hook",
+    "attention": "one row per (sample, step, word of its prompt): how much each position attends to it",
     "codes": "one row per (sample, step, branch): active features and their values, position by "
     "position",
     "stats": "one row per (sample, step, branch, feature) that fired",

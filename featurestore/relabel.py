@@ -87,7 +87,11 @@ def asked_labels(store: Store, prompts: Sequence[Prompt]) -> dict[int, Labels]:
     guidance = (store.run or {}).get("guidance")
     return {
         sample_id(
-            store.run_id, p.prompt, p.seed, None if p.guidance == guidance else p.guidance
+            store.run_id,
+            p.prompt,
+            p.seed,
+            None if p.guidance == guidance else p.guidance,
+            starts=p.own_starts(store.run or {}),
         ): p.labels
         for p in prompts
     }

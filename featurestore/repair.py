@@ -43,6 +43,7 @@ _MAX_CARD_BYTES = 64 * 2**20
 _AGAIN = {
     "samples": "the same 'featurestore collect' makes it again",
     "activations": "the same 'featurestore collect' makes it again",
+    "attention": "the same 'featurestore collect' makes it again",
     "codes": "'featurestore encode --store {store} --sae {name}' makes it again",
     "stats": "'featurestore encode --store {store} --sae {name}' makes it again",
     "labels": "'featurestore relabel' makes it again",
@@ -120,6 +121,18 @@ def _mark_step(root: Path) -> Step:
     return Step(str(MARK), found, "rebuilt", aside=aside, mark=mark)
 
 
+def _id_of(run: dict, row: dict) -> int:
+    """Return the id that a run's settings give a sample, whose row says what it has of its own."""
+    shared = run.get("start", {})
+    starts = {
+        kind: row[name]
+        for kind, (name, _) in schemas.START_COLUMNS.items()
+        if name in row and row[name] != shared.get(kind)
+    }
+    guidance = None if row["guidance"] == run["guidance"] else row["guidance"]
+    return sample_id(run_id(run), row["prompt"], row["seed"], guidance, starts=starts)
+
+
 def _gives_ids(root: Path, run: dict) -> bool:
     """Say whether a run's settings give the ids of the first shard of samples that is whole."""
     for shard in list_shards(root, "samples"):
@@ -128,13 +141,11 @@ def _gives_ids(root: Path, run: dict) -> bool:
         except DamageError:
             continue
         if check_shard(root, record, record.files[0]) is None:
-            rows = footers.read_table(
-                root / record.files[0].path, ["sample_id", "prompt", "seed"]
-            ).to_pylist()
-            return all(
-                sample_id(run_id(run), row["prompt"], row["seed"]) == row["sample_id"]
-                for row in rows
-            )
+            table = footers.read_table(root / record.files[0].path)
+            starts = [n for n, _ in schemas.START_COLUMNS.values() if n in table.column_names]
+            named = ["sample_id", "prompt", "seed", "guidance", *starts]
+            rows = table.select(named).to_pylist()
+            return all(_id_of(run, row) == row["sample_id"] for row in rows)
     return False
 
 

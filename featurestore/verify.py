@@ -146,7 +146,7 @@ def _check_values(store: Store, record: Record, entry: FileEntry) -> Iterator[st
     table = footers.read_table(store.root / entry.path)
     if record.sample_ids:
         ids = table["sample_id"].to_numpy()
-        if record.table.startswith("stats/"):
+        if record.table.startswith(("stats/", "attention/")):
             fits = set(ids.tolist()) <= set(record.sample_ids)
         else:
             fits = list(dict.fromkeys(ids.tolist())) == list(record.sample_ids)

@@ -5,7 +5,7 @@ One definition of each, without torch, which the command line and the libraries 
 
 from typing import Literal
 
-Branch = Literal["cond", "uncond"]
+Branch = Literal["cond", "uncond", "perturbed", "skip", "image"]
 
 FORMAT = "featurestore"
 """what marks a file as this project's"""
@@ -16,7 +16,7 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 BY_FEATURE = ("feature_masks", "feature_samples", "feature_steps")
 """the derived tables that are ordered by feature, in the order in which they are made"""
 TABLE_KINDS = (
-    *("activations", "codes", "stats", "sums", "totals", "scores", "selections"),
+    *("activations", "attention", "codes", "stats", "sums", "totals", "scores", "selections"),
     *BY_FEATURE,
 )
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
@@ -24,16 +24,23 @@ TABLE_KINDS = (
 PLAIN_TABLES = ("samples", "labels")
 """the tables whose name has one part"""
 
-BRANCHES: tuple[Branch, ...] = ("cond", "uncond")
-"""the halves of classifier-free guidance"""
+HALVES: tuple[Branch, ...] = ("cond", "uncond")
+"""of classifier-free guidance"""
+BRANCHES: tuple[Branch, ...] = (*HALVES, "perturbed", "skip", "image")
+"""the halves, and what a guidance of three parts has beside them (docs/pipelines.md, "Guidance")"""
 BRANCH_CHOICES: dict[str, tuple[Branch, ...]] = {
-    "cond": ("cond",),
-    "uncond": ("uncond",),
-    "both": BRANCHES,
+    **{branch: (branch,) for branch in HALVES},
+    "both": HALVES,
+    **{branch: (branch,) for branch in BRANCHES[2:]},
 }
 """what a user may ask for → the branches that it means"""
 IO = ("output", "input", "difference")
 """which tensor of a module; ``difference`` is output − input"""
+STARTS = ("image", "mask", "control")
+"""pictures that a sample may start from beside noise: one that is drawn over, white where it is,
+and one that guides (ControlNet)"""
+PADDING = ("keep", "drop")
+"""what becomes of tokens that only fill a text up"""
 ACTIVATION_DTYPES = ("float16", "float32")
 """of stored activations"""
 

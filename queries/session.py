@@ -25,6 +25,7 @@ from featurestore.format.schemas import (
     SUMS,
     TOTALS,
     activations_schema,
+    attention_schema,
     family_names,
     samples_schema,
 )
@@ -37,6 +38,7 @@ SQL = Path(__file__).parent / "sql"
 _EMPTY = {
     "samples": samples_schema([]),
     "activations": activations_schema(1, 1),
+    "attention": attention_schema(1),
     "codes": CODES,
     "stats": STATS,
     "sums": SUMS,
@@ -54,7 +56,12 @@ _TYPES = {
     "double": "double",
     "string": "varchar",
 }
-_NESTED = {"features": "integer[][]", "values": "float[][]", "activation": "float[][]"}
+_NESTED = {
+    "features": "integer[][]",
+    "values": "float[][]",
+    "activation": "float[][]",
+    "attention": "float[]",
+}
 
 SPILL_PREFIX = f"featurestore-spill-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
 """of the directories that queries spill into, before the number of their process"""
@@ -182,7 +189,7 @@ def verify_files(store: Store, tables: Iterable[str]) -> None:
 def _create_view(
     connection: duckdb.DuckDBPyConnection, store: Store, kind: str, tables: list[str]
 ) -> None:
-    column = {"samples": "", "activations": "hook"}.get(kind, "sae")
+    column = {"samples": "", "activations": "hook", "attention": "hook"}.get(kind, "sae")
     parts = []
     for table in tables:
         name = f"{quote_text(table.partition('/')[2])} as {column}, " if column else ""

@@ -376,5 +376,5 @@ def _drawn(bench: Bench, prompts: list[str]) -> Examples:
     for start in range(0, len(prompts), bench.batch_size):
         batch = prompts[start : start + bench.batch_size]
         seeds = [100_000 + start + i for i in range(len(batch))]
-        latents += generate_batch(bench.model, bench.run, batch, seeds, "latent")
+        latents += generate_batch(bench.model, bench.run, batch, seeds, output_type="latent")
     return Examples(torch.stack(latents), prompts)

@@ -60,7 +60,7 @@ def attack(
 
     settings, interventions = how.settings, edits.interventions()
     judge, asked = drawing.judge(judges), drawing.asked()
-    model, run = drawing.load()
+    model, run = drawing.load(asked)
     reports = [
         search(
             model,

@@ -15,7 +15,7 @@ from featurestore.cli.options import (
     prompt_options,
     run_options,
 )
-from featurestore.vocabulary import ACTIVATION_DTYPES
+from featurestore.vocabulary import ACTIVATION_DTYPES, PADDING
 
 if TYPE_CHECKING:
     from collectors.estimate import Estimate
@@ -51,6 +51,20 @@ if TYPE_CHECKING:
     default="all",
     show_default=True,
     help="Of each map: all, random:64, or mean (one row of means).",
+)
+@click.option(
+    "--attention",
+    "words",
+    multiple=True,
+    metavar="WORD",
+    help="Also keep how much each position of the hooks attends to a word of the prompt; repeated.",
+)
+@click.option(
+    "--padding",
+    type=click.Choice(PADDING),
+    default="keep",
+    show_default=True,
+    help="Of a text encoder's tokens: those that only fill a text up.",
 )
 @click.option(
     "--sae",
@@ -115,7 +129,8 @@ def collect(
 
     A hook is a module's path, or a pattern in which *, ? and [...] stand for something within one
     part of it; several --hook for several. Blocks of SD3 and FLUX have two streams: a hook is their
-    hidden_states, and with "-encoder" at its end their encoder_hidden_states. See
+    hidden_states, and with "-encoder" at its end their encoder_hidden_states. A hook may lie in a
+    text encoder, too (text_encoder.encoder.layers.9): one row per prompt, at step 0. See
     docs/pipelines.md.
 
     Several processes fill one store under torchrun, accelerate or Slurm, or with --rank and
@@ -134,7 +149,7 @@ def collect(
 
     share = find_share(rank, world_size)
     wanted = prompts.read(run.seeds)
-    loaded = model.load()
+    loaded = model.load(run.starts(wanted))
     settings = collecting.CollectSettings(**kept, batch_size=run.batch_size)
     if dry_run:
         _print_estimate(collecting.dry_run(store, loaded, wanted, run.settings(loaded), settings))

@@ -102,7 +102,7 @@ def evaluate(
     )
     judge, asked = drawing.judge(judges), drawing.asked()
     check_labels(judge, [*(p.labels for p in asked), *({r.family: r.concept} for r in wanted)])
-    model, run = drawing.load()
+    model, run = drawing.load(asked)
     body = measure(
         model,
         wanted,

@@ -35,7 +35,7 @@ def generate(
     """Generate pictures, with the features of selections ablated if there are any.
 
     Writes one PNG per (prompt, seed), and generated.jsonl, which says what each file is and how it
-    was made. --multiplier, --intervention, --branch, --window, --mask and --threshold are given
+    was made. --multiplier, --intervention, --branch, --window, --mask, --mask-from and --threshold are given
     once for all selections, or once for each, in their order.
 
     \b
@@ -56,7 +56,7 @@ def generate(
     interventions = edits.interventions()
     wanted = [Prompt(text, seed, {}, 0) for text in dict.fromkeys(texts) for seed in seeds]
     wanted += drawing.asked() if prompted else []
-    model, run = drawing.load()
+    model, run = drawing.load(wanted)
     files = generate_files(
         drawing.out,
         model,

@@ -102,7 +102,7 @@ def harden(
     )
     given = edits.interventions()
     judging, asked = drawing.judge(judges), drawing.asked()
-    loaded, run = drawing.load()
+    loaded, run = drawing.load(asked)
     result = make_hold(
         loaded,
         given,

@@ -99,7 +99,8 @@ def train_live(
     from sae.training.logs import open_log
 
     settings, began = train_settings(training_steps, positions_a_step, what), time.monotonic()
-    wanted, loaded = prompts.read(run.seeds), model.load()
+    wanted = prompts.read(run.seeds)
+    loaded = model.load(run.starts(wanted))
     collecting = CollectSettings(
         hooks=hooks, io=io, branch=settings.branch, batch_size=run.batch_size
     )

@@ -49,12 +49,27 @@ def run_id(run: Mapping[str, Any]) -> str:
     return sha256_text(canonical_json(dict(run)))[:16]
 
 
-def sample_id(run: str, prompt: str, seed: int, guidance: float | None = None) -> int:
-    """Return a sample's 63-bit id: a function of the run id, the prompt, the seed, and the guidance
-    scale where the sample has another than its run, and of nothing else."""
+def sample_id(
+    run: str,
+    prompt: str,
+    seed: int,
+    guidance: float | None = None,
+    *,
+    starts: Mapping[str, str] | None = None,
+) -> int:
+    """Return a sample's 63-bit id: a function of the run id, the prompt, the seed, the guidance
+    scale where the sample has another than its run, the hashes of the pictures of its own that it
+    starts from (``image``, ``mask``, ``control`` → SHA-256), and of nothing else."""
     own = "" if guidance is None else f" {guidance!r}"
+    own += "".join(f" {key}" for key in start_keys(starts or {}))
     digest = hashlib.sha256(f"{run}\n{seed}{own}\n{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") & (2**63 - 1)
+
+
+def start_keys(starts: Mapping[str, str]) -> list[str]:
+    """Return what stands for pictures that a sample starts from, ``kind:hash``, in the order of the
+    kinds' names."""
+    return [f"{kind}:{digest}" for kind, digest in sorted(starts.items())]
 
 
 def shard_name(first_index: int, sample_ids: Iterable[int]) -> str:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 
 from featurestore.errors import TableError
+from featurestore.vocabulary import STARTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 FAMILY = re.compile(r"[a-z][a-z0-9_]*")
@@ -49,6 +50,9 @@ _OWN_NAMES = {
     "image",
 }
 _OWN_NAMES |= {"negative_prompt", "concept", "family"}
+START_COLUMNS = {kind: (f"start_{kind}", f"start_{kind}_file") for kind in STARTS}
+"""picture that a sample starts from → the columns of its hash and of its file"""
+_OWN_NAMES |= {name for names in START_COLUMNS.values() for name in names}
 RESERVED = frozenset({field.name for field in (*_SAMPLE_HEAD, *_SAMPLE_TAIL, *_ROW)} | _OWN_NAMES)
 
 
@@ -57,17 +61,24 @@ def family_names(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if name not in RESERVED]
 
 
-def samples_schema(families: Iterable[str], images: bool = False) -> pa.Schema:
-    """Return the schema of ``samples`` with one nullable string column per concept family."""
+def samples_schema(
+    families: Iterable[str], images: bool = False, starts: Collection[str] = ()
+) -> pa.Schema:
+    """Return the schema of ``samples`` with one nullable string column per concept family; ``starts``
+    are the pictures that samples start from."""
     labels = [pa.field(name, pa.string()) for name in families]
-    schema = pa.schema([*_SAMPLE_HEAD, *labels, *_SAMPLE_TAIL, *([_IMAGE] if images else [])])
+    kinds_of_start = [kind for kind in STARTS if kind in starts]
+    hashes = _required({START_COLUMNS[kind][0]: pa.string() for kind in kinds_of_start})
+    files = [_IMAGE.with_name(START_COLUMNS[kind][1]) for kind in kinds_of_start if images]
+    pictures = [_IMAGE, *files] if images else []
+    schema = pa.schema([*_SAMPLE_HEAD, *labels, *_SAMPLE_TAIL, *hashes, *pictures])
     if not images:
         return schema
     kinds = {f.name: {"dtype": str(f.type), "_type": "Value"} for f in schema}
     kinds |= {
         f.name: {"dtype": "float64", "_type": "Value"} for f in schema if f.type == pa.float64()
     }
-    kinds["image"] = {"_type": "Image"}
+    kinds |= {field.name: {"_type": "Image"} for field in pictures}
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
 
 
@@ -90,6 +101,13 @@ def activations_schema(
     return pa.schema(
         [*_ROW, *([position] if chosen else []), pa.field("activation", outer, nullable=False)]
     )
+
+
+def attention_schema(n_positions: int) -> pa.Schema:
+    """Return the schema of ``attention/<hook>``: ``[n_positions]`` of float16 a row."""
+    value = pa.field("element", pa.float16(), nullable=False)
+    columns = {"word": pa.string(), "attention": pa.list_(value, n_positions)}
+    return pa.schema([*_ROW, *_required(columns)])
 
 
 def _ragged(value: pa.DataType) -> pa.DataType:
@@ -228,7 +246,8 @@ def expected(kind: str, found: pa.Schema) -> pa.Schema:
     ``found`` that has no shape at all raises KeyError, ValueError or AttributeError.
     """
     if kind == "samples":
-        return samples_schema(family_names(found.names), "image" in found.names)
+        starts = [kind for kind, (name, _) in START_COLUMNS.items() if name in found.names]
+        return samples_schema(family_names(found.names), "image" in found.names, starts)
     if kind == "activations":
         outer = found.field("activation").type
         shape = outer.list_size, outer.value_type.list_size
@@ -237,6 +256,8 @@ def expected(kind: str, found: pa.Schema) -> pa.Schema:
             outer.value_type.value_type.to_pandas_dtype().__name__,
             "position" in found.names,
         )
+    if kind == "attention":
+        return attention_schema(found.field("attention").type.list_size)
     return _FIXED[kind]
 
 

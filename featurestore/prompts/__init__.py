@@ -9,14 +9,17 @@ from featurestore.prompts.prompts import (
     read_prompt_file,
     read_prompts,
 )
+from featurestore.prompts.starts import StartPicture, start_picture
 
 __all__ = [
     "Prompt",
     "PromptColumns",
     "PromptFile",
+    "StartPicture",
     "label_counts",
     "label_warnings",
     "prompt_batches",
     "read_prompt_file",
     "read_prompts",
+    "start_picture",
 ]

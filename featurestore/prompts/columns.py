@@ -26,6 +26,9 @@ class PromptColumns:
     """None: the column ``seed`` if there is one"""
     guidance: str | None = None
     """None: the column ``guidance`` if there is one"""
+    starts: Mapping[str, str] = field(default_factory=dict)
+    """``image``, ``mask`` or ``control`` → column of paths, relative to the file: pictures that
+    samples start from"""
     labels: Mapping[str, str] | None = None
     """concept family → column; None: every other column is a family of its own name, unless
     ``split_labels`` names some"""
@@ -41,6 +44,7 @@ class PromptColumns:
         if self.labels is None and not self.split_labels:
             return None
         named = {self.prompt, self.seed or "seed", self.guidance or "guidance"}
+        named |= set(self.starts.values())
         return named | set((self.labels or {}).values()) | set(self.split_labels.values())
 
     def families(self, found: Collection[str]) -> dict[str, str]:
@@ -49,6 +53,7 @@ class PromptColumns:
         if self.labels is not None or self.split_labels:
             return dict(self.labels or {})
         taken = {self.prompt, self.seed or "seed", self.guidance or "guidance", *IGNORED}
+        taken |= set(self.starts.values())
         return {name: name for name in found if name not in taken}
 
     def check(self, source: str, found: Collection[str]) -> None:
@@ -59,6 +64,7 @@ class PromptColumns:
             PromptsError: naming the column, and those that are near.
         """
         options = {"--seed-column": self.seed, "--guidance-column": self.guidance}
+        options |= {f"--{kind}-column": name for kind, name in self.starts.items()}
         options |= {f"--label {f}={c}": c for f, c in (self.labels or {}).items()}
         options |= {f"--split-label {f}={c}": c for f, c in self.split_labels.items()}
         for option, name in options.items():
@@ -90,6 +96,7 @@ def check_family(where: str, family: str) -> str:
         raise PromptsError(
             f"{where}: {family!r} cannot be a label: {why}. --label says which columns are labels, "
             f"such as --label style=Style; --no-labels: none."
+            f"{' --image-column image: pictures that samples start from.' * (family == 'image')}"
         )
     return family
 

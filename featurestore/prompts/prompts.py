@@ -1,10 +1,12 @@
 """Read a file of prompts: what is generated, and what it is labelled."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from featurestore.errors import PromptsError
+from featurestore.format.canonical import start_keys
 from featurestore.prompts.columns import (
     IGNORED,
     PromptColumns,
@@ -18,6 +20,7 @@ from featurestore.prompts.columns import (
 )
 from featurestore.prompts.files import read_rows
 from featurestore.prompts.rows import Row
+from featurestore.prompts.starts import StartPicture, start_of
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,26 @@ class Prompt:
     """where it stands in its file, from 1"""
     guidance: float | None = None
     """its own guidance scale; None: that of the run"""
+    starts: Mapping[str, StartPicture] = field(default_factory=dict)
+    """``image``, ``mask`` or ``control`` → its own picture to start from"""
 
     @property
     def identity(self) -> tuple[str | int | float, ...]:
-        """What makes it another picture within a run: prompt, seed, and a guidance scale of its
-        own."""
+        """What makes it another picture within a run: prompt, seed, a guidance scale of its own,
+        and pictures of its own to start from."""
         own = () if self.guidance is None else (self.guidance,)
-        return (self.prompt, self.seed, *own)
+        return (self.prompt, self.seed, *own, *start_keys(self.start_hashes))
+
+    def own_starts(self, run: Mapping[str, Any]) -> dict[str, str]:
+        """Return the hashes of its own pictures that are others than those of all samples of a
+        run."""
+        shared = run.get("start", {})
+        return {k: sha256 for k, sha256 in self.start_hashes.items() if shared.get(k) != sha256}
+
+    @property
+    def start_hashes(self) -> dict[str, str]:
+        """The hashes of its own pictures to start from."""
+        return {kind: picture.sha256 for kind, picture in self.starts.items()}
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,9 @@ def read_prompt_file(
     )  # before its other columns: a missing prompt says most about a file
     found = list(dict.fromkeys(name for row in rows for name in row.values))
     columns.check(source, found)
-    prompts, n_repeats = _distinct(_prompts(rows, columns, found, seeds), skip_repeats)
+    beside = Path(source).parent if Path(source).is_file() else Path()
+    made = _prompts(rows, columns, found, seeds=seeds, beside=beside)
+    prompts, n_repeats = _distinct(made, skip_repeats)
     return PromptFile(prompts, len(rows), n_repeats, _roles(columns, found))
 
 
@@ -114,11 +132,17 @@ def prompt_batches(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Pr
 
 
 def _prompts(
-    rows: Sequence[Row], columns: PromptColumns, found: Sequence[str], seeds: Sequence[int]
+    rows: Sequence[Row],
+    columns: PromptColumns,
+    found: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    beside: Path,
 ) -> list[tuple[Row, Prompt]]:
     seed_column, guidance_column = columns.seed or "seed", columns.guidance or "guidance"
     families = columns.families(found)
     splits = {family: _split_labels(rows, columns, family) for family in columns.split_labels}
+    pictures: dict[Path, StartPicture] = {}
     names = sorted({*families, *(name for _, one in splits.values() for name in one)})
     prompts = []
     for index, row in enumerate(rows):
@@ -133,8 +157,9 @@ def _prompts(
             }
         own, guidance = seed_of(row, seed_column), guidance_of(row, guidance_column)
         kept, prompt = {name: labels[name] for name in names}, prompt_of(row, columns.prompt)
+        starts = {k: start_of(row, name, beside, pictures) for k, name in columns.starts.items()}
         for seed in seeds if own is None else [own]:
-            prompts.append((row, Prompt(prompt, seed, kept, row.number, guidance)))
+            prompts.append((row, Prompt(prompt, seed, kept, row.number, guidance, starts)))
     return prompts
 
 
@@ -195,6 +220,7 @@ def _roles(columns: PromptColumns, found: Sequence[str]) -> dict[str, str]:
         column: f"labels {family}_…, several per cell"
         for family, column in columns.split_labels.items()
     }
+    roles |= {column: f"{kind} to start from" for kind, column in columns.starts.items()}
     roles |= {
         columns.guidance or "guidance": "guidance",
         columns.seed or "seed": "seed",

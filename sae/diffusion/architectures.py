@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.diffusion.calls import (
-    Branches,
-    DenoiserCall,
-    Reader,
-    Running,
-    Steps,
+from sae.diffusion.calls import Branches, DenoiserCall, Reader, Running, check_batch
+from sae.diffusion.grids import token_grid
+from sae.diffusion.guidance import (
     alone,
-    check_batch,
-    guided,
+    applied,
     halves,
     halves_cond_first,
     passes,
+    with_image,
+    with_perturbed,
+    with_skipped_layers,
 )
+from sae.diffusion.steps import Steps
 
 ENCODER_SUFFIX = "-encoder"
 """at the end of a hook: the ``encoder_hidden_states`` of its module instead of the
@@ -38,11 +38,18 @@ class Architecture(NamedTuple):
     the pictures"""
     patch: int = 1
     """latent pixels a token, in each direction"""
+    one_area: bool = False
+    """whether it scales the size that is asked for to the area of its own (HiDream)"""
     options: Mapping[str, Any] = {}
     """further arguments of the pipeline's call"""
-    needs_image: bool = False
-    """whether the pipeline starts from a picture: it can be edited, but nothing is collected from
-    it"""
+    third: str | None = ""
+    """the branch that its guidance may have beside ``cond`` and ``uncond``; None: not known"""
+    words: Callable[[str], str] | None = None
+    """what is done to a prompt before it is tokenized, where the tokens that the denoiser attends
+    to are those of its ``tokenizer`` in their order; None: they are not"""
+    starts: Mapping[str, str] = {}
+    """what samples start from beside noise: ``image``, ``mask`` or ``control`` → the argument of
+    the pipeline's call that takes it"""
 
     def read(self, call: Running, steps: Steps) -> DenoiserCall:
         """Return what a denoiser call is.
@@ -56,35 +63,18 @@ class Architecture(NamedTuple):
         given = self.timestep(call) if callable(self.timestep) else call.variable(self.timestep)
         timestep = steps.timestep(call, given)
         step, schedule = steps.find(call, timestep, branches)
-        return DenoiserCall(timestep, branches, step, schedule, call.batch)
+        grid = token_grid(call)
+        return DenoiserCall(timestep, branches, step, schedule, call.batch, call.prompts, grid)
 
 
-def _with_skipped_layers(call: Running) -> Branches:
-    """Both halves in one call, then the conditional once more with layers left out (SD3)."""
-    return ("skip",) if call.arguments.get("skip_layers") is not None else halves(call)
-
-
-def _with_perturbed(call: Running) -> Branches:
-    """Both halves, then the conditional once more with perturbed attention, all in one call
-    (PAG)."""
-    return (*halves(call), *(("perturbed",) if call.pipe.do_perturbed_attention_guidance else ()))
-
-
-def _with_image(call: Running) -> Branches:
-    """Text and picture, the picture alone, neither: three parts of one call (InstructPix2Pix)."""
-    return ("cond", "image", "uncond") if guided(call) else ("cond",)
-
-
-def _applied(call: Running) -> Branches:
-    """Both halves in one call, the conditional first, at the steps where guidance is applied
-    (Z-Image)."""
-    return ("cond", "uncond") if call.variable("apply_cfg") else ("cond",)
+def _lowered(prompt: str) -> str:
+    return prompt.lower().strip()
 
 
 # Pictures of exactly the size asked for, and prompts as they are stored, whatever else is
 # installed.
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
-_LDM, _MMDIT = Architecture(), Architecture(_with_skipped_layers, patch=2)
+_LDM, _MMDIT = Architecture(words=str), Architecture(with_skipped_layers, patch=2, third="skip")
 _FLUX = Architecture(passes, two_pass=True, patch=2)
 
 
@@ -92,30 +82,45 @@ def _named(kind: Architecture, *names: str) -> dict[str, Architecture]:
     return {f"{name}Pipeline": kind for name in names}
 
 
+_IMAGE, _CONTROL = {"image": "image"}, {"control": "image"}
+_INPAINT = _IMAGE | {"mask": "mask_image"}
+_GUIDED = {"control": "control_image"}
+_LDM_BY_STARTS = (
+    ("Img2Img", _IMAGE), ("Inpaint", _INPAINT), ("ControlNet", _CONTROL), ("ControlNetImg2Img", _IMAGE | _GUIDED),
+    ("ControlNetInpaint", _INPAINT | _GUIDED),
+)  # fmt: skip
+
 ARCHITECTURES = {
     **_named(_LDM, "StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel"),
-    **_named(
-        _LDM._replace(needs_image=True),
-        "StableDiffusionImg2Img", "StableDiffusionInpaint", "StableDiffusionControlNet", "StableDiffusionControlNetImg2Img",
-        "StableDiffusionControlNetInpaint", "LatentConsistencyModelImg2Img", "StableDiffusionXLImg2Img",
-        "StableDiffusionXLInpaint", "StableDiffusionXLControlNet", "StableDiffusionXLControlNetImg2Img",
-        "StableDiffusionXLControlNetInpaint",
-    ),
-    **_named(Architecture(_with_perturbed), "StableDiffusionPAG", "StableDiffusionXLPAG"),
-    **_named(Architecture(_with_image, needs_image=True), "StableDiffusionInstructPix2Pix"),
+    **{
+        f"{name}{end}Pipeline": _LDM._replace(starts=starts)
+        for name in ("StableDiffusion", "StableDiffusionXL")
+        for end, starts in _LDM_BY_STARTS
+    },
+    **_named(_LDM._replace(starts=_IMAGE), "LatentConsistencyModelImg2Img"),
+    **_named(Architecture(with_perturbed, third="perturbed"), "StableDiffusionPAG", "StableDiffusionXLPAG"),
+    **_named(Architecture(with_image, third="image", starts=_IMAGE), "StableDiffusionInstructPix2Pix"),
     **_named(_MMDIT, "StableDiffusion3"),
-    **_named(_MMDIT._replace(needs_image=True), "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
+    **_named(_MMDIT._replace(starts=_IMAGE), "StableDiffusion3Img2Img"),
+    **_named(_MMDIT._replace(starts=_INPAINT), "StableDiffusion3Inpaint"),
     **_named(_FLUX, "Flux"),
-    **_named(_FLUX._replace(needs_image=True), "FluxImg2Img", "FluxInpaint", "FluxKontext"),
-    **_named(Architecture(alone, patch=2, needs_image=True), "FluxFill", "FluxControl"),
-    **_named(Architecture(patch=2, options=_AS_ASKED), "PixArtSigma", "PixArtAlpha"),
+    **_named(_FLUX._replace(starts=_IMAGE), "FluxImg2Img"),
+    **_named(_FLUX._replace(starts=_IMAGE, options={"_auto_resize": False}), "FluxKontext"),
+    **_named(_FLUX._replace(starts=_INPAINT), "FluxInpaint"),
+    **_named(Architecture(alone, patch=2, starts=_INPAINT), "FluxFill"),
+    **_named(Architecture(alone, patch=2, starts=_GUIDED), "FluxControl"),
+    **_named(Architecture(patch=2, options=_AS_ASKED, words=_lowered), "PixArtSigma", "PixArtAlpha"),
     **_named(Architecture(options=_AS_ASKED), "Sana"),
+    **_named(Architecture(alone, options=_AS_ASKED), "SanaSprint"),
+    **_named(Architecture(patch=2, options=_AS_ASKED), "Allegro"),
+    **_named(Architecture(patch=2), "Mochi"),
+    **_named(Architecture(patch=2, one_area=True), "HiDreamImage"),
     **_named(Architecture(patch=2), "AuraFlow", "CogVideoX", "HunyuanDiT"),
     **_named(Architecture(), "LTX"),
     **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan"),
     **_named(Architecture(passes, two_pass=True, patch=2), "QwenImage", "HunyuanVideo"),
     **_named(Architecture(alone, patch=2), "Flux2"),
-    **_named(Architecture(_applied, patch=2), "ZImage"),
+    **_named(Architecture(applied, patch=2), "ZImage"),
     **_named(Architecture(halves_cond_first, options={}), "DiT"),
     **_named(Architecture(alone, samples="image"), "DDPM", "DDIM"),
 }  # fmt: skip
@@ -144,6 +149,7 @@ STREAMS |= dict.fromkeys(
 )
 """classes of diffusers whose modules return two streams, and in which order"""
 _ONE_STREAM = """
+    AllegroTransformerBlock
     AuraFlowSingleTransformerBlock BasicTransformerBlock ChromaSingleTransformerBlock Flux2SingleTransformerBlock
     HunyuanDiTBlock LTXVideoTransformerBlock Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
     WanTransformerBlock ZImageTransformerBlock
@@ -166,7 +172,7 @@ def declare(
 
     ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``,
     or a function of the running call (:class:`sae.diffusion.calls.Running`): ``halves``, ``passes``
-    and others are in :mod:`sae.diffusion.calls`. ``timestep``, ``samples``: the variables of the
+    and others are in :mod:`sae.diffusion.guidance`. ``timestep``, ``samples``: the variables of the
     pipeline's call that hold the scheduler's timestep, and a row for each picture; or functions.
     ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
 
@@ -180,7 +186,12 @@ def declare(
             f"declare expects branches such as ('uncond', 'cond'), found {branches!r}."
         )
     _declared[pipeline] = Architecture(
-        branches, timestep=timestep, samples=samples, patch=patch, options=dict(options or {})
+        branches,
+        timestep=timestep,
+        samples=samples,
+        patch=patch,
+        options=dict(options or {}),
+        third=None,
     )
 
 

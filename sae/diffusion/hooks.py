@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
-from sae.diffusion.architectures import architecture, is_pipeline, output_index, split_hook
-from sae.diffusion.calls import (
-    HOW_TO_DECLARE,
-    Branches,
-    DenoiserCall,
-    Steps,
-    direct_call,
-    running,
-    said_of,
+from sae.diffusion.architectures import (
+    architecture,
+    is_pipeline,
+    output_index,
+    split_hook,
 )
+from sae.diffusion.calls import HOW_TO_DECLARE, Branches, DenoiserCall, running
+from sae.diffusion.direct import direct_call, said_of
+from sae.diffusion.grids import FRAMES_FIRST
 from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
+from sae.diffusion.steps import Steps
 
 
 class Layout(NamedTuple):
@@ -35,6 +35,8 @@ class Layout(NamedTuple):
     width: int
     is_map: bool
     """True for ``[B, C, H, W]``, False for ``[B, N, C]`` (height 1, width N)"""
+    frames: int = 1
+    """of a video, whose maps stand above each other: ``height`` is that of all"""
 
 
 class Watch:
@@ -132,7 +134,7 @@ def branch_parts(call: DenoiserCall, tensor: Tensor, hook: str) -> dict[str, sli
     n = len(tensor)
     if n % len(call.branches) or (call.batch and n != call.batch):
         raise HookError(
-            f"module {hook!r} has {n} rows in a denoiser call of {call.batch} samples: it is not "
+            f"module {hook!r} has {n} rows in a call of {call.batch} samples: it is not "
             f"known which are whose."
         )
     size = n // len(call.branches)
@@ -140,8 +142,8 @@ def branch_parts(call: DenoiserCall, tensor: Tensor, hook: str) -> dict[str, sli
 
 
 def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
-    """View a map ``[B, C, H, W]`` or a token stream ``[B, N, C]`` as ``[B, positions, C]``; writes
-    go to ``tensor``.
+    """View a map ``[B, C, H, W]``, maps of frames ``[B, C, F, H, W]`` or a token stream
+    ``[B, N, C]`` as ``[B, positions, C]``; writes go to ``tensor``.
 
     Raises:
         HookError: the tensor has another number of dimensions.
@@ -149,11 +151,15 @@ def as_positions(tensor: Tensor) -> tuple[Tensor, Layout]:
     if tensor.dim() == 4:
         height, width = tensor.shape[2:]
         return tensor.permute(0, 2, 3, 1).flatten(1, 2), Layout(height, width, True)
+    if tensor.dim() == 5:
+        frames, height, width = tensor.shape[2:]
+        positions = tensor.permute(0, 2, 3, 4, 1).flatten(1, 3)
+        return positions, Layout(frames * height, width, True, frames)
     if tensor.dim() == 3:
         return tensor, Layout(1, tensor.shape[1], False)
     raise HookError(
-        f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W] or tokens "
-        f"[B, N, C]."
+        f"a hooked tensor has shape {list(tensor.shape)}: expected a map [B, C, H, W], maps of "
+        f"frames [B, C, F, H, W] or tokens [B, N, C]."
     )
 
 
@@ -162,13 +168,18 @@ def take(output: Any, hook: str, module: nn.Module) -> Tensor:
     dataclass's first field.
 
     Raises:
-        HookError: there is none.
+        HookError: the output holds no tensor that is a map or tokens.
     """
     first = output
     if isinstance(output, (tuple, list)) and output:
         first = output[output_index(module, hook)]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         first = getattr(output, dataclasses.fields(output)[0].name)
+    if isinstance(first, Tensor) and first.dim() == 5 and type(module).__name__ in FRAMES_FIRST:
+        raise HookError(
+            f"module {hook!r} returns frames before channels, {list(first.shape)}: hook a block in "
+            f"it."
+        )
     return _checked(first, hook, "returns")
 
 
@@ -196,7 +207,7 @@ def module_input(
 
 
 def with_input(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor, hook: str
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, tensor: Tensor, hook: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a module's arguments with the tensor of :func:`module_input` replaced."""
     where = _input_key(module, args, kwargs, hook)
@@ -216,7 +227,7 @@ def _input_key(
 
 
 def _checked(value: Any, hook: str, verb: str) -> Tensor:
-    if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4):
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4, 5):
         return value
     what = (
         f"a tensor of shape {list(value.shape)}"
@@ -224,6 +235,6 @@ def _checked(value: Any, hook: str, verb: str) -> Tensor:
         else f"a {type(value).__name__}"
     )
     raise HookError(
-        f"module {hook!r} {verb} {what}: only a map [B, C, H, W] or tokens [B, N, C] can be "
-        f"captured."
+        f"module {hook!r} {verb} {what}: only a map [B, C, H, W], maps of frames [B, C, F, H, W] or "
+        f"tokens [B, N, C] can be captured."
     )

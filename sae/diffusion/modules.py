@@ -11,6 +11,7 @@ from featurestore.errors import HookError, ModelError, nearest
 from sae.diffusion.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
 
 _DENOISERS = ("unet", "transformer")
+_ENCODER = re.compile(r"text_encoder(_\d+)?")
 _CACHES = {
     "faster_cache", "first_block_cache", "mag_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache",
     "text_kv_cache",
@@ -98,31 +99,76 @@ def _denoiser_name(pipe: Any) -> str:
     )
 
 
-def find_module(pipe: Any, hook: str) -> nn.Module:
-    """Return the module of a hook such as ``unet.mid_block.attentions.0`` or
-    ``transformer.transformer_blocks.3-encoder``.
+def is_encoder_hook(hook: str) -> bool:
+    """Say whether a hook lies in a text encoder."""
+    return _ENCODER.fullmatch(hook.partition(".")[0]) is not None
+
+
+def encoder_of(pipe: Any, name: str) -> nn.Module:
+    """Return a pipeline's text encoder by its name, such as ``text_encoder_2``.
 
     Raises:
-        HookError: there is none, it lies outside of the denoiser, or it has no such stream.
+        HookError: the pipeline has none of that name.
     """
-    path, suffix = split_hook(hook)
+    module = unwrapped(getattr(pipe, name, None))
+    if not isinstance(module, nn.Module):
+        raise HookError(f"{type(pipe).__name__} has no {name!r}.{nearest(name, _parts(pipe))}")
+    return module
+
+
+def _parts(pipe: Any) -> dict[str, nn.Module]:
+    """Return the parts that hooks may lie in, by their names: the denoiser, and text encoders."""
+    encoders = {
+        name: unwrapped(part)
+        for name, part in getattr(pipe, "components", {}).items()
+        if _ENCODER.fullmatch(name) and isinstance(part, nn.Module)
+    }
+    return {_denoiser_name(pipe): denoiser(pipe), **encoders}
+
+
+def find_module(pipe: Any, hook: str) -> nn.Module:
+    """Return the module of a hook such as ``unet.mid_block.attentions.0``,
+    ``transformer.transformer_blocks.3-encoder`` or ``text_encoder.encoder.layers.9``.
+
+    Raises:
+        HookError: the model has no such module, or the module no such stream.
+    """
+    path, suffix = split_hook(present_name(pipe, hook))
     root, _, inner = path.partition(".")
-    part = _denoiser_name(pipe)
-    if root != part and isinstance(getattr(pipe, root, None), nn.Module):
+    parts = _parts(pipe)
+    if root not in parts and isinstance(getattr(pipe, root, None), nn.Module):
         raise HookError(
-            f"{hook!r} is no part of the denoiser, which is {part!r}: it does not run at every "
-            f"step."
+            f"{hook!r} is no part of {' or '.join(parts)}: it does not run at every step, nor once "
+            f"per prompt."
         )
     try:
-        module = unwrapped(denoiser(pipe).get_submodule(inner)) if root == part else None
+        module = unwrapped(parts[root].get_submodule(inner)) if root in parts else None
     except AttributeError:
         module = None
     if module is None:
-        known = [f"{part}.{name}" for name, _ in plain_modules(denoiser(pipe)) if name]
+        near = parts if root in parts else {_denoiser_name(pipe): denoiser(pipe)}
+        known = [
+            f"{part}.{name}"
+            for part, top in near.items()
+            if part == root or root not in parts
+            for name, _ in plain_modules(top)
+            if name
+        ]
         raise HookError(f"the model has no module {path!r}.{nearest(path, known)}")
     if suffix and not has_encoder_stream(module):
         raise HookError(f"module {path!r} returns no encoder_hidden_states.{capturable(pipe)}")
     return module
+
+
+def present_name(pipe: Any, hook: str) -> str:
+    """Return a hook under the name that its module has here: ``text_model.``, which CLIP's modules
+    had before transformers 5, is left out where it is not."""
+    root, _, inner = hook.partition(".")
+    if inner.startswith("text_model.") and is_encoder_hook(hook):
+        part = getattr(pipe, root, None)
+        if isinstance(part, nn.Module) and not hasattr(unwrapped(part), "text_model"):
+            return f"{root}.{inner.removeprefix('text_model.')}"
+    return hook
 
 
 def match_hooks(pipe: Any, patterns: Sequence[str]) -> list[str]:
@@ -136,7 +182,8 @@ def match_hooks(pipe: Any, patterns: Sequence[str]) -> list[str]:
         HookError: a pattern matches nothing, or a hook names no module.
     """
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for given in patterns:
+        pattern = present_name(pipe, given)
         matches = _matches(pipe, pattern) if set("*?[") & set(pattern) else [pattern]
         if not matches:
             raise HookError(f"no module matches {pattern!r}.{capturable(pipe)}")
@@ -150,15 +197,16 @@ def _matches(pipe: Any, pattern: str) -> list[str]:
     path, suffix = split_hook(pattern)
     parts = path.split(".")
     matches = []
-    for name, module in plain_modules(denoiser(pipe), _denoiser_name(pipe)):
-        steps = name.split(".")
-        alike = len(steps) == len(parts) and all(map(fnmatch.fnmatchcase, steps, parts))
-        if (
-            alike
-            and not isinstance(module, nn.ModuleList)
-            and (not suffix or has_encoder_stream(module))
-        ):
-            matches.append(name + suffix)
+    for root, part in _parts(pipe).items():
+        for name, module in plain_modules(part, root):
+            steps = name.split(".")
+            alike = len(steps) == len(parts) and all(map(fnmatch.fnmatchcase, steps, parts))
+            if (
+                alike
+                and not isinstance(module, nn.ModuleList)
+                and (not suffix or has_encoder_stream(module))
+            ):
+                matches.append(name + suffix)
     return matches
 
 

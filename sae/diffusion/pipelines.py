@@ -1,19 +1,21 @@
-"""Run a text-to-image pipeline, and describe the run."""
+"""Run a pipeline, and describe the run."""
 
-import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from featurestore.errors import UsageError, nearest
+from featurestore.vocabulary import BRANCHES
 from sae.diffusion.architectures import architecture
-from sae.diffusion.calls import alone
 from sae.diffusion.faults import mark, watch_decoder
+from sae.diffusion.guidance import alone
 from sae.diffusion.loading import DTYPES, LoadSettings, Model, load_model
 from sae.diffusion.modules import denoiser
+from sae.diffusion.settings import RunSettings, with_guidance
+from sae.diffusion.sizes import arguments_of, picture_size, pixels_per_latent, scaled_size, takes
+from sae.diffusion.starts import Starts, check_starts, described, start_arguments, with_starts
 from sae.diffusion.weights import model_hash
 
 __all__ = [
@@ -28,29 +30,16 @@ __all__ = [
     "load_model",
     "picture_size",
     "with_guidance",
+    "with_starts",
 ]
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """How pictures are generated."""
-
-    n_steps: int
-    guidance: float
-    negative_prompt: str = ""
-    height: int | None = None
-    width: int | None = None
-    true_cfg: float = 1.0
-    """scale of guidance by a second denoiser call, for a pipeline whose ``guidance`` its denoiser
-    is told (FLUX)"""
-    frames: int | None = None
-    """of a video"""
-
-
-def with_guidance(run: RunSettings, scale: float | None) -> RunSettings:
-    """Return the settings with a guidance scale that some prompts have of their own, or as they
-    are."""
-    return run if scale is None else replace(run, guidance=scale)
+_SAID = {
+    "self", "prompt", "num_inference_steps", "guidance_scale", "height", "width", "num_frames", "strength", "generator",
+    "latents", "output_type", "return_dict", "negative_prompt", "true_cfg_scale", "image", "mask_image", "control_image",
+    "class_labels", "batch_size", "num_images_per_prompt", "callback_on_step_end",
+}  # fmt: skip
+"""arguments that settings of a run, or a collection, have words for"""
 
 
 def check_run(model: Model, settings: RunSettings) -> None:
@@ -60,6 +49,12 @@ def check_run(model: Model, settings: RunSettings) -> None:
         UsageError: naming the option.
     """
     pipe, kind = model.pipe, architecture(model.pipe)
+    for name in settings.arguments:
+        if name in _SAID or name not in arguments_of(pipe):
+            why = "is said by other options" if name in _SAID else "is no argument"
+            raise UsageError(
+                f"--argument {name}: {why} of {type(pipe).__name__}.{nearest(name, arguments_of(pipe))}"
+            )
     if settings.n_steps < 1:
         raise UsageError(f"--steps {settings.n_steps}: at least 1 is needed.")
     if settings.true_cfg > 1 and not kind.two_pass:
@@ -76,15 +71,27 @@ def check_run(model: Model, settings: RunSettings) -> None:
         ("--frames", settings.frames),
     ):
         name = {"--frames": "num_frames"}.get(option, option.removeprefix("--"))
-        if value is not None and not takes(pipe, name):
+        if (
+            value is not None
+            and not takes(pipe, name)
+            and (option == "--frames" or not kind.starts)
+        ):
             raise UsageError(
                 f"{option} {value}: {type(pipe).__name__} makes pictures of its own size only."
             )
     if settings.negative_prompt and not takes(pipe, "negative_prompt"):
         raise UsageError(f"--negative-prompt: {type(pipe).__name__} takes none.")
+    check_starts(pipe, settings)
+    size = picture_size(pipe, settings)
+    if kind.one_area and (drawn := scaled_size(pipe, *size)) != size:
+        raise UsageError(
+            f"--height {size[0]} --width {size[1]}: {type(pipe).__name__} draws pictures of one "
+            f"area, here {drawn[0]} × {drawn[1]}: ask for these."
+        )
     # Pipelines ask for 8 whatever their autoencoder.
-    multiple = max(8, pixels_per_latent(pipe) * kind.patch) if takes(pipe, "height") else 1
-    for option, pixels in zip(("--height", "--width"), picture_size(pipe, settings), strict=True):
+    sized = takes(pipe, "height") or kind.starts
+    multiple = max(8, pixels_per_latent(pipe) * kind.patch) if sized else 1
+    for option, pixels in zip(("--height", "--width"), size, strict=True):
         if pixels % multiple:
             raise UsageError(
                 f"{option} {pixels}: {type(pipe).__name__} needs a multiple of {multiple}."
@@ -92,11 +99,21 @@ def check_run(model: Model, settings: RunSettings) -> None:
 
 
 def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
-    """Refuse a branch (``cond``, ``uncond`` or ``both``) that a run does not have.
+    """Refuse a branch (``cond``, ``uncond``, ``both``, or a third part of guidance) that a run does
+    not have.
 
     Raises:
-        UsageError: it has no unconditional half.
+        UsageError: it has no unconditional half, or no such part.
     """
+    third = architecture(model.pipe).third
+    if branch in BRANCHES[2:]:
+        if third is not None and branch != third:
+            parts = " and ".join(["cond", "uncond", *([third] if third else [])])
+            raise UsageError(
+                f"branch {branch}: the guidance of {type(model.pipe).__name__} has the parts "
+                f"{parts}."
+            )
+        return
     config: Any = denoiser(model.pipe).config
     option, scale = "--guidance", settings.guidance
     if architecture(model.pipe).two_pass:
@@ -131,9 +148,17 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         "dtype": str(denoiser(pipe).dtype).removeprefix("torch."),
         **({"true_cfg": float(settings.true_cfg)} if architecture(pipe).two_pass else {}),
         **({"frames": settings.frames} if settings.frames is not None else {}),
+        **described(pipe, settings),
+        **({"arguments": _plain(dict(settings.arguments))} if settings.arguments else {}),
+        **_controlnet(pipe),
         **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
         **model.additions,
     }
+
+
+def _controlnet(pipe: Any) -> dict[str, Any]:
+    part = getattr(pipe, "controlnet", None)
+    return {} if part is None else {"controlnet_hash": model_hash(part)}
 
 
 def _plain(config: dict[str, Any]) -> Any:
@@ -142,73 +167,25 @@ def _plain(config: dict[str, Any]) -> Any:
     return json.loads(json.dumps(config, default=str), parse_constant=str)
 
 
-def arguments_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """Return what a pipeline can be called with."""
-    return inspect.signature(type(pipe).__call__).parameters
-
-
-def takes(pipe: Any, name: str) -> bool:
-    """Say whether a pipeline can be called with an argument."""
-    own = arguments_of(pipe)
-    return name in own or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values())
-
-
-def pixels_per_latent(pipe: Any) -> int:
-    """Return how many pixels of a picture a latent pixel stands for, in each direction; 1 without
-    an autoencoder."""
-    if hasattr(pipe, "vae_scale_factor"):
-        return int(pipe.vae_scale_factor)
-    for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
-        if hasattr(pipe, name):
-            return int(getattr(pipe, name))
-    vae = getattr(pipe, "vae", None)
-    return 1 if vae is None else int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def picture_size(pipe: Any, settings: RunSettings) -> tuple[int, int]:
-    """Return the pictures' height and width: as set, or the model's own.
-
-    Raises:
-        UsageError: neither says it.
-    """
-    config: Any = denoiser(pipe).config
-    size = config.get("sample_size") or getattr(pipe, "default_sample_size", None)
-    if size is not None:
-        own = [
-            pixels * pixels_per_latent(pipe)
-            for pixels in ((size, size) if isinstance(size, int) else size)
-        ]
-    else:
-        own = [
-            getattr(arguments_of(pipe).get(name), "default", None) for name in ("height", "width")
-        ]
-    height, width = settings.height or own[0], settings.width or own[1]
-    if height is None or width is None:
-        raise UsageError(
-            f"{type(pipe).__name__} does not say the size of its pictures: give --height and "
-            f"--width."
-        )
-    return height, width
-
-
 def generate(
     model: Model,
     settings: RunSettings,
     prompts: list[str],
     seeds: list[int],
-    output_type: str = "pil",
     *,
+    output_type: str = "pil",
     latents: torch.Tensor | None = None,
+    starts: Sequence[Starts] = (),
 ) -> list:
     """Generate one picture per (prompt, seed): PIL images, or whatever ``output_type`` of the
     pipeline names.
 
     The initial noise is a function of the seed alone, whatever the batch, the order and the device;
-    or it is ``latents``. Of PIL images :func:`sae.diffusion.faults.picture_fault` says which are no
-    results.
+    or it is ``latents``. ``starts`` are the pictures that each starts from, beside those of the
+    run. Of PIL images :func:`sae.diffusion.faults.picture_fault` says which are no results.
     """
     check_run(model, settings)
-    given = call_arguments(model, settings, prompts)
+    given = call_arguments(model, settings, prompts, starts)
     if output_type == "pil" and "num_frames" in arguments_of(model.pipe):
         raise UsageError(
             f"{type(model.pipe).__name__} makes videos, which are not kept as pictures: collect "
@@ -232,7 +209,9 @@ def generate(
     return images
 
 
-def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> dict[str, Any]:
+def call_arguments(
+    model: Model, settings: RunSettings, prompts: list[str], starts: Sequence[Starts] = ()
+) -> dict[str, Any]:
     """Return what the pipeline is called with for a run of prompts, beside noise and the kind of
     output."""
     height, width = picture_size(model.pipe, settings)
@@ -243,13 +222,20 @@ def call_arguments(model: Model, settings: RunSettings, prompts: list[str]) -> d
         "height": height,
         "width": width,
         **({"num_frames": settings.frames} if settings.frames is not None else {}),
+        "max_area": height * width,
+        **({"strength": settings.strength} if settings.strength is not None else {}),
         **architecture(model.pipe).options,
+        **settings.arguments,
     }
     given = {name: value for name, value in offered.items() if takes(model.pipe, name)}
     if "class_labels" in arguments_of(model.pipe):
         given["class_labels"] = [class_label(model.pipe, prompt) for prompt in prompts]
     elif not takes(model.pipe, "prompt"):
         given["batch_size"] = len(prompts)
+    own = starts or [{}] * len(prompts)
+    given |= start_arguments(
+        model.pipe, [{**settings.starts, **one} for one in own], (height, width)
+    )
     if settings.true_cfg > 1:
         given["true_cfg_scale"] = settings.true_cfg
     if (

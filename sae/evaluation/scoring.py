@@ -10,7 +10,7 @@ from typing import Any
 
 from featurestore.format import durable
 from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import Model, RunSettings
+from sae.diffusion.pipelines import Model, RunSettings, with_starts
 from sae.evaluation.accuracy import Targets, asks
 from sae.evaluation.attack.attacking import attack
 from sae.evaluation.attack.settings import AttackSettings
@@ -60,7 +60,7 @@ def evaluate(
     check_labels(judge, [*(p.labels for p in prompts), *({r.family: r.concept} for r in requests)])
     if search is not None:
         check_labels(search.judge, (p.labels for p in search.prompts))
-    run = run or RunSettings(model.steps, model.guidance)
+    run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
     if search is not None and search_attack is not None:
         attacked = {
             "judge": search.judge,

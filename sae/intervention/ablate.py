@@ -10,11 +10,13 @@ from typing import Any
 from featurestore.errors import SelectionError, UsageError
 from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
-from featurestore.vocabulary import BRANCHES, DEFAULT_STRENGTH, MODES
+from featurestore.vocabulary import DEFAULT_STRENGTH, HALVES, MODES
 from sae.checkpoint import load_sae, load_selection_sae, sae_identity
 from sae.diffusion.architectures import split_hook
-from sae.diffusion.hooks import watch
-from sae.diffusion.modules import denoiser
+from sae.diffusion.attention import cross_attentions
+from sae.diffusion.encoders import watch_encoder
+from sae.diffusion.hooks import Watch, watch
+from sae.diffusion.modules import denoiser, is_encoder_hook
 from sae.diffusion.weights import in_common, model_hash, same_model
 from sae.intervention.edit import Editor, Site
 from sae.intervention.settings import Intervention
@@ -96,7 +98,7 @@ def attach(
     for one in given:
         intervention = Intervention(one, strength=strength) if isinstance(one, Selection) else one
         _check(pipe, intervention, mode)
-        for branch in BRANCHES if mode == "saeuron" else intervention.branches:
+        for branch in HALVES if mode == "saeuron" else intervention.branches:
             chosen = intervention.selection
             sites.setdefault(Site(chosen.hook, chosen.io, chosen.sae_hash, branch), []).append(
                 intervention
@@ -106,9 +108,16 @@ def attach(
         Editor(pipe, site, own, sae=found[site.sae_hash], mode=mode) for site, own in sites.items()
     ]
     with contextlib.ExitStack() as stack:
-        watched = stack.enter_context(watch(pipe))
+        watched: dict[str, Watch] = {}
         for editor in editors:
-            stack.callback(editor.attach(watched).remove)
+            hook = editor.site.hook
+            part = hook.partition(".")[0] if is_encoder_hook(hook) else ""
+            if part not in watched:
+                observed = watch_encoder(pipe, part) if part else watch(pipe)
+                watched[part] = stack.enter_context(observed)
+            if editor.words is not None:
+                stack.enter_context(editor.words.attached(watched[part]))
+            stack.callback(editor.attach(watched[part]).remove)
         return Handle(stack.pop_all())
 
 
@@ -124,6 +133,13 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
         )
     if intervention.mask is not None and split_hook(selection.hook)[1]:
         raise UsageError(f"a mask is spatial: the tokens of {selection.hook!r} are words.")
+    if intervention.mask_from:
+        cross_attentions(pipe, selection.hook)
+        if selection.io == "input":
+            raise UsageError(
+                f"a mask from the word {intervention.mask_from!r}: the words' attention is known "
+                f"when {selection.hook!r} has run, its input is edited before."
+            )
     if mode == "saeuron" and intervention.kind != "paper":
         raise UsageError(f"mode saeuron has the paper's rule only, found {intervention.kind!r}.")
 

@@ -3,7 +3,7 @@ it."""
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from featurestore.errors import ModelError
 from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import MODES, Branch
+from sae.diffusion.attention import WordMaps
 from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import (
     Layout,
@@ -35,7 +36,7 @@ from sae.intervention.rules import (
     on_device,
     union,
 )
-from sae.intervention.settings import Intervention
+from sae.intervention.settings import WORD_SHARE, Intervention
 from sae.model import SAE
 from sae.sparse import has_kernels
 
@@ -80,6 +81,9 @@ class Editor:
         self.site, self.interventions, self.sae, self.mode = site, interventions, sae, mode
         self.module = find_module(pipe, site.hook)
         self.n_train_timesteps = int(pipe.scheduler.config.get("num_train_timesteps", 1000))
+        words = list(dict.fromkeys(one.mask_from for one in interventions if one.mask_from))
+        self.words = WordMaps(pipe, site.hook, words) if words else None
+        """where the words look that masks are taken from; None: none is"""
         self._edits: dict[At, Edit] = {}
         self._fused: dict[At, Any] = {}
         self._n_calls = 0
@@ -100,7 +104,11 @@ class Editor:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             entering = module_input(module, args, kwargs, hook)
             edited = self._edited(entering, entering, watched)
-            return None if edited is None else with_input(module, args, kwargs, edited, hook)
+            return (
+                None
+                if edited is None
+                else with_input(module, args, kwargs, tensor=edited, hook=hook)
+            )
 
         return before
 
@@ -128,7 +136,7 @@ class Editor:
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
         positions, layout = as_positions(seen[part])
         at = self._at(watched.call, layout, seen.device)
-        edit = self._edit(at)
+        edit = self._edit(at) if self.words is None else self._edit_by_words(at, watched.call)
         if edit.is_empty:
             return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
@@ -136,7 +144,9 @@ class Editor:
                 seen.device, torch.float32
             )  # Where the model is: offloading moves it about.
         kernels = (
-            None if seen.requires_grad and torch.is_grad_enabled() else kernels_for(seen.device)
+            None
+            if self.words is not None or (seen.requires_grad and torch.is_grad_enabled())
+            else kernels_for(seen.device)
         )
         if kernels is not None and (fused := self._fuse(kernels, at, edit)) is not None:
             edited = target.clone(memory_format=torch.contiguous_format)
@@ -174,6 +184,15 @@ class Editor:
             self._edits[at] = cast(Edit, on_device(self._make_edit(at), at.device))
         return self._edits[at]
 
+    def _edit_by_words(self, at: At, call: DenoiserCall) -> Edit:
+        """Return the edit of one call: the masks are of its own pictures."""
+        assert self.words is not None, "asked for"
+        maps, present = self.words.of(call)
+        largest = maps.amax(2, keepdim=True)
+        inside = (maps >= WORD_SHARE * largest) & present[..., None].to(maps.device)
+        named = {word: inside[:, i].flatten().cpu() for i, word in enumerate(self.words.words)}
+        return cast(Edit, on_device(self._make_edit(at, named), at.device))
+
     def _fuse(self, kernels: ModuleType, at: At, edit: Edit) -> Any:
         """Return an edit ready for the kernels; None if they cannot express it."""
         if at not in self._fused:
@@ -194,7 +213,8 @@ class Editor:
         self._n_calls += 1
         return recorded[n], recorded[:n].count(recorded[n])
 
-    def _make_edit(self, call: At) -> Edit:
+    def _make_edit(self, call: At, words: Mapping[str, Tensor] | None = None) -> Edit:
+        """Return the edit of a call; ``words``: masks of its positions, sample after sample."""
         # Made on the CPU, whatever the device: it takes many small operations.
         rules: list[Rule] = []
         detectors: list[Rule] = []
@@ -202,6 +222,12 @@ class Editor:
         masks: list[Tensor | None] = []
         for one in itertools.compress(self.interventions, call.inside):
             at, where = self._features_at(one.selection, call), one.where(call.layout)
+            if words:
+                n = len(next(iter(words.values())))
+                if one.mask_from:
+                    where = words[one.mask_from]
+                elif where is not None:
+                    where = where.repeat(n // len(where))
             masks.append(where)
             if not len(at.features):
                 continue

@@ -14,7 +14,14 @@ from tqdm import tqdm
 from featurestore.format import durable
 from featurestore.prompts import Prompt, prompt_batches
 from sae.diffusion.faults import picture_fault, say_faults
-from sae.diffusion.pipelines import Model, RunSettings, check_branch, describe_run, with_guidance
+from sae.diffusion.pipelines import (
+    Model,
+    RunSettings,
+    check_branch,
+    describe_run,
+    with_guidance,
+    with_starts,
+)
 from sae.diffusion.pipelines import generate as generate_batch
 from sae.intervention.ablate import Saes, ablate, find_saes
 from sae.intervention.settings import Intervention
@@ -40,6 +47,7 @@ def generate_images(
         SelectionError: a selection does not fit the model or the SAE.
         UsageError: the unconditional half is to be edited, and the run has none.
     """
+    run = with_starts(model.pipe, run, prompts)
     scales = {prompt.guidance for prompt in prompts}
     for branch in {branch for one in interventions for branch in one.branches}:
         for scale in scales:
@@ -61,9 +69,9 @@ def generate_images(
         for batch in prompt_batches(prompts, batch_size):
             own = with_guidance(run, batch[0].guidance)
             with edited() if counts_calls else contextlib.nullcontext():
-                images = generate_batch(
-                    model, own, [p.prompt for p in batch], [p.seed for p in batch]
-                )
+                asked, seeds = [p.prompt for p in batch], [p.seed for p in batch]
+                starts = [p.starts for p in batch]
+                images = generate_batch(model, own, asked, seeds, starts=starts)
             yield from images
             bar.update(len(batch))
 
@@ -98,6 +106,7 @@ def generate_files(
     Of pictures that are no results (:func:`sae.diffusion.faults.picture_fault`),
     ``generated.jsonl`` says why, and a warning names them. Raises as :func:`generate_images`.
     """
+    run = with_starts(model.pipe, run, prompts)
     settings = describe_run(model, run)
     how = {
         "ablated": [one.described() for one in interventions],
@@ -138,8 +147,9 @@ def generate_files(
     return files
 
 
-def _own(prompt: Prompt) -> dict[str, float]:
-    return {} if prompt.guidance is None else {"guidance": prompt.guidance}
+def _own(prompt: Prompt) -> dict[str, Any]:
+    own = {f"start_{kind}": sha256 for kind, sha256 in prompt.start_hashes.items()}
+    return own if prompt.guidance is None else {"guidance": prompt.guidance, **own}
 
 
 def _slug(text: str) -> str:

@@ -280,7 +280,10 @@ def _replacements(
         found[rows] |= _fires(layer, f[:, layer.at], rows).any(1)
     n = layout.height * layout.width
     index = torch.arange(n, device=x.device)
-    places = torch.stack([index // layout.width, index % layout.width], 1).float()
+    row, height = index // layout.width, layout.height // layout.frames
+    # A donor is taken from the same frame while there is one.
+    far = (row // height) * (layout.height + layout.width)
+    places = torch.stack([row % height, index % layout.width, far], 1).float()
     positions, donors = [index[:0]], [index[:0]]
     for start in range(0, len(x), n):
         detected = found[start : start + n]

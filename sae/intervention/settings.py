@@ -98,6 +98,9 @@ class Window(NamedTuple):
 
 
 ALWAYS = Window()
+WORD_SHARE = 0.4
+"""of the largest attention to a word in a map, above which the word is taken to be there; a choice of
+this project"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,9 @@ class Intervention:
     mask: Tensor | None = None
     """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value
     per token; None: everywhere"""
+    mask_from: str = ""
+    """a word: the intervention acts where the hook's cross-attention to it is at least
+    :data:`WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
 
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
@@ -137,7 +143,9 @@ class Intervention:
                 f"means."
             )
         if self.branch not in ("", *BRANCH_CHOICES):
-            raise UsageError(f"branch {self.branch!r}: expected cond, uncond or both.")
+            raise UsageError(
+                f"branch {self.branch!r}: expected one of {', '.join(BRANCH_CHOICES)}."
+            )
         if self.mask is not None and (
             self.mask.dtype != torch.bool or self.mask.dim() not in (1, 2)
         ):
@@ -146,6 +154,8 @@ class Intervention:
                 f"a mask is {kind} {list(self.mask.shape)}: expected bool [height, width] or "
                 f"[tokens]."
             )
+        if self.mask is not None and self.mask_from:
+            raise UsageError("a mask and a word to take one from: give one of them.")
         self.window.check()
 
     @property
@@ -174,7 +184,9 @@ class Intervention:
             if self.mask is None
             else hashlib.sha256(bytes(self.mask.flatten().tolist())).hexdigest()[:16]
         )
-        return {**named, **rule, "branches": list(self.branches), "window": ends, "mask": mask}
+        word = {"mask_from": self.mask_from} if self.mask_from else {}
+        where = {"branches": list(self.branches), "window": ends, "mask": mask}
+        return {**named, **rule, **where, **word}
 
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool per position of the hooked tensor, ``[positions]``.
@@ -188,6 +200,10 @@ class Intervention:
         if self.mask is None:
             return None
         mask = self.mask if self.mask.dim() == 2 else self.mask[None]
+        if layout.frames > 1:  # The same in every frame.
+            one = layout._replace(height=layout.height // layout.frames, frames=1)
+            of_one = self.where(one)
+            return None if of_one is None else of_one.repeat(layout.frames)
         height, width = mask.shape
         n = layout.height * layout.width
         scale = math.isqrt(max(1, height * width // n))

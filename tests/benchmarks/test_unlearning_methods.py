@@ -293,7 +293,7 @@ def test_a_direction_is_taken_out_of_the_conditional_half(model, project):
     first = module.register_forward_hook(lambda m, a, out: own.append(out[0].clone()))
     with steered_away(model.pipe, directions, 1.5, project):
         last = module.register_forward_hook(lambda m, a, out: left.append(out[0].clone()))
-        generate(model, RUN, ["a"], [0], "latent")
+        generate(model, RUN, ["a"], [0], output_type="latent")
         last.remove()
     first.remove()
     for step in range(3):

@@ -71,7 +71,7 @@ def edited_calls(model, interventions, run=RUN, hook=HOOK, sae=None, call=None, 
     try:
         with ablate(model.pipe, interventions, saes=sae or make_sae(3), **kwargs):
             last = module.register_forward_hook(lambda m, a, out: left.append(out[0].clone()))
-            call() if call else generate(model, run, ["a b"], [0], "latent")
+            call() if call else generate(model, run, ["a b"], [0], output_type="latent")
             last.remove()
     finally:
         first.remove()

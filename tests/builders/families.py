@@ -43,6 +43,8 @@ class Family(NamedTuple):
     negative: Callable[[int], dict[str, Any]] = lambda n: {"negative_prompt": ["ugly"] * n}
     size: tuple[int, int] | None = (HEIGHT, WIDTH)
     """height and width; None: they cannot be asked for"""
+    trailing: int = 0
+    """timesteps at the end of the scheduler's list that the pipeline does not draw at"""
     oracle: bool = True
     """whether a call of the negative prompt alone, without guidance, has the same unconditional
     half"""
@@ -111,7 +113,11 @@ def _controlnet(**changes: Any) -> Any:
         "conditioning_embedding_out_channels": (8, 16, 16),
     }  # fmt: skip
     torch.manual_seed(3)
-    return diffusers.ControlNetModel(**(settings | changes))
+    made = diffusers.ControlNetModel(**(settings | changes))
+    for parameter in made.parameters():  # Its last layers begin as zeros: no picture would matter.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
 
 
 def _xl_controlnet() -> Any:
@@ -329,6 +335,28 @@ def _llm_family(
     )
 
 
+def _hidream(directory: Any) -> Any:
+    pipe = bare(
+        "HiDreamImagePipeline", _flow,
+        transformer=lambda: diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4, num_activated_experts=2,
+            axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
+        ),
+    )(directory)  # fmt: skip
+    pipe.default_sample_size = 5  # It draws pictures of about this many latent pixels, squared.
+    return pipe
+
+
+def _hidream_texts(texts: list[str], negative: str = "") -> dict[str, Any]:
+    layers = [torch.stack([embedding(f"{text}{i}", 6, 16) for text in texts]) for i in (0, 1)]
+    return {
+        f"{negative}prompt_embeds_t5": torch.stack([embedding(text, 6, 32) for text in texts]),
+        f"{negative}prompt_embeds_llama3": torch.stack(layers),
+        f"{negative}pooled_prompt_embeds": torch.stack([embedding(t, 1, 64)[0] for t in texts]),
+    }
+
+
 _VIDEO = {"inputs": lambda n: {"num_frames": 5}}
 _JOINT = "transformer.joint_transformer_blocks.0"
 _BY_32 = {"size": (32, 64)}
@@ -443,6 +471,47 @@ FAMILIES |= dict(
             ),
             embedded(6, 16, "prompt_attention_mask", pooled_prompt_embeds=8), guided={"true_cfg_scale": 2.0}, plain={},
             **_VIDEO,
+        ),
+    ]
+)  # fmt: skip
+
+
+_DOUBLE = "transformer.double_stream_blocks.0.block"
+FAMILIES |= {
+    "HiDreamImagePipeline": Family(
+        _hidream, (_DOUBLE, f"{_DOUBLE}-encoder"), _G, prompts=_hidream_texts,
+        negative=lambda n: _hidream_texts(["ugly"] * n, "negative_"),
+    ),
+}  # fmt: skip
+FAMILIES |= dict(
+    [
+        _llm_family(
+            "MochiPipeline",
+            lambda: diffusers.MochiTransformer3DModel(
+                num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
+                text_embed_dim=32, time_embed_dim=4, max_sequence_length=6,
+            ),
+            embedded(6, 32, "prompt_attention_mask", torch.bool), STREAMS, HALVES,
+            lambda: _flow(invert_sigmas=True), **_VIDEO,
+        ),
+        _llm_family(
+            "AllegroPipeline",
+            lambda: diffusers.AllegroTransformer3DModel(
+                num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=1,
+                cross_attention_dim=24, sample_width=6, sample_height=4, sample_frames=2, caption_channels=32,
+            ),
+            embedded(6, 32, "prompt_attention_mask"), (BLOCK,), HALVES, diffusers.EulerAncestralDiscreteScheduler,
+            guided=_G | {"negative_prompt": None}, plain={"guidance_scale": 1.0, "negative_prompt": None}, **_VIDEO,
+        ),
+        _llm_family(
+            "SanaSprintPipeline",
+            lambda: diffusers.SanaTransformer2DModel(
+                in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
+                num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+                sample_size=32, guidance_embeds=True, qk_norm="rms_norm_across_heads",
+            ),
+            embedded(6, 8, "prompt_attention_mask"), (BLOCK,), HALVES, diffusers.SCMScheduler, None,
+            {"use_resolution_binning": False}, trailing=1, **_BY_32,
         ),
     ]
 )  # fmt: skip

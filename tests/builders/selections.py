@@ -55,7 +55,7 @@ def captured_output(model, hook, run, seed=0):
         lambda m, a, out: seen.append(out[0].clone())
     )
     try:
-        images = generate(model, run, ["a b"], [seed], "latent")
+        images = generate(model, run, ["a b"], [seed], output_type="latent")
     finally:
         handle.remove()
     return seen, images

@@ -52,7 +52,7 @@ def plain_hook(model, hook, prompt, io="output"):
 
     handle = find_module(model.pipe, hook).register_forward_hook(keep, with_kwargs=True)
     try:
-        generate(model, RUN, [prompt.prompt], [prompt.seed], "latent")
+        generate(model, RUN, [prompt.prompt], [prompt.seed], output_type="latent")
     finally:
         handle.remove()
     return dict(zip([float(t) for t in model.pipe.scheduler.timesteps], seen, strict=True))
@@ -97,7 +97,7 @@ def test_captured_tensors_are_the_hooks_bit_for_bit(model):
         lambda m, a, out: plain.append(out[0].clone())
     )
     with capture(model.pipe, [HOOK], lambda captured: seen.append(captured)):
-        generate(model, RUN, ["a", "b"], [0, 1], "latent")
+        generate(model, RUN, ["a", "b"], [0, 1], output_type="latent")
     handle.remove()
     assert [c.call.timestep for c in seen] == [float(t) for t in model.pipe.scheduler.timesteps]
     for captured, tensor in zip(seen, plain, strict=True):

@@ -235,7 +235,13 @@ def test_rows_are_what_a_plain_hook_sees_bit_for_bit(model_dir, tmp_path, device
     handle = find_module(loaded.pipe, HOOK).register_forward_hook(
         lambda m, a, out: seen.append(out[0].cpu())
     )
-    generate(loaded, RUN, [p.prompt for p in PROMPTS[:2]], [p.seed for p in PROMPTS[:2]], "latent")
+    generate(
+        loaded,
+        RUN,
+        [p.prompt for p in PROMPTS[:2]],
+        [p.seed for p in PROMPTS[:2]],
+        output_type="latent",
+    )
     handle.remove()
     found = rows(store)
     ids = store.records("samples")[0].sample_ids

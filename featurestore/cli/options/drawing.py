@@ -31,9 +31,10 @@ class DrawingOptions:
         """Return the prompts once per seed."""
         return self.prompts.read(self.run.seeds)
 
-    def load(self) -> "tuple[Model, RunSettings]":
-        """Load the model; return it with the run that the options mean for it."""
-        loaded = self.model.load()
+    def load(self, prompts: "Sequence[Prompt]" = ()) -> "tuple[Model, RunSettings]":
+        """Load the model that starts from what the options and ``prompts`` name; return it with the
+        run that the options mean for it."""
+        loaded = self.model.load(self.run.starts(prompts))
         return loaded, self.run.settings(loaded)
 
     def judge(self, names: Sequence[str]) -> "Judge":

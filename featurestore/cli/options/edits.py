@@ -25,6 +25,7 @@ class InterventionOptions:
     branches: tuple[str, ...]
     windows: tuple[str, ...]
     masks: tuple[Path, ...]
+    mask_words: tuple[str, ...]
     thresholds: tuple[float, ...]
 
     def interventions(self) -> "list[Intervention]":
@@ -41,6 +42,7 @@ class InterventionOptions:
                 Window.parse(w) if w else ALWAYS
                 for w in self._for_each("--window", self.windows, "")
             ],
+            "mask_from": self._for_each("--mask-from", self.mask_words, ""),
             "mask": [
                 None if m is None else _read_mask(m)
                 for m in self._for_each("--mask", self.masks, None)
@@ -112,6 +114,13 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             type=click.Path(path_type=Path),
             help="A picture, white where the edit acts; of the pictures' size or the map's.",
+        ),
+        click.option(
+            "--mask-from",
+            "mask_words",
+            multiple=True,
+            metavar="WORD",
+            help="The edit acts where this word of the prompt looks: its cross-attention at the hook.",
         ),
         click.option(
             "--threshold",

@@ -27,3 +27,8 @@ def gathered(
     for option in reversed(options):
         added = option(added)
     return added
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

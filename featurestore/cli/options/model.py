@@ -1,6 +1,6 @@
 """Which model is loaded, and where."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,12 @@ class ModelOptions:
     unet: str | None
     loras: tuple[str, ...]
     scheduler: str | None
+    controlnet: str | None
     safety_checker: bool
 
-    def load(self) -> "Model":
-        """Load the model; under torchrun and the like, where this process's device is."""
+    def load(self, starts: Collection[str] = ()) -> "Model":
+        """Load the model whose samples start from ``starts``; under torchrun and the like, where
+        this process's device is."""
         from sae.diffusion.pipelines import LoadSettings, load_model
         from sae.training.processes import local_device
 
@@ -38,6 +40,8 @@ class ModelOptions:
             unet=self.unet,
             loras=self.loras,
             scheduler=self.scheduler,
+            starts=starts,
+            controlnet=self.controlnet,
             safety_checker=self.safety_checker,
         )
         return load_model(self.model, local_device(self.device), self.model_dtype, settings)
@@ -83,6 +87,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--scheduler",
             metavar="CLASS",
             help="Of diffusers, such as DDIMScheduler.  [default: the model's own]",
+        ),
+        click.option(
+            "--controlnet",
+            metavar="MODEL",
+            help="Directory or hub id of a ControlNet, guided by --control-image.",
         ),
         click.option(
             "--safety-checker",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options.gathering import gathered
+from featurestore.cli.options.gathering import gathered, given
 
 if TYPE_CHECKING:
     from featurestore.prompts import Prompt, PromptFile
@@ -21,6 +21,9 @@ class PromptOptions:
     prompt_column: str
     seed_column: str | None
     guidance_column: str | None
+    image_column: str | None
+    mask_column: str | None
+    control_column: str | None
     labels: tuple[str, ...]
     split_labels: tuple[str, ...]
     separator: str
@@ -51,6 +54,9 @@ class PromptOptions:
             prompt=self.prompt_column,
             seed=self.seed_column,
             guidance=self.guidance_column,
+            starts=given(
+                image=self.image_column, mask=self.mask_column, control=self.control_column
+            ),
             labels={} if self.no_labels else _families(self.labels) or None,
             split_labels=_families(self.split_labels),
             separator=self.separator,
@@ -109,6 +115,18 @@ def column_options(command: Callable[..., Any], source: Callable[..., Any]) -> C
             "--guidance-column",
             metavar="NAME",
             help="A guidance scale per row.  [default: guidance, if there is one]",
+        ),
+        click.option(
+            "--image-column",
+            metavar="NAME",
+            help="A picture per row to start from (img2img, inpainting): its path, from the file's "
+            "directory.",
+        ),
+        click.option(
+            "--mask-column", metavar="NAME", help="A mask per row, white where it is drawn anew."
+        ),
+        click.option(
+            "--control-column", metavar="NAME", help="A picture per row that guides a ControlNet."
         ),
         click.option(
             "--label",

@@ -17,7 +17,9 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.architectures import architecture
-from sae.diffusion.pipelines import Model, RunSettings, describe_run, generate
+from sae.diffusion.pipelines import Model, RunSettings, describe_run, generate, with_starts
+from sae.diffusion.sizes import takes
+from sae.diffusion.starts import default_strength
 from sae.evaluation.attack.methods import method_of
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings, Defended
@@ -67,7 +69,7 @@ def attack(
             "mode saeuron counts its calls and has no timestep to attack: use mode paper or "
             "no-error."
         )
-    run = run or RunSettings(model.steps, model.guidance)
+    run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
     found = find_saes([one.selection for one in interventions], saes)
     removed = dict.fromkeys((one.selection.family, one.selection.concept) for one in interventions)
     uncond = any("uncond" in one.branches for one in interventions)
@@ -113,11 +115,7 @@ def attack_defence(
 ) -> AttackReport:
     """Attack any defence; see :func:`attack`."""
     check_labels(judge, [{case.family: case.concept} for case in cases])
-    if architecture(defended.model.pipe).needs_image:
-        raise ModelError(
-            f"{type(defended.model.pipe).__name__} starts from a picture: only text-to-image is "
-            f"attacked."
-        )
+    _check_attackable(defended.model.pipe, settings.method)
     _Attack(defended, judge, out, settings, say).run(cases, batch_size, progress)
     return AttackReport.read(
         out, [path_of(out, defended, judge, settings, case) for case in cases], settings.method
@@ -133,9 +131,24 @@ def path_of(
         "judge": judge.name, "attack": vars(settings), "prompt": case.prompt.prompt, "seed": case.prompt.seed,
         "target": [case.family, case.concept],
     }  # fmt: skip
+    if case.prompt.starts:
+        about["starts"] = case.prompt.start_hashes
     key = sha256_text(canonical_json(json.loads(json.dumps(about))))[:16]
     name = "".join(c if c.isalnum() else "-" for c in case.concept)[:40]
     return out / settings.method / f"{name}-{key}.json"
+
+
+def _check_attackable(pipe: Any, method: str) -> None:
+    """Refuse pipelines whose denoiser is told more than the text, and models without words."""
+    name, starts = type(pipe).__name__, architecture(pipe).starts
+    noised = set(starts) == {"image"} and default_strength(pipe) is not None
+    if starts and not (noised and method != "latents"):
+        raise ModelError(
+            f"{name} starts from a picture: attacked are text-to-image pipelines, and of those "
+            f"that noise a picture (img2img) the tokens and embeddings before the prompt."
+        )
+    if not takes(pipe, "prompt"):
+        raise ModelError(f"{name} takes no prompt: there are no words that could be attacked.")
 
 
 class _Attack:
@@ -173,10 +186,11 @@ class _Attack:
         no attack."""
         model, run = self.defended.model, self.defended.run
         prompts, seeds = [c.prompt.prompt for c in cases], [c.prompt.seed for c in cases]
-        latents = generate(model, run, prompts, seeds, "latent")
-        untouched = generate(model, run, prompts, seeds)
+        starts = [c.prompt.starts for c in cases]
+        latents = generate(model, run, prompts, seeds, output_type="latent", starts=starts)
+        untouched = generate(model, run, prompts, seeds, starts=starts)
         with self.defended.attached():
-            before = generate(model, run, prompts, seeds)
+            before = generate(model, run, prompts, seeds, starts=starts)
         names = [f"{prompt!r}, seed {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
         check_pictures([*untouched, *before], [*names, *(f"{name}, defended" for name in names)])
         shown = zip(self._seen(cases, untouched), self._seen(cases, before), strict=True)

@@ -14,6 +14,7 @@ from sae.diffusion.calls import HALVES, Branches, bound
 from sae.diffusion.hooks import direct_calls
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import Model, RunSettings, call_arguments
+from sae.diffusion.starts import Starts
 
 
 class Conditions(NamedTuple):
@@ -33,7 +34,12 @@ class _ReachedError(Exception):
 
 
 def conditions(
-    model: Model, run: RunSettings, prompts: Sequence[str], *, guided: bool = False
+    model: Model,
+    run: RunSettings,
+    prompts: Sequence[str],
+    *,
+    guided: bool = False,
+    starts: Sequence[Starts] = (),
 ) -> Conditions:
     """Return what the pipeline gives its denoiser for ``prompts``, with gradients to whatever made
     the text's states.
@@ -49,7 +55,7 @@ def conditions(
         raise ModelError(
             f"{type(pipe).__name__} calls its denoiser twice for guidance: attack it without."
         )
-    given = call_arguments(model, run, list(prompts))
+    given = call_arguments(model, run, list(prompts), starts)
     given.pop("true_cfg_scale", None)
     if not guided:
         given.pop("negative_prompt", None)

@@ -120,7 +120,13 @@ class TextAttack:
         prompts = [v.case.prompt.prompt for v in victims]
         together = [torch.stack(rows) for rows in zip(*embeddings, strict=True)]
         with prefixed_embeddings(self.pipe, prompts, together):
-            given = conditions(self.model, self.defended.run, prompts, guided=self.defended.guided)
+            given = conditions(
+                self.model,
+                self.defended.run,
+                prompts,
+                guided=self.defended.guided,
+                starts=[v.case.prompt.starts for v in victims],
+            )
         return noise_loss(
             self.model, given, torch.stack([v.target for v in victims]), noise, timestep
         )
@@ -138,7 +144,8 @@ class TextAttack:
             else prefixed_embeddings(self.pipe, prompts, found)
         )
         with inserted:
-            return generate(self.model, self.defended.run, prompts, seeds)
+            starts = [v.case.prompt.starts for v in victims]
+            return generate(self.model, self.defended.run, prompts, seeds, starts=starts)
 
     def found(self, victim: Victim) -> dict[str, Any]:
         """Return the tokens and the text that they are with the prompt, or how large the embeddings

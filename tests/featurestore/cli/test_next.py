@@ -69,7 +69,7 @@ def test_after_exporting_an_sae(capsys, tmp_path):
 def drawn(monkeypatch):
     """No model is loaded, and nothing is drawn."""
     monkeypatch.setattr(DrawingOptions, "asked", lambda self: [])
-    monkeypatch.setattr(DrawingOptions, "load", lambda self: (mock.Mock(), mock.Mock()))
+    monkeypatch.setattr(DrawingOptions, "load", lambda self, prompts=(): (mock.Mock(), mock.Mock()))
     monkeypatch.setattr(
         DrawingOptions, "judge", lambda self, names: SimpleNamespace(name="j", families={})
     )

@@ -46,7 +46,7 @@ def outputs(model, hook, run, guidance):
 
     handle = find_module(model.pipe, hook).register_forward_hook(keep)
     try:
-        (latents,) = generate(model, run, ["a cat"], [4], "latent")
+        (latents,) = generate(model, run, ["a cat"], [4], output_type="latent")
     finally:
         handle.remove()
     order = {"batched": ("uncond", "cond"), "two-pass": ("cond", "uncond"), "none": ("cond",)}[

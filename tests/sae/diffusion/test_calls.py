@@ -12,7 +12,8 @@ from collectors.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
 from sae.diffusion import declare
 from sae.diffusion.architectures import _declared
-from sae.diffusion.calls import Running, check_batch, guided, passes
+from sae.diffusion.calls import Running, check_batch
+from sae.diffusion.guidance import guided, passes
 from sae.diffusion.modules import find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.intervention.ablate import attach
@@ -35,7 +36,7 @@ def test_a_pipeline_made_by_from_pipe_is_read_by_its_own_call(architectures):
     """Fault C3: run at guidance 1 after the other ran with guidance, half of its batch stayed
     unedited."""
     model = architectures("SD-1.5")
-    generate(model, GUIDED, ["a"], [0], "latent")
+    generate(model, GUIDED, ["a"], [0], output_type="latent")
     other = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(model.pipe)
     other.set_progress_bar_config(disable=True)
     family = FAMILIES["StableDiffusionImg2ImgPipeline"]
@@ -64,7 +65,9 @@ def test_a_batch_that_contradicts_the_reading_is_an_error(architectures):
         ):
             calls_of(
                 pipe,
-                lambda: generate(Model("t", pipe, 2, 3.0), GUIDED, ["a", "b"], [0, 1], "latent"),
+                lambda: generate(
+                    Model("t", pipe, 2, 3.0), GUIDED, ["a", "b"], [0, 1], output_type="latent"
+                ),
             )
     finally:
         del _declared[Trebled]
@@ -98,11 +101,11 @@ def test_a_hook_whose_rows_are_not_the_batchs_is_refused(architectures):
     try:
         with pytest.raises(
             (HookError, RuntimeError),
-            match=r"has 4 rows in a denoiser call of 2 samples|size of tensor",
+            match=r"has 4 rows in a call of 2 samples|size of tensor",
         ):
             calls_of(
                 model.pipe,
-                lambda: generate(model, PLAIN, ["a", "b"], [0, 1], "latent"),
+                lambda: generate(model, PLAIN, ["a", "b"], [0, 1], output_type="latent"),
                 "unet.mid_block",
             )
     finally:
@@ -122,7 +125,7 @@ def test_blocks_compiled_one_by_one_give_the_image_stream(tmp_path):
     def seen():
         found = {}
         with capture(pipe, hooks, lambda one: found.update({one.hook: one.values.clone()})):
-            generate(model, run, ["a"], [0], "latent")
+            generate(model, run, ["a"], [0], output_type="latent")
         return found
 
     plain = seen()
@@ -156,7 +159,7 @@ def test_a_cache_of_diffusers_is_refused_while_it_is_on(name, when, architecture
     def collect():
         if when == "while":
             transformer.enable_cache(CACHES[name]())
-        generate(model, run, ["a"], [0], "latent")
+        generate(model, run, ["a"], [0], output_type="latent")
 
     if when == "before":
         transformer.enable_cache(CACHES[name]())
@@ -168,7 +171,14 @@ def test_a_cache_of_diffusers_is_refused_while_it_is_on(name, when, architecture
         assert "\n" not in str(caught.value)
     finally:
         transformer.disable_cache()
-    assert len(calls_of(model.pipe, lambda: generate(model, run, ["a"], [0], "latent"), BLOCK)) == 1
+    assert (
+        len(
+            calls_of(
+                model.pipe, lambda: generate(model, run, ["a"], [0], output_type="latent"), BLOCK
+            )
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["SD-1.5", "FLUX", "PixArt-Σ"])
@@ -177,7 +187,7 @@ def test_two_attached_interventions_are_detached_in_any_order(name, first, archi
     """Fault C4."""
     model, run = architectures(name), PLAIN
     hook = UNET if name == "SD-1.5" else BLOCK
-    plain = generate(model, run, ["a"], [0], "latent")[0]
+    plain = generate(model, run, ["a"], [0], output_type="latent")[0]
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
     chosen = [
         [(s, f, 0.5, 0.0) for s in range(len(timesteps)) for f in range(start, 64, 2)]
@@ -187,12 +197,12 @@ def test_two_attached_interventions_are_detached_in_any_order(name, first, archi
         attach(model.pipe, make_selection(model, rows, timesteps, hook=hook), saes=make_sae())
         for rows in chosen
     ]
-    both = generate(model, run, ["a"], [0], "latent")[0]
+    both = generate(model, run, ["a"], [0], output_type="latent")[0]
     handles[first].detach()
-    one = generate(model, run, ["a"], [0], "latent")[0]
+    one = generate(model, run, ["a"], [0], output_type="latent")[0]
     handles[1 - first].detach()
     assert not torch.equal(both, one) and not torch.equal(one, plain)
-    assert torch.equal(generate(model, run, ["a"], [0], "latent")[0], plain)
+    assert torch.equal(generate(model, run, ["a"], [0], output_type="latent")[0], plain)
 
 
 def test_the_pipeline_of_the_documentation(tmp_path):

@@ -274,3 +274,19 @@ def test_a_safety_checker_is_loaded_only_if_it_is_asked_for(directory):
     assert load_model(str(directory), "cpu").pipe.safety_checker is None
     checked = load_model(str(directory), "cpu", settings=LoadSettings(safety_checker=True))
     assert type(checked.pipe.safety_checker).__name__ == "StableDiffusionSafetyChecker"
+
+
+def test_the_safety_checker_of_a_single_file_is_that_of_its_base(directory, other, tmp_path):
+    """A checkpoint of the original code has none."""
+    test_a_safety_checker_is_loaded_only_if_it_is_asked_for(directory)
+    path = tmp_path / "one.safetensors"
+    safetensors.torch.save_file(original_pipeline(other), path)
+    base = load_model(str(directory), "cpu", settings=LoadSettings(safety_checker=True)).pipe
+    settings = LoadSettings(base=str(directory), safety_checker=True)
+    checked = load_model(str(path), "cpu", settings=settings).pipe
+    wanted, found = base.safety_checker.state_dict(), checked.safety_checker.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+    assert not checked.safety_checker.training
+    assert checked.feature_extractor is not None
+    plain = load_model(str(path), "cpu", settings=LoadSettings(base=str(directory))).pipe
+    assert plain.safety_checker is None

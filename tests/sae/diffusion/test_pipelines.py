@@ -14,9 +14,9 @@ from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.diffusion import direct_calls
 from sae.diffusion.architectures import BLOCKS
-from sae.diffusion.calls import Steps
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
+from sae.diffusion.steps import Steps
 from tests.builders.architectures import CASES, GUIDED, PLAIN, RUNS, SIZE
 from tests.builders.pipelines import tiny_stable_diffusion
 
@@ -128,7 +128,7 @@ def test_the_branches_are_the_prompt_and_the_negative_prompt(name, guidance, arc
                 found.setdefault(branch, part.clone())
 
         with capture(model.pipe, [hook], keep):
-            generate(model, settings, [prompt], [5], "latent")
+            generate(model, settings, [prompt], [5], output_type="latent")
         return found
 
     both = first_call("a cat", run)
@@ -174,7 +174,7 @@ def test_noise_does_not_depend_on_the_batch(name, architectures):
     def drawn(prompts, seeds):
         seen.clear()
         handle = denoiser(model.pipe).register_forward_pre_hook(keep_first, with_kwargs=True)
-        latents = generate(model, run, prompts, seeds, "latent")
+        latents = generate(model, run, prompts, seeds, output_type="latent")
         handle.remove()
         return seen[0], latents
 
@@ -213,7 +213,7 @@ def test_the_input_and_the_difference_of_both_streams(name, guidance, io, archit
     with capture(
         model.pipe, hooks, lambda seen: captured[seen.hook].append(seen.values.clone()), io
     ):
-        generate(model, run, ["a"], [0], "latent")
+        generate(model, run, ["a"], [0], output_type="latent")
     for handle in handles:
         handle.remove()
     for hook in hooks:
@@ -236,7 +236,7 @@ def test_a_dataclass_output_is_read_by_its_first_field(architectures, monkeypatc
     with capture(
         model.pipe, ["unet.mid_block.attentions.0"], lambda c: seen.append(c.values.clone())
     ):
-        generate(model, PLAIN, ["a"], [0], "latent")
+        generate(model, PLAIN, ["a"], [0], output_type="latent")
     assert len(seen) == 2
     assert all(torch.equal(a, as_rows(b)) for a, b in zip(seen, whole, strict=True))
 
@@ -274,7 +274,7 @@ def test_what_an_error_offers_can_be_captured(name, architectures):
     }
     seen = set()
     with capture(model.pipe, hooks, lambda captured: seen.add(captured.hook)):
-        generate(model, PLAIN, ["a"], [0], "latent")
+        generate(model, PLAIN, ["a"], [0], output_type="latent")
     assert seen == set(hooks)
 
 
@@ -446,7 +446,7 @@ def test_models_that_are_no_pipeline(tmp_path):
 def test_a_denoiser_called_outside_of_its_pipeline_is_refused(architectures):
     """Fault C3: what an earlier run left in the pipeline says nothing about a call of its own."""
     model = architectures("SD-1.5")
-    generate(model, GUIDED, ["a"], [0], "latent")
+    generate(model, GUIDED, ["a"], [0], output_type="latent")
     call = {"sample": torch.zeros(2, 4, 16, 16), "timestep": torch.tensor(1)}
     call["encoder_hidden_states"] = torch.zeros(2, 16, 16)
     seen = []
@@ -480,8 +480,8 @@ def test_one_pipeline_may_be_watched_twice_and_gets_its_methods_back(name, archi
     hook, outer, inner = "transformer.transformer_blocks.0", [], []
     with capture(model.pipe, [hook], outer.append):
         with capture(model.pipe, [hook], inner.append):
-            generate(model, run, ["a"], [0], "latent")
-        generate(model, run, ["a"], [0], "latent")
+            generate(model, run, ["a"], [0], output_type="latent")
+        generate(model, run, ["a"], [0], output_type="latent")
     assert [c.call for c in outer] == [c.call for c in inner] * 2
     assert {branch for c in inner for branch in c.call.branches} == {"cond", "uncond"}
     assert not denoiser(model.pipe)._forward_pre_hooks

@@ -1,15 +1,30 @@
 """Issue 19: models without prompts, models of classes, and videos, as runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from diffusers import ConsistencyModelPipeline
+import torch
+from diffusers import ConsistencyModelPipeline, MochiPipeline
 
 from collectors import CollectSettings, collect
 from featurestore.errors import ModelError, UsageError
-from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import Model, RunSettings, generate, load_model, picture_size
-from tests.builders.families import BLOCK, FAMILIES
-from tests.builders.pipelines import save
+from featurestore.prompts import Prompt, start_picture
+from sae.diffusion.hooks import as_positions
+from sae.diffusion.pipelines import (
+    LoadSettings,
+    Model,
+    RunSettings,
+    check_branch,
+    generate,
+    load_model,
+    picture_size,
+)
+from sae.intervention.settings import Intervention
+from tests.builders.families import BLOCK, FAMILIES, HEIGHT, WIDTH, picture
+from tests.builders.pipelines import _t5, save, t5_tokenizer, tiny_flux
+from tests.builders.selections import make_selection
+from tests.sae.diffusion.test_families import plain_hooks, rows
 
 
 def saved(name, tmp_path):
@@ -95,11 +110,6 @@ def test_a_video_is_not_kept_as_a_picture(tmp_path):
     assert picture_size(pipe, RunSettings(2, 3.0)) == (480, 832)
 
 
-def test_a_pipeline_that_starts_from_a_picture_is_no_run(tmp_path):
-    with pytest.raises(ModelError, match="StableDiffusionInpaintPipeline starts from a picture"):
-        load_model(saved("StableDiffusionInpaintPipeline", tmp_path), "cpu")
-
-
 def test_a_class_that_is_not_known_says_how_it_becomes_so(tmp_path):
     from diffusers import CMStochasticIterativeScheduler
 
@@ -111,3 +121,111 @@ def test_a_class_that_is_not_known_says_how_it_becomes_so(tmp_path):
         r"one",
     ):
         load_model(str(path), "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("scheduler", "n_calls"), [("HeunDiscreteScheduler", 7), ("PNDMScheduler", 13)]
+)
+def test_steps_are_those_that_the_scheduler_draws(scheduler, n_calls, model_dir, tmp_path):
+    """`--steps 4` of Heun's method is seven denoiser calls: all of them can be named."""
+    model = load_model(str(model_dir), "cpu", settings=LoadSettings(scheduler=scheduler))
+    run, last = RunSettings(4, 1.0), n_calls - 1
+    settings = CollectSettings(hooks=["unet.mid_block"], timesteps=f"0,{last}")
+    prompts = [Prompt("a", 0, {}, 1)]
+    store = collect(tmp_path / "s", model, prompts, run, settings, progress=False).store
+    (shard,) = store.activations("unet.mid_block")
+    assert shard.step.tolist() == [0, last]
+    too_many = CollectSettings(hooks=["unet.mid_block"], timesteps=f"{n_calls}")
+    with pytest.raises(UsageError, match=f"--timesteps {n_calls}: the run has steps 0 to {last}"):
+        collect(tmp_path / "t", model, prompts, run, too_many, progress=False)
+    assert not (tmp_path / "t").exists()
+
+
+THIRD = {
+    "perturbed": ("StableDiffusionPAGPipeline", {"pag_scale": 2.0}, 2),
+    "image": ("StableDiffusionInstructPix2PixPipeline", {"image_guidance_scale": 1.5}, 1),
+    "skip": (
+        "StableDiffusion3Pipeline",
+        {"skip_guidance_layers": [1], "skip_layer_guidance_start": -1.0, "skip_layer_guidance_stop": 2.0},
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("branch", THIRD)
+def test_third_parts_of_guidance_are_collected_by_name(branch, tmp_path):
+    """Against a plain hook: the part of each call, or each second call, that the pipeline's source
+    makes of it."""
+    name, arguments, part = THIRD[branch]
+    pipe = FAMILIES[name].build(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    for one in pipe.components.values():
+        if isinstance(one, torch.nn.Module):
+            one.eval()
+    hook = FAMILIES[name].hooks[0]
+    run = RunSettings(2, 3.0, height=HEIGHT, width=WIDTH, arguments=arguments)
+    if branch == "image":
+        picture().save(tmp_path / "p.png")
+        run = replace(run, starts={"image": start_picture(tmp_path / "p.png", "test")})
+    settings = CollectSettings(hooks=[hook], branch=branch, dtype="float32")
+    prompts = [Prompt(text, i, {}, 1) for i, text in enumerate(("a cat", "dogs"))]
+    with plain_hooks(pipe, [hook]) as seen:
+        store = collect(
+            tmp_path / "s", Model("m", pipe, 2, 3.0), prompts, run, settings, progress=False
+        ).store
+    (shard,) = store.activations(hook)
+    assert set(shard.branch.tolist()) == {branch} and shard.step.tolist() == [0, 1, 0, 1]
+    whole = [rows(one) for one in seen[hook]]
+    parts = whole[1::2] if part is None else [one.chunk(3)[part] for one in whole]
+    for i in range(4):
+        assert np.array_equal(shard.row(i), parts[i % 2][i // 2].numpy())
+    assert store.run["arguments"] == arguments
+    with pytest.raises(UsageError, match=f"^branch {branch}: the guidance of FluxPipeline has the"):
+        check_branch(Model("m", tiny_flux(tmp_path / "f"), 2, 3.0), run, branch)
+
+
+def test_arguments_of_the_call_are_checked(model_dir):
+    model = load_model(str(model_dir), "cpu")
+    for name, message in (
+        ("pag_scale", "^--argument pag_scale: is no argument of StableDiffusionPipeline"),
+        ("prompt", "^--argument prompt: is said by other options of StableDiffusionPipeline"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            generate(model, RunSettings(2, 1.0, arguments={name: 1}), ["a"], [0])
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+def test_maps_of_frames_stand_above_each_other(tmp_path):
+    """A video's maps `[B, C, F, H, W]`: positions are frames × height × width, said in the
+    metadata; what is written goes to its frame."""
+    pipe = MochiPipeline(
+        vae=None, text_encoder=_t5(), tokenizer=t5_tokenizer(),
+        **{key: value for key, value in FAMILIES["MochiPipeline"].build(tmp_path).components.items()
+           if key in ("transformer", "scheduler")},
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pipe.text_encoder.eval()
+    run = RunSettings(
+        2, 3.0, height=HEIGHT, width=WIDTH, frames=7, arguments={"max_sequence_length": 6}
+    )
+    settings = CollectSettings(hooks=["transformer"], dtype="float32")
+    with plain_hooks(pipe, ["transformer"]) as seen:
+        store = collect(
+            tmp_path / "s", Model("m", pipe, 2, 3.0), [Prompt("a", 0, {}, 1)], run, settings, progress=False,
+        ).store  # fmt: skip
+    (shard,) = store.activations("transformer")
+    whole = seen["transformer"][0]
+    assert whole.shape == (2, 12, 2, 4, 6)
+    said = {key: shard.metadata[key] for key in ("frames", "height", "width")}
+    assert said == {"frames": "2", "height": "8", "width": "6"}
+    assert np.array_equal(shard.row(0), whole[1].permute(1, 2, 3, 0).reshape(-1, 12).numpy())
+    view, layout = as_positions(whole)
+    view[0, 4 * 6 + 6 + 2] = 7.0  # frame 1, row 1, column 2
+    assert (whole[0, :, 1, 1, 2] == 7).all() and (whole == 7).sum() == 12
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[1, 2] = True
+    where = Intervention(make_selection(Model("m", pipe, 2, 3.0), [], [1.0]), mask=mask).where(
+        layout
+    )
+    assert where.nonzero().flatten().tolist() == [6 + 2, 4 * 6 + 6 + 2]

@@ -25,38 +25,42 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 def test_an_empty_selection_changes_nothing_bit_for_bit(model):
     timesteps = timesteps_of(model)
-    plain = generate(model, RUN, ["a", "b"], [0, 1], "latent")
+    plain = generate(model, RUN, ["a", "b"], [0, 1], output_type="latent")
     for rows in ([], [(0, 5, 0.3, 1e9)]):
         with ablate(
             model.pipe, make_selection(model, rows, timesteps), strength=-5.0, saes=make_sae()
         ):
-            edited = generate(model, RUN, ["a", "b"], [0, 1], "latent")
+            edited = generate(model, RUN, ["a", "b"], [0, 1], output_type="latent")
         assert all(torch.equal(a, b) for a, b in zip(plain, edited, strict=True))
 
 
 def test_without_guidance_there_is_only_the_conditional_half(model):
     timesteps = timesteps_of(model)
     rows = [(s, f, 1.0, 0.0) for s in range(3) for f in range(N_LATENTS)]
-    plain = generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0]
+    plain = generate(model, RunSettings(3, 1.0), ["a"], [0], output_type="latent")[0]
     with ablate(model.pipe, make_selection(model, rows, timesteps), strength=-5.0, saes=make_sae()):
-        assert not torch.equal(generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0], plain)
+        assert not torch.equal(
+            generate(model, RunSettings(3, 1.0), ["a"], [0], output_type="latent")[0], plain
+        )
     with ablate(
         model.pipe,
         make_selection(model, rows, timesteps, branch="uncond"),
         strength=-5.0,
         saes=make_sae(),
     ):
-        assert torch.equal(generate(model, RunSettings(3, 1.0), ["a"], [0], "latent")[0], plain)
+        assert torch.equal(
+            generate(model, RunSettings(3, 1.0), ["a"], [0], output_type="latent")[0], plain
+        )
 
 
 def test_hooks_are_removed_whatever_happens(model):
-    plain = generate(model, RUN, ["a"], [0], "latent")[0]
+    plain = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     selection = make_selection(
         model, [(0, f, 1.0, 0.0) for f in range(N_LATENTS)], timesteps_of(model)
     )
     with pytest.raises(KeyError), ablate(model.pipe, selection, strength=-5.0, saes=make_sae()):
         raise KeyError
-    assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], plain)
+    assert torch.equal(generate(model, RUN, ["a"], [0], output_type="latent")[0], plain)
 
 
 @pytest.mark.gpu
@@ -67,13 +71,13 @@ def test_ablation_on_cuda(model_dir, dtype):
     selection = make_selection(
         cuda, [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)], timesteps_of(cuda)
     )
-    plain = generate(cuda, RUN, ["a"], [0], "latent")[0]
+    plain = generate(cuda, RUN, ["a"], [0], output_type="latent")[0]
     with ablate(
         cuda.pipe, make_selection(cuda, [], timesteps_of(cuda)), strength=-5.0, saes=make_sae()
     ):
-        assert torch.equal(generate(cuda, RUN, ["a"], [0], "latent")[0], plain)
+        assert torch.equal(generate(cuda, RUN, ["a"], [0], output_type="latent")[0], plain)
     with ablate(cuda.pipe, selection, strength=-5.0, saes=make_sae()):
-        assert not torch.equal(generate(cuda, RUN, ["a"], [0], "latent")[0], plain)
+        assert not torch.equal(generate(cuda, RUN, ["a"], [0], output_type="latent")[0], plain)
 
 
 def test_a_model_in_another_precision_is_the_same_model(model, model_dir):
@@ -145,13 +149,13 @@ def test_several_concepts_saes_and_hooks_at_once_each_with_its_strength(model):
 
 
 def test_attach_stays_until_detached_and_detaching_twice_is_harmless(model):
-    plain = generate(model, RUN, ["a"], [0], "latent")[0]
+    plain = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     handle = attach(model.pipe, strong(model), saes=make_sae(3))
-    edited = [generate(model, RUN, ["a"], [0], "latent")[0] for _ in range(2)]
+    edited = [generate(model, RUN, ["a"], [0], output_type="latent")[0] for _ in range(2)]
     handle.detach()
     handle.detach()
     assert not torch.equal(edited[0], plain) and torch.equal(*edited)
-    assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], plain)
+    assert torch.equal(generate(model, RUN, ["a"], [0], output_type="latent")[0], plain)
 
 
 def test_an_sae_that_is_given_by_hand_and_is_another_is_named(model, tmp_path):

@@ -75,7 +75,9 @@ def used_timesteps(model, selection, run, monkeypatch, generations=1):
         ),
     )
     with ablate(model.pipe, selection, strength=-5.0, saes=make_sae()):
-        results = [generate(model, run, ["a"], [0], "latent")[0] for _ in range(generations)]
+        results = [
+            generate(model, run, ["a"], [0], output_type="latent")[0] for _ in range(generations)
+        ]
     return used, results
 
 
@@ -84,7 +86,7 @@ def test_the_timestep_is_known_without_reading_the_tensor(model, monkeypatch):
     timesteps = timesteps_of(model)
     selection = make_selection(model, [(s, 5 * s + 1, 1.0, 0.0) for s in range(3)], timesteps)
     monkeypatch.setattr(
-        "sae.diffusion.calls.scalar", lambda timestep: pytest.fail("the timestep was read")
+        "sae.diffusion.steps.scalar", lambda timestep: pytest.fail("the timestep was read")
     )
     used, _ = used_timesteps(model, selection, RUN, monkeypatch)
     assert used == [(t, t) for t in timesteps]
@@ -135,7 +137,7 @@ def test_a_timestep_far_from_all_recorded_ones_is_warned_about(model):
         pytest.warns(UserWarning, match=r"has no timestep near 667; the nearest, 981"),
         ablate(model.pipe, selection, strength=-5.0, saes=make_sae()),
     ):
-        generate(model, RUN, ["a"], [0], "latent")
+        generate(model, RUN, ["a"], [0], output_type="latent")
     with (
         warnings.catch_warnings(),
         ablate(
@@ -146,7 +148,7 @@ def test_a_timestep_far_from_all_recorded_ones_is_warned_about(model):
         ),
     ):
         warnings.simplefilter("error")
-        generate(model, RUN, ["a"], [0], "latent")
+        generate(model, RUN, ["a"], [0], output_type="latent")
 
 
 @pytest.mark.parametrize("kind", ["paper", "zero", "clamp", "add"])
@@ -267,7 +269,7 @@ def test_the_released_arithmetic_counts_calls(model):
         with pytest.raises(
             ModelError, match="mode saeuron counts calls and has statistics of 5 steps"
         ):
-            generate(model, RUN, ["a"], [0], "latent")
+            generate(model, RUN, ["a"], [0], output_type="latent")
     x = positions(plain[0])
     torch.testing.assert_close(
         positions(counted[0]), 2 * reconstruction(sae, x) - x, atol=2e-5, rtol=1e-5

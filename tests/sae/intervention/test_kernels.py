@@ -157,12 +157,12 @@ def test_pictures_are_the_same_with_the_kernels(model, monkeypatch, kind):
 
     edits = [Intervention(strong(model, features=EVERY_THIRD[:5]), kind, -2.0, branch="both")]
     with ablate(model.pipe, edits, saes=make_sae(3)):
-        expected = generate(model, RUN, ["a"], [0], "latent")
+        expected = generate(model, RUN, ["a"], [0], output_type="latent")
     calls, apply_ = [], kernels.apply_
     monkeypatch.setattr(kernels, "apply_", lambda *args: calls.append(args) or apply_(*args))
     monkeypatch.setattr(editing, "kernels_for", lambda device: kernels)
     with ablate(model.pipe, edits, saes=make_sae(3)):
-        found = generate(model, RUN, ["a"], [0], "latent")
+        found = generate(model, RUN, ["a"], [0], output_type="latent")
     assert len(calls) == (0 if kind == "replace" else 2 * RUN.n_steps)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)

@@ -40,9 +40,9 @@ def test_half_precision_models_are_edited_in_their_precision(model_dir, dtype):
     half = load_model(str(model_dir), "cpu", str(dtype).removeprefix("torch."))
     rows = [(s, f, 0.3, 0.0) for s in range(3) for f in range(N_LATENTS)]
     selection = make_selection(half, rows, timesteps_of(half))
-    plain = generate(half, RUN, ["a"], [0], "latent")[0]
+    plain = generate(half, RUN, ["a"], [0], output_type="latent")[0]
     with ablate(half.pipe, selection, strength=-5.0, saes=make_sae()):
-        edited = generate(half, RUN, ["a"], [0], "latent")[0]
+        edited = generate(half, RUN, ["a"], [0], output_type="latent")[0]
     assert edited.dtype == plain.dtype == dtype
     assert edited.isfinite().all()
     assert not torch.equal(edited, plain)
@@ -109,20 +109,23 @@ def test_what_is_compiled_is_edited_and_is_plain_again_afterwards(model_dir, par
     compiled = load_model(str(model_dir), "cpu")
     eager = load_model(str(model_dir), "cpu")
     run = RunSettings(2, 3.0)
-    plain = generate(eager, run, ["a"], [0], "latent")[0]
+    plain = generate(eager, run, ["a"], [0], output_type="latent")[0]
     selection = strong(eager, n_steps=2)
     with ablate(eager.pipe, selection, saes=make_sae(3)):
-        edited = generate(eager, run, ["a"], [0], "latent")[0]
+        edited = generate(eager, run, ["a"], [0], output_type="latent")[0]
     if part == "block":
         compiled.pipe.unet.up_blocks[1].compile(backend="eager")
     else:
         compiled.pipe.unet = torch.compile(compiled.pipe.unet, backend="eager")
-    torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
+    torch.testing.assert_close(generate(compiled, run, ["a"], [0], output_type="latent")[0], plain)
     with ablate(compiled.pipe, selection, saes=make_sae(3)):
         torch.testing.assert_close(
-            generate(compiled, run, ["a"], [0], "latent")[0], edited, atol=1e-4, rtol=1e-4
+            generate(compiled, run, ["a"], [0], output_type="latent")[0],
+            edited,
+            atol=1e-4,
+            rtol=1e-4,
         )
-    torch.testing.assert_close(generate(compiled, run, ["a"], [0], "latent")[0], plain)
+    torch.testing.assert_close(generate(compiled, run, ["a"], [0], output_type="latent")[0], plain)
     assert (edited - plain).abs().max() > 1e-2
 
 
@@ -132,7 +135,7 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
     model = load_model(str(model_dir), "cpu")
     selection = strong(model)
     with ablate(model.pipe, selection, saes=make_sae(3)):
-        edited = generate(model, RUN, ["a"], [0], "latent")[0]
+        edited = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     unet = model.pipe.unet
     weights = {name: parameter.data for name, parameter in unet.named_parameters()}
     forward = type(unet).forward
@@ -154,7 +157,7 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
     unet.forward = types.MethodType(wrapped, unet)
     offload()
     with ablate(model.pipe, selection, saes=make_sae(3)):
-        assert torch.equal(generate(model, RUN, ["a"], [0], "latent")[0], edited)
+        assert torch.equal(generate(model, RUN, ["a"], [0], output_type="latent")[0], edited)
     fresh = load_model(str(model_dir), "cpu").pipe.unet.to("meta")
     with pytest.raises(
         ModelError, match="is kept where it cannot be read: use enable_model_cpu_offload"
@@ -167,12 +170,12 @@ def test_weights_that_are_elsewhere_between_calls(model_dir):
 def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
     model = load_model(str(model_dir), "cuda", "float32")
     selection = strong(model)  # Its hash is taken before the weights leave.
-    plain = generate(model, RUN, ["a"], [0], "latent")[0]
+    plain = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     with ablate(model.pipe, selection, saes=make_sae(3)):
-        edited = generate(model, RUN, ["a"], [0], "latent")[0]
+        edited = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     getattr(model.pipe, offload)()
     with ablate(model.pipe, selection, saes=make_sae(3)):
-        found = generate(model, RUN, ["a"], [0], "latent")[0]
+        found = generate(model, RUN, ["a"], [0], output_type="latent")[0]
     torch.testing.assert_close(found.cpu(), edited.cpu(), atol=1e-4, rtol=1e-4)
     assert (edited - plain).abs().max() > 1e-2
 
@@ -182,18 +185,20 @@ def test_offloaded_models_are_edited_as_resident_ones(model_dir, offload):
 def test_what_is_compiled_for_cuda_is_edited(model_dir, kind, dtype):
     model = load_model(str(model_dir), "cuda", dtype)
     edit = Intervention(strong(model), kind=kind, strength=-1.0)
-    plain = generate(model, RUN, ["a"], [0], "latent")[0].float()
+    plain = generate(model, RUN, ["a"], [0], output_type="latent")[0].float()
     with ablate(model.pipe, edit, saes=make_sae(3)):
-        edited = generate(model, RUN, ["a"], [0], "latent")[0].float()
+        edited = generate(model, RUN, ["a"], [0], output_type="latent")[0].float()
     model.pipe.unet.up_blocks[1].compile()
     with ablate(model.pipe, edit, saes=make_sae(3)):
-        found = generate(model, RUN, ["a"], [0], "latent")[0].float()
+        found = generate(model, RUN, ["a"], [0], output_type="latent")[0].float()
     size = (edited - plain).norm()
     assert size > 1e-2
     # Another rounding moves a latent over its threshold here and there, which the rule turns into a
     # step.
     assert (found - edited).norm() < (0.3 if kind == "paper" else 0.02) * size
-    assert (generate(model, RUN, ["a"], [0], "latent")[0].float() - plain).norm() < 0.02 * size
+    assert (
+        generate(model, RUN, ["a"], [0], output_type="latent")[0].float() - plain
+    ).norm() < 0.02 * size
 
 
 def test_attention_slicing_changes_nothing_about_the_edit(model_dir):

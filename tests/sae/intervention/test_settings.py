@@ -121,7 +121,7 @@ def test_masks_and_every_kind_on_token_streams(architectures):
     hook = "transformer.transformer_blocks.0"
     for name, guidance in (("SD3", "batched"), ("FLUX", "none")):
         model, run = architectures(name), CASES[name].guidance[guidance]
-        generate(model, run, ["a"], [0], "latent")
+        generate(model, run, ["a"], [0], output_type="latent")
         timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
         rows = [(s, f, 0.4, 0.05) for s in range(run.n_steps) for f in EVERY_THIRD]
         selection = make_selection(model, rows, timesteps, hook=hook)
@@ -152,7 +152,7 @@ def stream(model, hook, run, intervention):
     handle = attach(model.pipe, intervention, saes=make_sae(3)) if intervention else None
     last = keep()
     try:
-        generate(model, run, ["a"], [0], "latent")
+        generate(model, run, ["a"], [0], output_type="latent")
     finally:
         last.remove()
         if handle:
@@ -179,7 +179,7 @@ def test_a_mask_of_the_wrong_size_is_one_line(model, shape, message):
         pytest.raises(UsageError, match=message) as caught,
         ablate(model.pipe, intervention, saes=make_sae(3)),
     ):
-        generate(model, RUN, ["a"], [0], "latent")
+        generate(model, RUN, ["a"], [0], output_type="latent")
     assert "\n" not in str(caught.value)
 
 

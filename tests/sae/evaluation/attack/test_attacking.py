@@ -1,12 +1,15 @@
 """An attack from outside: what is kept, continued and reported; what is refused, in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+from PIL import Image
 
 from featurestore.errors import ModelError, SelectionError, UsageError
-from featurestore.prompts import Prompt
+from featurestore.prompts import Prompt, start_picture
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.attack.attacking import spread
@@ -141,20 +144,38 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
             AttackSettings(**wrong)
 
 
-def test_a_pipeline_that_starts_from_pictures_is_not_attacked(model, tmp_path):
-    from dataclasses import replace
+def started(tmp_path, *kinds):
+    """Prompts that start from pictures of their own."""
+    paths = {}
+    for number, kind in enumerate(kinds):
+        Image.new("RGB", (64, 64), (90, 60 + 90 * number, 30)).save(tmp_path / f"{kind}.png")
+        paths[kind] = start_picture(tmp_path / f"{kind}.png", "test")
+    return [replace(prompt, starts=paths) for prompt in PROMPTS]
 
-    from diffusers import StableDiffusionImg2ImgPipeline
 
-    other = replace(
-        model,
-        pipe=StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False),
-    )
+def test_a_pipeline_that_is_given_more_than_text_is_not_attacked(model, tmp_path):
+    pipe = StableDiffusionInpaintPipeline(**model.pipe.components, requires_safety_checker=False)
+    prompts = started(tmp_path, "image", "mask")
     with pytest.raises(
-        ModelError,
-        match=r"^StableDiffusionImg2ImgPipeline starts from a picture: only text-to-image",
+        ModelError, match=r"^StableDiffusionInpaintPipeline starts from a picture: "
     ):
-        run(other, tmp_path, Scripted([1])())
+        run(replace(model, pipe=pipe), tmp_path, Scripted([1])(), prompts=prompts)
+
+
+@pytest.mark.parametrize("method", ["tokens", "embedding"])
+def test_what_noises_a_picture_is_attacked_by_its_words(model, tmp_path, method):
+    """Issue 19, item 3."""
+    pipe = StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    other, script = replace(model, pipe=pipe), Scripted([1, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0], [1, 0], [0])  # fmt: skip
+    found = run(
+        other, tmp_path, script(), prompts=started(tmp_path, "image"), attack={"method": method}
+    ).pictures  # fmt: skip
+    assert [one.rounds for one in found] == [0, 1, 2, 3]
+    with pytest.raises(ModelError, match=r"the tokens and embeddings before the prompt\.$"):
+        run(
+            other, tmp_path, Scripted([1])(), prompts=started(tmp_path, "image"), attack={"method": "latents"}
+        )  # fmt: skip
 
 
 def test_pictures_that_do_not_show_the_concept_anyway_do_not_count(model, tmp_path):

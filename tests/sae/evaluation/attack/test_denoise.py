@@ -29,7 +29,7 @@ def first_call(model, run, prompts):
         seen.append((inputs[0], output[0] if isinstance(output, tuple) else output.sample))
 
     handle = denoiser(model.pipe).register_forward_hook(keep, with_kwargs=True)
-    generate(model, run, prompts, [5] * len(prompts), "latent")
+    generate(model, run, prompts, [5] * len(prompts), output_type="latent")
     handle.remove()
     return seen[0]
 

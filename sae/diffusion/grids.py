@@ -1,0 +1,34 @@
+"""How the tokens of a transformer lie in the picture, or in the frames of a video."""
+
+from typing import Any
+
+from torch import Tensor
+
+from sae.diffusion.calls import Running
+
+FRAMES_FIRST = {"CogVideoXTransformer3DModel"}
+"""classes whose videos have their frames before their channels, ``[B, F, C, H, W]``"""
+
+
+def token_grid(call: Running) -> tuple[int, int, int] | None:
+    """Return frames, height and width of the patches that a denoiser makes of its latents; None
+    where its arguments do not say (latents that are packed already, a UNet).
+
+    Whether a module's tokens are these patches, their number says.
+    """
+    told = [call.arguments.get(name) for name in ("num_frames", "height", "width")]
+    if all(isinstance(one, int) for one in told):
+        return tuple(told)  # type: ignore[arg-type]  # LTX
+    latents = next(iter(call.arguments.values()))
+    module: Any = getattr(call.pipe, "transformer", None)
+    patch = None if module is None else module.config.get("patch_size")
+    if patch is None or not isinstance(latents, Tensor) or latents.dim() not in (4, 5):
+        return None
+    frames = 1 if latents.dim() == 4 else latents.shape[2]
+    if type(getattr(module, "_orig_mod", module)).__name__ in FRAMES_FIRST:
+        frames = latents.shape[1]
+    each = patch if isinstance(patch, (list, tuple)) else (module.config.get("patch_size_t"), patch, patch)  # fmt: skip
+    if len(each) != 3:
+        return None
+    height, width = latents.shape[-2:]
+    return frames // (each[0] or 1), height // each[1], width // each[2]
