@@ -16,9 +16,9 @@ def token_grid(call: Running) -> tuple[int, int, int] | None:
 
     Whether a module's tokens are these patches, their number says.
     """
-    told = [call.arguments.get(name) for name in ("num_frames", "height", "width")]
-    if all(isinstance(one, int) for one in told):
-        return tuple(told)  # type: ignore[arg-type]  # LTX
+    match [call.arguments.get(name) for name in ("num_frames", "height", "width")]:
+        case [int() as frames, int() as height, int() as width]:  # LTX
+            return frames, height, width
     latents = next(iter(call.arguments.values()))
     module: Any = getattr(call.pipe, "transformer", None)
     patch = None if module is None else module.config.get("patch_size")

@@ -102,7 +102,7 @@ def test_captured_tensors_are_the_hooks_bit_for_bit(model):
     assert [c.call.timestep for c in seen] == [float(t) for t in model.pipe.scheduler.timesteps]
     for captured, tensor in zip(seen, plain, strict=True):
         assert torch.equal(captured.values, tensor.permute(0, 2, 3, 1).flatten(1, 2))
-        assert captured.layout == (16, 16, True)
+        assert captured.layout == (16, 16, True, 1)
         assert captured.call.branches == ("uncond", "cond")
 
 

@@ -17,6 +17,8 @@ def sound(kind):
     if kind == "activations":
         metadata = {"featurestore.height": "1", "featurestore.width": "2"}
         return schemas.activations_schema(2, 3).with_metadata(metadata)
+    if kind == "attention":
+        return schemas.attention_schema(2)
     return schemas.expected(kind, pa.schema([]))
 
 

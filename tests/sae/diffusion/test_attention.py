@@ -16,9 +16,8 @@ from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention
 from tests.builders.cli import run as shell
+from tests.builders.plain import dense, plain_hook, random_sae, rows
 from tests.builders.selections import make_selection
-from tests.sae.diffusion.test_encoders import plain_hook
-from tests.sae.diffusion.test_families import dense, random_sae, rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),

@@ -1,7 +1,6 @@
 """Issue 19, item 5: text encoders as hooks: collected bit for bit, and edited by the formula while
 the prompt is encoded."""
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +13,12 @@ from featurestore import Store
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from sae.diffusion.modules import find_module, match_hooks
+from sae.diffusion.modules import match_hooks
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
 from tests.builders.cli import run as shell
+from tests.builders.plain import dense, plain_hook, random_sae
 from tests.builders.selections import make_selection
-from tests.sae.diffusion.test_families import dense, random_sae
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),
@@ -43,20 +42,6 @@ def run_of(name, **changes):
     guided = {"guidance": 3.0, "true_cfg": 3.0 if name == "FLUX" else 1.0}
     settings = {"negative_prompt": "ugly", "height": 32, "width": 48}
     return RunSettings(**{"n_steps": 2, **guided, **settings, **changes})
-
-
-@contextlib.contextmanager
-def plain_hook(pipe, hook):
-    seen = []
-
-    def keep(module, args, output):
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
-
-    handle = find_module(pipe, hook).register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize(("name", "hook"), HOOKS)

@@ -23,8 +23,8 @@ from sae.diffusion.pipelines import (
 from sae.intervention.settings import Intervention
 from tests.builders.families import BLOCK, FAMILIES, HEIGHT, WIDTH, picture
 from tests.builders.pipelines import _t5, save, t5_tokenizer, tiny_flux
+from tests.builders.plain import plain_hooks, rows
 from tests.builders.selections import make_selection
-from tests.sae.diffusion.test_families import plain_hooks, rows
 
 
 def saved(name, tmp_path):

@@ -24,10 +24,10 @@ from sae.intervention.settings import Intervention
 from tests.builders import pipelines as tiny
 from tests.builders.cli import run as shell
 from tests.builders.families import FAMILIES, HEIGHT, WIDTH, _controlnet, mask, picture
+from tests.builders.judges import Scripted
+from tests.builders.plain import plain_hooks, rows
 from tests.builders.selections import D_IN, HOOK, N_LATENTS, make_sae, make_selection
 from tests.builders.trees import same_tree
-from tests.sae.diffusion.test_families import plain_hooks, rows
-from tests.sae.evaluation.attack.test_attacking import Scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),

@@ -11,7 +11,7 @@ from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from tests.builders.families import FAMILIES
 from tests.builders.pipelines import _t5, t5_tokenizer
-from tests.sae.diffusion.test_families import plain_hooks, rows
+from tests.builders.plain import plain_hooks, rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers"),

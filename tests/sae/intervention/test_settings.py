@@ -195,7 +195,7 @@ def test_wrong_settings_are_one_line(model):
             lambda: Intervention(selection, threshold=-1),
             "threshold -1: expected 0 or more, in multiples of the features'",
         ),
-        (lambda: Intervention(selection, branch="left"), "branch 'left': expected cond"),
+        (lambda: Intervention(selection, branch="left"), "branch 'left': expected one of cond"),
         (
             lambda: Intervention(selection, mask=torch.ones(4, 4)),
             r"a mask is float32 \[4, 4\]: expected bool",

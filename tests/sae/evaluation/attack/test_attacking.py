@@ -15,33 +15,12 @@ from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.attack.attacking import spread
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.intervals import wilson
-from sae.evaluation.judge import Judge
 from sae.intervention.settings import Intervention
+from tests.builders.judges import Scripted
 from tests.builders.selections import make_sae, make_selection, timesteps_of
 
 RUN = RunSettings(n_steps=2, guidance=3.0)
 PROMPTS = [Prompt(f"a {o}", seed, {"style": "neon"}, 1) for seed in (0, 1) for o in ("cat", "tree")]
-
-
-class Scripted:
-    """A judge that sees neon as it is told, call by call; each call is of a whole batch."""
-
-    def __init__(self, *script):
-        self.script, self.calls = list(script), 0
-
-    def __call__(self):
-        def probabilities(images):
-            shown = self.script[min(self.calls, len(self.script) - 1)]
-            self.calls += 1
-            shown = np.broadcast_to(np.array(shown, float), len(images))
-            return {"style": np.stack([shown, 1 - shown], 1)}
-
-        return Judge(
-            "scripted",
-            {"style": ("neon", "none")},
-            probabilities,
-            lambda images: np.zeros((len(images), 2)),
-        )
 
 
 def edit(model, **changes):
