@@ -128,11 +128,11 @@ def test_an_interrupted_encoding_resumes_to_the_same_bytes(encoded, tmp_path, mo
     put_sae(store)
     append, calls = Store.append, []
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **named):
         calls.append(args[0])
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return append(self, *args)
+        return append(self, *args, **named)
 
     monkeypatch.setattr(Store, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -171,10 +171,10 @@ def test_after_an_error_no_further_shard_is_begun(tmp_path, monkeypatch):
     put_sae(store)
     append = Store.append
 
-    def full(self, table, *args):
+    def full(self, table, *args, **named):
         if table.startswith("codes"):
             raise DiskError("full")
-        return append(self, table, *args)
+        return append(self, table, *args, **named)
 
     monkeypatch.setattr(Store, "append", full)
     read, began = featurestore.format.activations.read_shard, []
