@@ -25,7 +25,7 @@ SETTINGS = settings(
 OF_ONE = [
     name
     for name, asked in questions().items()
-    if "feature" in asked.parameters and set(asked.relations) & set(BY_FEATURE)
+    if "feature" in asked.parameters and set(asked.relations) & {*BY_FEATURE, "sample_totals"}
 ]
 OF_ALL = ["dead_features", "dense_features", "sae_steps"]
 
