@@ -1,6 +1,7 @@
 """A work item of a collection: generated, gathered, committed."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,12 @@ def _generate(
     return images
 
 
+def _cores() -> int:
+    """Return the cores of this machine. One is the denoiser's thread's: hashing would take them
+    all."""
+    return os.cpu_count() or 1
+
+
 def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
     """Commit an item; ``n_new`` samples are still to come if the space for them is to be checked
     first."""
@@ -219,7 +226,7 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
 
         # `samples` last: a sample that is there has everything else.
         names = [*files, *(name for name in tables if name != "samples")]
-        with ThreadPoolExecutor(max(1, len(names))) as pool:
+        with ThreadPoolExecutor(max(1, min(len(names), _cores() - 1))) as pool:
             job.n_bytes += sum(pool.map(append, names))
         if "samples" in tables:
             append_labels(job.store, item.shard, item.samples, job.families)
