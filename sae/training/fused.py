@@ -5,7 +5,8 @@ The gradients are written out; automatic differentiation of :mod:`sae.training.l
 are tested against. With ``g = ∂L/∂x̂``, codes ``z`` at latents ``i`` and ``c = x − b_dec``:
 ``∂L/∂W_dec[i] = Σ z g``, ``∂z = g · W_dec[i]`` where ``z > 0``, ``∂L/∂W_enc[i] = Σ ∂z c``,
 ``∂L/∂b_enc[i] = Σ ∂z``, and ``b_dec``, added after and subtracted before, gets
-``Σ g − W_encᵀ ∂L/∂b_enc``.
+``Σ g − W_encᵀ ∂L/∂b_enc``. The auxiliary loss adds to all of these in the same way, but for
+``Σ g``: its target is taken as a constant.
 """
 
 import functools
@@ -71,7 +72,8 @@ class FusedStep:
     def _replay(self, x: Tensor) -> Loss:
         if self._graph is None:
             self._graph, self._x = torch.cuda.CUDAGraph(), x.clone()
-            with torch.cuda.graph(self._graph):
+            # Of this thread alone: another gathers batches in page-locked memory meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._loss = self._take(self._x)
         self._x.copy_(x)
         self._graph.replay()
