@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import DamageError, QueryError, UsageError
+from featurestore.format.footers import read_schema
 from featurestore.format.records import Record
 from featurestore.format.schemas import (
     CODES,
@@ -32,10 +33,11 @@ from featurestore.format.schemas import (
 from featurestore.saes import load_config, sae_hash
 from featurestore.store import Store
 from featurestore.vocabulary import TABLE_KINDS
+from queries.pruning import LABELLED, OWN_COLUMN, Needed, told_families
 from queries.sql_errors import one_line
 
 SQL = Path(__file__).parent / "sql"
-_EMPTY = {
+EMPTY = {
     "samples": samples_schema([]),
     "activations": activations_schema(1, 1),
     "attention": attention_schema(1),
@@ -61,7 +63,13 @@ _NESTED = {
     "values": "float[][]",
     "activation": "float[][]",
     "attention": "float[]",
+    "image": "struct(bytes blob, path varchar)",
 }
+
+SAES = (
+    "create table saes (sae varchar, hook varchar, io varchar, d_in integer, n_latents integer, "
+    "k integer, map_positions integer, sae_hash varchar)"
+)
 
 SPILL_PREFIX = f"featurestore-spill-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"
 """of the directories that queries spill into, before the number of their process"""
@@ -122,19 +130,37 @@ def connect(
         DamageError: a file is not what its record says; the first five such files are named.
     """
     seen = [table for table in store.tables() if tables is None or table in set(tables)]
+    records = {table: store.records(table) for table in seen}
     if verify:
-        verify_files(store, seen)
+        store.check(record for of in records.values() for record in of)
+    return open_views(store, Needed(records, {}, {}), memory_limit=memory_limit, database=database)
+
+
+def open_views(
+    store: Store,
+    shards: Needed,
+    *,
+    memory_limit: str | None,
+    database: str | Path = ":memory:",
+) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the views of :func:`connect` over some shards, which nothing
+    verifies."""
     connection = open_database(database, memory_limit)
     try:
         connection.execute("set python_enable_replacements = false")
         for kind in ("samples", *TABLE_KINDS):
-            _create_view(
-                connection, store, kind, [table for table in seen if table.split("/")[0] == kind]
-            )
-        if "samples" in seen:
-            _apply_corrections(connection, store)
+            seen = shards.records | shards.others
+            of = {table: found for table, found in seen.items() if table.split("/")[0] == kind}
+            if kind in shards.counted:
+                _create_counted(connection, store, kind, shards.counted[kind])
+            elif any(of.values()):
+                _create_view(connection, store, kind, of)
+            else:
+                create_empty(connection, kind, _empty(store, kind, asked=bool(of)))
+        if shards.records.get("samples"):
+            _apply_corrections(connection, store, shards.records["samples"])
         _create_saes(connection, store)
-        _create_labels(connection)
+        create_labels(connection)
     except duckdb.InterruptException as error:
         connection.close()
         raise QueryError(one_line(error)) from error
@@ -186,17 +212,45 @@ def verify_files(store: Store, tables: Iterable[str]) -> None:
     store.check(record for table in tables for record in store.records(table))
 
 
-def _create_view(
-    connection: duckdb.DuckDBPyConnection, store: Store, kind: str, tables: list[str]
+def _empty(store: Store, kind: str, *, asked: bool) -> pa.Schema:
+    """Return the columns of a kind of table of which no row is needed; in no certain order if
+    nobody asked for it."""
+    if kind != "samples" or not (records := store.records("samples")):
+        return EMPTY[kind]
+    if not asked:
+        return samples_schema(told_families(store))
+    store.check(records[:1])
+    return read_schema(store.paths(records[0])[0])
+
+
+def own_column(kind: str) -> list[str]:
+    """Return the column that a view has besides those of its files."""
+    column = OWN_COLUMN.get(kind, "sae")
+    return [f"{column} varchar"] if column else []
+
+
+def _create_counted(
+    connection: duckdb.DuckDBPyConnection, store: Store, kind: str, rows: int
 ) -> None:
-    column = {"samples": "", "activations": "hook", "attention": "hook"}.get(kind, "sae")
+    """Create a view of so many rows, of which no column is read."""
+    schema = samples_schema(told_families(store), True) if kind == "samples" else EMPTY[kind]
+    own = [f"null::varchar as {column.split()[0]}" for column in own_column(kind)]
+    columns = [f"null::{_type(field)} as {quote_identifier(field.name)}" for field in schema]
+    nulls = ", ".join([*own, *columns])
+    connection.execute(f"create view {kind} as select {nulls} from range({rows})")
+
+
+def _create_view(
+    connection: duckdb.DuckDBPyConnection,
+    store: Store,
+    kind: str,
+    tables: dict[str, list[Record]],
+) -> None:
+    column = OWN_COLUMN.get(kind, "sae")
     parts = []
-    for table in tables:
+    for table, records in tables.items():
         name = f"{quote_text(table.partition('/')[2])} as {column}, " if column else ""
-        parts.append(f"select {name}* from {files_of(store, store.records(table))}")
-    if not parts:
-        _create_empty(connection, kind, [f"{column} varchar"] if column else [])
-        return
+        parts += [f"select {name}* from {files_of(store, records)}"] if records else []
     try:
         connection.execute(f"create view {kind} as {' union all by name '.join(parts)}")
     except duckdb.InterruptException:
@@ -208,7 +262,9 @@ def _create_view(
         ) from error
 
 
-def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+def _apply_corrections(
+    connection: duckdb.DuckDBPyConnection, store: Store, records: list[Record]
+) -> None:
     """Give the view ``samples`` the labels that stand where ``labels`` has others (docs/format.md,
     section 1.1)."""
     corrected = store.corrected_labels()
@@ -226,7 +282,7 @@ def _apply_corrections(connection: duckdb.DuckDBPyConnection, store: Store) -> N
     columns += [f"c.{name}" for name, own in families if not own]
     connection.execute(
         f"create or replace view samples as select {', '.join(columns)} from "
-        f"{files_of(store, store.records('samples'))} s "
+        f"{files_of(store, records)} s "
         f"left join corrected_labels c on s.sample_id = c.sample_id"
     )
 
@@ -240,26 +296,22 @@ def files_of(store: Store, records: Iterable[Record]) -> str:
     )
 
 
-def _create_empty(connection: duckdb.DuckDBPyConnection, kind: str, columns: list[str]) -> None:
-    connection.execute(
-        f"create table {kind} ({', '.join([*columns, *column_types(_EMPTY[kind])])})"
-    )
+def create_empty(connection: duckdb.DuckDBPyConnection, kind: str, schema: pa.Schema) -> None:
+    columns = ", ".join([*own_column(kind), *column_types(schema)])
+    connection.execute(f"create table {kind} ({columns})")
 
 
 def column_types(schema: pa.Schema) -> list[str]:
     """Return a table's columns as ``create table`` takes them."""
-    return [
-        f"{quote_identifier(field.name)} {_NESTED.get(field.name) or _TYPES[str(field.type)]}"
-        for field in schema
-    ]
+    return [f"{quote_identifier(field.name)} {_type(field)}" for field in schema]
+
+
+def _type(field: pa.Field) -> str:
+    return _NESTED.get(field.name) or _TYPES[str(field.type)]
 
 
 def _create_saes(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
-    connection.execute(
-        "create table saes (sae varchar, hook varchar, io varchar, d_in integer, n_latents "
-        "integer, k integer, "
-        "map_positions integer, sae_hash varchar)"
-    )
+    connection.execute(SAES)
     for record in store.records("saes"):
         config = load_config(store, record.shard)
         values = [record.shard, *(config[key] for key in ("hook", "io", "d_in", "n_latents", "k"))]
@@ -267,8 +319,9 @@ def _create_saes(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
         connection.execute("insert into saes values (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
-def _create_labels(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create ``labels``, one row a label, and the tables with a column a family."""
+def create_labels(connection: duckdb.DuckDBPyConnection, *, labelled: bool = True) -> None:
+    """Create ``labels``, one row a label, and, if ``labelled``, the tables with a column a
+    family."""
     families = family_names(row[0] for row in connection.execute("describe samples").fetchall())
     names = [quote_identifier(family) for family in families]
     parts = [
@@ -278,7 +331,7 @@ def _create_labels(connection: duckdb.DuckDBPyConnection) -> None:
     ]
     none = "select sample_id, '' as family, '' as concept from samples where false"
     connection.execute(f"create view labels as {' union all '.join(parts) or none}")
-    for kind in ("activations", "codes", "stats"):
+    for kind in LABELLED if labelled else ():
         columns = ", ".join(["sample_id", *names])
         connection.execute(
             f"create view labelled_{kind} as select * from {kind} left join (select {columns} "

@@ -1,13 +1,24 @@
 """One SELECT of a user over a store, which it can only read."""
 
-from collections.abc import Iterable
-
 import duckdb
 import pyarrow as pa
 
 from featurestore.errors import QueryError
+from featurestore.format.schemas import samples_schema
 from featurestore.store import Store
-from queries.session import connect, quote_text, verify_files
+from featurestore.vocabulary import TABLE_KINDS
+from queries.pruning import LABELLED, LATER, Needed, named, needed, told_families
+from queries.session import (
+    EMPTY,
+    SAES,
+    column_types,
+    create_empty,
+    create_labels,
+    open_views,
+    own_column,
+    quote_identifier,
+    quote_text,
+)
 from queries.sql_errors import explain
 
 
@@ -17,20 +28,20 @@ def sql(
     """Return the answer to one SELECT of a user over a store's views; it can read nothing else and
     change nothing.
 
-    Only the tables that the statement names are verified, and only their files can be read. Columns
-    of one name are told apart by a number. ``rows``: return the first ones only, and compute no
-    more than they need.
+    Only the shards that it can need, by what their records say, are verified, and only their files
+    can be read; rows that are counted and nothing else are counted by the records. Columns of one
+    name are told apart by a number. ``rows``: return the first ones only, and compute no more than
+    they need.
 
     Raises:
         QueryError: it is not one SELECT, or DuckDB refuses it.
         DamageError: a file is not what its record says.
     """
-    words = statement.lower() + (" samples" if "label" in statement.lower() else "")
-    named = [table for table in store.tables() if table.split("/")[0] in words]
-    verify_files(store, named)
-    with connect(store, verify=False, memory_limit=memory_limit) as connection:
+    shards = _needed(store, statement)
+    store.check(record for of in shards.records.values() for record in of)
+    with open_views(store, shards, memory_limit=memory_limit) as connection:
         try:
-            _close_doors(connection, store, named)
+            _close_doors(connection, store, shards)
             relation = connection.sql(_checked(connection, statement))
             answer = (
                 relation.to_arrow_table()
@@ -40,6 +51,27 @@ def sql(
         except duckdb.Error as error:
             raise QueryError(explain(connection, statement, error)) from error
     return answer.rename_columns(_distinct(answer.column_names))
+
+
+def _needed(store: Store, statement: str) -> Needed:
+    """Return the shards that a statement can need."""
+    families = told_families(store)
+    with duckdb.connect(config={"threads": 1}) as planning:
+        planning.execute(f"set disabled_optimizers = '{LATER}'")
+        for kind in ("samples", *TABLE_KINDS):
+            schema = samples_schema(families, True) if kind == "samples" else EMPTY[kind]
+            create_empty(planning, kind, schema)
+            if kind in LABELLED:
+                labels = [f"{quote_identifier(family)} varchar" for family in families]
+                columns = [*own_column(kind), *column_types(schema), *labels]
+                planning.execute(f"create table labelled_{kind} ({', '.join(columns)})")
+        create_labels(planning, labelled=False)
+        planning.execute(SAES)
+        _lock(planning)
+        try:
+            return needed(store, _checked(planning, statement).query, planning, families)
+        except duckdb.Error:  # said of the statement itself, in a moment
+            return named(store, statement)
 
 
 def _first(reader: pa.RecordBatchReader, rows: int) -> pa.Table:
@@ -70,11 +102,15 @@ def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.St
     return parsed[0]
 
 
-def _close_doors(
-    connection: duckdb.DuckDBPyConnection, store: Store, tables: Iterable[str]
-) -> None:
-    files = [str(path.resolve()) for table in tables for path in store.files(table)]
+def _close_doors(connection: duckdb.DuckDBPyConnection, store: Store, shards: Needed) -> None:
+    records = (record for of in shards.records.values() for record in of)
+    files = [str(path.resolve()) for record in records for path in store.paths(record)]
     connection.execute(f"set allowed_paths = [{', '.join(map(quote_text, files))}]")
+    _lock(connection)
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let a connection reach nothing outside that it was not allowed to, from now on."""
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
