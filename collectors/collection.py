@@ -142,7 +142,7 @@ def _collect_items(
     try:
         for item in items:
             claim = claim_item(job.store.root, item.shard)
-            lacking = frozenset(t for t in item.tables if job.store.record(t, item.shard) is None)
+            lacking = frozenset(t for t in item.tables if job.store.done(t, item.shard) is None)
             if claim is None or not lacking:
                 bar.update(len(item.samples) * job.run.n_steps)
                 if claim is not None:

@@ -9,6 +9,7 @@ from featurestore.errors import DamageError
 from featurestore.format import durable, footers, schemas
 from featurestore.format.gate import MalformedError, read_regular
 from featurestore.format.ledger import update_ledger
+from featurestore.format.records import list_shards
 from featurestore.store import Store
 
 _WHAT = {
@@ -64,7 +65,7 @@ def make_card(store: Store) -> str:
     ]
     for table in tables:
         lines += [f"- config_name: {schemas.config_name(table)}"]
-        lines += ["  data_files:", "  - split: train", f"    path: {table}/*.parquet"]
+        lines += ["  data_files:", "  - split: train", *_data_files(store, table)]
     lines += ["---", "", "# Activations and SAE features of a diffusion model", ""]
     lines += [
         "Written by featurestore (layout: its `docs/format.md`). This page is made from the "
@@ -95,6 +96,15 @@ def make_card(store: Store) -> str:
         )
     lines += ["", *_columns(store, tables), *_usage(tables), ""]
     return "\n".join(lines)
+
+
+def _data_files(store: Store, table: str) -> list[str]:
+    """Return where a table's files are: all in its directory, unless some there count no more."""
+    records = store.records(table)
+    replaced = {name for record in records for name in record.covers if name != record.shard}
+    if replaced.isdisjoint(list_shards(store.root, table)):
+        return [f"    path: {table}/*.parquet"]
+    return ["    path:", *(f"    - {entry.path}" for r in records for entry in r.files)]
 
 
 def _columns(store: Store, tables: list[str]) -> list[str]:

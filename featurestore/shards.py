@@ -1,6 +1,7 @@
 """Write and commit shards: files first, their record last (docs/format.md, section 3)."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,8 +16,9 @@ from featurestore.format.in_place import TensorFile
 from featurestore.format.records import (
     FileEntry,
     Record,
+    any_shard,
     check_record,
-    list_shards,
+    compacted_shards,
     read_record,
     shard_files,
 )
@@ -39,6 +41,26 @@ def find_record(root: Path, table: str, shard: str) -> Record | None:
     return read_record(root, table, shard) if path.exists() else None
 
 
+def find_done(root: Path, table: str, shard: str) -> Record | None:
+    """Return the commit record of a shard, or else of the compacted one that holds its rows."""
+    own = find_record(root, table, shard)
+    # In this order: a compacted shard is there before what it replaces goes.
+    if own is not None:
+        return own
+    for name in compacted_shards(root, table):
+        status = inside(root, f"manifest/{table}/{name}.json").stat()
+        if shard in _replaces(root, table, name, (status.st_ino, status.st_mtime_ns)):
+            return read_record(root, table, name)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _replaces(root: Path, table: str, shard: str, _state: tuple[int, int]) -> frozenset[str]:
+    """Return the shards whose rows a compacted one holds; ``_state`` is of its record's file."""
+    contents = read_record(root, table, shard).contents
+    return frozenset(contents.replaces if contents is not None else ())
+
+
 def write_shard(
     root: Path, new: NewShard, schema: pa.Schema, write: Callable[[BinaryIO], object]
 ) -> Record:
@@ -50,15 +72,15 @@ def write_shard(
         TakenError: another process has just committed it with other bytes.
         DiskError: the operating system refused; nothing was committed.
     """
-    existing = find_record(root, new.table, new.shard)
+    existing = find_done(root, new.table, new.shard)
     if existing is not None:
         return existing
     check_schema(root, new.table, schema)
     (path,) = shard_files(new.table, new.shard)
     with claim(root, new.table, new.shard):
-        existing = find_record(root, new.table, new.shard)
+        existing = find_done(root, new.table, new.shard)
         if existing is not None:
-            _check_same(root, existing, durable.hash_only(write))
+            _check_same(root, existing, durable.hash_only(write), new.shard)
             return existing
         written = durable.place_file(inside(root, path), write)
         return commit(root, _record(root, new, schema, written))
@@ -67,14 +89,14 @@ def write_shard(
 def place_shard(root: Path, new: NewShard, file: TensorFile) -> Record:
     """Commit a shard whose file is written, once all of its rows were put; raises as
     :func:`write_shard`."""
-    existing = find_record(root, new.table, new.shard)
+    existing = find_done(root, new.table, new.shard)
     if existing is not None:
         return existing
     written = file.seal()
     with claim(root, new.table, new.shard):
-        existing = find_record(root, new.table, new.shard)
+        existing = find_done(root, new.table, new.shard)
         if existing is not None:
-            _check_same(root, existing, written)
+            _check_same(root, existing, written, new.shard)
             return existing
         file.place()
         return commit(root, _record(root, new, file.schema, written))
@@ -98,8 +120,10 @@ def _record(root: Path, new: NewShard, schema: pa.Schema, written: durable.Writt
     )
 
 
-def _check_same(root: Path, existing: Record, written: durable.Written) -> None:
-    if written.sha256 != existing.files[0].sha256:
+def _check_same(root: Path, existing: Record, written: durable.Written, shard: str) -> None:
+    """Refuse other bytes than those of a shard that exists; of one that was compacted since, bytes
+    cannot be compared."""
+    if existing.shard == shard and written.sha256 != existing.files[0].sha256:
         raise TakenError(_taken(root, existing))
 
 
@@ -167,7 +191,7 @@ def check_schema(root: Path, table: str, schema: pa.Schema) -> None:
     Raises:
         TableError: the columns differ; it names them.
     """
-    shard = next(list_shards(root, table), None)
+    shard = any_shard(root, table)
     if shard is None:
         return
     found = read_record(root, table, shard)  # any: all have one schema, and there are many

@@ -48,6 +48,7 @@ class Store:
     def __init__(self, root: Path, run: dict[str, Any] | None) -> None:
         self.root = root
         self.run = run
+        self._reading: durable.Reading | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -68,7 +69,9 @@ class Store:
             ) from error
         except OSError as error:
             raise DamageError(f"{root / MARK}: cannot be read ({error.strerror})") from error
-        return cls(root, read_mark(root))
+        store = cls(root, read_mark(root))
+        store._reading = durable.Reading(root / MARK)
+        return store
 
     @classmethod
     def prepare(cls, path: str | Path, run: Mapping[str, Any]) -> "Store":
@@ -132,6 +135,16 @@ class Store:
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
         return shards.find_record(self.root, table, shard)
+
+    def done(self, table: str, shard: str) -> Record | None:
+        """Return the commit record of a shard, or of the one that holds its rows by now; None if
+        there is neither."""
+        return shards.find_done(self.root, table, shard)
+
+    def shard_names(self, table: str) -> set[str]:
+        """Return the names of all shards of a table that were committed, those that others replaced
+        among them."""
+        return {name for record in self.records(table) for name in record.covers}
 
     def require(self, table: str) -> list[Record]:
         """Return the commit records of a table that must exist.
@@ -304,6 +317,15 @@ class Store:
             update_ledger(self.root, frozenset([location]))
         for path in paths:
             durable.remove(path)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep others from beginning to read while the block runs; yield whether nobody else
+        reads."""
+        if self._reading is None:
+            self._reading = durable.Reading(self.root / MARK)
+        with self._reading.alone() as alone:
+            yield alone
 
     def families(self) -> list[str]:
         """Return the concept families that the samples are labelled with."""

@@ -112,8 +112,9 @@ def _check_ledger(root: Path, records: list[Record], damaged: set[str]) -> Itera
         )
         return
     there = {record.location.as_posix(): record for record in records}
+    replaced = {f"manifest/{r.table}/{name}.json" for r in records for name in r.covers}
     for path, digest in committed.items():
-        if path in damaged:
+        if path in damaged or (path not in there and path in replaced):
             continue
         if path not in there:
             yield Problem(

@@ -297,6 +297,7 @@ def files_of(store: Store, records: Iterable[Record]) -> str:
 
 
 def create_empty(connection: duckdb.DuckDBPyConnection, kind: str, schema: pa.Schema) -> None:
+    """Create a view's table without rows."""
     columns = ", ".join([*own_column(kind), *column_types(schema)])
     connection.execute(f"create table {kind} ({columns})")
 

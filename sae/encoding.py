@@ -50,11 +50,9 @@ def encode(
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
-    records = [
-        record
-        for record in hook_records(store, sae.config.hook)[rank::world_size]
-        if _is_new(store, name, record, made_by)
-    ]
+    done = _encoded_shards(store, name, made_by)
+    mine = hook_records(store, sae.config.hook)[rank::world_size]
+    records = [record for record in mine if record.shard not in done]
     if records:
         store.check(records[:1])
         n_positions = read_shard(store.root, records[0]).n_positions
@@ -128,20 +126,22 @@ def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
         )
 
 
-def _is_new(store: Store, name: str, record: Record, made_by: Mapping[str, Any]) -> bool:
-    """Say whether a shard of activations is still to be encoded.
+def _encoded_shards(store: Store, name: str, made_by: Mapping[str, Any]) -> set[str]:
+    """Return the shards that have both codes and statistics.
 
     Raises:
-        SAEError: it was encoded by another SAE of that name.
+        SAEError: they were made by another SAE of that name.
     """
-    existing = [found for kind in _KINDS if (found := store.record(f"{kind}/{name}", record.shard))]
-    for found in existing:
-        if found.made_by.get("sae_hash") != made_by["sae_hash"]:
-            raise SAEError(
-                f"{found.table} of {store.root} was made by another SAE of that name, with hash "
-                f"{str(found.made_by.get('sae_hash'))[:12]}…: give the new SAE another name."
-            )
-    return len(existing) < len(_KINDS)
+    for kind in _KINDS:
+        for found in store.records(f"{kind}/{name}"):
+            if found.made_by.get("sae_hash") != made_by["sae_hash"]:
+                raise SAEError(
+                    f"{found.table} of {store.root} was made by another SAE of that name, with "
+                    f"hash {str(found.made_by.get('sae_hash'))[:12]}…: give the new SAE another "
+                    f"name."
+                )
+    codes, stats = (store.shard_names(f"{kind}/{name}") for kind in _KINDS)
+    return codes & stats
 
 
 def _encode_shard(

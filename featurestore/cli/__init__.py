@@ -37,6 +37,7 @@ COMMANDS = {
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
     "repair": "featurestore.cli.store",
+    "compact": "featurestore.cli.store",
     "pack": "featurestore.cli.share",
     "unpack": "featurestore.cli.share",
     "push": "featurestore.cli.share",

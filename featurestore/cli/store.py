@@ -127,6 +127,40 @@ def repair(store: Path, dry_run: bool, deep: bool) -> None:
     raise SystemExit(1 if left else 0)
 
 
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def compact(store: Path) -> None:
+    """Put the many small shards of samples, codes and statistics of STORE into few large files.
+
+    Nothing that a question sees changes: rows, their order, ids and values stay. Small shards that
+    lie side by side become files of 256 to 512 MB, the last of a table as large as it comes. Others
+    may read and write meanwhile; the small files go when no command and no program of this library
+    has the store open, at the latest with the next call. It needs as much free disk as the table
+    that it is at.
+
+    \b
+    Example:
+      featurestore compact ./store
+    """
+    from tqdm import tqdm
+
+    from featurestore.compact import compact as run
+    from featurestore.store import Store
+
+    with tqdm(desc="compact", unit=" shards", disable=None) as bar:
+        found = run(Store.open(store), lambda table: bar.update())
+    for one in found:
+        click.echo(f"{one.table}: {one.before:,} shards are {one.after:,} now.")
+    waiting = sum(one.waiting for one in found)
+    if waiting:
+        click.echo(
+            f"{waiting:,} files that count no more stay until nobody reads the store: run the "
+            f"same command again."
+        )
+    if not found:
+        click.echo("Nothing to compact.")
+
+
 def human_bytes(size: float) -> str:
     """Return a size with a decimal unit: 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -28,7 +28,7 @@ MOST_VALUES = 256
 """of a column that are told; of more, none"""
 REPLACES = b"featurestore.replaces"
 """of a compacted file's schema metadata: the names of the shards whose rows it holds, as JSON"""
-COMPACTED = re.compile(NAME.pattern + r"-to-\d{8}")
+COMPACTED = re.compile(NAME.pattern + "-with-[0-9a-f]{16}")
 """names of shards that replace others"""
 _TOLD = ("step", "branch", "family", "concept")
 _READ_BYTES = 2**20

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -244,11 +244,16 @@ def entries(root: Path, relative: str | PurePosixPath) -> list[os.DirEntry[str]]
     Raises:
         DamageError: it cannot be read, or lies behind a symbolic link.
     """
+    return sorted(scan(root, relative), key=lambda entry: entry.name)
+
+
+def scan(root: Path, relative: str | PurePosixPath) -> Iterator[os.DirEntry[str]]:
+    """Yield what :func:`entries` returns, in no order, as it is found; raises as it does."""
     path = inside(root, relative)
     try:
         with os.scandir(path) as found:
-            return sorted(found, key=lambda entry: entry.name)
+            yield from found
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     except OSError as error:
         raise DamageError(f"{path}: cannot be read ({error.strerror})") from error

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from featurestore.errors import DamageError
 from featurestore.format.canonical import canonical_json
-from featurestore.format.contents import COMPACTED, Contents, Part
+from featurestore.format.contents import Contents, Part
 from featurestore.format.gate import entries, inside
 from featurestore.format.records import FileEntry, Record, is_name, read_record
 from featurestore.format.verified import cache_directory, settled_before, why_not
@@ -57,12 +57,7 @@ def read_records(root: Path, table: str) -> list[Record]:
         VersionError: one has another format version.
     """
     records = _read_all(root, table)
-    replaced = {
-        name
-        for record in records
-        if COMPACTED.fullmatch(record.shard) and record.contents is not None
-        for name in record.contents.replaces
-    }
+    replaced = {name for record in records for name in record.covers if name != record.shard}
     return [one for one in records if one.shard not in replaced] if replaced else records
 
 

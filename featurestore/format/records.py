@@ -1,5 +1,6 @@
 """Commit records: what a shard is, and that it exists (docs/format.md, section 2)."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from featurestore.format.gate import (
     list_of,
     read_inside,
     real,
+    scan,
     text,
     whole,
 )
@@ -66,6 +68,13 @@ class Record:
     def location(self) -> Path:
         """Where the record lies, relative to the store."""
         return Path("manifest", *self.table.split("/"), f"{self.shard}.json")
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """The names of the shards whose rows these are: its own, or those that it replaces."""
+        if "-with-" not in self.shard or self.contents is None:
+            return (self.shard,)
+        return (*self.contents.replaces, self.shard)
 
     def to_bytes(self) -> bytes:
         """Return the record as it is stored: one of version 1 as version 1 had it."""
@@ -288,7 +297,7 @@ def list_tables(root: Path) -> Iterator[str]:
                     f"knows. "
                     f"Run 'featurestore repair {root}', which sets it aside."
                 )
-            if any(True for _ in list_shards(root, table)):
+            if any_shard(root, table) is not None:
                 yield table
 
 
@@ -312,6 +321,41 @@ def _directories(root: Path, relative: PurePosixPath) -> list[str]:
     return [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
 
 
+def any_shard(root: Path, table: str) -> str | None:
+    """Return the name of some shard of a table that has a record, or None; raises as
+    :func:`list_shards`.
+
+    It is the first that is found, so a table of many costs no more than one of few.
+    """
+    directory = PurePosixPath("manifest", table)
+    for entry in scan(root, directory):
+        if (shard := _shard_of(root, directory, entry)) is not None:
+            return shard
+    return None
+
+
+def compacted_shards(root: Path, table: str) -> list[str]:
+    """Return the names of the shards of a table that hold the rows of others."""
+    names = (entry.name for entry in scan(root, PurePosixPath("manifest", table)))
+    return sorted(
+        name[:-5]
+        for name in names
+        if name.endswith(".json") and "-with-" in name and COMPACTED.fullmatch(name[:-5])
+    )
+
+
+def _shard_of(root: Path, directory: PurePosixPath, entry: "os.DirEntry[str]") -> str | None:
+    """Return the shard whose record a directory's entry is, or None."""
+    if not entry.name.endswith(".json") or entry.name.startswith("."):
+        return None
+    shard = entry.name.removesuffix(".json")
+    if entry.is_symlink():
+        inside(root, directory / entry.name)
+    if not is_name(shard):
+        raise DamageError(f"{root / directory / entry.name}: no shard can have this name")
+    return shard
+
+
 def list_shards(root: Path, table: str) -> Iterator[str]:
     """Yield the names of the shards of a table that have a record, in their order.
 
@@ -321,11 +365,5 @@ def list_shards(root: Path, table: str) -> Iterator[str]:
     """
     directory = PurePosixPath("manifest", table)
     for entry in entries(root, directory):
-        if not entry.name.endswith(".json") or entry.name.startswith("."):
-            continue
-        shard = entry.name.removesuffix(".json")
-        if entry.is_symlink():
-            inside(root, directory / entry.name)
-        if not is_name(shard):
-            raise DamageError(f"{root / directory / entry.name}: no shard can have this name")
-        yield shard
+        if (shard := _shard_of(root, directory, entry)) is not None:
+            yield shard

@@ -8,11 +8,9 @@ import pytest
 
 from featurestore.errors import DamageError
 from featurestore.format import checksums
-from featurestore.format.canonical import shard_name
 from featurestore.format.schemas import LABELS
 from queries.session import sql
-from tests.builders.codes import random_codes
-from tests.builders.stores import _codes, _samples, _stats, make_store
+from tests.builders.stores import many_shards
 from tests.builders.watch import Touched
 
 STYLES = ["neon", "sketch", "it's", None, "neon\nand", "x"]
@@ -21,19 +19,7 @@ STYLES = ["neon", "sketch", "it's", None, "neon\nand", "x"]
 @pytest.fixture
 def store(tmp_path):
     """Six shards of two samples; the last three are of step 0 and branch uncond."""
-    made = make_store(tmp_path / "s", random_codes(0, samples=1), {"style": ["first"]})
-    ids = [record.sample_ids[0] for record in made.records("samples")]
-    metadata = made.arrow("stats/s").schema.metadata
-    for n, style in enumerate(STYLES):
-        new = [ids[0] + 100 + 2 * n, ids[0] + 101 + 2 * n]
-        z = random_codes(n + 1, samples=2)[:, : 1 if n >= 3 else None]
-        shard, branch = shard_name(2 * n + 1, new), "uncond" if n >= 3 else "cond"
-        rows = _samples(new, [f"p{n}"] * 2, {"style": [style] * 2}, None)
-        made.append("samples", shard, rows, new, made_by={})
-        for kind, make in (("codes", _codes), ("stats", _stats)):
-            rows = make(z, new, branch).replace_schema_metadata(metadata)
-            made.append(f"{kind}/s", shard, rows, new, made_by={})
-    return made
+    return many_shards(tmp_path / "s", STYLES)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import featurestore.format.activations
+from featurestore.compact import compact
 from featurestore.errors import DiskError, SAEError, UsageError
 from featurestore.format.schemas import CODES, STATS, schema_id
 from featurestore.saes import commit_sae
@@ -278,3 +279,17 @@ def test_codes_of_another_sae_of_that_name_are_not_mixed(tmp_path):
     add_shard(store, 1)
     with pytest.raises(SAEError, match=r"codes/a of .* was made by another SAE of that name"):
         encode(store, "a", "cpu", progress=False)
+
+
+def test_shards_that_were_compacted_are_not_encoded_again(tmp_path):
+    store = make_store(tmp_path / "store")
+    put_sae(store)
+    assert encode(store, "a", "cpu", progress=False) == 3
+    rows = store.arrow("stats/a").to_pylist()
+    compact(store)
+    assert len(store.records("codes/a")) == 1
+    assert encode(store, "a", "cpu", progress=False) == 0
+    add_shard(store, 3)
+    assert encode(store, "a", "cpu", progress=False) == 1
+    assert store.arrow("stats/a").to_pylist()[: len(rows)] == rows
+    assert verify(store, deep=True) == []

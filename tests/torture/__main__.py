@@ -31,7 +31,7 @@ Row = tuple[str, int, int, list[str]]
 def rows(work: Path) -> Iterator[Row]:
     """Yield what was done, how often, how many things broke, and which."""
     scenarios = {"appending": crashes.append_shards, "filling in place": crashes.fill_shards,
-                 "superseding scores": crashes.supersede_scores,
+                 "superseding scores": crashes.supersede_scores, "compacting": crashes.compact_shards,
                  "unpacking": crashes.unpack_bundle(crashes.make_bundle(work))}  # fmt: skip
     for name, scenario in scenarios.items():
         (work / name).mkdir()

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from featurestore import Store
+from featurestore.compact import compact
 from featurestore.errors import DiskError, FeatureStoreError, ShareError
-from featurestore.format.schemas import SCORES
+from featurestore.format.schemas import SCORES, STATS
 from featurestore.sharing.bundle import pack, unpack
 from featurestore.verify import verify
 from tests.builders.tensors import activation_table
@@ -68,6 +69,25 @@ def supersede_scores(root: Path, done: Callable[[str], object]) -> None:
         store.remove(old)
         store.append("scores/one", "new", ROWS.slice(50, 70), (), made_by={})
     done("scores/one/new")
+
+
+STATS_ROWS = pa.Table.from_pylist(
+    [{"sample_id": i // 10, "step": i % 10, "timestep": 1.0, "branch": "cond", "feature": i, "sum": i / 7,
+      "max": i / 9, "n_positions": 1} for i in range(60)], schema=STATS)  # fmt: skip
+
+
+def compact_shards(root: Path, done: Callable[[str], object]) -> None:
+    """Fill a table and compact it; of what was compacted the new shard and the card are
+    promised to stay."""
+    store = Store.prepare(root, RUN)
+    for number in range(3):
+        rows = STATS_ROWS.slice(20 * number, 20)
+        ids = (2 * number, 2 * number + 1)
+        store.append("stats/one", f"{number:08d}", rows, ids, made_by={})
+    compact(store)
+    (record,) = store.records("stats/one")
+    done(f"stats/one/{record.shard}")
+    done("README.md")
 
 
 def unpack_bundle(bundle: Path) -> Callable[[Path, Callable[[str], object]], None]:
@@ -199,7 +219,7 @@ def _wrong(root: Path, promised: list[str]) -> str:
         if damage:
             return f"{damage[0].path} {damage[0].what}"
     for what in promised:
-        path = root / what if what == "store" else root / "manifest" / f"{what}.json"
+        path = root / what if what in ("store", "README.md") else root / "manifest" / f"{what}.json"
         if not path.exists():
             return f"{what} was promised and is gone"
     if "store" in promised and not any(store.tables() for store in stores):

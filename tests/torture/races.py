@@ -13,13 +13,14 @@ from typing import Any
 
 from featurestore import Store
 from featurestore.card import write_card
+from featurestore.compact import compact
 from featurestore.errors import FeatureStoreError
 from featurestore.format.schemas import SCORES
 from featurestore.repair import repair
 from featurestore.saes import commit_sae
 from featurestore.sharing.bundle import pack
 from featurestore.verify import verify
-from tests.torture.crashes import ROWS, RUN, Outcome
+from tests.torture.crashes import ROWS, RUN, STATS_ROWS, Outcome
 
 FORK = multiprocessing.get_context("fork")
 _CONFIG = {
@@ -82,9 +83,22 @@ def _pack_over(store: Store, number: int) -> None:
     pack(store, store.root / "scores/s/a.parquet")
 
 
+def _stats(store: Store, number: int) -> None:
+    """Write the same shards as everyone who does so, as `encode` and `collect` do."""
+    for shard in range(4):
+        rows, ids = STATS_ROWS.slice(10 * shard, 10), (shard,)
+        store.append("stats/s", f"{shard:08d}-0123456789abcdef", rows, ids, made_by={})
+
+
+def _compact(store: Store, number: int) -> None:
+    for _ in range(2):
+        compact(store)
+        _stats(store, number)
+
+
 WRITERS: dict[str, Writer] = {
     "append": _append, "append_parts": _append_parts, "selection": _selection, "sae": _sae, "supersede": _supersede,
-    "card": _card, "repair": _repair, "pack over": _pack_over,
+    "card": _card, "repair": _repair, "pack over": _pack_over, "stats": _stats, "compact": _compact,
 }  # fmt: skip
 
 
@@ -132,6 +146,8 @@ def race(work: Path, rounds: int) -> Outcome:
         wrong = [line for line in said if line] + [
             f"{p.path} {p.what}" for p in verify(store) if p.damage
         ]
+        ids = [i for record in store.records("stats/s") for i in record.sample_ids]
+        wrong += ["rows are there twice"] if len(ids) != len(set(ids)) else []
         wrong += (
             ["what was there before has changed"] if _committed(store, "before") != before else []
         )

@@ -8,10 +8,11 @@ SCENARIOS = {
     "append": crashes.append_shards,
     "fill": crashes.fill_shards,
     "supersede": crashes.supersede_scores,
+    "compact": crashes.compact_shards,
 }
 
 
-@pytest.fixture(params=["append", "fill", "supersede", "unpack"])
+@pytest.fixture(params=["append", "fill", "supersede", "compact", "unpack"])
 def scenario(request, tmp_path):
     return SCENARIOS.get(request.param) or crashes.unpack_bundle(crashes.make_bundle(tmp_path))
 

@@ -5,7 +5,7 @@ Nothing committed is ever replaced: a name is claimed before bytes are placed un
 asks for a committed file to be written is refused.
 """
 
-from featurestore.format.durable.claims import TEMPORARY, Claim, clear_dead
+from featurestore.format.durable.claims import TEMPORARY, Claim, Reading, clear_dead
 from featurestore.format.durable.directories import (
     link_file,
     make_directory,
@@ -24,6 +24,7 @@ from featurestore.format.durable.files import (
     hash_only,
     place_file,
     remove,
+    remove_all,
     write_bytes,
     write_file,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "TEMPORARY",
     "AnyOrderFile",
     "Claim",
+    "Reading",
     "Written",
     "clear_dead",
     "create_once",
@@ -44,6 +46,7 @@ __all__ = [
     "new_directory",
     "place_file",
     "remove",
+    "remove_all",
     "remove_empty",
     "remove_tree",
     "rename_directory",

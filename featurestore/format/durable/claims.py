@@ -9,6 +9,8 @@ import fcntl
 import os
 import re
 import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from featurestore.format.durable.disk import disk_errors, make_missing
@@ -64,6 +66,35 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+class Reading:
+    """A store that is being read: as long as this exists, nobody takes away files of it that others
+    have replaced.
+
+    A shared lock on the store's mark; nothing is written. Where the file system has no locks, there
+    is none.
+    """
+
+    def __init__(self, mark: Path) -> None:
+        self._descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep others from beginning to read while the block runs; yield False if somebody reads
+        already, or nobody can tell."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -198,6 +198,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
             sync_directory(path.parent)
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Remove files, those that exist, and then sync each directory once."""
+    directories = set()
+    for path in paths:
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+        directories.add(path.parent)
+    for directory in sorted(directories):
+        with disk_errors(directory):
+            if directory.is_dir():
+                sync_directory(directory)
 
 
 def hash_only(write: Callable[[BinaryIO], object]) -> Written:
