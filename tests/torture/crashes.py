@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from featurestore import Store
+from featurestore.card import make_card
 from featurestore.compact import compact
 from featurestore.errors import DiskError, FeatureStoreError, ShareError
 from featurestore.format.schemas import SCORES, STATS
@@ -219,7 +220,12 @@ def _wrong(root: Path, promised: list[str]) -> str:
         if damage:
             return f"{damage[0].path} {damage[0].what}"
     for what in promised:
-        path = root / what if what in ("store", "README.md") else root / "manifest" / f"{what}.json"
+        if what == "README.md":
+            card = root / what
+            if not card.exists() or card.read_bytes() != make_card(stores[0]).encode():
+                return "the card was promised and is gone"
+            continue
+        path = root / what if what == "store" else root / "manifest" / f"{what}.json"
         if not path.exists():
             return f"{what} was promised and is gone"
     if "store" in promised and not any(store.tables() for store in stores):
