@@ -10,7 +10,7 @@ import pyarrow as pa
 from featurestore.errors import RunError, TableError, TakenError
 from featurestore.format import durable, footers, schemas
 from featurestore.format.canonical import same_model, same_signs
-from featurestore.format.contents import describe
+from featurestore.format.contents import COMPACTED, describe
 from featurestore.format.gate import inside
 from featurestore.format.in_place import TensorFile
 from featurestore.format.records import (
@@ -19,6 +19,7 @@ from featurestore.format.records import (
     any_shard,
     check_record,
     compacted_shards,
+    list_shards,
     read_record,
     shard_files,
 )
@@ -48,8 +49,7 @@ def find_done(root: Path, table: str, shard: str) -> Record | None:
     if own is not None:
         return own
     for name in compacted_shards(root, table):
-        status = inside(root, f"manifest/{table}/{name}.json").stat()
-        if shard in _replaces(root, table, name, (status.st_ino, status.st_mtime_ns)):
+        if shard in _replaced_by(root, table, name):
             return read_record(root, table, name)
     return None
 
@@ -59,6 +59,21 @@ def _replaces(root: Path, table: str, shard: str, _state: tuple[int, int]) -> fr
     """Return the shards whose rows a compacted one holds; ``_state`` is of its record's file."""
     contents = read_record(root, table, shard).contents
     return frozenset(contents.replaces if contents is not None else ())
+
+
+def first_names(root: Path, table: str) -> set[str]:
+    """Return the names of a table's shards as they were first committed; reads the records of
+    compacted shards only."""
+    compacted = compacted_shards(root, table)
+    names = set(list_shards(root, table)).difference(compacted)
+    for shard in compacted:
+        names |= _replaced_by(root, table, shard)
+    return {name for name in names if not COMPACTED.fullmatch(name)}
+
+
+def _replaced_by(root: Path, table: str, shard: str) -> frozenset[str]:
+    status = inside(root, f"manifest/{table}/{shard}.json").stat()
+    return _replaces(root, table, shard, (status.st_ino, status.st_mtime_ns))
 
 
 def write_shard(

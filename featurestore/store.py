@@ -142,9 +142,9 @@ class Store:
         return shards.find_done(self.root, table, shard)
 
     def shard_names(self, table: str) -> set[str]:
-        """Return the names of all shards of a table that were committed, those that others replaced
-        among them."""
-        return {name for record in self.records(table) for name in record.covers}
+        """Return the names of a table's shards as they were first committed: of compacted ones,
+        those that they replaced."""
+        return shards.first_names(self.root, table)
 
     def require(self, table: str) -> list[Record]:
         """Return the commit records of a table that must exist.
@@ -348,8 +348,7 @@ class Store:
             DamageError: a file is not what its record says.
         """
         for record in self.require(f"activations/{hook}"):
-            self.check([record])
-            yield activations.read_shard(self.root, record)
+            yield activations.open_shard(self.root, record)
 
     def arrow(self, table: str, columns: Iterable[str] | None = None) -> pa.Table:
         """Read a table's committed rows into memory: all columns, or those named.

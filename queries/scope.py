@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError, QueryError, nearest
-from featurestore.format.contents import COMPACTED
 from featurestore.format.records import Record
 from featurestore.saes import load_config
 from featurestore.store import Store
@@ -168,15 +167,7 @@ def check_scored(store: Store, sae: str, family: str | None, branch: str) -> Non
 def check_encoded(store: Store, sae: str) -> None:
     """Refuse an SAE without codes, and codes whose statistics are missing: their samples would
     count as silent."""
-    codes, stats = (
-        {
-            name
-            for record in store.records(f"{kind}/{sae}")
-            for name in record.covers
-            if not COMPACTED.fullmatch(name)
-        }
-        for kind in ("codes", "stats")
-    )
+    codes, stats = (store.shard_names(f"{kind}/{sae}") for kind in ("codes", "stats"))
     run = f"run 'featurestore encode --store {store.root} --sae {sae}'"
     if not codes:
         raise QueryError(f"{store.root} has no codes of SAE {sae!r}: {run}.")

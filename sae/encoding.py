@@ -11,7 +11,7 @@ from tqdm import tqdm
 import featurestore
 from featurestore.card import write_card
 from featurestore.errors import SAEError, UsageError
-from featurestore.format.activations import ActivationShard, read_shard
+from featurestore.format.activations import ActivationShard, open_shard
 from featurestore.format.records import Record
 from featurestore.saes import sae_hash
 from featurestore.store import Store
@@ -54,8 +54,7 @@ def encode(
     mine = hook_records(store, sae.config.hook)[rank::world_size]
     records = [record for record in mine if record.shard not in done]
     if records:
-        store.check(records[:1])
-        n_positions = read_shard(store.root, records[0]).n_positions
+        n_positions = open_shard(store.root, records[0]).n_positions
         # Two shards at a time: while one is written, rows of the other are encoded.
         with _threads(2) as shards, _row_threads(sae, n_positions) as rows:
             done = shards.map(
@@ -153,8 +152,7 @@ def _encode_shard(
     made_by: Mapping[str, Any],
     threads: Executor,
 ) -> None:
-    store.check([record])
-    shard = read_shard(store.root, record)
+    shard = open_shard(store.root, record)
     _check_fits(store, sae, name, shard)
     metadata = codes_metadata(sae, made_by, shard.metadata["height"], shard.metadata["width"])
     rows = Rows(shard.sample_id, shard.step, shard.timestep, shard.branch)

@@ -1,8 +1,9 @@
 """Activation shards as arrays: zero-copy where the file's layout allows it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
 from featurestore.format import footers, parquet
+from featurestore.format.checksums import PartCheck
 from featurestore.format.gate import inside
 from featurestore.format.records import Record
 
@@ -24,8 +26,9 @@ class ActivationShard:
     step: npt.NDArray[np.int32]
     timestep: npt.NDArray[np.float32]
     branch: npt.NDArray[np.str_]
-    groups: list[npt.NDArray]
-    """``[rows, n_positions, d_in]`` a row group; read-only views of the file when ``mapped``"""
+    groups: "Groups"
+    """``[rows, n_positions, d_in]`` a row group; read-only views of the file when ``mapped``, each
+    compared with the record when it is first taken"""
     mapped: bool
     offsets: list[int]
     """where each row group's tensor begins in the file, in bytes; empty unless ``mapped``"""
@@ -40,26 +43,32 @@ class ActivationShard:
     @property
     def n_positions(self) -> int:
         """Positions of the map."""
-        return self.groups[0].shape[1]
+        return self.groups.shape[1]
 
     @property
     def d_in(self) -> int:
         """Channels of the hooked tensor."""
-        return self.groups[0].shape[2]
+        return self.groups.shape[2]
 
     def row(self, index: int) -> npt.NDArray:
         """Return one row's tensor ``[n_positions, d_in]``: a view."""
-        rows = self.groups[0].shape[0]
+        rows = self.groups.shape[0]
         return self.groups[index // rows][index % rows]
 
     @property
     def row_offsets(self) -> npt.NDArray[np.int64]:
         """Where each row's tensor begins in the file, in bytes; only if ``mapped``."""
         starts = [
-            offset + np.arange(len(g)) * g[:1].nbytes
-            for offset, g in zip(self.offsets, self.groups, strict=True)
+            offset + np.arange(n) * self.groups.row_bytes
+            for offset, n in zip(self.offsets, self.groups.n_rows, strict=True)
         ]
         return np.concatenate(starts).astype(np.int64)
+
+    def check_rows(self, indices: npt.NDArray[np.integer]) -> None:
+        """Compare the row groups of some rows with the record: for who reads them from the file by
+        their offsets; raises DamageError."""
+        for group in np.unique(indices // self.groups.shape[0]).tolist():
+            self.groups.check(group)
 
     def rows(self, indices: npt.NDArray[np.integer] | slice = slice(None)) -> npt.NDArray:
         """Return the tensors of some rows ``[n, n_positions, d_in]``: a copy, unless one row group
@@ -70,6 +79,32 @@ class ActivationShard:
         return np.stack([self.row(i) for i in wanted]) if len(wanted) else self.groups[0][:0]
 
 
+class Groups(Sequence[npt.NDArray]):
+    """The tensors of a shard's row groups, each compared with the record when it is first taken.
+
+    Attributes:
+        check: Compares a row group, given its number; raises DamageError.
+        shape: Of the first.
+        dtype: Of all.
+    """
+
+    def __init__(self, arrays: list[npt.NDArray], check: Callable[[int], None]) -> None:
+        self._arrays, self.check = arrays, check
+        first = arrays[0] if arrays else np.empty((0, 0, 0), np.float16)
+        self.shape, self.dtype, self.row_bytes = first.shape, first.dtype, first[:1].nbytes
+        self.n_rows = [len(array) for array in arrays]
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        self.check(number)
+        return self._arrays[number]
+
+
 def tensor_array(values: npt.NDArray, schema: pa.Schema) -> pa.FixedSizeListArray:
     """Return values ``[rows, n_positions, d_in]``, of any shape in this order, as the tensor of an
     activation table; no copy."""
@@ -78,9 +113,26 @@ def tensor_array(values: npt.NDArray, schema: pa.Schema) -> pa.FixedSizeListArra
     return pa.FixedSizeListArray.from_arrays(nested, type=outer)
 
 
-def read_shard(root: Path, record: Record) -> ActivationShard:
-    """Open an activation shard: its small columns are read and checked, its tensors mapped, or
-    decoded where they cannot be.
+def open_shard(root: Path, record: Record) -> ActivationShard:
+    """Open an activation shard as :func:`read_shard` does, whose bytes nobody has compared with its
+    record yet: each row group is compared when it is first read.
+
+    Raises:
+        DamageError: a byte that is read is not what the record says.
+    """
+    return read_shard(root, record, PartCheck(root, record))
+
+
+def _nothing(group: int) -> None:
+    """Check nothing: somebody did."""
+
+
+def read_shard(
+    root: Path, record: Record, check: Callable[[int], None] = _nothing
+) -> ActivationShard:
+    """Open an activation shard that was compared with its record: its small columns are read, its
+    tensors mapped, or decoded where they cannot be. ``check`` is called for each row group before
+    it is read.
 
     Raises:
         DamageError: the file is missing, its size is not the recorded one, or it cannot be read.
@@ -94,10 +146,10 @@ def read_shard(root: Path, record: Record) -> ActivationShard:
             f"{path} {state}, its record says {entry.bytes}: run 'featurestore verify {root}'."
         )
     with footers.reading(path):
-        return _read(path, record)
+        return _read(path, record, check)
 
 
-def _read(path: Path, record: Record) -> ActivationShard:
+def _read(path: Path, record: Record, check: Callable[[int], None]) -> ActivationShard:
     mapped = parquet.map_tensor(path, record.files[0].bytes)
     groups = [group.values for group in mapped] if mapped is not None else None
     offsets = [group.offset for group in mapped or ()]
@@ -105,6 +157,8 @@ def _read(path: Path, record: Record) -> ActivationShard:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         table = file.read(columns=columns)
         if groups is None:
+            for group in range(file.metadata.num_row_groups):
+                check(group)
             groups = [_decode(file, group) for group in range(file.metadata.num_row_groups)]
         raw = file.schema_arrow.metadata or {}
     prefix = "featurestore."
@@ -119,7 +173,7 @@ def _read(path: Path, record: Record) -> ActivationShard:
         record,
         **arrays,
         branch=branch,
-        groups=groups,
+        groups=Groups(groups, check),
         mapped=mapped is not None,
         offsets=offsets,
         metadata=metadata,

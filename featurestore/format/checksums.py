@@ -6,10 +6,12 @@ import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from featurestore.errors import DamageError, UsageError
+from featurestore.format.contents import Part, hash_range
 from featurestore.format.footers import check_footer
 from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry, Record
@@ -139,6 +141,79 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise DamageError(
             f"{root}: {'; '.join(problems[:5])}{more}. Run 'featurestore verify {root}'."
+        )
+
+
+class PartCheck:
+    """Compares the row groups of a shard's file with its record, each when it is first read.
+
+    Made once what must be read to know of them is compared: the footer, and what stands before
+    their tensors.
+
+    Raises:
+        DamageError: a part is not what the record says, here and where it is called.
+    """
+
+    def __init__(self, root: Path, record: Record) -> None:
+        (self._entry,), self._root = record.files, root
+        parts = record.contents.parts if record.contents is not None else ()
+        status = _status(root, self._entry)
+        about = _about(record, self._entry)
+        whole = status and key_of(status, about)
+        self._remembers = bool(
+            status and verification() == "cached" and why_not(root) is None and is_settled(status)
+        )
+        keys = [status and key_of(status, about + b" part %d" % i) for i in range(len(parts))]
+        if self._remembers:
+            found = [key for key in (whole, *keys) if key is not None and key not in _checked]
+            _checked.update(known(found))
+        if not parts or verification() == "never" or whole is None or whole in _checked:
+            check_shards(root, [record])
+            self._left: dict[int, tuple[Part, int, bytes]] = {}
+            return
+        begins = [0, *record.contents.ends] if record.contents is not None else []
+        self._whole = whole
+        self._left = {
+            i: (part, begin, key)
+            for i, (part, begin, key) in enumerate(zip(parts, begins, keys, strict=False))
+            if key and key not in _checked
+        }
+        self._groups = [i for i, part in enumerate(parts) if part.rows]
+        if status is not None and status.st_size != self._entry.bytes:
+            check_shards(root, [record])
+        for i in [i for i, part in enumerate(parts) if not part.rows]:
+            self._check_part(i)
+        wrong = check_footer(inside(root, self._entry.path), record)
+        if wrong:
+            self._refuse(wrong)
+
+    def __call__(self, group: int) -> None:
+        """Compare a row group, unless it was."""
+        if self._left:
+            self._check_part(self._groups[group])
+
+    def _check_part(self, number: int) -> None:
+        if number not in self._left:
+            return
+        part, begin, key = self._left[number]
+        try:
+            digest = hash_range(inside(self._root, self._entry.path), begin, begin + part.bytes)
+        except OSError as error:
+            self._refuse(f"cannot be read ({error.strerror})")
+        if digest != part.sha256:
+            self._refuse(
+                f"was changed between byte {begin} and {begin + part.bytes}: their SHA-256 is "
+                f"{digest[:12]}…, its record says {part.sha256[:12]}…"
+            )
+        self._left.pop(number, None)
+        new = [key] if self._left else [key, self._whole]
+        _checked.update(new)
+        if self._remembers:
+            remember(new)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise DamageError(
+            f"{self._root}: {self._entry.path} {what}. Run 'featurestore verify {self._root}'."
         )
 
 

@@ -5,7 +5,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,8 @@ REPLACES = b"featurestore.replaces"
 """of a compacted file's schema metadata: the names of the shards whose rows it holds, as JSON"""
 COMPACTED = re.compile(NAME.pattern + "-with-[0-9a-f]{16}")
 """names of shards that replace others"""
+TENSOR = "activation"
+"""the column of ``activations`` that is mapped"""
 _TOLD = ("step", "branch", "family", "concept")
 _READ_BYTES = 2**20
 _MAX_TEXT = 2**16
@@ -38,7 +39,8 @@ Value = int | str | None
 
 
 class Part(NamedTuple):
-    """A row group, or, as the last part with 0 rows, all that stands behind them: the footer."""
+    """A row group, or with 0 rows what is not: the columns before a row group's tensor, and as the
+    last part all that stands behind the row groups, the footer."""
 
     rows: int
     bytes: int
@@ -132,12 +134,10 @@ def describe(path: Path, *, samples: bool, replaces: Sequence[str] = ()) -> Cont
         names = file.schema_arrow.names
         told = family_names(names) if samples else [name for name in _TOLD if name in names]
         holds = {name: _values(file, name) for name in told}
-        rows = [size.rows for size in row_groups(file.metadata)]
-        ends = [size.end for size in row_groups(file.metadata)]
-    bounds = [0, *ends, path.stat().st_size]
+        cut = [*cuts(file.metadata), Cut(0, path.stat().st_size)]
     parts = [
-        Part(n, end - begin, hash_range(path, begin, end))
-        for n, (begin, end) in zip([*rows, 0], pairwise(bounds), strict=True)
+        Part(one.rows, one.end - begin, hash_range(path, begin, one.end))
+        for one, begin in zip(cut, [0, *(one.end for one in cut)], strict=False)
     ]
     return Contents(holds, tuple(parts), tuple(replaces))
 
@@ -149,24 +149,29 @@ def read_replaced(path: Path) -> list[str]:
     return [str(name) for name in told] if isinstance(told, list) else []
 
 
-class Group(NamedTuple):
-    """A row group's rows, and where it ends in the file, in bytes."""
+class Cut(NamedTuple):
+    """The rows of a part, and where it ends in the file, in bytes."""
 
     rows: int
     end: int
 
 
-def row_groups(metadata: pq.FileMetaData) -> Iterator[Group]:
-    """Yield the row groups that a footer tells, in order."""
+def cuts(metadata: pq.FileMetaData) -> Iterator[Cut]:
+    """Yield the parts that a footer tells, in order, but for itself: row groups; before the tensor
+    of one, its other columns."""
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
-        columns = (group.column(j) for j in range(group.num_columns))
-        end = max(
-            min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset)
-            + c.total_compressed_size
-            for c in columns
-        )
-        yield Group(group.num_rows, end)
+        columns = [group.column(j) for j in range(group.num_columns)]
+        first = [
+            min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns
+        ]
+        tensor = [
+            at for at, c in zip(first, columns, strict=True) if c.path_in_schema.startswith(TENSOR)
+        ]
+        if tensor:
+            yield Cut(0, tensor[0])
+        end = max(at + c.total_compressed_size for at, c in zip(first, columns, strict=True))
+        yield Cut(group.num_rows, end)
 
 
 def hash_range(path: Path, begin: int, end: int) -> str:

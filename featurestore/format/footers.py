@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
 from featurestore.format import schemas
+from featurestore.format.contents import Contents, Cut, cuts
 from featurestore.format.gate import MalformedError, parse_json, short
 from featurestore.format.records import Record
 from featurestore.format.structure import check_structure
@@ -63,11 +64,14 @@ def check_footer(path: Path, record: Record) -> str | None:
         check_structure(path)
         with pq.ParquetFile(path) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
+            cut = list(cuts(file.metadata))
             groups = sum(
                 file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
             )
         if rows != record.rows or groups != rows:
             return f"has {rows} rows in {groups} of its row groups, its record says {record.rows}"
+        if record.contents is not None and not _are_cut(record.contents, cut):
+            return "has other row groups than its record says"
         if schemas.schema_id(schema) != record.schema:
             return f"has schema {schemas.schema_id(schema)}, its record says {record.schema}"
         kind = record.table.partition("/")[0]
@@ -81,6 +85,11 @@ def check_footer(path: Path, record: Record) -> str | None:
     except MALFORMED as error:
         return unreadable(error)
     return None
+
+
+def _are_cut(contents: Contents, cut: list[Cut]) -> bool:
+    told = zip(contents.parts[:-1], contents.ends, strict=False)
+    return [Cut(part.rows, end) for part, end in told] == cut
 
 
 def _difference(found: pa.Schema, expected: pa.Schema) -> str:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.format import tensor_column, thrift
+from featurestore.format.contents import TENSOR
 
-TENSOR = "activation"
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 2**20
 _ZSTD_LEVEL = 3

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurestore.errors import SAEError, TableError, UsageError, nearest
-from featurestore.format.activations import ActivationShard, read_shard
+from featurestore.format.activations import ActivationShard, open_shard
 from featurestore.format.canonical import sha256_text
 from featurestore.format.records import Record
 from featurestore.store import Store
@@ -50,7 +50,7 @@ class _Part(NamedTuple):
         """Return those of shard ``number`` that ``wanted`` marks."""
         rows = np.flatnonzero(wanted).astype(np.int32)
         offset = (
-            shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.row(0).nbytes
+            shard.row_offsets if shard.mapped else np.arange(shard.n_rows) * shard.groups.row_bytes
         )
         return cls(
             shard=np.full(len(rows), number, np.int32),
@@ -97,7 +97,7 @@ class ActivationRows:
         result = np.empty((len(indices), self.n_positions, self.d_in), self.dtype)
         of_shard = self.shard[indices]
         for number in np.unique(of_shard):
-            shard = self.shards[number] or read_shard(self.store.root, self.records[number])
+            shard = self.shards[number] or open_shard(self.store.root, self.records[number])
             for place in np.flatnonzero(of_shard == number):
                 result[place] = shard.row(int(self.row[indices[place]]))
         return result
@@ -127,13 +127,12 @@ def activation_rows(
     records = hook_records(store, hook)
     if samples is not None:
         records = [record for record in records if not set(samples).isdisjoint(record.sample_ids)]
-    store.check(records)
     shards: list[ActivationShard | None] = []
     parts: list[_Part] = []
     found: set[str] = set()
     first: ActivationShard | None = None
     for number, record in enumerate(records):
-        shard = read_shard(store.root, record)
+        shard = open_shard(store.root, record)
         first = first or shard
         _check_alike(store, hook, first, shard)
         found |= set(shard.branch.tolist())
@@ -170,7 +169,7 @@ def activation_rows(
         shards=shards,
         n_positions=first.n_positions,
         d_in=first.d_in,
-        dtype=first.groups[0].dtype,
+        dtype=first.groups.dtype,
         metadata={key: first.metadata.get(key, "") for key in ("io", "height", "width")},
         **found_rows,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featurestore.errors import UsageError
-from featurestore.format.activations import read_shard
+from featurestore.format.activations import open_shard
 from sae.feed.rows import ActivationRows
 
 WINDOW_BYTES = 256 * 2**20
@@ -123,7 +123,10 @@ class ShuffledPositions:
         starts = self.rows.offset[row] + run * self._run_bytes
         done = 0
         for number in np.unique(shard).tolist():
-            wanted = torch.from_numpy(starts[shard == number])
+            here = shard == number
+            wanted = torch.from_numpy(starts[here])
+            if (mapped := self.rows.shards[number]) is not None:
+                mapped.check_rows(self.rows.row[row[here]])
             part = out[done : done + len(wanted)]
             torch.index_select(self._runs(number), 0, wanted, out=part)
             done += len(wanted)
@@ -154,7 +157,7 @@ class ShuffledPositions:
     def _bytes(self, number: int) -> Tensor:
         record, shard = self.rows.records[number], self.rows.shards[number]
         if shard is None:
-            values = read_shard(self.rows.store.root, record).rows()
+            values = open_shard(self.rows.store.root, record).rows()
             return torch.from_numpy(np.ascontiguousarray(values)).view(torch.uint8).flatten()
         raw = np.memmap(self.rows.store.root / record.files[0].path, np.uint8, "r")
         with warnings.catch_warnings():

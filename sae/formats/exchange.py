@@ -10,7 +10,7 @@ import torch
 from featurestore.card import write_card
 from featurestore.errors import SAEError, TableError, UsageError
 from featurestore.format import durable, schemas
-from featurestore.format.activations import read_shard
+from featurestore.format.activations import open_shard
 from featurestore.format.records import Record
 from featurestore.store import Store
 from featurestore.vocabulary import IO
@@ -105,7 +105,7 @@ def _place(
     if wanted and wanted not in IO:
         raise UsageError(f"{source}: io {wanted!r} is not one of {', '.join(IO)}: give --io.")
     try:
-        shard = read_shard(store.root, store.require(f"activations/{hook}")[0])
+        shard = open_shard(store.root, store.require(f"activations/{hook}")[0])
     except TableError:
         return {"hook": hook, "io": wanted or "output"}
     held = shard.metadata.get("io", "output")

@@ -178,9 +178,9 @@ def test_after_an_error_no_further_shard_is_begun(tmp_path, monkeypatch):
         return append(self, table, *args, **named)
 
     monkeypatch.setattr(Store, "append", full)
-    read, began = featurestore.format.activations.read_shard, []
+    read, began = featurestore.format.activations.open_shard, []
     monkeypatch.setattr(
-        "sae.encoding.read_shard",
+        "sae.encoding.open_shard",
         lambda root, record: began.append(record.shard) or read(root, record),
     )
     with pytest.raises(DiskError, match="full"):

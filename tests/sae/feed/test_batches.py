@@ -79,13 +79,13 @@ def test_filters_read_what_they_name_and_open_no_other_shard(store, monkeypatch)
     assert sorted(positions(found)) == sorted(all_rows(store, lambda i, s, b: i in neon and s != 1))
     opened = []
     monkeypatch.setattr(
-        data, "read_shard", lambda root, record: opened.append(record.shard) or read(root, record)
+        data, "open_shard", lambda root, record: opened.append(record.shard) or read(root, record)
     )
     list(batches(store, 4, sample_ids=neon[:1]))
     assert len(set(opened)) == 1
 
 
-read = data.read_shard
+read = data.open_shard
 
 
 def test_what_does_not_exist_is_named(store):

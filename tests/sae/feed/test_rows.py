@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.errors import SAEError, UsageError
+from featurestore.errors import DamageError, SAEError, UsageError
+from featurestore.format import checksums, parquet
 from featurestore.format.canonical import shard_name
 from featurestore.format.records import FileEntry, Record
 from sae.feed.batches import PositionBatches
@@ -189,3 +190,51 @@ def test_float32_activations(tmp_path):
     made = PositionBatches(store, HOOK, "cond", 4, 0, holdout=0)
     np.testing.assert_array_equal(made.rows.fill(np.arange(6)), values)
     next(made.epoch(0)).zero_()
+
+
+def test_a_row_group_is_compared_when_it_is_read_and_no_sooner(tmp_path, monkeypatch):
+    """What is damaged elsewhere in the file is not read, so it harms nobody."""
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)  # a row group per row
+    store = make_store(tmp_path / "store", n_shards=1)
+    (record,) = store.records(f"activations/{HOOK}")
+    assert [part.rows for part in record.contents.parts] == [0, 1] * record.rows + [0]
+    path = store.root / record.files[0].path
+    rows = activation_rows(store, HOOK, "cond")
+    damaged, whole = int(rows.row[0]), [i for i in range(len(rows)) if rows.row[i] != rows.row[0]]
+    at = int(rows.offset[0]) + 3
+    before = rows.fill(np.array(whole))
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    checksums.forget()
+    rows = activation_rows(store, HOOK, "cond")
+    assert np.array_equal(rows.fill(np.array(whole)), before)
+    for _ in range(2):
+        with pytest.raises(
+            DamageError, match=r"was changed between byte \d+ and \d+: .*featurestore verify"
+        ):
+            rows.fill(np.array([0]))
+    with pytest.raises(DamageError, match="was changed between"):
+        rows.shards[0].check_rows(np.array([damaged]))
+    data[at] ^= 1
+    data[int(record.contents.ends[0]) - 5] ^= 1  # the columns before the tensor
+    path.write_bytes(data)
+    checksums.forget()
+    with pytest.raises(DamageError, match="was changed between byte 0 and"):
+        activation_rows(store, HOOK, "cond")
+
+
+def test_training_compares_what_it_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)
+    store = make_store(tmp_path / "store", n_shards=1)
+    (record,) = store.records(f"activations/{HOOK}")
+    path = store.root / record.files[0].path
+    data = bytearray(path.read_bytes())
+    made = batches(store)
+    data[int(made.rows.offset[made.train[-1]]) + 1] ^= 1
+    path.write_bytes(data)
+    checksums.forget()
+    made = batches(store)
+    with pytest.raises(DamageError, match="was changed between"):
+        for _ in made.epoch(0):
+            pass
