@@ -50,9 +50,9 @@ def encode(
     assert record is not None, "load_sae has found it"
     made_by = made_by_sae(record)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
-    done = _encoded_shards(store, name, made_by)
+    whole = _encoded_shards(store, name, made_by)
     mine = hook_records(store, sae.config.hook)[rank::world_size]
-    records = [record for record in mine if record.shard not in done]
+    records = [record for record in mine if record.shard not in whole]
     if records:
         n_positions = open_shard(store.root, records[0]).n_positions
         # Two shards at a time: while one is written, rows of the other are encoded.
