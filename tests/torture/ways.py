@@ -9,6 +9,7 @@ import huggingface_hub
 
 from featurestore import Store
 from featurestore.card import make_card, write_card
+from featurestore.compact import compact
 from featurestore.repair import repair, shard_of
 from featurestore.saes import load_config
 from featurestore.sharing.bundle import pack
@@ -70,6 +71,10 @@ def ways_of(chamber: Chamber, name: str, rng: random.Random) -> Ways:
         "sql": lambda: sql(
             Store.open(root), f"select * from {kind if kind != 'saes' else 'codes'}"
         ),
+        "sql where": lambda: sql(
+            Store.open(root), "select * from labelled_stats where step < 1 and style = 'a'"
+        ),
+        "compact": lambda: compact(Store.open(root)),
         "scan": lambda: Store.open(root).scan(table),
         "info": lambda: command("info", root),
         "pack": lambda: pack(Store.open(root), work / "out.pack"),
