@@ -18,7 +18,7 @@ from queries import ask
 from queries.session import sql
 from tests.builders.cli import run
 from tests.builders.codes import importance
-from tests.builders.stores import many_shards
+from tests.builders.many_shards import many_shards
 
 STYLES = ["neon", "sketch", "neon", "sketch", "neon", "sketch"]
 TABLES = ("samples", "codes/s", "stats/s")

@@ -10,7 +10,7 @@ from featurestore.errors import DamageError
 from featurestore.format import checksums
 from featurestore.format.schemas import LABELS
 from queries.session import sql
-from tests.builders.stores import many_shards
+from tests.builders.many_shards import many_shards
 from tests.builders.watch import Touched
 
 STYLES = ["neon", "sketch", "it's", None, "neon\nand", "x"]
