@@ -15,8 +15,9 @@ import pyarrow as pa
 from featurestore.format.contents import Value
 from featurestore.format.labels import label_version
 from featurestore.format.records import Record
+from featurestore.format.schemas import samples_schema
 from featurestore.store import Store
-from featurestore.vocabulary import TABLE_KINDS
+from featurestore.vocabulary import STARTS, TABLE_KINDS
 
 LABELLED = ("activations", "codes", "stats")
 """the tables that have views with a column per concept family"""
@@ -88,6 +89,11 @@ def needed(
             counted[kind] = sum(r.rows for table in tables for r in everything[table])
             found.update((table, []) for table in tables)
     return Needed(found, counted, {})
+
+
+def planned_samples(families: list[str]) -> pa.Schema:
+    """Return all columns that samples can have."""
+    return samples_schema(families, True, STARTS)
 
 
 def told_families(store: Store) -> list[str]:

@@ -33,7 +33,7 @@ from featurestore.format.schemas import (
 from featurestore.saes import load_config, sae_hash
 from featurestore.store import Store
 from featurestore.vocabulary import TABLE_KINDS
-from queries.pruning import LABELLED, OWN_COLUMN, Needed, told_families
+from queries.pruning import LABELLED, OWN_COLUMN, Needed, planned_samples, told_families
 from queries.sql_errors import one_line
 
 SQL = Path(__file__).parent / "sql"
@@ -63,8 +63,8 @@ _NESTED = {
     "values": "float[][]",
     "activation": "float[][]",
     "attention": "float[]",
-    "image": "struct(bytes blob, path varchar)",
 }
+_PICTURE = "struct(bytes blob, path varchar)"
 
 SAES = (
     "create table saes (sae varchar, hook varchar, io varchar, d_in integer, n_latents integer, "
@@ -233,7 +233,7 @@ def _create_counted(
     connection: duckdb.DuckDBPyConnection, store: Store, kind: str, rows: int
 ) -> None:
     """Create a view of so many rows, of which no column is read."""
-    schema = samples_schema(told_families(store), True) if kind == "samples" else EMPTY[kind]
+    schema = planned_samples(told_families(store)) if kind == "samples" else EMPTY[kind]
     own = [f"null::varchar as {column.split()[0]}" for column in own_column(kind)]
     columns = [f"null::{_type(field)} as {quote_identifier(field.name)}" for field in schema]
     nulls = ", ".join([*own, *columns])
@@ -308,6 +308,8 @@ def column_types(schema: pa.Schema) -> list[str]:
 
 
 def _type(field: pa.Field) -> str:
+    if pa.types.is_struct(field.type):
+        return _PICTURE
     return _NESTED.get(field.name) or _TYPES[str(field.type)]
 
 

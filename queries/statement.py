@@ -4,10 +4,17 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.errors import QueryError
-from featurestore.format.schemas import samples_schema
 from featurestore.store import Store
 from featurestore.vocabulary import TABLE_KINDS
-from queries.pruning import LABELLED, LATER, Needed, named, needed, told_families
+from queries.pruning import (
+    LABELLED,
+    LATER,
+    Needed,
+    named,
+    needed,
+    planned_samples,
+    told_families,
+)
 from queries.session import (
     EMPTY,
     SAES,
@@ -59,7 +66,7 @@ def _needed(store: Store, statement: str) -> Needed:
     with duckdb.connect(config={"threads": 1}) as planning:
         planning.execute(f"set disabled_optimizers = '{LATER}'")
         for kind in ("samples", *TABLE_KINDS):
-            schema = samples_schema(families, True) if kind == "samples" else EMPTY[kind]
+            schema = planned_samples(families) if kind == "samples" else EMPTY[kind]
             create_empty(planning, kind, schema)
             if kind in LABELLED:
                 labels = [f"{quote_identifier(family)} varchar" for family in families]
