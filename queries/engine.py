@@ -13,7 +13,7 @@ from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
 from queries.questions import Value
-from queries.session import add_other, connect, files_of, one_line, quote_text
+from queries.session import add_other, connect, files_of, one_line, opening, quote_text
 
 Run = Callable[[str, Mapping[str, Value], Mapping[str, str]], pa.Table]
 """runs a statement with its parameters' values; the third are statements whose answers it has as
@@ -91,7 +91,8 @@ class DuckDB:
                     f"select {quote_text(relations.saes[0])} as sae, * from "
                     f"{files_of(store, records)}"
                 )
-                connection.execute(f"create temp view {name} as {kept}")
+                with opening(store, name):
+                    connection.execute(f"create temp view {name} as {kept}")
             for name, table in relations.tables.items():
                 connection.register(name, table)
             if relations.other is not None:
@@ -108,7 +109,10 @@ class DuckDB:
 
             for name, (statement, values) in relations.made.items():
                 made = f"select $sae as sae, * from (\n{statement}\n)"
-                connection.execute(f"create temp table {name} as {made}", used(made, values))
+                try:
+                    connection.execute(f"create temp table {name} as {made}", used(made, values))
+                except duckdb.Error as error:
+                    raise QueryError(one_line(error)) from error
             yield run
 
 

@@ -251,8 +251,16 @@ def _create_view(
     for table, records in tables.items():
         name = f"{quote_text(table.partition('/')[2])} as {column}, " if column else ""
         parts += [f"select {name}* from {files_of(store, records)}"] if records else []
-    try:
+    with opening(store, kind):
         connection.execute(f"create view {kind} as {' union all by name '.join(parts)}")
+
+
+@contextmanager
+def opening(store: Store, kind: str) -> Iterator[None]:
+    """Turn what DuckDB says of a file that it cannot open into a DamageError that names the
+    table."""
+    try:
+        yield
     except duckdb.InterruptException:
         raise
     except duckdb.Error as error:
