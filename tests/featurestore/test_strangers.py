@@ -385,3 +385,18 @@ def test_the_configuration_of_an_sae_in_a_directory_is_checked(tmp_path, content
     with pytest.raises(SAEError, match=r"config\.json is no JSON: ") as error:
         read_fields(tmp_path / "config.json")
     one_line(error)
+
+
+def test_a_kept_table_that_cannot_be_opened_is_one_line(store, monkeypatch, capsys):
+    """A2: what passes the gate, and what DuckDB cannot open all the same."""
+    score = ("score", store.root, "--sae", "s", "--by", "style")
+    assert run(capsys, *score)[0] == 0
+    (path,) = [p for p in store.root.rglob("*.parquet") if "sums" in p.parts]
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    path.write_bytes(data[: -8 - size] + b"\xff" * size + data[-8:])
+    monkeypatch.setattr(Store, "check", lambda self, records: list(records))
+    status, _, err = run(capsys, "export", store.root, "--sae", "s", "--concept", "style=a")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{store.root}: table sums cannot be opened (" in err
+    assert err.endswith(f"Run 'featurestore verify {store.root}'.\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from featurestore import Store
 from featurestore.errors import FeatureStoreError
@@ -32,7 +33,8 @@ def make(root: Path) -> Store:
     store.append(f"activations/{HOOK}", shard_name(0, ids), rows, ids, made_by={})
     (record,) = store.records("saes")
     store.remove(record)
-    sae = SAE(SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6))
+    config = SAEConfig(d_in=8, n_latents=16, k=4, hook=HOOK, height=1, width=6)
+    sae = SAE(config, torch.Generator().manual_seed(0))
     commit_sae(
         store,
         "s",
