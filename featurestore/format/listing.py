@@ -76,9 +76,9 @@ def _read_all(root: Path, table: str) -> list[Record]:
             if last is not None and last[:2] == (one.shard, one.key):
                 records.append(last[2])
             else:
-                new += 1
+                new += one.settled  # Of younger ones nothing could be kept.
                 records.append(read_record(root, table, one.shard))
-        if new * 10 > len(found):
+        if new * 100 > len(found):
             _save(path, [pair for pair in zip(found, records, strict=True) if pair[0].settled])
     return records
 
