@@ -49,7 +49,8 @@ def read_everything(root: Path) -> None:
     store = Store.open(root)
     for table in store.tables():
         store.arrow(table)
-    list(store.activations(HOOK))
+    for shard in store.activations(HOOK):
+        shard.rows()
     store_sae(store, "s")
     load_config(store, "s")
     with connect(store) as connection:
@@ -69,7 +70,7 @@ def readers(path: str) -> dict[str, Callable[[Store], object]]:
             "sql": lambda store: sql(store, f"select * from {kind}"),
         }  # fmt: skip
         return ways | (
-            {"activations": lambda store: list(store.activations(HOOK))}
+            {"activations": lambda store: [shard.rows() for shard in store.activations(HOOK)]}
             if kind == "activations"
             else {}
         )

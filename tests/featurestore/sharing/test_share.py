@@ -16,7 +16,7 @@ from huggingface_hub import errors
 
 from featurestore import Store
 from featurestore.errors import DamageError, ShareError
-from featurestore.format import durable
+from featurestore.format.durable import files
 from featurestore.sharing.bundle import LIST, pack, unpack
 from featurestore.sharing.hub import pull, push
 from featurestore.verify import verify
@@ -284,7 +284,9 @@ def test_what_a_hub_says_is_one_line(store, hub, tmp_path, monkeypatch, error, m
 
 def test_packing_is_durable(store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        durable, "_sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        files,
+        "sync_file",
+        lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(Exception, match="No space left on device"):
         pack(store, tmp_path / "b.tar.zst")
