@@ -25,6 +25,7 @@ from featurestore.format.listing import read_records
 from featurestore.format.records import (
     MARK,
     Record,
+    any_shard,
     list_tables,
     read_mark,
     shard_files,
@@ -135,6 +136,12 @@ class Store:
     def record(self, table: str, shard: str) -> Record | None:
         """Return one commit record, or None."""
         return shards.find_record(self.root, table, shard)
+
+    def any_record(self, table: str) -> Record | None:
+        """Return the commit record of some shard of a table, which says what all have in common;
+        None if it has none. No other is read."""
+        shard = any_shard(self.root, table)
+        return None if shard is None else self.record(table, shard)
 
     def done(self, table: str, shard: str) -> Record | None:
         """Return the commit record of a shard, or of the one that holds its rows by now; None if

@@ -80,7 +80,6 @@ def test_steps_and_branches_are_looked_for_where_they_are(opened):
         ("style is null", {4}),
         ("style <> 'neon'", {0, 2, 3, 5, 6}),
         ("lower(style) = 'x'", {6}),
-        ("style = 'absent'", {0}),
     ],
 )
 def test_concepts_are_looked_for_where_they_are(opened, condition, shards):
@@ -93,6 +92,11 @@ def test_concepts_are_looked_for_where_they_are(opened, condition, shards):
             "samples": shards, "stats": shards}  # fmt: skip
         assert opened("select sample_id from labels where family = 'style' and concept = 'x'")[1] == {
             "samples": {6}}  # fmt: skip
+
+
+def test_where_no_shard_can_be_meant_one_tells_the_columns(opened):
+    rows, files = opened("select * from samples where style = 'absent'")
+    assert rows == [] and len(files["samples"]) == 1
 
 
 def test_rows_are_counted_by_the_records(opened):
