@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from featurestore import Selection
-from featurestore.format.contents import row_groups
+from featurestore.format.contents import cuts
 from featurestore.format.schemas import schema_id
 from featurestore.prompts import read_prompts
 from featurestore.repair import shard_of
@@ -122,8 +122,8 @@ def _parts(data: bytes, rows: int) -> list[dict[str, Any]]:
     """Return the parts of a file as its footer tells them; all in one where it cannot be read."""
     groups, ends = [rows], [max(1, len(data) - 8)]
     with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(data)) as file:
-        told = list(row_groups(file.metadata))
-        groups, ends = [group.rows for group in told], [group.end for group in told]
+        told = list(cuts(file.metadata))
+        groups, ends = [cut.rows for cut in told], [cut.end for cut in told]
     bounds = [0, *ends, len(data)]
     return [
         {"rows": n, "bytes": end - begin, "sha256": hashlib.sha256(data[begin:end]).hexdigest()}

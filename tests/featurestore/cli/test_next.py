@@ -2,6 +2,7 @@
 be run."""
 
 import shlex
+import sys
 from types import SimpleNamespace
 from unittest import mock
 
@@ -19,14 +20,10 @@ ASKED = ("--model", "minicanvas", "--prompts", "p.jsonl")
 JUDGED = (*ASKED, "--judge", "minicanvas")
 
 
-@pytest.fixture(autouse=True)
-def terminal(capsys, monkeypatch):
-    monkeypatch.setattr("featurestore.cli.hints.sys.stderr.isatty", lambda: True, raising=False)
-
-
 def told(capsys, *args):
     """What a command says comes next, as words; it must be one that the command line takes."""
-    status, out, err = run(capsys, *args)
+    with mock.patch.object(sys.stderr, "isatty", lambda: True):  # as pytest has it just now
+        status, out, err = run(capsys, *args)
     assert status == 0, (out, err)
     line = err.splitlines()[-1]
     words = shlex.split(line.removeprefix("Next: featurestore "))
