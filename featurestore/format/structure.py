@@ -18,7 +18,7 @@ _VALUES_PER_BYTE, _FEW_VALUES = 256, 2**20
 """how many values a file may have: no table of a store comes near to 256 for each byte"""
 _RATIO = 2000
 """how much larger a column may be before it is compressed"""
-_REPEATED = 2
+_REPEATED, _BYTES = 2, 6
 _DATA, _INDEX, _DICTIONARY, _DATA_2 = range(4)
 _DESCRIPTION = {_DATA: 5, _INDEX: 6, _DICTIONARY: 7, _DATA_2: 8}
 """kind of a page → the field of its header that describes it"""
@@ -29,8 +29,9 @@ class _Leaf(NamedTuple):
 
     physical_type: int
     path: list[bytes]
-    flat: bool
-    """one value per row"""
+    definition: int
+    """the highest level of definition, and of repetition; 0: one value per row"""
+    repetition: int
 
 
 class _Chunk(NamedTuple):
@@ -69,7 +70,7 @@ def check_structure(path: Path, *, pages: bool = True) -> None:
                 )
             for described, leaf in zip(chunks, leaves, strict=True):
                 chunk = _chunk(described, leaf, size, limit)
-                if leaf.flat and chunk.n_values != n_rows:
+                if not leaf.repetition and chunk.n_values != n_rows:
                     raise MalformedError(
                         f"a column has {chunk.n_values} values in a row group of {n_rows} rows"
                     )
@@ -111,7 +112,7 @@ def _number(fields: thrift.Struct, number: int, most: int, of: str = "its footer
 
 def _leaves(elements: list[thrift.Struct]) -> list[_Leaf]:
     """Return the leaves of a schema, given depth first."""
-    leaves, open_groups = [], [(1, list[bytes](), True)]
+    leaves, open_groups = [], [(1, list[bytes](), 0, 0)]
     for place, element in enumerate(elements):
         while open_groups and open_groups[-1][0] == 0:
             open_groups.pop()
@@ -119,16 +120,17 @@ def _leaves(elements: list[thrift.Struct]) -> list[_Leaf]:
             raise MalformedError(
                 "its schema has more elements than places, or is nested too deeply"
             )
-        left, path, flat = open_groups.pop()
-        open_groups.append((left - 1, path, flat))
+        left, path, definition, repetition = open_groups.pop()
+        open_groups.append((left - 1, path, definition, repetition))
         here = [] if place == 0 else [*path, element.get(4, (0, b""))[1]]
-        flat = flat and element.get(3, (0, 0))[1] != _REPEATED
+        kind = _number(element, 3, _REPEATED) if 3 in element and place else 0
+        definition, repetition = definition + (kind > 0), repetition + (kind == _REPEATED)
         n_children = _number(element, 5, len(elements)) if 5 in element else 0
         if n_children:
-            open_groups.append((n_children, here, flat))
+            open_groups.append((n_children, here, definition, repetition))
         elif place:
-            leaves.append(_Leaf(_number(element, 1, 7), here, flat))
-    if any(left for left, _, _ in open_groups):
+            leaves.append(_Leaf(_number(element, 1, 7), here, definition, repetition))
+    if any(left for left, *_ in open_groups):
         raise MalformedError("its schema lacks elements")
     return leaves
 
@@ -143,6 +145,7 @@ def _chunk(chunk: thrift.Struct, leaf: _Leaf, size: int, limit: int) -> _Chunk:
     fits = isinstance(path, tuple) and path[1] == leaf.path
     if _number(about, 1, 7) != leaf.physical_type or not fits:
         raise MalformedError("a column is not the one that the schema has in its place")
+    _check_sizes(about, leaf)
     codec, n_values = _number(about, 4, 8), _number(about, 5, limit)
     raw = _number(about, 6, _RATIO * size + _FEW_VALUES)
     length, begin = _number(about, 7, size), _number(about, 9, size)
@@ -157,6 +160,18 @@ def _chunk(chunk: thrift.Struct, leaf: _Leaf, size: int, limit: int) -> _Chunk:
         ):
             raise MalformedError("a page index lies outside of the file")
     return _Chunk(first, first + length, n_values, raw, codec != 0)
+
+
+def _check_sizes(about: thrift.Struct, leaf: _Leaf) -> None:
+    """Refuse statistics of sizes that are not a column's: pyarrow (26) ends the process over them,
+    as soon as it is asked for the column."""
+    kind, sizes = about.get(16, (thrift.STRUCT, {}))
+    if kind != thrift.STRUCT or (1 in sizes and leaf.physical_type != _BYTES):
+        raise MalformedError("a column that is not of bytes is said to have unencoded ones")
+    for number, level in ((2, leaf.repetition), (3, leaf.definition)):
+        kind, counts = sizes.get(number, (thrift.LIST, (thrift.I64, [])))
+        if kind != thrift.LIST or len(counts[1]) not in (0, level + 1):
+            raise MalformedError(f"a column with {level + 1} levels counts others")
 
 
 def _check_pages(file: BinaryIO, chunk: _Chunk) -> None:

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from featurestore import Selection
 from featurestore.format.contents import cuts
+from featurestore.format.footers import MALFORMED
 from featurestore.format.schemas import schema_id
+from featurestore.format.structure import check_structure
 from featurestore.prompts import read_prompts
 from featurestore.repair import shard_of
 from featurestore.sharing.bundle import LIST, unpack
@@ -110,18 +112,26 @@ def _reseal(root: Path, name: str, data: bytes, rng: random.Random) -> None:
         if entry["path"] == name:
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if name.endswith(".parquet"):
-        with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(data)) as file:
+        # Behind the gate, as everything: pyarrow ends the process over some footers.
+        sound = False
+        with contextlib.suppress(*MALFORMED):
+            check_structure(root / name)
+            sound = True
+        with (
+            contextlib.suppress(Exception),
+            pq.ParquetFile(io.BytesIO(data if sound else b"")) as file,
+        ):
             if rng.random() < 0.7:
                 body |= {"rows": file.metadata.num_rows, "schema": schema_id(file.schema_arrow)}
         if body.get("contents"):
-            body["contents"]["parts"] = _parts(data, body["rows"])
+            body["contents"]["parts"] = _parts(data if sound else b"", data, body["rows"])
     location.write_bytes(seal(body))
 
 
-def _parts(data: bytes, rows: int) -> list[dict[str, Any]]:
+def _parts(readable: bytes, data: bytes, rows: int) -> list[dict[str, Any]]:
     """Return the parts of a file as its footer tells them; all in one where it cannot be read."""
     groups, ends = [rows], [max(1, len(data) - 8)]
-    with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(data)) as file:
+    with contextlib.suppress(Exception), pq.ParquetFile(io.BytesIO(readable)) as file:
         told = list(cuts(file.metadata))
         groups, ends = [cut.rows for cut in told], [cut.end for cut in told]
     bounds = [0, *ends, len(data)]

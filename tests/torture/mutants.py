@@ -137,6 +137,7 @@ def _chunk(work: Path, seeds: range, results: Any) -> None:
             # Of its own: what lies in the cache depends on the clock, the mutant on its seed alone.
             _hurt_cache(work / "tmp" / "cache", random.Random(f"cache {seed}"))
             rng = random.Random(seed)
+            (work / "last").write_text(f"{seed} nothing yet: change")
             what, ways = change(chamber, rng)
             touched.files()
             report.tried.append((f"{seed} {what}", tuple(ways)))

@@ -13,7 +13,7 @@ from featurestore.format.footers import MALFORMED, check_footer, read_schema
 from featurestore.format.gate import MalformedError
 from featurestore.format.records import Record
 from featurestore.format.structure import check_structure
-from featurestore.format.thrift import I32, I64
+from featurestore.format.thrift import I32, I64, LIST, STRUCT
 from tests.torture.mutate_parquet import mutate_pages, pages_of, with_pages
 
 WAYS = {
@@ -103,6 +103,15 @@ def fewer_than_rows(pages, about):
     return lambda about: about.update({5: (I64, 999)})
 
 
+def bytes_of_numbers(pages, about):
+    """What ended the process: pyarrow throws where nobody catches."""
+    return lambda about: about.update({16: (STRUCT, {1: (I64, 5)})})
+
+
+def other_levels(pages, about):
+    return lambda about: about.update({16: (STRUCT, {3: (LIST, (I64, [1] * 7))})})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -114,6 +123,8 @@ def fewer_than_rows(pages, about):
         (short, r"field 3 of a page's header is \d+, expected 0…\d+"),
         (another_kind, r"field 1 of a page's header is 7, expected 0…3"),
         (undescribed, "a page's header does not say what is in it"),
+        (bytes_of_numbers, "a column that is not of bytes is said to have unencoded ones"),
+        (other_levels, "a column with 2 levels counts others"),
         (fewer_than_rows, "a column has 999 values in a row group of 1000 rows"),
     ],
 )
