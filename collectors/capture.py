@@ -34,8 +34,8 @@ def capture(
     pipe: Any,
     hooks: Sequence[str],
     sink: Sink,
-    *,
     io: str = "output",
+    *,
     before: Callable[[DenoiserCall], object] = lambda call: None,
 ) -> Iterator[None]:
     """Hand each hook's tensor of every denoiser call, and of every call of a text encoder, to

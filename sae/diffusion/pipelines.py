@@ -222,7 +222,8 @@ def call_arguments(
         "height": height,
         "width": width,
         **({"num_frames": settings.frames} if settings.frames is not None else {}),
-        "max_area": height * width,
+        # Kontext scales to an area of its own unless it is told one.
+        **({"max_area": height * width} if "max_area" in arguments_of(model.pipe) else {}),
         **({"strength": settings.strength} if settings.strength is not None else {}),
         **architecture(model.pipe).options,
         **settings.arguments,
