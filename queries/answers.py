@@ -20,7 +20,7 @@ from queries.by_feature import find_by_feature
 from queries.engine import DuckDB, Engine, Relations
 from queries.questions import PARTS, Question, Value, find_question
 from queries.scope import check_scored, encoded, labelled
-from queries.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, find_sums
+from queries.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
@@ -86,12 +86,12 @@ def ask_each(
 @contextmanager
 def opened(
     store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine, other: Store | None = None,
-    scores: Record | None = None, progress: bool = False,
+    scores: Record | None = None, found: Found | None = None, progress: bool = False,
 ) -> Iterator[Answer]:  # fmt: skip
     """Have what answers some questions, by name and complete values, for the time of the block.
 
-    ``scores``: the shard of a family's kept scores, in place of computing them. Raises as
-    :func:`ask`.
+    ``scores``: the shard of a family's kept scores, in place of computing them. ``found``: what
+    :func:`queries.sums.find_sums` has found before, with sums. Raises as :func:`ask`.
     """
     for name in set(names) & set(engine.cannot):
         raise QueryError(
@@ -109,7 +109,7 @@ def opened(
     made: dict[str, tuple[str, Mapping[str, Value]]] = {}
     if family is not None:
         make = engine.keeps and os.access(store.root, os.W_OK)
-        scope, kept = find_sums(
+        scope, kept = found or find_sums(
             store, sae, str(family), branch, make=make and "sums" in wanted, progress=progress
         )
         for key in ("concept", "other_concept"):

@@ -56,7 +56,7 @@ def select_all(
     """Return the selections of several concepts (None: of all of the family, by name), scored once;
     see :func:`select`."""
     rule = _rule(top, percentile)
-    scope, _ = find_sums(store, sae, family, branch, make=False)
+    scope, kept = find_sums(store, sae, family, branch, make=False)
     if list(scope.steps) != list(range(len(scope.steps))):
         raise QueryError(
             f"the codes of SAE {sae!r} in {store.root} do not hold every step from 0 to "
@@ -70,8 +70,14 @@ def select_all(
         {"sae": sae, "family": family, "branch": branch, "concept": wanted[0], **rule}
     )
     values = complete(store, asked, bound, None)
+    found = (scope, kept) if kept["sums"] else None
     with opened(
-        store, ["selection"], values, engine=engine or DuckDB(MEMORY), progress=progress
+        store,
+        ["selection"],
+        values,
+        engine=engine or DuckDB(MEMORY),
+        found=found,
+        progress=progress,
     ) as answer:
         rows = [
             _chosen(answer, scope, values, concept)

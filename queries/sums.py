@@ -32,6 +32,9 @@ ALL_FEATURES = {"first_feature": -(2**31), "last_feature": 2**31 - 1}
 MEMORY = "1GB"
 """of DuckDB, for sums, scores and selections; with what is on its way into the files a process
 stays below 2 GB"""
+Found = tuple[Scope, dict[str, list[Record]]]
+"""what is to be scored, and the shards of its ``sums`` and ``totals``, both without any where they
+were not made"""
 _GROUPS_AT_ONCE = 2**23
 """(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
 _ROWS_PER_GROUP = 2**16
@@ -45,7 +48,7 @@ list in order"""
 
 def find_sums(
     store: Store, sae: str, family: str, branch: str, *, make: bool = True, progress: bool = False
-) -> tuple[Scope, dict[str, list[Record]]]:
+) -> Found:
     """Return what is to be scored, and the shards of its ``sums`` and ``totals``: those of the
     present samples, or new ones.
 

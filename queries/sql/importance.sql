@@ -18,6 +18,7 @@ concept_sums as not materialized (
     select
         concept,
         step,
+        timestep,
         feature,
         "sum" as feature_sum,
         n_samples,
@@ -61,9 +62,9 @@ members as (
 fired as (
     select
         concept_sums.concept,
-        feature_totals.step,
-        feature_totals.timestep,
-        feature_totals.feature,
+        concept_sums.step,
+        concept_sums.timestep,
+        concept_sums.feature,
         concept_sums.feature_sum / concept_sums.n_samples / $map_positions as mean_concept,
         greatest(feature_totals.total - concept_sums.feature_sum, 0) as sum_other,
         concept_sums.n_samples as n_concept,
