@@ -122,8 +122,8 @@ def opened(
                 made[kind] = find_question(kind).sql, {**values, **ALL_STEPS}
                 wanted |= set(find_question(kind).relations)
     if wanted & set(BY_FEATURE):
-        found, missing = _by_feature(store, engine, wanted, values)
-        derived |= found
+        by_feature, missing = _by_feature(store, engine, wanted, values)
+        derived |= by_feature
         made |= missing
         wanted |= {relation for kind in missing for relation in find_question(kind).relations}
     if family is None and not derived:  # what is derived is of an encoded branch
