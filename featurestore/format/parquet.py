@@ -92,8 +92,8 @@ def _column_options(schema: pa.Schema) -> dict[str, object]:
     encoding |= dict.fromkeys(masks, "PLAIN")  # bits, no runs
     plain = set(encoding) | {f"values{_LEAF}"}
     paths = [column.path for column in _leaves(schema)]
-    # Derived tables are read by row groups, never by pages; each page is a header more to check.
-    whole = "feature" in schema.names and "sample_id" not in schema.names
+    # Sums are read by row groups, never by pages, and each page is a header more to look through.
+    whole = "sum_all_features" in schema.names
     pages = {"max_rows_per_page": ROW_GROUP_ROWS, "data_page_size": 2**30} if whole else {}
     return {
         **pages,
