@@ -13,7 +13,8 @@ python benchmarks/score.py --scales 1 --directory /tmp/large --seconds 300
 
 Each contender runs in a process of its own, on files that are dropped from the page cache before,
 and is timed from the first look at the store to the last selected feature, imports left out; every
-file that it reads is verified in its time. Its memory is the peak of the whole process. Before a
+file that it reads is verified in its time, but for ``ours_verified_before``, which trusts what an
+earlier run has verified, as commands do. Its memory is the peak of the whole process. Before a
 time is recorded, its scores must be those of the others within 1e-6, and its selections the same.
 SAeUron's path: unpickle the dictionary concept → float16 tensor ``[sample, step, latent]``, then
 ``compute_feature_importance``, the quantile and the means of what lies above it, for each step, as
@@ -60,7 +61,12 @@ PEERS_SCALE = 1.0
 
 
 def run(
-    contender: str, directory: Path, *extra: str, runs: int = 1, checkout: Path | None = None
+    contender: str,
+    directory: Path,
+    *extra: str,
+    runs: int = 1,
+    checkout: Path | None = None,
+    verify: str = "always",
 ) -> dict[str, Any]:
     """Run a contender in a new process on cold files; return the fastest run's seconds, its peak
     megabytes and what it found, and the least seconds of the processors."""
@@ -77,7 +83,7 @@ def run(
             out,
             *extra,
         ]
-        environment = os.environ | {"FEATURESTORE_VERIFY": "always"}
+        environment = os.environ | {"FEATURESTORE_VERIFY": verify}
         environment |= {} if checkout is None else {"PYTHONPATH": str(checkout)}
         before = busy_seconds(), os.times()
         printed = subprocess.run(
@@ -143,6 +149,7 @@ class Race:
     """the race before it whose selections it must have"""
     runs: int = 1
     former: bool = False
+    verify: str = "always"
 
 
 def races(scale: float, options: argparse.Namespace) -> list[Race]:
@@ -151,6 +158,7 @@ def races(scale: float, options: argparse.Namespace) -> list[Race]:
     listed = [
         Race("make_sums", "keep"),
         Race("ours", "ours", one, runs=3),
+        Race("ours_verified_before", "ours", one, "ours", 4, verify="cached"),
         Race("ours_mixed", "ours", ("object", MIXED_CONCEPT), runs=3),
         Race("ours_all", "ours_all", like="ours", runs=3),
     ]
@@ -211,7 +219,10 @@ def measure(
             if race.name == "make_sums":
                 run("forget_sums", directory)
             place, checkout = (directory / "former", former) if race.former else (directory, None)
-            took = run(race.contender, place, *race.extra, runs=race.runs, checkout=checkout)
+            took = run(
+                race.contender, place, *race.extra,
+                runs=race.runs, checkout=checkout, verify=race.verify,
+            )  # fmt: skip
             np.savez(found, **took.pop("found"))
             figures.write_text(json.dumps(took), encoding="utf-8")
         timed[race.name] = json.loads(figures.read_text(encoding="utf-8"))
