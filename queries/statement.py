@@ -32,8 +32,8 @@ from queries.sql_errors import explain
 def sql(
     store: Store, statement: str, *, memory_limit: str | None = None, rows: int | None = None
 ) -> pa.Table:
-    """Return the answer to one SELECT of a user over a store's views; it can read nothing else and
-    change nothing.
+    """Return the answer to one SELECT of a user over a store's views, which can read nothing else
+    and change nothing.
 
     Only the shards that it can need, by what their records say, are verified, and only their files
     can be read; rows that are counted and nothing else are counted by the records. Columns of one
@@ -41,7 +41,7 @@ def sql(
     they need.
 
     Raises:
-        QueryError: it is not one SELECT, or DuckDB refuses it.
+        QueryError: the statement is not one SELECT, or DuckDB refuses it.
         DamageError: a file is not what its record says.
     """
     shards = _needed(store, statement)
@@ -94,8 +94,8 @@ def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.St
     """Return the one SELECT in ``statement``.
 
     To DuckDB's parser ``with x as (copy … to …) select …`` is a SELECT, and a path that may be read
-    may be written. Its binder refuses whatever changes anything in the definition of a view: as
-    that the statement must pass first.
+    may be written. Its binder refuses whatever changes anything in the definition of a view, so the
+    statement must pass as one first.
     """
     parsed = connection.extract_statements(statement)
     if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
