@@ -101,7 +101,6 @@ def row_tasks(root: Path) -> list[Task]:
         Task("query: top_samples", [*ask, "top_samples", *p("sae=s", "feature=77")]),
         Task("query: feature_card", [*ask, "feature_card", *p("sae=s", "feature=77")]),
         Task("query: timestep_profile", [*ask, "timestep_profile", *p("sae=s", "feature=77")]),
-        Task("query: top_features", [*ask, "top_features", *p("sae=s", "family=style", "concept=style 7")]),
     ]  # fmt: skip
 
 
