@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.errors import DamageError, SAEError, VersionError
 from featurestore.format import durable, footers
@@ -184,14 +185,19 @@ def _check_features(table: pa.Table, kind: str) -> Iterator[str]:
 
 def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
     """Compare how often each (sample, step, branch) fired with its codes, which hold the same
-    events."""
-    codes_record = store.record(record.table.replace("stats/", "codes/", 1), record.shard)
-    if codes_record is None:
-        return
-    if check_shard(store.root, codes_record, codes_record.files[0]):
+    events, wherever they were put since."""
+    ids = set(record.sample_ids)
+    table = record.table.replace("stats/", "codes/", 1)
+    same = store.record(table, record.shard)
+    holders = [same] if same is not None else _holders(store, table, ids)
+    if not ids or not ids <= {i for one in holders for i in one.sample_ids}:
+        return  # not encoded: readers say so
+    if any(check_shard(store.root, one, one.files[0]) for one in holders):
         return  # said of the codes themselves
-    path = store.root / codes_record.files[0].path
-    codes = footers.read_table(path, ["sample_id", "step", "branch", "features"])
+    columns = ["sample_id", "step", "branch", "features"]
+    parts = [footers.read_table(store.root / one.files[0].path, columns) for one in holders]
+    codes = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    codes = codes.filter(pc.is_in(codes["sample_id"], pa.array(sorted(ids), pa.int64())))
     fired = codes["features"].combine_chunks()
     offsets = fired.values.offsets.to_numpy()[fired.offsets.to_numpy()]
     keys = zip(*(codes[name].to_pylist() for name in ("sample_id", "step", "branch")), strict=True)
@@ -204,6 +210,15 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
     if found != expected:
         n = len({key for key in set(found) | set(expected) if found.get(key) != expected.get(key)})
         yield f"disagrees with the codes in {n} of {len(expected)} (sample, step, branch)"
+
+
+def _holders(store: Store, table: str, ids: set[int]) -> list[Record]:
+    """Return the shards of a table that hold some samples; none if a record is damaged, of which
+    is said elsewhere."""
+    try:
+        return [one for one in store.records(table) if not ids.isdisjoint(one.sample_ids)]
+    except (DamageError, VersionError):
+        return []
 
 
 def _walk(root: Path, expected: set[str]) -> Iterator[Problem]:

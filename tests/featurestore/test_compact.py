@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from featurestore import Store, shards
@@ -56,6 +58,21 @@ def test_rows_their_order_answers_and_scores_stay_to_the_last_bit(store):
     assert list(record.sample_ids) == ids and set(record.contents.replaces) == names
     assert verify(store, deep=True) == [] and compact(store) == []
     assert len(list((store.root / "stats/s").iterdir())) == 1
+
+
+def test_statistics_are_compared_with_codes_wherever_these_are(store, monkeypatch):
+    """The codes are compacted into other shards than the statistics."""
+    smallest = min(record.files[0].bytes for record in store.records("codes/s"))
+    monkeypatch.setattr(module, "LEAST_BYTES", smallest)
+    rows, record = store.arrow("stats/s"), store.records("stats/s")[2]
+    compact(store)
+    monkeypatch.undo()
+    compact(store)
+    assert verify(store, deep=True) == []
+    wrong = rows.filter(pc.is_in(rows["sample_id"], pa.array(record.sample_ids))).slice(1)
+    store.append("stats/s", "00000099-0123456789abcdef", wrong, record.sample_ids, made_by={})
+    (problem,) = verify(store, deep=True)
+    assert "disagrees with the codes in 1 of" in problem.what and problem.damage
 
 
 def test_others_that_read_keep_their_files_and_the_next_call_removes_them(store, capsys):
