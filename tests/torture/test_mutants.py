@@ -15,7 +15,7 @@ OF_A_KIND = {
 BESIDE = {"selection": "Selection.load", "prompts": "read_prompts", "bundle": "unpack"}
 LONGER = {
     "sql", "scan", "info", "pack", "push", "duckdb", "score", "query", "export", "export -o", "encode", "repair --dry-run",
-    "repair", "write_card", "append", "remove",
+    "repair", "write_card", "compact", "sql where", "append", "remove",
 }  # fmt: skip
 
 
