@@ -157,7 +157,7 @@ def check_scored(store: Store, sae: str, family: str | None, branch: str) -> Non
     load_config(store, sae)
     if branch not in BRANCHES:
         raise QueryError(f"no branch {branch!r}: it is one of {', '.join(BRANCHES)}.")
-    families = store.families()
+    families = [] if family is None else store.families()
     if family is not None and family not in families:
         known = nearest(family, families) or " Its prompts have no labels."
         raise QueryError(f"{store.root} has no concept family {family!r}.{known}")

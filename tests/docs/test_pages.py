@@ -61,7 +61,8 @@ def test_no_block_names_a_command_or_an_option_that_does_not_exist(page):
                 found = command.get_command(click.Context(command), name)
                 assert found is not None, f"{one.place}: there is no command {name!r}"
                 command = found
-            command.make_parser(click.Context(command)).parse_args(args=words)
+            parent = click.Context(cli, **cli.context_settings)
+            command.make_parser(click.Context(command, parent=parent)).parse_args(args=words)
 
 
 @pytest.fixture(scope="module")

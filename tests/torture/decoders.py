@@ -8,8 +8,8 @@ import resource
 import shutil
 import struct
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from tests.torture.flips import make
 from tests.torture.mutate import mutate_bytes
 from tests.torture.mutate_parquet import mutate_footer, mutate_pages
 
-FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")
+"""a fork would have the locks, but not the threads, of libraries that were used before"""
 MAX_GROWTH_MB = 600
 MAX_SECONDS = 600
 _CHUNK = 500
 _PLACE = struct.Struct("<q16s")
+Change = Callable[[dict[Path, bytes], int], tuple[Path, bytes]]
 
 
 @dataclass
@@ -42,19 +44,39 @@ class Decoded:
     broken: list[str] = field(default_factory=list)
 
 
-def decode(work: Path, n: int, seed: int = 0) -> Decoded:
-    """Change the Parquet files of a small store in ``n`` ways, and decode what passes the gate."""
+def decode(
+    work: Path,
+    n: int,
+    seed: int = 0,
+    *,
+    change: Change | None = None,
+    libraries: Mapping[str, Callable[[Path], object]] | None = None,
+) -> Decoded:
+    """Change the Parquet files of a small store in ``n`` ways, and decode what passes the gate.
+
+    ``change``: files and a seed → which file becomes what, by default :func:`changed`;
+    ``libraries`` are by default :data:`LIBRARIES`.
+    """
     make(work / "store")
     files = {
         path.relative_to(work / "store"): path.read_bytes()
         for path in sorted((work / "store").rglob("*.parquet"))
     }
     total, at, end = Decoded(), seed, seed + n
-    shared = mmap(-1, _PLACE.size)
+    shared = SPAWN.RawArray("c", _PLACE.size)
     while at < end:
-        results = FORK.Queue()
+        results = SPAWN.Queue()
         seeds = range(at, min(end, at + _CHUNK))
-        child = FORK.Process(target=_chunk, args=(work / "tried", files, seeds, shared, results))
+        child = SPAWN.Process(
+            target=_chunk,
+            args=(work / "tried", files, seeds),
+            kwargs={
+                "shared": shared,
+                "results": results,
+                "change": change,
+                "libraries": libraries,
+            },
+        )
         child.start()
         child.join(MAX_SECONDS)
         if child.exitcode == 0:
@@ -63,7 +85,7 @@ def decode(work: Path, n: int, seed: int = 0) -> Decoded:
         else:
             child.kill()
             child.join()
-            ended, library = _PLACE.unpack(shared[:])
+            ended, library = _PLACE.unpack(shared.raw)
             what = f"{ended} {library.rstrip(bytes(1)).decode()}"
             found = Decoded(ended - at + 1, broken=[f"{what} ended with {child.exitcode}"])
             at = ended + 1
@@ -89,11 +111,20 @@ def changed(files: dict[Path, bytes], seed: int) -> tuple[Path, bytes]:
     return path, data
 
 
-def _chunk(work: Path, files: dict[Path, bytes], seeds: range, shared: mmap, results: Any) -> None:
+def _chunk(
+    work: Path,
+    files: dict[Path, bytes],
+    seeds: range,
+    *,
+    shared: Any,
+    results: Any,
+    change: Change | None,
+    libraries: Mapping[str, Callable[[Path], object]] | None,
+) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Polars prints where it panics
     found = Decoded()
     for seed in seeds:
-        name, data = changed(files, seed)
+        name, data = (change or changed)(files, seed)
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -105,7 +136,7 @@ def _chunk(work: Path, files: dict[Path, bytes], seeds: range, shared: mmap, res
         except (DamageError, *footers.MALFORMED):
             continue
         found.passed += 1
-        for library, read in LIBRARIES.items():
+        for library, read in (libraries or LIBRARIES).items():
             _see(shared, seed, library)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             try:
@@ -118,8 +149,8 @@ def _chunk(work: Path, files: dict[Path, bytes], seeds: range, shared: mmap, res
     results.put(found)
 
 
-def _see(shared: mmap, seed: int, library: str) -> None:
-    shared[:] = _PLACE.pack(seed, library.encode())
+def _see(shared: Any, seed: int, library: str) -> None:
+    shared.raw = _PLACE.pack(seed, library.encode())
 
 
 def _duckdb(path: Path) -> None:

@@ -31,7 +31,7 @@ def told(capsys, *args):
     command, rest = cli, list(words)
     while isinstance(command, click.Group):
         command = command.get_command(click.Context(cli), rest.pop(0))
-    command.make_context("next", rest)
+    command.make_context("next", rest, parent=click.Context(cli, **cli.context_settings))
     return words
 
 
