@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo explore gallery notebook wheel screenshots test check format bench peers gpu results docs site site-serve torture clean
+.PHONY: help demo explore gallery notebook wheel screenshots test pages check format bench peers gpu results docs site site-serve torture clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -29,6 +29,9 @@ screenshots: .venv/installed  ## the pictures of docs/explorer.md, by the tests'
 
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+pages: .venv/installed  ## every program of the documentation, word for word: pages, tutorials, notebook, examples
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m pages
 
 check: .venv/installed  ## lint, format, types, layers, SQL
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ SCRIPT = runpy.run_path(str(DOCS / "notebook.py"))
 NOTEBOOK = SCRIPT["NOTEBOOK"]
 
 
+@pytest.mark.pages
 @pytest.mark.timeout(600)
 def test_the_notebook_runs(tmp_path):
     """Its last cell holds assertions about what its classifier sees."""

@@ -92,6 +92,7 @@ def house(shell, after_the_first, tmp_path_factory):
     return directory
 
 
+@pytest.mark.pages
 @pytest.mark.timeout(600)  # the first of them also makes what all begin with
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # mlcroissant
 @pytest.mark.parametrize("page", HERE, ids=str)

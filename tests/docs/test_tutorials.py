@@ -16,6 +16,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_a_tutorial_runs_word_for_word(page, shell, after_the_first, tmp_path, monkeypatch):
     monkeypatch.chdir(after_the_first)
@@ -23,6 +24,7 @@ def test_a_tutorial_runs_word_for_word(page, shell, after_the_first, tmp_path, m
     go_through(page, shell, after_the_first)
 
 
+@pytest.mark.pages
 def test_the_first_tutorial_takes_the_concept_out(after_the_first):
     before, after = (list((after_the_first / name).glob("*.png")) for name in ("before", "after"))
     assert len(before) == len(after) == 1
@@ -50,6 +52,7 @@ def first_store(shell, tmp_path_factory):
     return directory
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
