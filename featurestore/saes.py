@@ -47,7 +47,7 @@ _FIELDS = {
     "n_latents": _COUNT,
     "k": whole(0, 2**31 - 1),
     "architecture": text("[a-z_]{1,40}", "an architecture's name"),
-    "hook": text("[A-Za-z0-9_.-]{0,200}", "a module's path"),
+    "hook": text("([A-Za-z0-9][A-Za-z0-9_.-]{0,199})?", "a module's path"),
     "io": one_of(IO),
     "height": whole(0, 2**20),
     "width": whole(0, 2**20),

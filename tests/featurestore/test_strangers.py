@@ -249,6 +249,7 @@ def test_a_pipe_is_not_waited_for(store):
         ({"n_latents": True}, "n_latents is True"),
         ({"io": "x"}, "io is 'x', expected one of output, input, difference"),
         ({"hook": "../x"}, r"hook is '\.\./x', expected a module's path"),
+        ({"hook": ".."}, r"hook is '\.\.', expected a module's path"),
         ({"pickle": 1}, "a field 'pickle', which nothing knows"),
     ],
 )
