@@ -42,7 +42,7 @@ def find_by_feature(
 ) -> dict[str, list[Record]]:
     """Return the shards of the three tables: those of the present statistics, or new ones.
 
-    ``make``: whether they are made where there are none; without, the answer is then empty.
+    ``make``: whether missing tables are made; without, the answer is then empty.
 
     Raises:
         QueryError: the branch or the codes are not there.

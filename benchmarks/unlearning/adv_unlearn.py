@@ -84,19 +84,13 @@ class _Training:
             )
         return (self.noise(x, t, self.asked(text, prefix)) - target).square().mean()
 
-    def attacking_loss(self, text: str, c: Tensor, prefix: Tensor) -> Tensor:
-        """Return how far the text after the prefix is from what the untouched model answers."""
+    def distance(self, states: Tensor, c: Tensor) -> Tensor:
+        """Return how far the answers to ``states`` are from the untouched model's to ``c``: what an
+        attack makes small, and what keeps the retained prompts."""
         x, t = self.drawn(c)
         with torch.no_grad():
             target = self.noise(x, t, c)
-        return (self.noise(x, t, self.asked(text, prefix)) - target).square().mean()
-
-    def retaining_loss(self, texts: Sequence[str], c: Tensor) -> Tensor:
-        """Return how far the answers to retained prompts are from the untouched model's."""
-        x, t = self.drawn(c)
-        with torch.no_grad():
-            target = self.noise(x, t, c)
-        return (self.noise(x, t, embed(self.reader, texts)) - target).square().mean()
+        return (self.noise(x, t, states) - target).square().mean()
 
     def attacked(self, text: str, c: Tensor, prefix: Tensor | None) -> Tensor:
         """Return the prefix that an attack finds, from a random word's or the last one's on."""
@@ -110,7 +104,7 @@ class _Training:
         optimiser = torch.optim.Adam([found], lr=self.settings.attack_learning_rate)
         for _ in range(self.settings.attack_steps):
             optimiser.zero_grad()
-            self.attacking_loss(text, c, found).backward()
+            self.distance(self.asked(text, found), c).backward()
             optimiser.step()
         return found.detach()
 
@@ -153,7 +147,8 @@ def train_adv_unlearn(
         training.erasing_loss(text, c, prefix).backward()
         optimiser.step()
         optimiser.zero_grad()
-        training.retaining_loss([retained_prompts[i] for i in rows], retained[rows]).backward()
+        asked = embed(training.reader, [retained_prompts[i] for i in rows])
+        training.distance(asked, retained[rows]).backward()
         optimiser.step()
         for parameter in parameters.values():
             parameter.requires_grad_(False)

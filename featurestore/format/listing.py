@@ -196,7 +196,7 @@ class _Later:
         self._columns, self._i, self._holds = columns, i, holds
 
     def __call__(self, name: str) -> Any:
-        """Return a field; raises AttributeError if it is none."""
+        """Return a field; raises AttributeError if a record has no such field."""
         of, i = self._columns, self._i
         if name == "sample_ids":
             return tuple(of.list_of("sample_ids", i))

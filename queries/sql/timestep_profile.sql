@@ -3,7 +3,7 @@
 -- Relations: feature_steps, codes, saes.
 -- Parameters: $sae, $branch, $feature.
 -- Columns: step, timestep, density (share of the samples in which it fired), mean (over samples and
--- positions), max, mean_active (over the positions at which it fired; null where there are none).
+-- positions), max, mean_active (over the positions at which it fired; null where it never fired).
 with
 sizes as (
     select map_positions

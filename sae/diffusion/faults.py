@@ -1,5 +1,4 @@
-"""Pictures that are none: flagged by a safety checker, not finite, or black. They are named, and no
-result."""
+"""Name pictures that are no result: flagged by a safety checker, not finite, or black."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

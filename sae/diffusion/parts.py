@@ -91,7 +91,7 @@ def load_controlnet(source: str, dtype: torch.dtype) -> nn.Module:
     """Load a ControlNet from its directory or hub id.
 
     Raises:
-        ModelError: it is none, or is incomplete.
+        ModelError: it is not a ControlNet, or it is incomplete.
     """
     from huggingface_hub import snapshot_download
 

@@ -179,7 +179,7 @@ def hook_records(store: Store, hook: str) -> list[Record]:
     """Return the records of a hook's activations.
 
     Raises:
-        SAEError: there are none; near hooks are offered.
+        SAEError: the hook has no activations; near hooks are offered.
     """
     try:
         return store.require(f"activations/{hook}")

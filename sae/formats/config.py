@@ -45,7 +45,7 @@ def read_fields(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; where the path is a link, in what it points at.
 
     Raises:
-        SAEError: there is none, or it has more than 1 MiB.
+        SAEError: the file is missing, or has more than 1 MiB.
     """
     try:
         fields = parse_json(read_bytes(path, MAX_BYTES))

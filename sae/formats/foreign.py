@@ -173,7 +173,7 @@ def read_tensors(path: Path) -> Taken:
     """Return the tensors of a safetensors file, or of its shards.
 
     Raises:
-        SAEError: there is none, or a shard is missing.
+        SAEError: no file of weights lies there, or a shard is missing.
     """
     tensors: dict[str, Tensor] = {}
     for file in [path] if path.is_file() else _shards(path) or [path]:

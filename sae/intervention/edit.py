@@ -64,7 +64,7 @@ class At(NamedTuple):
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
-    """Return the fused kernels for a device; None where there are none."""
+    """Return the fused kernels for a device; None unless it is CUDA with Triton."""
     if not has_kernels(device):
         return None
     from sae.intervention import kernels

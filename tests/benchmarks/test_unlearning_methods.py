@@ -162,7 +162,7 @@ def test_adv_unlearns_attack_brings_the_answers_nearer_to_the_untouched_ones(pip
 
     def far(prefix):
         training.generator.manual_seed(7)
-        return sum(float(training.attacking_loss("cat", c, prefix)) for _ in range(8))
+        return sum(float(training.distance(training.asked("cat", prefix), c)) for _ in range(8))
 
     with torch.no_grad():
         assert far(found) < far(start)

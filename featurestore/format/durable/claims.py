@@ -72,8 +72,8 @@ class Reading:
     """A store that is being read: as long as this exists, nobody takes away files of it that others
     have replaced.
 
-    A shared lock on the store's mark; nothing is written. Where the file system has no locks, there
-    is none.
+    A shared lock on the store's mark; nothing is written. On a file system without locks nothing
+    is held.
     """
 
     def __init__(self, mark: Path) -> None:

@@ -55,9 +55,8 @@ def common(model_dir, prompts):
     ]
 
 
-def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_first(
-    capsys, model_dir, prompts, store, tmp_path
-):
+def exported(capsys, store, tmp_path):
+    """Options that take out a selection of each style, which are exported."""
     files = []
     for concept in STYLES:
         files += ["--ablate", tmp_path / f"{concept}.json"]
@@ -75,6 +74,13 @@ def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_f
             )[0]
             == 0
         )
+    return files
+
+
+def test_selections_are_evaluated_each_and_in_a_row_and_a_second_run_reads_the_first(
+    capsys, model_dir, prompts, store, tmp_path
+):
+    files = exported(capsys, store, tmp_path)
     out = tmp_path / "out"
     command = ["evaluate", *common(model_dir, prompts), "--seeds", "5,6", *files, "--out", out]
     status, text, said = run(capsys, *command)
@@ -220,23 +226,7 @@ def test_generate_takes_a_setting_for_all_selections_or_one_each(
 ):
     from PIL import Image
 
-    files = []
-    for concept in STYLES:
-        files += ["--ablate", tmp_path / f"{concept}.json"]
-        assert (
-            run(
-                capsys,
-                "export",
-                store,
-                "--sae",
-                "small",
-                "--concept",
-                f"style={concept}",
-                "-o",
-                files[-1],
-            )[0]
-            == 0
-        )
+    files = exported(capsys, store, tmp_path)
     Image.new("L", (64, 64), 255).save(tmp_path / "all.png")
     generate = [
         "generate",
