@@ -35,9 +35,9 @@ from collectors.capture import Captured, capture
 from featurestore.selection import Selection
 from featurestore.selection_files import ROWS
 from sae.diffusion.hooks import as_positions, take
+from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import DTYPES, Model, RunSettings, generate
-from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import ablate
 from sae.intervention.rules import paper_rule
 from sae.intervention.settings import Intervention

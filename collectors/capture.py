@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.encoders import watch_encoder
 from sae.diffusion.hooks import Layout, Watch, as_positions, branch_parts, module_input, take, watch
 from sae.diffusion.modules import capturable, find_module, is_encoder_hook
+from sae.diffusion.reading.calls import DenoiserCall
 
 
 class Captured(NamedTuple):

@@ -24,10 +24,10 @@ from featurestore.format.parquet import tensor_layout
 from featurestore.prompts import prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.faults import picture_fault
 from sae.diffusion.modules import is_encoder_hook
 from sae.diffusion.pipelines import generate, with_guidance
+from sae.diffusion.reading.calls import DenoiserCall
 
 
 @dataclass(frozen=True)

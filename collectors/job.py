@@ -20,7 +20,6 @@ from featurestore.format.schemas import check_name, family_names, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.adding import Candidate, find_candidate
-from sae.diffusion.architectures import architecture
 from sae.diffusion.attention import cross_attentions
 from sae.diffusion.modules import denoiser, find_module, is_encoder_hook, match_hooks
 from sae.diffusion.pipelines import (
@@ -30,6 +29,7 @@ from sae.diffusion.pipelines import (
     describe_run,
     with_starts,
 )
+from sae.diffusion.reading.architectures import architecture
 from sae.encoding import check_model, made_by_sae
 
 

@@ -14,9 +14,9 @@ from collectors.keep import kept_steps
 from featurestore.errors import HookError
 from featurestore.format.schemas import attention_schema
 from sae.diffusion.attention import WordMaps
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import Layout, as_positions, take, watch
 from sae.diffusion.modules import find_module
+from sae.diffusion.reading.calls import DenoiserCall
 
 
 class SeenWords(NamedTuple):

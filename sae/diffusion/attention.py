@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, UsageError
-from sae.diffusion.architectures import architecture
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import Watch, branch_parts
 from sae.diffusion.modules import find_module, is_encoder_hook
+from sae.diffusion.reading.architectures import architecture
+from sae.diffusion.reading.calls import DenoiserCall
 
 
 def word_tokens(pipe: Any, prompt: str, word: str, n_tokens: int) -> list[int]:

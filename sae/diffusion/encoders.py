@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import ModelError
-from sae.diffusion.architectures import architecture, is_pipeline
-from sae.diffusion.calls import DenoiserCall, Running, running
 from sae.diffusion.hooks import Watch
 from sae.diffusion.modules import encoder_of, unwrapped
+from sae.diffusion.reading.architectures import architecture, is_pipeline
+from sae.diffusion.reading.calls import DenoiserCall, Running, running
 
 ENCODED = 0.0
 """timestep of what is encoded"""

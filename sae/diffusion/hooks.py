@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
-from sae.diffusion.architectures import (
+from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
+from sae.diffusion.reading.architectures import (
     architecture,
     is_pipeline,
     output_index,
     split_hook,
 )
-from sae.diffusion.calls import HOW_TO_DECLARE, Branches, DenoiserCall, running
-from sae.diffusion.direct import direct_call, said_of
-from sae.diffusion.grids import FRAMES_FIRST
-from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
-from sae.diffusion.steps import Steps
+from sae.diffusion.reading.calls import HOW_TO_DECLARE, Branches, DenoiserCall, running
+from sae.diffusion.reading.direct import direct_call, said_of
+from sae.diffusion.reading.grids import FRAMES_FIRST
+from sae.diffusion.reading.steps import Steps
 
 
 class Layout(NamedTuple):

@@ -8,7 +8,12 @@ from typing import Any
 from torch import nn
 
 from featurestore.errors import HookError, ModelError, nearest
-from sae.diffusion.architectures import BLOCKS, ENCODER_SUFFIX, has_encoder_stream, split_hook
+from sae.diffusion.reading.architectures import (
+    BLOCKS,
+    ENCODER_SUFFIX,
+    has_encoder_stream,
+    split_hook,
+)
 
 _DENOISERS = ("unet", "transformer")
 _ENCODER = re.compile(r"text_encoder(_\d+)?")

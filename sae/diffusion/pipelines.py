@@ -8,15 +8,15 @@ import torch
 
 from featurestore.errors import UsageError, nearest
 from featurestore.vocabulary import BRANCHES
-from sae.diffusion.architectures import architecture
 from sae.diffusion.faults import mark, watch_decoder
-from sae.diffusion.guidance import alone
-from sae.diffusion.loading import DTYPES, LoadSettings, Model, load_model
+from sae.diffusion.loading.model import DTYPES, LoadSettings, Model, load_model
+from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.modules import denoiser
+from sae.diffusion.reading.architectures import architecture
+from sae.diffusion.reading.guidance import alone
 from sae.diffusion.settings import RunSettings, with_guidance
 from sae.diffusion.sizes import arguments_of, picture_size, pixels_per_latent, scaled_size, takes
 from sae.diffusion.starts import Starts, check_starts, described, start_arguments, with_starts
-from sae.diffusion.weights import model_hash
 
 __all__ = [
     "DTYPES",

@@ -12,7 +12,7 @@ from typing import Any
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt, StartPicture
 from featurestore.vocabulary import STARTS
-from sae.diffusion.architectures import ARCHITECTURES, architecture
+from sae.diffusion.reading.architectures import ARCHITECTURES, architecture
 from sae.diffusion.settings import RunSettings
 
 Starts = Mapping[str, StartPicture]

@@ -12,12 +12,12 @@ from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
 from featurestore.vocabulary import DEFAULT_STRENGTH, HALVES, MODES
 from sae.checkpoint import load_sae, load_selection_sae, sae_identity
-from sae.diffusion.architectures import split_hook
 from sae.diffusion.attention import cross_attentions
 from sae.diffusion.encoders import watch_encoder
 from sae.diffusion.hooks import Watch, watch
+from sae.diffusion.loading.weights import in_common, model_hash, same_model
 from sae.diffusion.modules import denoiser, is_encoder_hook
-from sae.diffusion.weights import in_common, model_hash, same_model
+from sae.diffusion.reading.architectures import split_hook
 from sae.intervention.edit import Editor, Site
 from sae.intervention.settings import Intervention
 from sae.model import SAE

@@ -14,7 +14,6 @@ from featurestore.errors import ModelError
 from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import MODES, Branch
 from sae.diffusion.attention import WordMaps
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import (
     Layout,
     Watch,
@@ -26,6 +25,7 @@ from sae.diffusion.hooks import (
     with_input,
 )
 from sae.diffusion.modules import find_module
+from sae.diffusion.reading.calls import DenoiserCall
 from sae.intervention.rules import (
     Edit,
     Rule,

@@ -14,8 +14,8 @@ from torch import Tensor
 from featurestore.errors import UsageError
 from featurestore.selection import Selection
 from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS, Branch
-from sae.diffusion.calls import DenoiserCall
 from sae.diffusion.hooks import Layout
+from sae.diffusion.reading.calls import DenoiserCall
 
 _WINDOW = re.compile(r"(\d+(?:\.\d+)?)(%?):(\d+(?:\.\d+)?)(%?)")
 

@@ -5,9 +5,9 @@ import torch
 
 from featurestore import Selection
 from featurestore.selection_files import ROWS
+from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.modules import denoiser, find_module
 from sae.diffusion.pipelines import RunSettings, generate
-from sae.diffusion.weights import model_hash
 from sae.model import SAE, SAEConfig
 
 HOOK = "unet.up_blocks.1.attentions.1"

@@ -15,7 +15,7 @@ from tests.docs.pages import DOCS, PAGES, ROOT, blocks, go_through, programs
 ELSEWHERE = {
     "docs/api.md",  # tests/docs/test_api.py
     "docs/tutorials/find-and-remove.md",  # its notebook: tests/docs/test_notebook.py
-    "docs/own_pipeline.md",  # tests/sae/diffusion/test_calls.py
+    "docs/own_pipeline.md",  # tests/sae/diffusion/reading/test_calls.py
 }
 RUN = [page for page in PAGES if programs(page) and str(page) not in ELSEWHERE]
 HERE = [page for page in RUN if page.parent.name != "tutorials"]  # test_tutorials.py has those

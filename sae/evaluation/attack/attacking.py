@@ -16,8 +16,8 @@ from featurestore.errors import ModelError, UsageError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
-from sae.diffusion.architectures import architecture
 from sae.diffusion.pipelines import Model, RunSettings, describe_run, generate, with_starts
+from sae.diffusion.reading.architectures import architecture
 from sae.diffusion.sizes import takes
 from sae.diffusion.starts import default_strength
 from sae.evaluation.attack.methods import method_of

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from featurestore.errors import ModelError
-from sae.diffusion.architectures import architecture
-from sae.diffusion.calls import HALVES, Branches, bound
 from sae.diffusion.hooks import direct_calls
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import Model, RunSettings, call_arguments
+from sae.diffusion.reading.architectures import architecture
+from sae.diffusion.reading.calls import HALVES, Branches, bound
 from sae.diffusion.starts import Starts
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sae.diffusion.architectures import architecture
 from sae.diffusion.pipelines import generate
+from sae.diffusion.reading.architectures import architecture
 from sae.evaluation.attack.denoise import (
     Conditions,
     conditions,

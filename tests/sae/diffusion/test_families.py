@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from collectors.capture import capture
-from sae.diffusion.architectures import ARCHITECTURES, STREAMS
 from sae.diffusion.pipelines import Model
+from sae.diffusion.reading.architectures import ARCHITECTURES, STREAMS
 from sae.intervention.ablate import ablate
 from tests.builders.families import COND, FAMILIES, PROMPTS, common, table
 from tests.builders.plain import STREAMS_IN_SOURCE, dense, plain_hooks, random_sae, rows

@@ -13,10 +13,10 @@ from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.diffusion import direct_calls
-from sae.diffusion.architectures import BLOCKS
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
-from sae.diffusion.steps import Steps
+from sae.diffusion.reading.architectures import BLOCKS
+from sae.diffusion.reading.steps import Steps
 from tests.builders.architectures import CASES, GUIDED, PLAIN, RUNS, SIZE
 from tests.builders.pipelines import tiny_stable_diffusion
 

@@ -14,8 +14,8 @@ from featurestore import Store
 from featurestore.errors import PromptsError, RunError, UsageError
 from featurestore.prompts import Prompt, start_picture
 from featurestore.verify import verify
-from sae.diffusion.architectures import ARCHITECTURES
 from sae.diffusion.pipelines import LoadSettings, Model, RunSettings, describe_run, load_model
+from sae.diffusion.reading.architectures import ARCHITECTURES
 from sae.diffusion.starts import with_starts
 from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.outcomes import untouched

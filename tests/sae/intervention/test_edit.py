@@ -86,7 +86,7 @@ def test_the_timestep_is_known_without_reading_the_tensor(model, monkeypatch):
     timesteps = timesteps_of(model)
     selection = make_selection(model, [(s, 5 * s + 1, 1.0, 0.0) for s in range(3)], timesteps)
     monkeypatch.setattr(
-        "sae.diffusion.steps.scalar", lambda timestep: pytest.fail("the timestep was read")
+        "sae.diffusion.reading.steps.scalar", lambda timestep: pytest.fail("the timestep was read")
     )
     used, _ = used_timesteps(model, selection, RUN, monkeypatch)
     assert used == [(t, t) for t in timesteps]

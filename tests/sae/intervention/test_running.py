@@ -8,9 +8,9 @@ import torch
 
 from featurestore.errors import ModelError
 from sae.diffusion import direct_calls
+from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
-from sae.diffusion.weights import model_hash
 from sae.intervention.ablate import ablate, attach
 from sae.intervention.settings import Intervention
 from tests.builders.edits import (

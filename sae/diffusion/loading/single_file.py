@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae.diffusion.parts import check_whole, load_part, module_class
+from sae.diffusion.loading.parts import check_whole, load_part, module_class
 
 
 def from_single_file(

@@ -181,7 +181,7 @@ def test_the_documented_table_is_the_tested_one(pipes):
         f"| {', '.join(f'`{name}Scheduler`' for name in names)} | | | {why} |"
         for why, names in OTHERS.items()
     ]
-    page = (Path(__file__).parents[3] / "docs/pipelines.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs/pipelines.md").read_text(encoding="utf-8")
     (found,) = (
         block.splitlines() for block in page.split("\n\n") if block.startswith("| scheduler")
     )

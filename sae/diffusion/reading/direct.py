@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from featurestore.errors import ModelError
-from sae.diffusion.calls import Branches, DenoiserCall, batch_size, bound
-from sae.diffusion.steps import scalar
+from sae.diffusion.reading.calls import Branches, DenoiserCall, batch_size, bound
+from sae.diffusion.reading.steps import scalar
 
 _direct: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Branches, float | None]]]" = (
     weakref.WeakKeyDictionary()

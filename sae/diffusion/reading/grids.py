@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sae.diffusion.calls import Running
+from sae.diffusion.reading.calls import Running
 
 FRAMES_FIRST = {"CogVideoXTransformer3DModel"}
 """classes whose videos have their frames before their channels, ``[B, F, C, H, W]``"""

@@ -2,7 +2,7 @@
 the pipelines that it fits."""
 
 from featurestore.errors import ModelError
-from sae.diffusion.calls import HALVES, HOW_TO_DECLARE, Branches, Running
+from sae.diffusion.reading.calls import HALVES, HOW_TO_DECLARE, Branches, Running
 
 
 def halves(call: Running) -> Branches:

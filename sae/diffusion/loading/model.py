@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.diffusion.additions import add_lora, put_unet, take_scheduler
-from sae.diffusion.parts import load_controlnet, load_part, module_class
-from sae.diffusion.single_file import from_single_file
+from sae.diffusion.loading.additions import add_lora, put_unet, take_scheduler
+from sae.diffusion.loading.parts import load_controlnet, load_part, module_class
+from sae.diffusion.loading.single_file import from_single_file
 from sae.diffusion.starts import sibling
 
 EMBEDDED = "minicanvas"

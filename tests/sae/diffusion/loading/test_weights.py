@@ -9,8 +9,8 @@ from peft import LoraConfig
 from collectors import CollectSettings, collect
 from featurestore.errors import ModelError, RunError, SelectionError
 from featurestore.prompts import Prompt
+from sae.diffusion.loading.weights import in_common, model_hash, same_model
 from sae.diffusion.pipelines import Model, RunSettings
-from sae.diffusion.weights import in_common, model_hash, same_model
 from sae.intervention.ablate import ablate
 from tests.builders.pipelines import tiny_stable_diffusion
 from tests.builders.selections import make_sae, make_selection

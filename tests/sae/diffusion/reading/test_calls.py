@@ -11,11 +11,11 @@ import torch
 from collectors.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
 from sae.diffusion import declare
-from sae.diffusion.architectures import _declared
-from sae.diffusion.calls import Running, check_batch
-from sae.diffusion.guidance import guided, passes
 from sae.diffusion.modules import find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.diffusion.reading.architectures import _declared
+from sae.diffusion.reading.calls import Running, check_batch
+from sae.diffusion.reading.guidance import guided, passes
 from sae.intervention.ablate import attach
 from tests.builders.architectures import GUIDED, PLAIN
 from tests.builders.families import BLOCK, FAMILIES, PROMPTS, UNET, common
@@ -207,7 +207,7 @@ def test_two_attached_interventions_are_detached_in_any_order(name, first, archi
 
 def test_the_pipeline_of_the_documentation(tmp_path):
     """Issue 19: a pipeline of one's own in ten lines; the page's example, run."""
-    page = (Path(__file__).parents[3] / "docs/own_pipeline.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs/own_pipeline.md").read_text(encoding="utf-8")
     source = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     lines = source.partition("class Backwards")[2].splitlines()
     assert len([line for line in lines if line.strip()]) <= 14

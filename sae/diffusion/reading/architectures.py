@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.diffusion.calls import Branches, DenoiserCall, Reader, Running, check_batch
-from sae.diffusion.grids import token_grid
-from sae.diffusion.guidance import (
+from sae.diffusion.reading.calls import Branches, DenoiserCall, Reader, Running, check_batch
+from sae.diffusion.reading.grids import token_grid
+from sae.diffusion.reading.guidance import (
     alone,
     applied,
     halves,
@@ -16,7 +16,7 @@ from sae.diffusion.guidance import (
     with_perturbed,
     with_skipped_layers,
 )
-from sae.diffusion.steps import Steps
+from sae.diffusion.reading.steps import Steps
 
 ENCODER_SUFFIX = "-encoder"
 """at the end of a hook: the ``encoder_hidden_states`` of its module instead of the
@@ -171,8 +171,8 @@ def declare(
     (docs/pipelines.md).
 
     ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``,
-    or a function of the running call (:class:`sae.diffusion.calls.Running`): ``halves``, ``passes``
-    and others are in :mod:`sae.diffusion.guidance`. ``timestep``, ``samples``: the variables of the
+    or a function of the running call (:class:`sae.diffusion.reading.calls.Running`): ``halves``, ``passes``
+    and others are in :mod:`sae.diffusion.reading.guidance`. ``timestep``, ``samples``: the variables of the
     pipeline's call that hold the scheduler's timestep, and a row for each picture; or functions.
     ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
 

@@ -11,9 +11,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from featurestore.errors import ModelError, UsageError
-from sae.diffusion.loading import LoadSettings, load_model
+from sae.diffusion.loading.model import LoadSettings, load_model
+from sae.diffusion.loading.weights import model_hash, same_model
 from sae.diffusion.pipelines import RunSettings, describe_run
-from sae.diffusion.weights import model_hash, same_model
 from tests.builders.originals import original_pipeline, original_unet
 from tests.builders.pipelines import save, tiny_pixart, tiny_stable_diffusion
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError
-from sae.diffusion.calls import Branches, Running
+from sae.diffusion.reading.calls import Branches, Running
 
 
 class Steps:
