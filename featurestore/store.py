@@ -44,11 +44,16 @@ class Store:
     Attributes:
         root: The directory.
         run: The run settings, or None before the first collection. They never change once set.
+        version: The format version that it was made with; shards that were added later may have
+            another (:attr:`~featurestore.format.records.Record.version`).
     """
 
-    def __init__(self, root: Path, run: dict[str, Any] | None) -> None:
+    def __init__(
+        self, root: Path, run: dict[str, Any] | None, version: int = FORMAT_VERSION
+    ) -> None:
         self.root = root
         self.run = run
+        self.version = version
         self._reading: durable.Reading | None = None
 
     @classmethod
@@ -70,7 +75,7 @@ class Store:
             ) from error
         except OSError as error:
             raise DamageError(f"{root / MARK}: cannot be read ({error.strerror})") from error
-        store = cls(root, read_mark(root))
+        store = cls(root, *read_mark(root))
         store._reading = durable.Reading(root / MARK)
         return store
 

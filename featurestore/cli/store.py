@@ -1,13 +1,15 @@
 """``featurestore info``, ``featurestore verify`` and ``featurestore repair``."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.vocabulary import FORMAT_VERSION
-
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from featurestore.format.records import Record
     from featurestore.store import Store
 
 
@@ -24,12 +26,12 @@ def info(store: Path) -> None:
     from featurestore.store import Store
 
     opened = Store.open(store)
-    click.echo(f"{opened.root}  (format {FORMAT_VERSION}, run {opened.run_id})")
+    tables = {table: opened.records(table) for table in opened.tables()}
+    click.echo(f"{opened.root}  ({_format(opened, tables.values())}, run {opened.run_id})")
     for key, value in sorted((opened.run or {}).items()):
         click.echo(f"  {key:16} {_short(value)}")
     rows = []
-    for table in opened.tables():
-        records = opened.records(table)
+    for table, records in tables.items():
         size = sum(entry.bytes for record in records for entry in record.files)
         rows.append(
             [table, f"{sum(r.rows for r in records):,}", f"{len(records):,}", human_bytes(size)]
@@ -38,6 +40,18 @@ def info(store: Path) -> None:
         "\n" + text_table(["table", "rows", "shards", "size"], rows, [False, True, True, True])
     )
     _saes(opened)
+
+
+def _format(store: "Store", tables: "Iterable[Sequence[Record]]") -> str:
+    """Return the format version of a store, and that of shards that have another."""
+    versions = Counter(record.version for records in tables for record in records)
+    n_shards = versions.total()
+    others = "".join(
+        f", {n:,} of {n_shards:,} shards format {version}"
+        for version, n in sorted(versions.items())
+        if version != store.version
+    )
+    return f"format {store.version}{others}"
 
 
 def _saes(store: "Store") -> None:

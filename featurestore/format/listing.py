@@ -195,6 +195,11 @@ class _Later:
     def __init__(self, columns: _Columns, i: int, holds: Any) -> None:
         self._columns, self._i, self._holds = columns, i, holds
 
+    @property
+    def told(self) -> bool:
+        """Whether the record tells what its file holds."""
+        return self._holds is not None
+
     def __call__(self, name: str) -> Any:
         """Return a field; raises AttributeError if a record has no such field."""
         of, i = self._columns, self._i

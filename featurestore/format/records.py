@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.errors import DamageError, TableError, VersionError
 from featurestore.format.canonical import sealed, unsealed
@@ -70,6 +70,13 @@ class Record:
         return Path("manifest", *self.table.split("/"), f"{self.shard}.json")
 
     @property
+    def version(self) -> int:
+        """The format version that the record is of."""
+        later = self.__dict__.get("_later")
+        told = self.contents is not None if later is None else later.told
+        return 2 if told else 1
+
+    @property
     def covers(self) -> tuple[str, ...]:
         """The names of the shards whose rows these are: its own, or those that it replaces."""
         if "-with-" not in self.shard or self.contents is None:
@@ -80,10 +87,9 @@ class Record:
         """Return the record as it is stored: one of version 1 as version 1 had it."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         fields |= {"files": [asdict(entry) for entry in self.files], "made_by": dict(self.made_by)}
-        if self.contents is None:
-            return sealed({"format": FORMAT, "format_version": 1, **fields})
-        fields["contents"] = self.contents.to_json()
-        return sealed({"format": FORMAT, "format_version": 2, **fields})
+        if self.contents is not None:
+            fields["contents"] = self.contents.to_json()
+        return sealed({"format": FORMAT, "format_version": self.version, **fields})
 
     if not TYPE_CHECKING:
 
@@ -235,8 +241,15 @@ def parse_sealed(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
     return body, version
 
 
-def read_mark(root: Path) -> dict[str, Any] | None:
-    """Return the run settings in a store's mark.
+class Mark(NamedTuple):
+    """What marks a directory as a store."""
+
+    run: dict[str, Any] | None
+    version: int
+
+
+def read_mark(root: Path) -> Mark:
+    """Return the run settings and the format version in a store's mark.
 
     Raises:
         DamageError: it is not what was written.
@@ -244,12 +257,11 @@ def read_mark(root: Path) -> dict[str, Any] | None:
     """
     path = root / MARK
     try:
-        fields, _ = parse_sealed(read_inside(root, MARK, MAX_RECORD_BYTES), path)
+        fields, version = parse_sealed(read_inside(root, MARK, MAX_RECORD_BYTES), path)
         body = closed(fields, _MARK_FIELDS)
     except MalformedError as error:
         raise DamageError(f"{path}: {error}") from error
-    run: dict[str, Any] | None = body["run"]
-    return run
+    return Mark(body["run"], version)
 
 
 def read_record(root: Path, table: str, shard: str) -> Record:

@@ -9,6 +9,7 @@ import pytest
 from featurestore import Store
 from featurestore.errors import DamageError
 from featurestore.format import listing, verified
+from featurestore.format.contents import Contents, Part
 from featurestore.format.records import FileEntry, Record, read_record
 
 IDS = tuple(range(5))
@@ -26,13 +27,15 @@ def cache(tmp_path, monkeypatch):
 
 
 def record(number, table="samples", rows=5):
+    """A record of version 2, or of version 1 where the number is odd."""
     sha = hashlib.sha256(f"{number}".encode()).hexdigest()
     shard = f"{number:08d}-{sha[:16]}"
     ids = tuple(10 * number + i for i in IDS)
     entry = FileEntry(f"{table}/{shard}.parquet", 100 + number, sha)
-    return Record(
-        table, shard, "0123456789abcdef", rows, ids, (entry,), {"by": "test", "n": number % 2}
-    )
+    parts = (Part(rows, 99, sha), Part(0, 1 + number, sha))
+    contents = None if number % 2 else Contents({"style": ["neon", None]}, parts)
+    made_by = {"by": "test", "n": number % 2}
+    return Record(table, shard, "0123456789abcdef", rows, ids, (entry,), made_by, contents)
 
 
 @pytest.fixture
@@ -56,7 +59,9 @@ def read(monkeypatch):
 def test_records_are_read_once_and_are_the_same(store, cache, read):
     first = store.records("samples")
     assert len(read) == 10 and first == [record(number) for number in range(10)]
-    assert store.records("samples") == first and len(read) == 10
+    again = store.records("samples")
+    assert [r.version for r in again] == [r.version for r in first] == [2, 1] * 5
+    assert again == first and len(read) == 10
     assert [hash(r.files) for r in first] == [hash(r.files) for r in store.records("samples")]
 
 

@@ -17,6 +17,7 @@ from featurestore.format.schemas import STATS
 from featurestore.repair import repair
 from featurestore.verify import verify
 from queries.statement import sql
+from tests.builders.cli import run
 from tests.builders.hostile import reseal
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,6 +40,15 @@ def test_a_store_of_version_1_is_read_as_before(old):
     (shard,) = old.activations("unet.x")
     assert np.array_equal(shard.rows().reshape(-1), np.arange(96, dtype=np.float16) / 8)
     assert all(record.contents is None for t in old.tables() for record in old.records(t))
+
+
+def test_info_tells_the_versions_of_the_store_and_of_its_shards(old, capsys):
+    shards = sum(len(old.records(table)) for table in old.tables())
+    assert f"(format 1, run {old.run_id})" in run(capsys, "info", old.root)[1]
+    rows = pa.Table.from_pylist([], schema=STATS)
+    old.append("stats/s", "00000003-x", rows, [], made_by={})
+    told = f"(format 1, 1 of {shards + 1} shards format 2, run {old.run_id})"
+    assert told in run(capsys, "info", old.root)[1]
 
 
 def test_a_record_of_version_1_is_written_as_it_was(old):
