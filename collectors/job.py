@@ -30,7 +30,7 @@ from sae.diffusion.pipelines import (
     with_starts,
 )
 from sae.diffusion.reading.architectures import architecture
-from sae.encoding import check_model, made_by_sae
+from sae.encoding import check_model, check_whole, made_by_sae
 
 
 @dataclass(kw_only=True)
@@ -200,6 +200,7 @@ def _check_sae(
     candidate: Candidate, settings: CollectSettings, model_hash: str, store: Store
 ) -> None:
     config = candidate.sae.config
+    check_whole(candidate.record)
     check_model(candidate.sae, candidate.name, model_hash, str(store.root))
     if not config.hook:
         raise SAEError(

@@ -126,11 +126,24 @@ def _on(device: torch.device, row: npt.NDArray | Tensor) -> Tensor:
 def _columns(
     values: npt.NDArray[np.float32], indices: npt.NDArray[np.int64], n_latents: int
 ) -> Encoded:
-    n_rows = len(values)
     active = indices < n_latents
-    feature, value = indices[active], values[active]
+    return columns_of(indices[active], values[active], active.sum(axis=-1), n_latents)
+
+
+def columns_of(
+    feature: npt.NDArray[np.int64],
+    value: npt.NDArray[np.float32],
+    per_position: npt.NDArray[np.integer],
+    n_latents: int,
+) -> Encoded:
+    """Return the columns of rows whose active latents and their values follow each other, position
+    by position; ``per_position`` ``[rows, n_positions]`` says how many each position has.
+
+    Raises:
+        SAEError: an activation of a latent is not finite, or does not fit float16.
+    """
+    n_rows = len(per_position)
     _check_values(feature, value)
-    per_position = active.sum(axis=-1)
     row = np.repeat(np.arange(n_rows), per_position.sum(axis=1))
     features = _nested(pa.array(feature, pa.int32()), per_position)
     halves = _nested(pa.array(value.astype(np.float16)), per_position)

@@ -48,6 +48,7 @@ def encode(
     sae = store_sae(store, name, pick_device(device))
     record = store.record("saes", name)
     assert record is not None, "load_sae has found it"
+    check_whole(record)
     made_by = made_by_sae(record)
     check_model(sae, name, str((store.run or {}).get("model_hash", "")), str(store.root))
     whole = _encoded_shards(store, name, made_by)
@@ -108,6 +109,26 @@ def made_by_sae(record: Record) -> dict[str, Any]:
     """Return what the commit records of an SAE's ``codes`` and ``stats`` say under ``made_by``."""
     versions = {"featurestore": featurestore.__version__, "torch": torch.__version__.split("+")[0]}
     return {**versions, "sae": record.shard, "sae_hash": sae_hash(record)}
+
+
+def masked_from(record: Record) -> list[str]:
+    """Return the words where an SAE's codes are taken (:mod:`sae.masking`); empty: everywhere."""
+    return list(record.made_by.get("mask_from", []))
+
+
+def check_whole(record: Record) -> None:
+    """Refuse an SAE whose codes are those of another one at some of the positions.
+
+    Raises:
+        SAEError: it is one.
+    """
+    if words := masked_from(record):
+        whole = str(record.made_by.get("masked"))
+        ways = " ".join(f"--mask-from {word}" for word in words)
+        raise SAEError(
+            f"SAE {record.shard!r} is {whole!r} where words look: encode with {whole!r}, then "
+            f"'featurestore encode --sae {whole} {ways} --name {record.shard}'."
+        )
 
 
 def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:

@@ -12,10 +12,16 @@ if TYPE_CHECKING:
 
 def warn_unencoded(store: "Store", sae: str) -> None:
     """Say on stderr how many of the samples an SAE has not encoded, and what encodes them."""
-    from featurestore.saes import encoded_share
+    from featurestore.saes import encoded_share, sae_record
 
-    share = encoded_share(store, sae)
-    if 0 < share.n_encoded < share.n_samples:
+    share, made_by = encoded_share(store, sae), sae_record(store, sae).made_by
+    if 0 < share.n_encoded < share.n_samples and (words := made_by.get("mask_from")):
+        click.echo(
+            f"Note: the answer is of the {share.n_encoded:,} of {share.n_samples:,} samples that "
+            f"{sae!r} has codes of: those whose prompt has {' or '.join(words)}.",
+            err=True,
+        )
+    elif 0 < share.n_encoded < share.n_samples:
         way = (
             f"featurestore encode --store {store.root} --sae {sae}"
             if share.n_waiting

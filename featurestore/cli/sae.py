@@ -14,8 +14,18 @@ from featurestore.vocabulary import CHECKPOINT_FORMATS, IO, WRITTEN_FORMATS
 )
 @click.option("--sae", required=True, help="Name of an SAE in the store.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option(
+    "--mask-from",
+    "words",
+    multiple=True,
+    metavar="WORD",
+    help="Keep only the codes where this word of the prompt looks; several times for any of several.",
+)
+@click.option("--name", help="Of what is kept with --mask-from, an SAE of its own in the store.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
+def encode(
+    *, store: Path, sae: str, device: str, words: tuple[str, ...], name: str | None, quiet: bool
+) -> None:
     """Encode all collected activations of an SAE's hook: which features fire, where and how
     strongly.
 
@@ -24,18 +34,31 @@ def encode(store: Path, sae: str, device: str, quiet: bool) -> None:
     which scores are computed, and feature_masks/SAE, feature_samples/SAE and feature_steps/SAE,
     from which questions about one feature are answered.
 
+    With --mask-from, after the SAE's whole maps were encoded: the same SAE under --name, whose codes
+    and statistics are those of the positions where a word looks (collect --attention). Score and
+    export with that name. Samples whose prompt has none of the words are left out.
+
     \b
     Example:
       featurestore encode --store ./store --sae styles
+      featurestore encode --store ./store --sae styles --mask-from cat --mask-from dog --name animals
     """
     from featurestore.cli.hints import after_encoding
+    from featurestore.errors import UsageError
     from featurestore.store import Store
     from queries.by_feature import keep_by_feature
     from queries.sums import keep_sums
     from sae.encoding import encode as run_encode
+    from sae.masking import encode_where
 
     opened = Store.open(store)
-    n_new = run_encode(opened, sae, device=device, progress=not quiet)
+    if bool(words) != bool(name):
+        raise UsageError("--mask-from and --name belong together: give both.")
+    if name:
+        n_new = encode_where(opened, sae, words, name, progress=not quiet)
+        sae = name
+    else:
+        n_new = run_encode(opened, sae, device=device, progress=not quiet)
     keep_sums(opened, sae, progress=not quiet)
     keep_by_feature(opened, sae, progress=not quiet)
     rows = {

@@ -19,6 +19,16 @@ from sae.diffusion.modules import find_module, is_encoder_hook
 from sae.diffusion.reading.architectures import architecture
 from sae.diffusion.reading.calls import DenoiserCall
 
+WORD_SHARE = 0.4
+"""of the largest attention to a word in a map, from which on the word is taken to be there; a choice
+of this project"""
+
+
+def looked_at(maps: Tensor) -> Tensor:
+    """Return where words look, bool of the maps' shape ``[…, positions]``: where their attention is
+    at least :data:`WORD_SHARE` of its largest value in the map."""
+    return maps >= WORD_SHARE * maps.amax(-1, keepdim=True)
+
 
 def word_tokens(pipe: Any, prompt: str, word: str, n_tokens: int) -> list[int]:
     """Return at which of the ``n_tokens`` of a prompt a word stands, all of its occurrences; whole

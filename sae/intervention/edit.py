@@ -13,7 +13,7 @@ from torch import Tensor
 from featurestore.errors import ModelError
 from featurestore.selection import FeaturesAt, Selection
 from featurestore.vocabulary import MODES, Branch
-from sae.diffusion.attention import WordMaps
+from sae.diffusion.attention import WordMaps, looked_at
 from sae.diffusion.hooks import (
     Layout,
     Watch,
@@ -36,7 +36,7 @@ from sae.intervention.rules import (
     on_device,
     union,
 )
-from sae.intervention.settings import WORD_SHARE, Intervention
+from sae.intervention.settings import Intervention
 from sae.model import SAE
 from sae.sparse import has_kernels
 
@@ -188,8 +188,7 @@ class Editor:
         """Return the edit of one call: the masks are of its own pictures."""
         assert self.words is not None, "asked for"
         maps, present = self.words.of(call)
-        largest = maps.amax(2, keepdim=True)
-        inside = (maps >= WORD_SHARE * largest) & present[..., None].to(maps.device)
+        inside = looked_at(maps) & present[..., None].to(maps.device)
         named = {word: inside[:, i].flatten().cpu() for i, word in enumerate(self.words.words)}
         return cast(Edit, on_device(self._make_edit(at, named), at.device))
 

@@ -98,9 +98,6 @@ class Window(NamedTuple):
 
 
 ALWAYS = Window()
-WORD_SHARE = 0.4
-"""of the largest attention to a word in a map, above which the word is taken to be there; a choice of
-this project"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +125,7 @@ class Intervention:
     per token; None: everywhere"""
     mask_from: str = ""
     """a word: the intervention acts where the hook's cross-attention to it is at least
-    :data:`WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
+    :data:`sae.diffusion.attention.WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
 
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
