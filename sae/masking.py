@@ -69,6 +69,7 @@ def encode_where(
     if not items and not store.records(f"codes/{new_name}"):
         raise SAEError(f"no prompt that SAE {name!r} encoded has the word {' or '.join(words)}.")
     add_sae(store, made)
+    there = {kind: store.committed_samples(f"{kind}/{new_name}") for kind in _KINDS}
     for shard, ids in tqdm(items, desc=f"encode {new_name}", unit=" shards", disable=None if progress else True):  # fmt: skip
         masks = _masks(store, maps, words, ids)
         tables = _masked(
@@ -79,7 +80,8 @@ def encode_where(
             n_latents=made.sae.config.n_latents,
         )
         for kind, table in zip(_KINDS, tables, strict=True):
-            store.append(f"{kind}/{new_name}", shard, table, ids, made_by=made_by)
+            if there[kind].isdisjoint(ids):
+                store.append(f"{kind}/{new_name}", shard, table, ids, made_by=made_by)
     write_card(store)
     return len(items)
 
@@ -122,9 +124,11 @@ def _items(
 ) -> list[tuple[str, list[int]]]:
     """Return the shards that are to be made, each with its samples: those of each shard of the
     whole codes whose prompts have a word."""
-    mine, finished = store.records(f"codes/{new}"), store.shard_names(f"stats/{new}")
-    items = [(one.shard, list(one.sample_ids)) for one in mine if not {*one.covers} <= finished]
-    done = {i for one in mine for i in one.sample_ids}
+    done, summed = (store.committed_samples(f"{kind}/{new}") for kind in _KINDS)
+    items = []
+    for record in store.records(f"codes/{new}"):  # of which an interruption left no statistics
+        if ids := [i for i in record.sample_ids if i not in summed]:
+            items.append((shard_name(int(record.shard[:8]), ids), ids))
     having: set[int] = set()
     for record in maps:
         table = _table(store, record, ["sample_id", "word"])
