@@ -182,8 +182,8 @@ def _masked(
     told = {k.decode().removeprefix("featurestore."): v.decode() for k, v in codes.schema.metadata.items()}  # fmt: skip
     told |= {"sae": made_by["sae"], "mask_from": canonical_json(made_by["mask_from"])}
     told.pop("replaces", None)
-    columns = [codes[name].to_numpy() for name in ("sample_id", "step", "timestep")]
-    rows = Rows(*columns, np.array(codes["branch"].to_pylist()))
+    sample_id, step, timestep = (codes[n].to_numpy() for n in ("sample_id", "step", "timestep"))
+    rows = Rows(sample_id, step, timestep, np.array(codes["branch"].to_pylist()))
     return codes_table(encoded, rows, told), stats_table(encoded, rows, ids, told)
 
 
