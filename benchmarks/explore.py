@@ -25,8 +25,8 @@ from record import record
 
 from featurestore import Store
 from queries import ask
-from queries.by_feature import keep_by_feature
-from queries.sums import keep_sums
+from queries.derived.by_feature import keep_by_feature
+from queries.derived.sums import keep_sums
 from tests.builders.browser import Visit, chromium
 
 

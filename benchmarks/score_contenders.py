@@ -64,7 +64,7 @@ def forget_sums(directory: Path) -> Found:
 
 def keep(directory: Path) -> Found:
     """Make the sums and totals of both families, as ``encode`` does."""
-    from queries.sums import keep_sums
+    from queries.derived.sums import keep_sums
 
     store = Store.open(directory / "store")
     keep_sums(store, "s")

@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from featurestore import Store
-from queries.sums import keep_sums
+from queries.derived.sums import keep_sums
 from sae import encode
 
 

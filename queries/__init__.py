@@ -6,11 +6,11 @@ from featurestore.lazy import lazy_names
 
 if TYPE_CHECKING:
     from queries.answers import ask
+    from queries.connection.session import connect
+    from queries.connection.statement import sql
     from queries.plots import plot
     from queries.scores import score
     from queries.selections import select
-    from queries.session import connect
-    from queries.statement import sql
 
 __all__ = ["ask", "connect", "plot", "score", "select", "sql"]
 
@@ -19,10 +19,10 @@ if not TYPE_CHECKING:
         __name__,
         {
             "ask": "queries.answers",
-            "connect": "queries.session",
+            "connect": "queries.connection.session",
             "plot": "queries.plots",
             "score": "queries.scores",
             "select": "queries.selections",
-            "sql": "queries.statement",
+            "sql": "queries.connection.statement",
         },
     )

@@ -16,11 +16,11 @@ from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
 from featurestore.vocabulary import BY_FEATURE
-from queries.by_feature import find_by_feature
+from queries.derived.by_feature import find_by_feature
+from queries.derived.scope import check_scored, encoded, labelled
+from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
 from queries.engine import DuckDB, Engine, Relations
 from queries.questions import PARTS, Question, Value, find_question
-from queries.scope import check_scored, encoded, labelled
-from queries.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
@@ -91,7 +91,7 @@ def opened(
     """Have what answers some questions, by name and complete values, for the time of the block.
 
     ``scores``: the shard of a family's kept scores, in place of computing them. ``found``: what
-    :func:`queries.sums.find_sums` has found before, with sums. Raises as :func:`ask`.
+    :func:`queries.derived.sums.find_sums` has found before, with sums. Raises as :func:`ask`.
     """
     for name in set(names) & set(engine.cannot):
         raise QueryError(

@@ -12,8 +12,8 @@ import pyarrow as pa
 from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
+from queries.connection.session import add_other, connect, files_of, one_line, opening, quote_text
 from queries.questions import Value
-from queries.session import add_other, connect, files_of, one_line, opening, quote_text
 
 Run = Callable[[str, Mapping[str, Value], Mapping[str, str]], pa.Table]
 """runs a statement with its parameters' values; the third are statements whose answers it has as

@@ -9,9 +9,9 @@ from featurestore.format.records import Record
 from featurestore.format.schemas import SCORES
 from featurestore.store import Store
 from queries.answers import complete, opened
+from queries.derived.sums import MEMORY, find_sums, remove_older, shard_name, source, windows
 from queries.engine import DuckDB, Engine
 from queries.questions import find_question
-from queries.sums import MEMORY, find_sums, remove_older, shard_name, source, windows
 
 _ROWS_AT_ONCE = 2**22
 """scores on their way into the file, at most, unless those of a single step are more"""

@@ -20,10 +20,10 @@ from featurestore.selection import Selection
 from featurestore.selection_files import METADATA_KEY, ROWS
 from featurestore.store import Store
 from queries.answers import Answer, check_percentile, complete, opened
+from queries.derived.scope import Scope
+from queries.derived.sums import MEMORY, find_sums, windows
 from queries.engine import DuckDB, Engine
 from queries.questions import Value, find_question
-from queries.scope import Scope
-from queries.sums import MEMORY, find_sums, windows
 
 _ROWS_AT_ONCE = 2**22
 """entries of the lists of largest scores that one statement makes, at most, unless it is about a

@@ -19,10 +19,10 @@ from featurestore.errors import UsageError
 from featurestore.format.records import Record
 from featurestore.saes import load_config
 from featurestore.store import Store
+from queries.connection.session import quote_text
+from queries.derived.scope import check_encoded
 from queries.engine import Relations, Run, code, used
 from queries.questions import Value
-from queries.scope import check_encoded
-from queries.session import quote_text
 
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",

@@ -123,7 +123,7 @@ def export(
 
 
 def _database(store: "Store", path: Path) -> None:
-    from queries.database import export_database
+    from queries.connection.database import export_database
 
     with stoppable():
         views = export_database(store, path)

@@ -46,8 +46,8 @@ def encode(
     from featurestore.cli.hints import after_encoding
     from featurestore.errors import UsageError
     from featurestore.store import Store
-    from queries.by_feature import keep_by_feature
-    from queries.sums import keep_sums
+    from queries.derived.by_feature import keep_by_feature
+    from queries.derived.sums import keep_sums
     from sae.encoding import encode as run_encode
     from sae.masking import encode_where
 

@@ -52,8 +52,8 @@ def terminable() -> Iterator[list[int]]:
 def stoppable(timeout: float | None = None) -> Iterator[None]:
     """Have a signal, or ``timeout`` seconds, stop the queries of the block; what they spilled to
     disk is removed."""
-    from queries.stopping import stoppable as stopping
-    from queries.stopping import sweep
+    from queries.connection.stopping import stoppable as stopping
+    from queries.connection.stopping import sweep
 
     def leave(number: int) -> None:
         """End the process: the query is in a function that nothing can interrupt."""

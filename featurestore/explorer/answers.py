@@ -42,7 +42,7 @@ class _Job:
     def run(self, compute: Callable[[], Any]) -> Any:
         """Compute on a thread of the pool; every DuckDB connection that it opens can be
         interrupted."""
-        from queries.session import watched
+        from queries.connection.session import watched
 
         with watched(self._opened):
             return compute()

@@ -120,7 +120,7 @@ class Asking:
     ) -> None:
         """Make the tables that are ordered by feature, once for all who wait for them, if they are
         not there."""
-        from queries.by_feature import find_by_feature
+        from queries.derived.by_feature import find_by_feature
 
         await self.answers.get(
             ("by feature", sae, branch),

@@ -17,7 +17,7 @@ from featurestore.format import checksums, durable
 from featurestore.repair import repair
 from featurestore.verify import verify
 from queries import ask
-from queries.statement import sql
+from queries.connection.statement import sql
 from tests.builders.cli import run
 from tests.builders.codes import importance
 from tests.builders.many_shards import many_shards
@@ -199,7 +199,7 @@ def test_a_lost_record_of_a_compacted_shard_is_made_anew(store):
 READ = """
 import sys
 from featurestore import Store
-from queries.statement import sql
+from queries.connection.statement import sql
 for _ in range(int(sys.argv[2])):
     store = Store.open(sys.argv[1])
     assert sql(store, "select count(*) as n, sum(seed) as s from samples").to_pylist() == [{"n": 13, "s": 0}]

@@ -10,9 +10,9 @@ from featurestore.prompts import Prompt
 from featurestore.relabel import Change, relabel
 from featurestore.verify import verify
 from queries import ask
+from queries.connection.session import connect
+from queries.connection.statement import sql
 from queries.scores import score
-from queries.session import connect
-from queries.statement import sql
 from tests.builders.stores import make_store
 
 STYLES = ["neon", "Neon", "sketch", None]

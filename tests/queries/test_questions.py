@@ -15,8 +15,8 @@ from featurestore.errors import QueryError, UsageError
 from featurestore.saes import load_config
 from queries import ask
 from queries.answers import schema
+from queries.connection.session import SQL, quote_text
 from queries.questions import questions
-from queries.session import SQL, quote_text
 from tests.builders.cases import answer, equal, make_case
 from tests.builders.codes import HOSTILE, random_codes
 from tests.builders.stores import make_store

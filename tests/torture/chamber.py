@@ -8,7 +8,7 @@ from pathlib import Path
 from featurestore.card import write_card
 from featurestore.cli import main
 from featurestore.errors import FeatureStoreError
-from queries.by_feature import keep_by_feature
+from queries.derived.by_feature import keep_by_feature
 from tests.builders.selection_files import selection
 from tests.torture import flips
 

@@ -12,8 +12,8 @@ from featurestore import Store
 from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sample_id, shard_name
 from featurestore.saes import commit_sae, load_config
-from queries.session import connect
-from queries.statement import sql
+from queries.connection.session import connect
+from queries.connection.statement import sql
 from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.model import SAE, SAEConfig
 from tests.builders.saes import activation_table

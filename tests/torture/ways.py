@@ -15,9 +15,9 @@ from featurestore.saes import load_config
 from featurestore.sharing.bundle import pack
 from featurestore.sharing.hub import push
 from featurestore.verify import verify
-from queries.database import export_database
-from queries.session import connect
-from queries.statement import sql
+from queries.connection.database import export_database
+from queries.connection.session import connect
+from queries.connection.statement import sql
 from sae.checkpoint import store_sae
 from tests.builders.stores import HOOK
 from tests.torture.chamber import Chamber, command

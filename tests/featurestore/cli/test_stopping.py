@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import QueryError
-from queries.session import SPILL_PREFIX
-from queries.statement import sql
-from queries.stopping import stoppable, sweep
+from queries.connection.session import SPILL_PREFIX
+from queries.connection.statement import sql
+from queries.connection.stopping import stoppable, sweep
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store

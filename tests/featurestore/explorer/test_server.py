@@ -246,7 +246,7 @@ def test_a_statement_cannot_run_for_ever(client, monkeypatch):
 
 
 def test_an_answer_that_nobody_waits_for_is_stopped_and_one_that_somebody_waits_for_is_not(store):
-    from queries.statement import sql
+    from queries.connection.statement import sql
 
     answers, ended = Answers(store), threading.Event()
 

@@ -53,7 +53,7 @@ READER = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    from queries.by_feature import keep_by_feature
+    from queries.derived.by_feature import keep_by_feature
     from queries.scores import score
     from queries.selections import save_selection, select
     from sae.encoding import encode

@@ -16,7 +16,7 @@ from featurestore.format.records import record_from
 from featurestore.format.schemas import STATS
 from featurestore.repair import repair
 from featurestore.verify import verify
-from queries.statement import sql
+from queries.connection.statement import sql
 from tests.builders.cli import run
 from tests.builders.hostile import reseal
 

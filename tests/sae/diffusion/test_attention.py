@@ -9,7 +9,7 @@ from collectors import CollectSettings, collect
 from featurestore.errors import HookError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
-from queries.session import connect
+from queries.connection.session import connect
 from sae.diffusion.attention import word_tokens
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from featurestore.format import durable
 from featurestore.store import Store
-from queries.session import connect
+from queries.connection.session import connect
 
 
 def export_database(store: Store, path: Path) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from featurestore.errors import DamageError
 from featurestore.format import checksums
 from featurestore.format.schemas import LABELS
-from queries.statement import sql
+from queries.connection.statement import sql
 from tests.builders.many_shards import many_shards
 from tests.builders.watch import Touched
 

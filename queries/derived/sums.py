@@ -19,8 +19,8 @@ from featurestore.format.schemas import SUMS, TOTALS, schema_id
 from featurestore.saes import sae_hash, sae_record
 from featurestore.store import Store
 from featurestore.vocabulary import BRANCHES
-from queries.scope import Scope, Steps, check_scored, find_scope, labelled
-from queries.session import connect, one_line, quote_text, sql_text
+from queries.connection.session import connect, one_line, quote_text, sql_text
+from queries.derived.scope import Scope, Steps, check_scored, find_scope, labelled
 
 UNIT = 2.0**72
 """sums are taken of whole multiples of 1/UNIT: exact for float32 down to 2^-48, and no order of

@@ -12,9 +12,10 @@ from featurestore.format import durable
 from featurestore.prompts.prompts import Prompt
 from featurestore.relabel import relabel
 from featurestore.vocabulary import BY_FEATURE
-from queries import answers, ask, by_feature
+from queries import answers, ask
 from queries.answers import ask_each
-from queries.by_feature import find_by_feature, keep_by_feature
+from queries.derived import by_feature
+from queries.derived.by_feature import find_by_feature, keep_by_feature
 from queries.questions import questions
 from tests.builders.codes import LABELS, make_shards, noisy, random_codes
 from tests.builders.stores import make_store

@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from featurestore.errors import QueryError
-from queries.session import SPILL_PREFIX, watched
+from queries.connection.session import SPILL_PREFIX, watched
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _PATIENCE = 0.8

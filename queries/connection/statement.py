@@ -6,7 +6,7 @@ import pyarrow as pa
 from featurestore.errors import QueryError
 from featurestore.store import Store
 from featurestore.vocabulary import TABLE_KINDS
-from queries.pruning import (
+from queries.connection.pruning import (
     LABELLED,
     LATER,
     Needed,
@@ -15,7 +15,7 @@ from queries.pruning import (
     planned_samples,
     told_families,
 )
-from queries.session import (
+from queries.connection.session import (
     EMPTY,
     SAES,
     column_types,
@@ -26,7 +26,7 @@ from queries.session import (
     quote_identifier,
     quote_text,
 )
-from queries.sql_errors import explain
+from queries.connection.sql_errors import explain
 
 
 def sql(

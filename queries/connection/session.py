@@ -33,10 +33,10 @@ from featurestore.format.schemas import (
 from featurestore.saes import load_config, sae_hash
 from featurestore.store import Store
 from featurestore.vocabulary import TABLE_KINDS
-from queries.pruning import LABELLED, OWN_COLUMN, Needed, planned_samples, told_families
-from queries.sql_errors import one_line
+from queries.connection.pruning import LABELLED, OWN_COLUMN, Needed, planned_samples, told_families
+from queries.connection.sql_errors import one_line
 
-SQL = Path(__file__).parent / "sql"
+SQL = Path(__file__).parents[1] / "sql"
 EMPTY = {
     "samples": samples_schema([]),
     "activations": activations_schema(1, 1),

@@ -6,8 +6,8 @@ import pytest
 
 from featurestore.errors import DamageError, QueryError
 from featurestore.format.schemas import activations_schema
-from queries.session import connect
-from queries.statement import sql
+from queries.connection.session import connect
+from queries.connection.statement import sql
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 
@@ -277,7 +277,7 @@ def test_only_the_first_rows_are_returned_in_the_order_of_the_statement(tmp_path
 def test_another_thread_can_interrupt_a_statement(tmp_path):
     import threading
 
-    from queries.session import watched
+    from queries.connection.session import watched
 
     store = make_store(tmp_path / "store", random_codes(0, samples=2), {"style": ["a", "b"]})
     opened = []

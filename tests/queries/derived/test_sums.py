@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
-from queries import answers, ask, score, select, selections, sums
+from queries import answers, ask, score, select, selections
+from queries.derived import sums
+from queries.derived.sums import find_sums, keep_sums
 from queries.selections import select_all
-from queries.sums import find_sums, keep_sums
 from tests.builders.codes import (
     LABELS,
     dense,
@@ -208,7 +209,7 @@ def test_two_branches_of_one_shard_are_apart(tmp_path, told):
 def test_features_that_the_sae_has_not_are_damage(tmp_path, monkeypatch):
     store = make_store(tmp_path / "store", random_codes(1, samples=2), {"style": ["a", "b"]})
     monkeypatch.setattr(
-        "queries.scope.load_config", lambda *_: {"n_latents": 5, "height": 1, "width": 4}
+        "queries.derived.scope.load_config", lambda *_: {"n_latents": 5, "height": 1, "width": 4}
     )
     with pytest.raises(
         DamageError,

@@ -9,11 +9,11 @@ import pyarrow.dataset
 import pytest
 
 from queries import ask
-from queries.sums import keep_sums
+from queries.derived.sums import keep_sums
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
 
-PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
+PAGE = Path(__file__).parents[3] / "docs" / "queries.md"
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Tables made from statistics by SQL and kept: sums and totals, statistics by feature."""
