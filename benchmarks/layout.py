@@ -15,7 +15,7 @@ from read import BATCH, HOOK, make
 from record import interleaved, record
 
 from featurestore import Store
-from featurestore.format import parquet
+from featurestore.format.parquet import layout
 from sae.feed.batches import ActivationBatches
 
 MEGABYTES = (2, 8, 32, 128, 512)
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         stores: dict[int, Store] = {}
         for size in MEGABYTES:
-            parquet.ROW_GROUP_BYTES = size * 2**20
+            layout.ROW_GROUP_BYTES = size * 2**20
             stores[size], values = make(Path(directory) / str(size))
         files = {size: store.files(f"activations/{HOOK}") for size, store in stores.items()}
         batches = {

@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from featurestore import Store, shards
-from featurestore.format import durable, parquet
+from featurestore.format import durable
 from featurestore.format.canonical import sample_id, sealed, shard_name
+from featurestore.format.parquet import layout
 from featurestore.format.schemas import samples_schema
 
 SHARDS, SAMPLES = 5200, 16
@@ -191,7 +192,7 @@ def _first_file(root: Path, path: Path, style: int, ids: list[int]) -> tuple[Any
     for folder in (path.parent, root / "manifest/samples"):
         folder.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        parquet.write_table(file, rows)
+        layout.write_table(file, rows)
     data = path.read_bytes()
     written = durable.Written(len(data), hashlib.sha256(data).hexdigest())
     new = shards.NewShard("samples", path.stem, tuple(ids), {"v": "1"})

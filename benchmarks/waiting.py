@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from collectors.collection import CollectReport, CollectSettings, collect
 from featurestore import Store
-from featurestore.format import durable, parquet
+from featurestore.format import durable
 from featurestore.format.activations import tensor_array
+from featurestore.format.parquet import layout
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
@@ -85,7 +86,7 @@ class PyarrowFile:
         self._path, self._others, self.schema = path, others, schema
         self._scratch = scratch / f"{path.parent.name}-{path.name}"
         self.n_rows = others.num_rows
-        positions, d_in, dtype = parquet.tensor_shape(schema)
+        positions, d_in, dtype = layout.tensor_shape(schema)
         self._values: npt.NDArray = np.empty((self.n_rows, positions, d_in), dtype)
 
     def put(self, row: int, values: npt.NDArray) -> None:
@@ -96,7 +97,7 @@ class PyarrowFile:
         """Write the file, durably and hashed as all others, in another place."""
         columns = [*self._others.columns, tensor_array(self._values, self.schema)]
         table = pa.Table.from_arrays(columns, schema=self.schema)
-        rows = parquet.rows_per_group(self.schema)
+        rows = layout.rows_per_group(self.schema)
         one_page = dict.fromkeys(
             ("data_page_size", "max_rows_per_page", "write_batch_size"), 2**31 - 1
         )

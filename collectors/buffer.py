@@ -19,7 +19,7 @@ from collectors.shape import Shape, described, rows_of, shape_of
 from collectors.writer import BackgroundWriter, Staging
 from featurestore.errors import HookError, UsageError
 from featurestore.format.activations import tensor_array
-from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet.in_place import TensorFile
 from sae.codes import (
     CHUNK_ROWS,
     Encoded,

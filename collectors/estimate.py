@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from collectors.plan import WorkItem
 from featurestore.errors import DiskError
-from featurestore.format import parquet
+from featurestore.format.parquet import layout
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def estimate(
 def table_bytes(rows: pa.Table) -> int:
     """Return the size of the file of a table without a tensor."""
     sink = io.BytesIO()
-    parquet.write_table(sink, rows)
+    layout.write_table(sink, rows)
     return sink.tell()
 
 

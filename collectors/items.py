@@ -19,8 +19,8 @@ from collectors.plan import WorkItem, samples_table
 from collectors.words import SeenWords, WordRows, capture_words
 from collectors.writer import BackgroundWriter
 from featurestore.format.durable import Claim
-from featurestore.format.in_place import TensorFile
-from featurestore.format.parquet import tensor_layout
+from featurestore.format.parquet.in_place import TensorFile
+from featurestore.format.parquet.layout import tensor_layout
 from featurestore.prompts import prompt_batches
 from sae.adding import add_sae
 from sae.codes import one_thread

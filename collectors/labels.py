@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from collectors.plan import Sample
 from featurestore import __version__
 from featurestore.errors import PromptsError
-from featurestore.format.labels import labels_table
+from featurestore.format.records.labels import labels_table
 from featurestore.prompts import Prompt
 from featurestore.relabel import sample_labels
 from featurestore.store import Store

@@ -11,7 +11,7 @@ import pyarrow as pa
 from collectors.capture import Captured
 from collectors.keep import Kept, kept_steps, random_positions
 from featurestore.errors import UsageError
-from featurestore.format.parquet import TENSOR
+from featurestore.format.parquet.layout import TENSOR
 from featurestore.format.schemas import activations_schema
 from sae.codes import Rows
 from sae.diffusion.modules import is_encoder_hook

@@ -16,12 +16,13 @@ import pyarrow as pa
 from featurestore import shards
 from featurestore.card import write_card
 from featurestore.errors import TakenError
-from featurestore.format import durable, parquet
+from featurestore.format import durable
 from featurestore.format.canonical import canonical_json
 from featurestore.format.contents import COMPACTED, REPLACES
 from featurestore.format.footers import read_schema, read_table
 from featurestore.format.gate import inside
 from featurestore.format.ledger import update_ledger
+from featurestore.format.parquet import layout
 from featurestore.format.records import Record, compacted_shards
 from featurestore.store import Store
 
@@ -129,7 +130,7 @@ def _is_compacted(record: Record) -> bool:
 
 
 def _copy(store: Store, group: Sequence[Record], schema: pa.Schema, file: "pa.NativeFile") -> None:
-    parquet.write_parts(file, schema, _parts(store, group, schema))
+    layout.write_parts(file, schema, _parts(store, group, schema))
 
 
 def _parts(store: Store, group: Sequence[Record], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from featurestore.errors import TableError, nearest
 from featurestore.format.footers import read_schema, read_table
-from featurestore.format.labels import apply_labels
+from featurestore.format.records.labels import apply_labels
 
 if TYPE_CHECKING:
     import datasets

@@ -8,7 +8,7 @@ from featurestore import __version__
 from featurestore.card import write_card
 from featurestore.errors import PromptsError, RunError
 from featurestore.format.canonical import sample_id
-from featurestore.format.labels import Labels, contents_hash, label_version, labels_table
+from featurestore.format.records.labels import Labels, contents_hash, label_version, labels_table
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 

@@ -23,6 +23,7 @@ from featurestore.format.checksums import check_shard
 from featurestore.format.contents import describe, read_replaced
 from featurestore.format.gate import MalformedError, inside, parse_json, read_regular
 from featurestore.format.ledger import LEDGER, read_ledger, update_ledger
+from featurestore.format.parquet.structure import check_structure
 from featurestore.format.records import (
     MARK,
     FileEntry,
@@ -33,7 +34,6 @@ from featurestore.format.records import (
     read_record,
     shard_files,
 )
-from featurestore.format.structure import check_structure
 from featurestore.store import Store
 from featurestore.verify import Problem, verify
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION

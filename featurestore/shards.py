@@ -12,7 +12,7 @@ from featurestore.format import durable, footers, schemas
 from featurestore.format.canonical import same_model, same_signs
 from featurestore.format.contents import COMPACTED, describe
 from featurestore.format.gate import inside
-from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet.in_place import TensorFile
 from featurestore.format.records import (
     FileEntry,
     Record,

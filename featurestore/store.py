@@ -14,14 +14,13 @@ from featurestore.errors import (
     TableError,
     nearest,
 )
-from featurestore.format import activations, durable, footers, parquet, schemas
+from featurestore.format import activations, durable, footers, schemas
 from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_shards
 from featurestore.format.gate import inside
-from featurestore.format.in_place import TensorFile
-from featurestore.format.labels import corrected, label_version
 from featurestore.format.ledger import is_derived, update_ledger
-from featurestore.format.listing import read_records
+from featurestore.format.parquet import layout
+from featurestore.format.parquet.in_place import TensorFile
 from featurestore.format.records import (
     MARK,
     Record,
@@ -30,6 +29,8 @@ from featurestore.format.records import (
     read_mark,
     shard_files,
 )
+from featurestore.format.records.labels import corrected, label_version
+from featurestore.format.records.listing import read_records
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class Store:
             DiskError: the operating system refused; nothing was committed.
         """
         new = shards.NewShard(table, shard, tuple(sample_ids), made_by)
-        return self._write(new, rows.schema, lambda file: parquet.write_table(file, rows))
+        return self._write(new, rows.schema, lambda file: layout.write_table(file, rows))
 
     def begin_shard(
         self, table: str, shard: str, others: pa.Table, schema: pa.Schema
@@ -258,7 +259,7 @@ class Store:
         """Write and commit a shard of a derived table part by part, as :meth:`append` does one that
         fits memory."""
         new = shards.NewShard(table, shard, (), made_by)
-        return self._write(new, schema, lambda file: parquet.write_parts(file, schema, parts))
+        return self._write(new, schema, lambda file: layout.write_parts(file, schema, parts))
 
     def _write(
         self, new: shards.NewShard, schema: pa.Schema, write: Callable[[BinaryIO], int]

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import DamageError
-from featurestore.format import footers, parquet
+from featurestore.format import footers
 from featurestore.format.checksums import PartCheck
 from featurestore.format.gate import inside
+from featurestore.format.parquet import layout
 from featurestore.format.records import Record
 
 
@@ -108,7 +109,7 @@ class Groups(Sequence[npt.NDArray]):
 def tensor_array(values: npt.NDArray, schema: pa.Schema) -> pa.FixedSizeListArray:
     """Return values ``[rows, n_positions, d_in]``, of any shape in this order, as the tensor of an
     activation table; no copy."""
-    outer = schema.field(parquet.TENSOR).type
+    outer = schema.field(layout.TENSOR).type
     nested = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=outer.value_type)
     return pa.FixedSizeListArray.from_arrays(nested, type=outer)
 
@@ -150,7 +151,7 @@ def read_shard(
 
 
 def _read(path: Path, record: Record, check: Callable[[int], None]) -> ActivationShard:
-    mapped = parquet.map_tensor(path, record.files[0].bytes)
+    mapped = layout.map_tensor(path, record.files[0].bytes)
     groups = [group.values for group in mapped] if mapped is not None else None
     offsets = [group.offset for group in mapped or ()]
     columns = ["sample_id", "step", "timestep", "branch"]
@@ -181,7 +182,7 @@ def _read(path: Path, record: Record, check: Callable[[int], None]) -> Activatio
 
 
 def _decode(file: pq.ParquetFile, group: int) -> npt.NDArray:
-    positions, d_in, dtype = parquet.tensor_shape(file.schema_arrow)
-    column = file.read_row_group(group, columns=[parquet.TENSOR])[parquet.TENSOR].combine_chunks()
+    positions, d_in, dtype = layout.tensor_shape(file.schema_arrow)
+    column = file.read_row_group(group, columns=[layout.TENSOR])[layout.TENSOR].combine_chunks()
     flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
     return flat.astype(dtype, copy=False).reshape(-1, positions, d_in)

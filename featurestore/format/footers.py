@@ -13,8 +13,8 @@ from featurestore.errors import DamageError
 from featurestore.format import schemas
 from featurestore.format.contents import Contents, Cut, cuts
 from featurestore.format.gate import MalformedError, parse_json, short
+from featurestore.format.parquet.structure import check_structure
 from featurestore.format.records import Record
-from featurestore.format.structure import check_structure
 from featurestore.vocabulary import IO
 
 MALFORMED = (

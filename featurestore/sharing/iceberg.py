@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from featurestore.errors import ShareError, UsageError
 from featurestore.format import durable
 from featurestore.format.footers import read_schema, read_table
-from featurestore.format.labels import apply_labels
 from featurestore.format.records import Record
+from featurestore.format.records.labels import apply_labels
 from featurestore.store import Store
 
 if TYPE_CHECKING:

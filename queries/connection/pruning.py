@@ -13,8 +13,8 @@ import duckdb
 import pyarrow as pa
 
 from featurestore.format.contents import Value
-from featurestore.format.labels import label_version
 from featurestore.format.records import Record
+from featurestore.format.records.labels import label_version
 from featurestore.format.schemas import samples_schema
 from featurestore.store import Store
 from featurestore.vocabulary import STARTS, TABLE_KINDS

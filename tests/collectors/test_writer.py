@@ -10,7 +10,7 @@ import torch
 from collectors.collection import CollectSettings, collect
 from collectors.writer import BackgroundWriter, Staging, Timing
 from featurestore.errors import DiskError
-from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet.in_place import TensorFile
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import RunSettings
 

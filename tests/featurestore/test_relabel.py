@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from featurestore import DamageError, PromptsError, Store, StoreError
-from featurestore.format.labels import contents_hash
+from featurestore.format.records.labels import contents_hash
 from featurestore.prompts import Prompt
 from featurestore.relabel import Change, relabel
 from featurestore.verify import verify

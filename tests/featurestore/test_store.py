@@ -59,7 +59,7 @@ def test_activations_are_mapped_and_equal_what_was_written(store):
 
 
 def test_several_row_groups_are_mapped(store, monkeypatch):
-    monkeypatch.setattr("featurestore.format.parquet.ROW_GROUP_BYTES", 4 * 16 * 8 * 2)
+    monkeypatch.setattr("featurestore.format.parquet.layout.ROW_GROUP_BYTES", 4 * 16 * 8 * 2)
     _, values = append(store, [1, 2, 3])
     (shard,) = store.activations(HOOK)
     assert shard.mapped

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from featurestore import Selection
 from featurestore.format.contents import cuts
 from featurestore.format.footers import MALFORMED
+from featurestore.format.parquet.structure import check_structure
 from featurestore.format.schemas import schema_id
-from featurestore.format.structure import check_structure
 from featurestore.prompts import read_prompts
 from featurestore.repair import shard_of
 from featurestore.sharing.bundle import LIST, unpack

@@ -18,7 +18,7 @@ import polars as pl
 
 from featurestore.errors import DamageError
 from featurestore.format import footers
-from featurestore.format.structure import check_structure
+from featurestore.format.parquet.structure import check_structure
 from tests.torture.flips import make
 from tests.torture.mutate import mutate_bytes
 from tests.torture.mutate_parquet import mutate_footer, mutate_pages

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import FeatureStoreError
-from featurestore.format import checksums, listing, verified
+from featurestore.format import checksums, verified
 from featurestore.format.durable import claims
+from featurestore.format.records import listing
 from tests.builders.watch import Touched, Writes
 from tests.torture.chamber import Chamber
 from tests.torture.changes import change

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.format import thrift
+from featurestore.format.parquet import thrift
 from tests.torture.mutate import hostile_paths, hostile_value, mutate_bytes
 
 

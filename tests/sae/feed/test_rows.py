@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError, SAEError, UsageError
-from featurestore.format import checksums, parquet
+from featurestore.format import checksums
 from featurestore.format.canonical import shard_name
+from featurestore.format.parquet import layout
 from featurestore.format.records import FileEntry, Record
 from sae.feed.batches import PositionBatches
 from sae.feed.rows import activation_rows, held_out
@@ -194,7 +195,7 @@ def test_float32_activations(tmp_path):
 
 def test_a_row_group_is_compared_when_it_is_read_and_no_sooner(tmp_path, monkeypatch):
     """What is damaged elsewhere in the file is not read, so it harms nobody."""
-    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)  # a row group per row
+    monkeypatch.setattr(layout, "ROW_GROUP_BYTES", 1)  # a row group per row
     store = make_store(tmp_path / "store", n_shards=1)
     (record,) = store.records(f"activations/{HOOK}")
     assert [part.rows for part in record.contents.parts] == [0, 1] * record.rows + [0]
@@ -225,7 +226,7 @@ def test_a_row_group_is_compared_when_it_is_read_and_no_sooner(tmp_path, monkeyp
 
 
 def test_training_compares_what_it_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(layout, "ROW_GROUP_BYTES", 1)
     store = make_store(tmp_path / "store", n_shards=1)
     (record,) = store.records(f"activations/{HOOK}")
     path = store.root / record.files[0].path

@@ -8,9 +8,9 @@ import pytest
 
 from featurestore import Store
 from featurestore.errors import DamageError
-from featurestore.format import listing, verified
+from featurestore.format import verified
 from featurestore.format.contents import Contents, Part
-from featurestore.format.records import FileEntry, Record, read_record
+from featurestore.format.records import FileEntry, Record, listing, read_record
 
 IDS = tuple(range(5))
 

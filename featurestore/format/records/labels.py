@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from featurestore.errors import DamageError
 from featurestore.format.canonical import canonical_json, sha256_text
-from featurestore.format.records import Record
+from featurestore.format.records.record import Record
 from featurestore.format.schemas import FAMILY, LABELS, RESERVED, family_names
 
 Labels = Mapping[str, str | None]

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore.format import thrift
 from featurestore.format.footers import MALFORMED, check_footer, read_schema
 from featurestore.format.gate import MalformedError
+from featurestore.format.parquet import thrift
+from featurestore.format.parquet.structure import check_structure
+from featurestore.format.parquet.thrift import I32, I64, LIST, STRUCT
 from featurestore.format.records import Record
-from featurestore.format.structure import check_structure
-from featurestore.format.thrift import I32, I64, LIST, STRUCT
 from tests.torture.mutate_parquet import mutate_pages, pages_of, with_pages
 
 WAYS = {

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.errors import TableError
-from featurestore.format import thrift
-from featurestore.format.thrift import BINARY, I32, I64, LIST, STRUCT, Struct
+from featurestore.format.parquet import thrift
+from featurestore.format.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Struct
 
 _MAGIC = b"PAR1"
 _DATA_PAGE, _PLAIN, _RLE, _UNCOMPRESSED = 0, 0, 3, 0

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from featurestore import Store
 from featurestore.errors import DiskError, TableError, TakenError
-from featurestore.format import parquet, tensor_column, thrift
-from featurestore.format.in_place import TensorFile
+from featurestore.format.parquet import layout, tensor_column, thrift
+from featurestore.format.parquet.in_place import TensorFile
 from featurestore.verify import verify
 from tests.builders.tensors import activation_table
 
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr("featurestore.format.parquet.rows_per_group", lambda schema: 3)
+    monkeypatch.setattr("featurestore.format.parquet.layout.rows_per_group", lambda schema: 3)
 
 
 def others(table):
@@ -28,7 +28,7 @@ def others(table):
 
 def whole(table):
     sink = io.BytesIO()
-    parquet.write_table(sink, table)
+    layout.write_table(sink, table)
     return sink.getvalue()
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.format import parquet
 from featurestore.format.durable import AnyOrderFile, Written
+from featurestore.format.parquet import layout
 
 _SETTLE_BYTES = 32 * 2**20
 
 
 class TensorFile:
     """The file of an activations table, byte for byte as
-    :func:`featurestore.format.parquet.write_table` writes it.
+    :func:`featurestore.format.parquet.layout.write_table` writes it.
 
     Not for several threads at once.
 
@@ -39,7 +39,7 @@ class TensorFile:
         Raises:
             DiskError: the operating system refused.
         """
-        self._layout = parquet.tensor_layout(others, schema)
+        self._layout = layout.tensor_layout(others, schema)
         self.schema, self.n_rows, self.size = schema, others.num_rows, self._layout.size
         self._file = AnyOrderFile(path, scratch)
         self._unsettled = 0

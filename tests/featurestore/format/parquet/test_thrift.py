@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore.format import thrift
+from featurestore.format.parquet import thrift
 from featurestore.format.schemas import CODES, STATS, activations_schema, samples_schema
 
 

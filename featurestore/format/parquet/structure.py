@@ -7,8 +7,8 @@ that a header asks for. Names of fields below are those of ``parquet.thrift`` of
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from featurestore.format import thrift
 from featurestore.format.gate import MalformedError, short
+from featurestore.format.parquet import thrift
 
 _MAX_FOOTER_BYTES = 256 * 2**20
 _HEADER_BYTES, _MAX_HEADER_BYTES = 2**9, 2**24

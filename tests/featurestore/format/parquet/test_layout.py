@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import TableError
-from featurestore.format import parquet, thrift
 from featurestore.format.durable import write_file
+from featurestore.format.parquet import layout, thrift
 from tests.builders.tensors import activation_table
 
 GROUP_ROWS = 3
@@ -22,7 +22,7 @@ GROUP_ROWS = 3
 
 def write(table):
     sink = io.BytesIO()
-    parquet.write_table(sink, table)
+    layout.write_table(sink, table)
     return sink.getvalue()
 
 
@@ -50,7 +50,9 @@ def footer(data):
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr("featurestore.format.parquet.rows_per_group", lambda schema: GROUP_ROWS)
+    monkeypatch.setattr(
+        "featurestore.format.parquet.layout.rows_per_group", lambda schema: GROUP_ROWS
+    )
 
 
 SHAPES = {
@@ -142,8 +144,8 @@ def test_levels_take_little_space(positions, d_in):
 @shapes
 def test_a_file_is_mapped(tmp_path, shape):
     table, values = activation_table(**shape)
-    written = write_file(tmp_path / "a.parquet", lambda file: parquet.write_table(file, table))
-    groups = parquet.map_tensor(tmp_path / "a.parquet", written.bytes)
+    written = write_file(tmp_path / "a.parquet", lambda file: layout.write_table(file, table))
+    groups = layout.map_tensor(tmp_path / "a.parquet", written.bytes)
     assert [len(group.values) for group in groups] == [
         len(values[i : i + 3]) for i in range(0, len(values), 3)
     ]
@@ -161,7 +163,7 @@ def test_a_file_that_pyarrow_encoded_is_mapped_too(tmp_path, version):
         pq.write_table(
             table, path, compression="none", use_dictionary=False, data_page_version=version
         )
-    (group,) = parquet.map_tensor(path, path.stat().st_size)
+    (group,) = layout.map_tensor(path, path.stat().st_size)
     np.testing.assert_array_equal(group.values, values)
 
 
@@ -225,7 +227,7 @@ def test_the_tensor_is_not_copied():
             places.append(np.frombuffer(data, np.uint8).ctypes.data)
             return super().write(data)
 
-    parquet.write_table(File(), table)
+    layout.write_table(File(), table)
     group = values[:GROUP_ROWS]
     assert {group.ctypes.data, group.ctypes.data + group.nbytes} <= set(places)
 
@@ -288,4 +290,4 @@ def test_a_page_header_that_does_not_fit_is_not_mapped(tmp_path, damage):
     data[column.data_page_offset : column.data_page_offset + size] = changed
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
-    assert parquet.map_tensor(path, len(data)) is None
+    assert layout.map_tensor(path, len(data)) is None

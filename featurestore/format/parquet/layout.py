@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.format import tensor_column, thrift
 from featurestore.format.contents import TENSOR
+from featurestore.format.parquet import tensor_column, thrift
 
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 2**20

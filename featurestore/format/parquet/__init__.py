@@ -1,0 +1,1 @@
+"""Parquet files: their layout, tensors in them, footers and pages looked through byte by byte."""

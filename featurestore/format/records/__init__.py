@@ -1,0 +1,41 @@
+"""Commit records: what a shard is and that it exists, their snapshot, labels corrected later."""
+
+from featurestore.format.records.record import (
+    MARK,
+    MAX_RECORD_BYTES,
+    SAE_FILES,
+    FileEntry,
+    Record,
+    any_shard,
+    check_record,
+    compacted_shards,
+    is_name,
+    is_table,
+    list_shards,
+    list_tables,
+    read_mark,
+    read_record,
+    record_from,
+    shard_files,
+    stranger,
+)
+
+__all__ = [
+    "MARK",
+    "MAX_RECORD_BYTES",
+    "SAE_FILES",
+    "FileEntry",
+    "Record",
+    "any_shard",
+    "check_record",
+    "compacted_shards",
+    "is_name",
+    "is_table",
+    "list_shards",
+    "list_tables",
+    "read_mark",
+    "read_record",
+    "record_from",
+    "shard_files",
+    "stranger",
+]
