@@ -8,7 +8,10 @@ A call takes its time from start to end, whatever the hooks do in it, unless the
 what is measured is whether the writing of one's tensors gets into the way of the next. Two hooks of
 256 positions of 1280 channels, float16, two pictures at a time. Beside it the same collection with
 pyarrow's own writer in the place of ours: a shard is gathered in memory, and written while the next
-is generated. Every run's store is verified, and both writers' tensors are compared.
+is generated. And the same with an SAE that encodes the first hook on the fly, whose codes and
+statistics are kept beside the activations: of few latents, since here the CPU does what a GPU would
+do, but with as many active ones (k 32) as a large one writes. Every run's store is verified, and
+both writers' tensors are compared.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,10 +41,14 @@ from featurestore.format.activations import tensor_array
 from featurestore.format.parquet import layout
 from featurestore.prompts import Prompt
 from featurestore.verify import verify
+from sae.checkpoint import save_sae
+from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model
+from sae.model import SAE, SAEConfig
 
 HOOKS = ("unet.up_blocks.1.attentions.0", "unet.up_blocks.1.attentions.1")
 BATCH, SHARD, STEPS = 2, 4, 20
+D_IN, N_LATENTS, K = 1280, 128, 32
 
 
 class Given(nn.Module):
@@ -49,7 +57,7 @@ class Given(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        made = (torch.randn(2 * BATCH, 1280, 16, 16, generator=generator).half() for _ in range(4))
+        made = (torch.randn(2 * BATCH, D_IN, 16, 16, generator=generator).half() for _ in range(4))
         self._tensors = itertools.cycle(list(made))
 
     def forward(self) -> Tensor:
@@ -76,6 +84,22 @@ def waiting_model(seconds: float) -> Model:
 
     unet.forward = forward
     return model
+
+
+def sae_of(model: Model, directory: Path) -> str:
+    """Write an SAE of the first hook; return its directory."""
+    config = SAEConfig(
+        d_in=D_IN,
+        n_latents=N_LATENTS,
+        k=K,
+        hook=HOOKS[0],
+        height=16,
+        width=16,
+        model_hash=model_hash(model.pipe.unet),
+    )
+    directory.mkdir()
+    save_sae(SAE(config, torch.Generator().manual_seed(0)), directory)
+    return str(directory)
 
 
 class PyarrowFile:
@@ -126,10 +150,9 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
     """Return the figures for calls of some length."""
     model, fresh = waiting_model(seconds), (directory / f"{i}" for i in itertools.count())
     prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(shards * SHARD)]
-    run, settings = (
-        RunSettings(STEPS, 3.0),
-        CollectSettings(hooks=HOOKS, batch_size=BATCH, shard_samples=SHARD),
-    )
+    run = RunSettings(STEPS, 3.0)
+    settings = CollectSettings(hooks=HOOKS, batch_size=BATCH, shard_samples=SHARD)
+    with_sae = replace(settings, saes=[sae_of(model, directory / "few")])
     reports: dict[str, CollectReport] = {}
     totals: dict[str, list[float]] = collections.defaultdict(list)
 
@@ -140,7 +163,7 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
                 model, run, [p.prompt for p in part], [p.seed for p in part], output_type="latent"
             )
 
-    def collecting(name: str) -> None:
+    def collecting(name: str, settings: CollectSettings = settings) -> None:
         if name in reports:
             shutil.rmtree(reports[name].store.root)
         reports[name] = collect(next(fresh), model, prompts, run, settings, progress=False)
@@ -154,8 +177,14 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
 
     torch.set_num_threads(1)  # As a host does that leaves computing to its GPU.
     times = interleaved(
-        runs, plain=plain, collecting=lambda: collecting("collecting"), pyarrow=pyarrow
+        runs,
+        plain=plain,
+        collecting=lambda: collecting("collecting"),
+        with_sae=lambda: collecting("with_sae", with_sae),
+        pyarrow=pyarrow,
     )
+    assert verify(reports["with_sae"].store, deep=True) == []
+    assert len(reports["with_sae"].store.records("stats/few")) == shards
     check(reports["collecting"].store, reports["pyarrow"].store, shards)
     figures: dict[str, Any] = {
         "call_ms": 1000 * seconds,
