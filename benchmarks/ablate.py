@@ -31,7 +31,7 @@ from record import record
 from sd15 import sd15_shape
 from torch import Tensor
 
-from collectors.capture import Captured, capture
+from collectors.rows.capture import Captured, capture
 from featurestore.selection import Selection
 from featurestore.selection_files import ROWS
 from sae.diffusion.hooks import as_positions, take

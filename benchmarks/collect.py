@@ -22,7 +22,7 @@ from rows import activation_rows
 from sd15 import sd15_shape
 
 from collectors.collection import CollectReport, CollectSettings, collect
-from collectors.estimate import table_bytes
+from collectors.planning.estimate import table_bytes
 from featurestore import Store
 from featurestore.prompts import Prompt
 from featurestore.verify import verify

@@ -27,7 +27,7 @@ from sae.encoding import encode
 from sae.feed.batches import PositionBatches
 from sae.model import SAE, SAEConfig
 from sae.training.state import State
-from sae.training.stepping import stepper
+from sae.training.stepping.stepper import stepper
 
 HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.model import SAE, SAEConfig
 from sae.training.settings import Plan, TrainSettings, default_dead_after, default_lr
 from sae.training.start import start_training
-from sae.training.stepping import stepper
+from sae.training.stepping.stepper import stepper
 
 os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # On a CPU its kernel cannot run.
 ALPHA = 1 / 32

@@ -11,13 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from collectors.estimate import Estimate, estimate
 from collectors.items import gather, measure, write
 from collectors.job import Job, prepare
 from collectors.keep import CollectSettings
-from collectors.plan import WorkItem, plan
-from collectors.shares import Share, claim_item, tidy
-from collectors.writer import BackgroundWriter, Timing
+from collectors.planning.estimate import Estimate, estimate
+from collectors.planning.plan import WorkItem, plan
+from collectors.planning.shares import Share, claim_item, tidy
+from collectors.rows.writer import BackgroundWriter, Timing
 from featurestore.card import write_card
 from featurestore.prompts import Prompt
 from featurestore.store import Store

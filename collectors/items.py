@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from collectors.buffer import Begin, HookBuffer
-from collectors.capture import Captured, capture
-from collectors.estimate import check_space, table_bytes
 from collectors.job import Job
-from collectors.labels import append_labels
-from collectors.plan import WorkItem, samples_table
-from collectors.words import SeenWords, WordRows, capture_words
-from collectors.writer import BackgroundWriter
+from collectors.planning.estimate import check_space, table_bytes
+from collectors.planning.labels import append_labels
+from collectors.planning.plan import WorkItem, samples_table
+from collectors.rows.buffer import Begin, HookBuffer
+from collectors.rows.capture import Captured, capture
+from collectors.rows.words import SeenWords, WordRows, capture_words
+from collectors.rows.writer import BackgroundWriter
 from featurestore.format.durable import Claim
 from featurestore.format.parquet.in_place import TensorFile
 from featurestore.format.parquet.layout import tensor_layout

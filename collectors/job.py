@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 
 from collectors.keep import CollectSettings, Kept, named_steps
-from collectors.labels import check_labels, label_columns
-from collectors.plan import Sample, identify
-from collectors.writer import Staging, Timing
+from collectors.planning.labels import check_labels, label_columns
+from collectors.planning.plan import Sample, identify
+from collectors.rows.writer import Staging, Timing
 from featurestore import __version__
 from featurestore.errors import RunError, SAEError, UsageError
 from featurestore.format.schemas import check_name, family_names, samples_schema

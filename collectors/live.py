@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from collectors.collection import CollectSettings, collect
-from collectors.plan import identify
+from collectors.planning.plan import identify
 from featurestore.errors import UsageError
 from featurestore.format.canonical import run_id, sha256_text
 from featurestore.format.records import Record

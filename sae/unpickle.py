@@ -1,4 +1,4 @@
-"""Run by :mod:`sae.formats.pickles` as a program of its own: a torch pickle in, safetensors on
+"""Run by :mod:`sae.pickles` as a program of its own: a torch pickle in, safetensors on
 standard output.
 
 ``python -I unpickle.py CPU_SECONDS PICKLE``. Once torch is loaded, nothing can be opened for

@@ -18,7 +18,7 @@ from featurestore.cli.options import (
 from featurestore.vocabulary import ACTIVATION_DTYPES, PADDING
 
 if TYPE_CHECKING:
-    from collectors.estimate import Estimate
+    from collectors.planning.estimate import Estimate
 
 
 @click.command()
@@ -143,7 +143,7 @@ def collect(
       torchrun --nproc-per-node 8 -m featurestore collect --model … --prompts … --hook … --store ./store
     """  # fmt: skip
     from collectors import collection as collecting
-    from collectors.shares import find_share
+    from collectors.planning.shares import find_share
     from featurestore.cli.hints import after_collecting
     from featurestore.cli.store import human_bytes
 
@@ -179,7 +179,7 @@ def collect(
 
 
 def _print_estimate(estimate: "Estimate") -> None:
-    from collectors.estimate import free_bytes
+    from collectors.planning.estimate import free_bytes
     from featurestore.cli.store import human_bytes
     from featurestore.cli.text import text_table
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collectors.budget import Budget, Corpus
+    from collectors.planning.budget import Budget, Corpus
 
 
 @click.command()
@@ -82,7 +82,7 @@ def plan(
     Example:
       featurestore plan --model sd15 --prompts 83200 --hooks 2 --gpus 8 --gpu-price 2.5
     """
-    from collectors.budget import Corpus, budget, model_sizes
+    from collectors.planning.budget import Corpus, budget, model_sizes
 
     sizes = model_sizes(model, positions=positions, d_in=d_in, tflop=tflop, n_steps=steps)
     corpus = Corpus(

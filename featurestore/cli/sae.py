@@ -145,7 +145,7 @@ def import_(
     from featurestore.saes import load_config
     from featurestore.store import Store
     from sae.formats.exchange import import_sae
-    from sae.formats.foreign import Choice
+    from sae.formats.libraries.foreign import Choice
 
     opened = Store.open(store)
     import_sae(
@@ -183,7 +183,7 @@ def calibrate(store: Path, name: str, new_name: str, device: str) -> None:
     from featurestore.cli.hints import say_next
     from featurestore.store import Store
     from sae.checkpoint import pick_device
-    from sae.training.calibration import calibrate as run
+    from sae.training.outcome.calibration import calibrate as run
 
     made = run(Store.open(store), name, new_name, pick_device(device))
     where = "held-out samples" if made.held_out else "the training samples"

@@ -17,8 +17,8 @@ from featurestore.vocabulary import IO
 from sae.adding import add_sae, make_candidate
 from sae.checkpoint import CONFIG, WEIGHTS, check_tensors, config_bytes, store_sae, weights_bytes
 from sae.formats.calibrate import calibrate_on_
-from sae.formats.foreign import Choice, Foreign
 from sae.formats.hub import local_path
+from sae.formats.libraries.foreign import Choice, Foreign
 from sae.formats.model_card import model_card
 from sae.formats.registry import WRITERS, read_checkpoint
 from sae.model import SAE, SAEConfig

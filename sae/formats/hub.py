@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from featurestore.errors import SAEError
-from sae.formats.overcomplete import SUFFIXES
+from sae.formats.libraries.overcomplete import SUFFIXES
 from sae.formats.registry import FORMATS
 
 _SOURCE = re.compile(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featurestore.errors import SAEError
-from sae.formats import dictionary_learning, overcomplete, saelens, sdxl_unbox, sparsify
-from sae.formats.foreign import Choice, Foreign, is_there
+from sae.formats.libraries import dictionary_learning, overcomplete, saelens, sdxl_unbox, sparsify
+from sae.formats.libraries.foreign import Choice, Foreign, is_there
 from sae.model import SAE
 
 

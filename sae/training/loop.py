@@ -21,7 +21,7 @@ from sae.training.processes import Processes
 from sae.training.settings import Plan
 from sae.training.start import start_training
 from sae.training.state import discard, restore, save
-from sae.training.stepping import stepper
+from sae.training.stepping.stepper import stepper
 
 CHECKPOINT_SECONDS = 60.0
 _REPORT_STEPS = 10

@@ -10,8 +10,8 @@ from featurestore.saes import training_of
 from featurestore.store import Store
 from sae.checkpoint import pick_device
 from sae.feed.batches import PositionBatches, Source
-from sae.training.commit import existing, finish
 from sae.training.loop import Progress, Training, run
+from sae.training.outcome.commit import existing, finish
 from sae.training.processes import Processes, join_processes, local_device
 from sae.training.settings import TrainSettings, make_plan
 from sae.training.state import discard

@@ -2,7 +2,7 @@
 from their formulas.
 
 The references are dense, in NumPy and float64, and share nothing with the package;
-``tests/sae/formats/test_peers.py`` compares with the libraries themselves.
+``tests/sae/formats/libraries/test_peers.py`` compares with the libraries themselves.
 """
 
 import json
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from sae.formats.exchange import foreign_sae
-from sae.formats.foreign import Choice
+from sae.formats.libraries.foreign import Choice
 from sae.formats.registry import read_checkpoint
 
 D_IN, N_LATENTS, K = 12, 30, 4

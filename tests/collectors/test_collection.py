@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
+from collectors.rows.capture import capture
 from featurestore import shards
 from featurestore.errors import (
     HookError,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from collectors import estimate as estimating
 from collectors.collection import CollectSettings, collect, dry_run
 from collectors.keep import Positions, kept_steps, random_positions
+from collectors.planning import estimate as estimating
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify

@@ -376,7 +376,7 @@ def test_deep_json_is_refused_at_any_depth_without_recursion():
 def test_the_configuration_of_an_sae_in_a_directory_is_checked(tmp_path, content):
     """A2: an SAE's directory, ours or another library's: what is not JSON is refused in one line."""
     from sae import load_sae
-    from sae.formats.config import read_fields
+    from sae.formats.libraries.config import read_fields
 
     (tmp_path / "config.json").write_bytes(content)
     (tmp_path / "sae.safetensors").write_bytes(b"")

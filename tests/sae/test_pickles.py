@@ -12,7 +12,7 @@ import torch
 
 from featurestore.errors import SAEError
 from sae import pickles
-from sae.formats.foreign import Choice, state_dict
+from sae.formats.libraries.foreign import Choice, state_dict
 from sae.formats.registry import read_checkpoint
 
 

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from collectors.capture import capture
+from collectors.rows.capture import capture
 from sae.diffusion.pipelines import Model
 from sae.diffusion.reading.architectures import ARCHITECTURES, STREAMS
 from sae.intervention.ablate import ablate

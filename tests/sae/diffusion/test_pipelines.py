@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from collectors.capture import capture
 from collectors.collection import CollectSettings, collect
+from collectors.rows.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
 from featurestore.prompts import Prompt
 from featurestore.verify import verify

@@ -13,7 +13,7 @@ from featurestore.errors import SAEError
 from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.formats.exchange import import_sae
-from sae.formats.foreign import Choice
+from sae.formats.libraries.foreign import Choice
 from sae.formats.registry import read_checkpoint
 from tests.builders import checkpoints as formats
 from tests.builders.checkpoints import D_IN, K

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from collectors.capture import capture
+from collectors.rows.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
 from sae.diffusion import declare
 from sae.diffusion.modules import find_module, match_hooks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import SchedulerMixin
 
-from collectors.capture import capture
+from collectors.rows.capture import capture
 from sae.diffusion.modules import find_module
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention, Window

@@ -1,0 +1,1 @@
+"""Say what is collected before it is: samples, their labels, shares of processes, what it takes."""

@@ -1,0 +1,1 @@
+"""What a running pipeline shows, as rows: captured, shaped, kept, written."""
