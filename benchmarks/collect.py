@@ -24,8 +24,8 @@ from sd15 import sd15_shape
 from collectors.collection import CollectReport, CollectSettings, collect
 from collectors.planning.estimate import table_bytes
 from featurestore import Store
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.codes import RowCodes, Rows, codes_table, stats_table, to_columns
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 

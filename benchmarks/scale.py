@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from featurestore import Store, shards
+from featurestore import Store
 from featurestore.format import durable
 from featurestore.format.canonical import sample_id, sealed, shard_name
 from featurestore.format.parquet import layout
 from featurestore.format.schemas import samples_schema
+from featurestore.store import shards
 
 SHARDS, SAMPLES = 5200, 16
 RUN = {"model": "m", "model_hash": "f16:0", "scheduler": {"class": "D", "config": {}}, "n_steps": 50,

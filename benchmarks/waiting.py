@@ -39,8 +39,8 @@ from featurestore import Store
 from featurestore.format import durable
 from featurestore.format.activations import tensor_array
 from featurestore.format.parquet import layout
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.diffusion.loading.weights import model_hash
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model

@@ -6,8 +6,8 @@ from collectors.planning.plan import Sample
 from featurestore import __version__
 from featurestore.errors import PromptsError
 from featurestore.format.records.labels import labels_table
+from featurestore.maintenance.relabel import sample_labels
 from featurestore.prompts import Prompt
-from featurestore.relabel import sample_labels
 from featurestore.store import Store
 
 

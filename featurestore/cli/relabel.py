@@ -8,7 +8,7 @@ import click
 from featurestore.cli.options import PromptOptions, prompt_options
 
 if TYPE_CHECKING:
-    from featurestore.relabel import Relabelled
+    from featurestore.maintenance.relabel import Relabelled
     from featurestore.store import Store
 
 _SHOWN = 20
@@ -31,8 +31,8 @@ def relabel(store: Path, prompts: PromptOptions, dry_run: bool) -> None:
       featurestore relabel ./store --prompts corrected.jsonl --dry-run
       featurestore relabel ./store --prompts corrected.jsonl
     """
-    from featurestore.relabel import relabel as change
-    from featurestore.relabel import stored_seeds
+    from featurestore.maintenance.relabel import relabel as change
+    from featurestore.maintenance.relabel import stored_seeds
     from featurestore.store import Store
 
     opened = Store.open(store)

@@ -83,8 +83,8 @@ def verify(store: Path, deep: bool) -> None:
     """
     from tqdm import tqdm
 
+    from featurestore.maintenance.verify import verify as check
     from featurestore.store import Store
-    from featurestore.verify import verify as check
 
     opened = Store.open(store)
     checked: list[str] = []
@@ -128,7 +128,7 @@ def repair(store: Path, dry_run: bool, deep: bool) -> None:
       featurestore repair ./store --dry-run
       featurestore repair ./store
     """
-    from featurestore.repair import repair as mend
+    from featurestore.maintenance.repair import repair as mend
 
     steps = mend(store, deep, dry_run)
     for step in steps:
@@ -158,7 +158,7 @@ def compact(store: Path) -> None:
     """
     from tqdm import tqdm
 
-    from featurestore.compact import compact as run
+    from featurestore.maintenance.compact import compact as run
     from featurestore.store import Store
 
     with tqdm(desc="compact", unit=" shards", disable=None) as bar:

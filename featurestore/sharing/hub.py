@@ -9,10 +9,10 @@ from featurestore.errors import NotAStoreError, ShareError, StoreError, TakenErr
 from featurestore.format import durable
 from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry
+from featurestore.maintenance.verify import verify
 from featurestore.sharing.croissant import CROISSANT
 from featurestore.sharing.snapshot import CARD, data_files, record_files
 from featurestore.store import Store
-from featurestore.verify import verify
 from featurestore.vocabulary import PLAIN_TABLES, TABLE_KINDS
 
 _PATTERNS = [

@@ -6,7 +6,6 @@ import torch
 
 from collectors.collection import CollectSettings, collect
 from collectors.rows.capture import capture
-from featurestore import shards
 from featurestore.errors import (
     HookError,
     ModelError,
@@ -16,9 +15,10 @@ from featurestore.errors import (
     UsageError,
 )
 from featurestore.format.canonical import sample_id
+from featurestore.maintenance.relabel import relabel
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.relabel import relabel
-from featurestore.verify import verify
+from featurestore.store import shards
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
 from tests.builders.trees import same_tree

@@ -8,8 +8,8 @@ from collectors.collection import CollectSettings, collect, dry_run
 from collectors.keep import Positions, kept_steps, random_positions
 from collectors.planning import estimate as estimating
 from featurestore.errors import DiskError, RunError, SAEError, UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.checkpoint import save_sae
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model

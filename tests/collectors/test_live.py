@@ -9,8 +9,8 @@ from collectors.live import train_live
 from featurestore import Store
 from featurestore.cli import main
 from featurestore.errors import UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.checkpoint import store_sae
 from sae.diffusion.pipelines import RunSettings
 from sae.training import loop as training

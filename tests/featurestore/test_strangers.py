@@ -11,9 +11,9 @@ from featurestore import Selection, Store
 from featurestore.errors import DamageError, FeatureStoreError, SAEError, SelectionError, ShareError
 from featurestore.format.canonical import sealed
 from featurestore.format.gate import MalformedError, parse_json
+from featurestore.maintenance.verify import verify
 from featurestore.saes import load_config
 from featurestore.sharing.bundle import pack, unpack
-from featurestore.verify import verify
 from queries import connect
 from tests.builders.cli import run
 from tests.builders.hostile import recommit, reseal, reseal_text

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import featurestore.format.activations
-from featurestore.compact import compact
 from featurestore.errors import DiskError, SAEError, UsageError
 from featurestore.format.schemas import CODES, STATS, schema_id
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.verify import verify
 from featurestore.saes import commit_sae
 from featurestore.store import Store
-from featurestore.verify import verify
 from sae.checkpoint import config_bytes, store_sae, weights_bytes
 from sae.codes import encode_rows
 from sae.encoding import encode

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Store
-from featurestore.compact import compact
 from featurestore.errors import SAEError, TableError
 from featurestore.format.canonical import sample_id, shard_name
 from featurestore.format.schemas import attention_schema
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.verify import verify
 from featurestore.saes import sae_hash
 from featurestore.selection import Selection
-from featurestore.verify import verify
 from sae.checkpoint import weights_bytes
 from sae.encoding import encode
 from sae.masking import encode_where

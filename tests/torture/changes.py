@@ -17,8 +17,8 @@ from featurestore.format.contents import cuts
 from featurestore.format.footers import MALFORMED
 from featurestore.format.parquet.structure import check_structure
 from featurestore.format.schemas import schema_id
+from featurestore.maintenance.repair import shard_of
 from featurestore.prompts import read_prompts
-from featurestore.repair import shard_of
 from featurestore.sharing.bundle import LIST, unpack
 from tests.builders.bundles import write_bundle
 from tests.torture.chamber import Chamber

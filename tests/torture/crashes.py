@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from featurestore import Store
 from featurestore.card import make_card
-from featurestore.compact import compact
 from featurestore.errors import DiskError, FeatureStoreError, ShareError
 from featurestore.format.schemas import SCORES, STATS
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.verify import verify
 from featurestore.sharing.bundle import pack, unpack
-from featurestore.verify import verify
 from tests.builders.tensors import activation_table
 from tests.torture.disk import PowerCut, Trace, traced
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.format.checksums import check_file
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.diffusion.pipelines import Model, RunSettings
 from tests.torture.crashes import ROWS, RUN, Outcome, tree
 

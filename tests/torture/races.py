@@ -13,13 +13,13 @@ from typing import Any
 
 from featurestore import Store
 from featurestore.card import write_card
-from featurestore.compact import compact
 from featurestore.errors import FeatureStoreError
 from featurestore.format.schemas import SCORES
-from featurestore.repair import repair
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.repair import repair
+from featurestore.maintenance.verify import verify
 from featurestore.saes import commit_sae
 from featurestore.sharing.bundle import pack
-from featurestore.verify import verify
 from tests.torture.crashes import ROWS, RUN, STATS_ROWS, Outcome
 
 FORK = multiprocessing.get_context("fork")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from featurestore import Store
-from featurestore.verify import verify
+from featurestore.maintenance.verify import verify
 from tests.torture import processes
 
 

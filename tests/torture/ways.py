@@ -9,12 +9,12 @@ import huggingface_hub
 
 from featurestore import Store
 from featurestore.card import make_card, write_card
-from featurestore.compact import compact
-from featurestore.repair import repair, shard_of
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.repair import repair, shard_of
+from featurestore.maintenance.verify import verify
 from featurestore.saes import load_config
 from featurestore.sharing.bundle import pack
 from featurestore.sharing.hub import push
-from featurestore.verify import verify
 from queries.connection.database import export_database
 from queries.connection.session import connect
 from queries.connection.statement import sql

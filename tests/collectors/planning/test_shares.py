@@ -15,8 +15,8 @@ from collectors.planning.plan import WorkItem
 from collectors.planning.shares import Share, claim_item, find_share
 from featurestore import Store
 from featurestore.errors import UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.diffusion.pipelines import RunSettings
 from sae.training.processes import local_device
 from tests.builders.trees import same_tree

@@ -14,8 +14,8 @@ from featurestore.errors import DamageError
 from featurestore.format.contents import hash_range
 from featurestore.format.records import record_from
 from featurestore.format.schemas import STATS
-from featurestore.repair import repair
-from featurestore.verify import verify
+from featurestore.maintenance.repair import repair
+from featurestore.maintenance.verify import verify
 from queries.connection.statement import sql
 from tests.builders.cli import run
 from tests.builders.hostile import reseal

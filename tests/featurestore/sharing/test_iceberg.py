@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from featurestore.errors import DamageError, ShareError, UsageError
+from featurestore.maintenance.relabel import relabel
 from featurestore.prompts.prompts import Prompt
-from featurestore.relabel import relabel
 from featurestore.sharing.iceberg import NAMESPACE, export_iceberg
 from queries import score
 from tests.builders.cli import run

@@ -17,9 +17,9 @@ from huggingface_hub import errors
 from featurestore import Store
 from featurestore.errors import DamageError, ShareError
 from featurestore.format.durable import files
+from featurestore.maintenance.verify import verify
 from featurestore.sharing.bundle import LIST, pack, unpack
 from featurestore.sharing.hub import pull, push
-from featurestore.verify import verify
 from tests.builders.stores import make_store
 from tests.builders.trees import same_tree
 

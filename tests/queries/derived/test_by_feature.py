@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
 from featurestore.format import durable
+from featurestore.maintenance.relabel import relabel
 from featurestore.prompts.prompts import Prompt
-from featurestore.relabel import relabel
 from featurestore.vocabulary import BY_FEATURE
 from queries import answers, ask
 from queries.answers import ask_each

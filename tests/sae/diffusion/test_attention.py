@@ -7,8 +7,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from collectors import CollectSettings, collect
 from featurestore.errors import HookError, UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from queries.connection.session import connect
 from sae.diffusion.attention import word_tokens
 from sae.diffusion.modules import find_module

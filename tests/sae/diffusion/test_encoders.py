@@ -11,8 +11,8 @@ from collectors import CollectSettings, collect
 from collectors.keep import random_positions
 from featurestore import Store
 from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.diffusion.modules import match_hooks
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate

@@ -10,8 +10,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from collectors.collection import CollectSettings, collect
 from collectors.rows.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.diffusion import direct_calls
 from sae.diffusion.modules import denoiser, find_module, match_hooks
 from sae.diffusion.pipelines import Model, RunSettings, generate, load_model

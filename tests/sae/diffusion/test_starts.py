@@ -12,8 +12,8 @@ from PIL import Image
 from collectors import CollectSettings, collect
 from featurestore import Store
 from featurestore.errors import PromptsError, RunError, UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt, start_picture
-from featurestore.verify import verify
 from sae.diffusion.pipelines import LoadSettings, Model, RunSettings, describe_run, load_model
 from sae.diffusion.reading.architectures import ARCHITECTURES
 from sae.diffusion.starts import with_starts

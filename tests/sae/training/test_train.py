@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from featurestore.errors import SAEError, TableError, UsageError
-from featurestore.verify import verify
+from featurestore.maintenance.verify import verify
 from sae.checkpoint import store_sae
 from sae.feed.batches import PositionBatches
 from sae.training import loop as module

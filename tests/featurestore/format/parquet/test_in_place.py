@@ -13,7 +13,7 @@ from featurestore import Store
 from featurestore.errors import DiskError, TableError, TakenError
 from featurestore.format.parquet import layout, tensor_column, thrift
 from featurestore.format.parquet.in_place import TensorFile
-from featurestore.verify import verify
+from featurestore.maintenance.verify import verify
 from tests.builders.tensors import activation_table
 
 

@@ -10,8 +10,8 @@ from featurestore import Store
 from featurestore.card import write_card
 from featurestore.errors import DamageError
 from featurestore.format.ledger import LEDGER, read_ledger
-from featurestore.repair import ASIDE, repair
-from featurestore.verify import verify
+from featurestore.maintenance.repair import ASIDE, repair
+from featurestore.maintenance.verify import verify
 from tests.builders.cli import run
 from tests.builders.hostile import reseal
 from tests.builders.stores import make_store

@@ -13,7 +13,6 @@ from functools import partial
 
 import pyarrow as pa
 
-from featurestore import shards
 from featurestore.card import write_card
 from featurestore.errors import TakenError
 from featurestore.format import durable
@@ -24,7 +23,7 @@ from featurestore.format.gate import inside
 from featurestore.format.ledger import update_ledger
 from featurestore.format.parquet import layout
 from featurestore.format.records import Record, compacted_shards
-from featurestore.store import Store
+from featurestore.store import Store, shards
 
 LEAST_BYTES, FULL_BYTES, MOST_BYTES = 128 * 10**6, 256 * 10**6, 512 * 10**6
 """a smaller shard is put together with its neighbours, until they have so many, and never more"""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
-from featurestore import readers, shards
 from featurestore.errors import (
     DamageError,
     NotAStoreError,
@@ -31,6 +30,7 @@ from featurestore.format.records import (
 )
 from featurestore.format.records.labels import corrected, label_version
 from featurestore.format.records.listing import read_records
+from featurestore.store import readers, shards
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ class Store:
         reader does first.
 
         Bytes by their SHA-256, Parquet footers by rows and columns.
-        :func:`featurestore.verify.verify` is the inspection of a whole store, which reports
+        :func:`featurestore.maintenance.verify.verify` is the inspection of a whole store, which reports
         everything instead of stopping.
 
         Raises:

@@ -9,12 +9,13 @@ import threading
 import pyarrow as pa
 import pytest
 
-from featurestore import Store, shards
+from featurestore import Store
 from featurestore.errors import DiskError, FeatureStoreError, TakenError
 from featurestore.format import durable
 from featurestore.format.durable import claims, files
+from featurestore.maintenance.verify import verify
 from featurestore.saes import commit_sae, training_of
-from featurestore.verify import verify
+from featurestore.store import shards
 from tests.builders.cli import run
 from tests.builders.saes import HOOK, make_store
 

@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from featurestore import Store, shards
-from featurestore import compact as module
+from featurestore import Store
 from featurestore.card import write_card
-from featurestore.compact import compact
 from featurestore.errors import DamageError, TakenError
 from featurestore.format import checksums, durable
-from featurestore.repair import repair
-from featurestore.verify import verify
+from featurestore.maintenance import compact as module
+from featurestore.maintenance.compact import compact
+from featurestore.maintenance.repair import repair
+from featurestore.maintenance.verify import verify
+from featurestore.store import shards
 from queries import ask
 from queries.connection.statement import sql
 from tests.builders.cli import run

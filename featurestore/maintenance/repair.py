@@ -34,8 +34,8 @@ from featurestore.format.records import (
     read_record,
     shard_files,
 )
+from featurestore.maintenance.verify import Problem, verify
 from featurestore.store import Store
-from featurestore.verify import Problem, verify
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 ASIDE = ".set-aside"

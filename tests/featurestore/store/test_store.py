@@ -10,7 +10,7 @@ from featurestore.errors import DamageError, NotAStoreError, RunError, TableErro
 from featurestore.format.canonical import sample_id, sealed, shard_name
 from featurestore.format.records import read_record
 from featurestore.format.schemas import STATS, activations_schema
-from featurestore.verify import verify
+from featurestore.maintenance.verify import verify
 
 HOOK = "unet.up_blocks.1.attentions.1"
 TABLE = f"activations/{HOOK}"
@@ -119,7 +119,8 @@ def test_appending_takes_no_longer_in_a_table_of_many_shards(store, monkeypatch)
         append(store, [i], index=i)
     read = []
     monkeypatch.setattr(
-        "featurestore.shards.read_record", lambda *where: read.append(where) or read_record(*where)
+        "featurestore.store.shards.read_record",
+        lambda *where: read.append(where) or read_record(*where),
     )
     append(store, [20], index=20)
     assert len(read) == 1

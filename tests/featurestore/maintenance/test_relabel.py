@@ -6,9 +6,9 @@ import pytest
 
 from featurestore import DamageError, PromptsError, Store, StoreError
 from featurestore.format.records.labels import contents_hash
+from featurestore.maintenance.relabel import Change, relabel
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.relabel import Change, relabel
-from featurestore.verify import verify
 from queries import ask
 from queries.connection.session import connect
 from queries.connection.statement import sql

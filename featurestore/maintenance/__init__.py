@@ -1,0 +1,1 @@
+"""Keep a store sound: verify it, repair it, compact its shards, correct its labels."""

@@ -1,0 +1,5 @@
+"""A store: create, open, append shards, list, read."""
+
+from featurestore.store.store import Store
+
+__all__ = ["Store"]
