@@ -35,7 +35,7 @@ from queries.selections import select
 from sae.checkpoint import store_sae
 from sae.diffusion.pipelines import Model, RunSettings
 from sae.diffusion.pipelines import generate as generate_batch
-from sae.evaluation.accuracy import grouped
+from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Removal, ablation_removal
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention

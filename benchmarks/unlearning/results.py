@@ -21,7 +21,7 @@ from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Defence, Grid, 
 from benchmarks.unlearning.run import Amounts, Run, cell, prepare
 from queries.selections import split_concept
 from sae.diffusion.pipelines import RunSettings, load_model
-from sae.evaluation.accuracy import grouped
+from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome, sequence
 from sae.evaluation.search import best, first_that_holds, in_order, together, value
 from sae.intervention.settings import Intervention

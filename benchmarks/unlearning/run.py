@@ -16,8 +16,8 @@ from featurestore.vocabulary import ATTACKS
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.encoding import encode
-from sae.evaluation.accuracy import Targets, asks
 from sae.evaluation.judge import Judge, load_judge
+from sae.evaluation.measures.accuracy import Targets, asks
 from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
 from sae.evaluation.search import Look, looks
 from sae.training.train import TrainSettings, train

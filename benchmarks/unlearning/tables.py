@@ -13,8 +13,8 @@ from benchmarks.unlearning.methods import Defence, training_seconds
 from benchmarks.unlearning.pictures import draw
 from benchmarks.unlearning.run import Run
 from featurestore.format import durable
-from sae.evaluation.accuracy import accuracy
 from sae.evaluation.attack.report import Rate
+from sae.evaluation.measures.accuracy import accuracy
 from sae.evaluation.outcomes import Outcome, per_target, summary
 
 FINDINGS = Path(__file__).with_name("findings.md")

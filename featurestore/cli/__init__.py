@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from featurestore import __version__
-from featurestore.cli.stopping import INTERRUPTED, pipes_may_close, terminable
+from featurestore.cli.terminal.stopping import INTERRUPTED, pipes_may_close, terminable
 from featurestore.errors import FeatureStoreError, nearest
 from featurestore.vocabulary import VERIFICATION
 
@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> None:
             click.echo(INTERRUPTED, err=True)
             sys.exit(143 if terminated else 130)
         except FeatureStoreError as error:
-            from featurestore.cli.values import visible
+            from featurestore.cli.terminal.values import visible
 
             click.echo(f"Error: {visible(str(error))}", err=True)
             sys.exit(1)
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> None:
 @contextlib.contextmanager
 def _notes() -> Iterator[None]:
     """Say at the end, however the command ends, what it noticed about the place of a store."""
-    from featurestore.cli.hints import warn_compared_anew
+    from featurestore.cli.terminal.hints import warn_compared_anew
 
     try:
         yield

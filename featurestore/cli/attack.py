@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     AttackOptions,
     DrawingOptions,
@@ -19,6 +18,7 @@ from featurestore.cli.options import (
     quiet_option,
     sae_directories_option,
 )
+from featurestore.cli.terminal.hints import say_next, say_progress
 
 if TYPE_CHECKING:
     from sae.evaluation.attack.report import AttackReport, Rate
@@ -90,7 +90,7 @@ def attacks_table(reports: "Sequence[AttackReport]", judge: str) -> str:
     """Return rates of several attacks as a table, in percent with their intervals."""
     import pyarrow as pa
 
-    from featurestore.cli.tables import as_text
+    from featurestore.cli.terminal.tables import as_text
 
     rows = [
         {

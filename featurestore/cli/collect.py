@@ -144,8 +144,8 @@ def collect(
     """  # fmt: skip
     from collectors import collection as collecting
     from collectors.planning.shares import find_share
-    from featurestore.cli.hints import after_collecting
     from featurestore.cli.store import human_bytes
+    from featurestore.cli.terminal.hints import after_collecting
 
     share = find_share(rank, world_size)
     wanted = prompts.read(run.seeds)
@@ -181,7 +181,7 @@ def collect(
 def _print_estimate(estimate: "Estimate") -> None:
     from collectors.planning.estimate import free_bytes
     from featurestore.cli.store import human_bytes
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
 
     rows = [[table, f"{n:,}", human_bytes(size)] for table, (n, size) in estimate.tables.items()]
     click.echo(text_table(["table", "rows", "size"], rows, [False, True, True]))

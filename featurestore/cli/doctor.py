@@ -32,7 +32,7 @@ def doctor(store: Path) -> None:
       featurestore doctor --store /data/stores
     """
     from featurestore import doctor as looking
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
 
     findings: list[Finding] = []
     for title, found in (

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     DrawingOptions,
     Numbers,
@@ -16,7 +15,8 @@ from featurestore.cli.options import (
     search_options,
     target_options,
 )
-from featurestore.cli.scores import scores_table, sequential_table
+from featurestore.cli.terminal.hints import say_next, say_progress
+from featurestore.cli.terminal.scores import scores_table, sequential_table
 from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 
 
@@ -92,8 +92,8 @@ def evaluate(
           --search-judge minicanvas:selection --search-seeds 50-52 --out searched
     """  # fmt: skip
     from sae.evaluation import evaluate as measure
-    from sae.evaluation.accuracy import targets_text
     from sae.evaluation.judge import check_labels
+    from sae.evaluation.measures.accuracy import targets_text
     from sae.evaluation.protocols import requests
 
     searched = search.load(drawing.prompts, drawing.judge_device)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next, warn_unencoded
 from featurestore.cli.queries import ENGINE, running
-from featurestore.cli.stopping import stoppable
+from featurestore.cli.terminal.hints import say_next, warn_unencoded
+from featurestore.cli.terminal.stopping import stoppable
 from featurestore.vocabulary import BRANCHES
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _database(store: "Store", path: Path) -> None:
 
 
 def _iceberg(store: "Store", warehouse: Path) -> None:
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
     from featurestore.sharing.iceberg import NAMESPACE, export_iceberg
 
     done = export_iceberg(store, warehouse)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from featurestore.cli.hints import say_next
 from featurestore.cli.options import (
     DrawingOptions,
     InterventionOptions,
@@ -14,6 +13,7 @@ from featurestore.cli.options import (
     quiet_option,
     sae_directories_option,
 )
+from featurestore.cli.terminal.hints import say_next
 
 
 @click.command()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.hints import say_next, say_progress
 from featurestore.cli.options import (
     AttackOptions,
     DrawingOptions,
@@ -17,6 +16,7 @@ from featurestore.cli.options import (
     judge_option,
     quiet_option,
 )
+from featurestore.cli.terminal.hints import say_next, say_progress
 
 if TYPE_CHECKING:
     from sae.evaluation.attack.hardening import Learn

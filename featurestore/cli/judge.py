@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from featurestore.cli.hints import say_next
 from featurestore.cli.options import judge_option
-from featurestore.cli.scores import scores_table
+from featurestore.cli.terminal.hints import say_next
+from featurestore.cli.terminal.scores import scores_table
 
 
 @click.command()
@@ -51,8 +51,8 @@ def judge(
     from featurestore.format import durable
     from queries.selections import split_concept
     from sae.evaluation import score_folder
-    from sae.evaluation.accuracy import grouped
     from sae.evaluation.judge import load_judge
+    from sae.evaluation.measures.accuracy import grouped
     from sae.evaluation.outcomes import summary
 
     network = load_judge(judges, device)

@@ -94,7 +94,7 @@ def train_live(
     """
     from collectors.collection import CollectSettings
     from collectors.live import train_live
-    from featurestore.cli.hints import say_next
+    from featurestore.cli.terminal.hints import say_next
     from featurestore.store import Store
     from sae.training.logs import open_log
 

@@ -94,7 +94,7 @@ def plan(
 
 def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None) -> None:
     from featurestore.cli.store import human_bytes
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
 
     kept = {
         "everything": ("samples", "activations", "codes", "stats"),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next
 from featurestore.cli.options import PromptOptions, Seeds, column_options
+from featurestore.cli.terminal.hints import say_next
 
 if TYPE_CHECKING:
     from featurestore.prompts import Prompt, PromptFile
@@ -65,7 +65,7 @@ def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | N
 def _show(file: "PromptFile", rows: int) -> None:
     import pyarrow as pa
 
-    from featurestore.cli.tables import as_text
+    from featurestore.cli.terminal.tables import as_text
     from featurestore.prompts import label_counts
 
     repeats = f", {file.n_repeats:,} repeats left out" if file.n_repeats else ""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next, warn_unencoded
-from featurestore.cli.stopping import stoppable
-from featurestore.cli.tables import OutputOptions, as_text, output_options
+from featurestore.cli.terminal.hints import say_next, warn_unencoded
+from featurestore.cli.terminal.stopping import stoppable
+from featurestore.cli.terminal.tables import OutputOptions, as_text, output_options
 from featurestore.vocabulary import BRANCHES, ENGINES
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
       featurestore sql ./store "select feature, sum(sum) from stats where step < 5 group by all" -o early.csv
       featurestore sql ./store
     """
-    from featurestore.cli.prompt import prompt
+    from featurestore.cli.terminal.prompt import prompt
     from featurestore.errors import UsageError
     from featurestore.store import Store
     from queries import sql as run_sql

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next, warn_unencoded
 from featurestore.cli.queries import ENGINE, running
-from featurestore.cli.stopping import stoppable
-from featurestore.cli.tables import OutputOptions, output_options
+from featurestore.cli.terminal.hints import say_next, warn_unencoded
+from featurestore.cli.terminal.stopping import stoppable
+from featurestore.cli.terminal.tables import OutputOptions, output_options
 from featurestore.vocabulary import BRANCHES, PLOTS
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def relabel(store: Path, prompts: PromptOptions, dry_run: bool) -> None:
 def _show_changes(done: "Relabelled") -> None:
     import pyarrow as pa
 
-    from featurestore.cli.tables import as_text
+    from featurestore.cli.terminal.tables import as_text
 
     if done.changes:
         rows = [

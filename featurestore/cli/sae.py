@@ -43,7 +43,7 @@ def encode(
       featurestore encode --store ./store --sae styles
       featurestore encode --store ./store --sae styles --mask-from cat --mask-from dog --name animals
     """
-    from featurestore.cli.hints import after_encoding
+    from featurestore.cli.terminal.hints import after_encoding
     from featurestore.errors import UsageError
     from featurestore.store import Store
     from queries.derived.by_feature import keep_by_feature
@@ -141,7 +141,7 @@ def import_(
       featurestore sae import ./sae.pt --k 32 --hook unet.mid_block.attentions.0 --store ./store --name mid
       featurestore sae import ./batch.pt --k 32 --calibrate --hook unet.mid_block.attentions.0 --store ./store --name batch
     """
-    from featurestore.cli.hints import say_next
+    from featurestore.cli.terminal.hints import say_next
     from featurestore.saes import load_config
     from featurestore.store import Store
     from sae.formats.exchange import import_sae
@@ -180,7 +180,7 @@ def calibrate(store: Path, name: str, new_name: str, device: str) -> None:
     Example:
       featurestore sae calibrate ./store styles --name styles_threshold
     """
-    from featurestore.cli.hints import say_next
+    from featurestore.cli.terminal.hints import say_next
     from featurestore.store import Store
     from sae.checkpoint import pick_device
     from sae.training.outcome.calibration import calibrate as run
@@ -213,7 +213,7 @@ def export(store: Path, name: str, format: str, out: Path) -> None:
     Example:
       featurestore sae export ./store styles --format sparsify --out ./unet.up_blocks.1.attentions.1
     """
-    from featurestore.cli.hints import say_next
+    from featurestore.cli.terminal.hints import say_next
     from featurestore.store import Store
     from sae.formats.exchange import export_sae
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.hints import say_next
+from featurestore.cli.terminal.hints import say_next
 
 if TYPE_CHECKING:
     from featurestore.store import Store

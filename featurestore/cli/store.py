@@ -22,7 +22,7 @@ def info(store: Path) -> None:
     Example:
       featurestore info ./store
     """
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
     from featurestore.store import Store
 
     opened = Store.open(store)
@@ -55,7 +55,7 @@ def _format(store: "Store", tables: "Iterable[Sequence[Record]]") -> str:
 
 
 def _saes(store: "Store") -> None:
-    from featurestore.cli.text import text_table
+    from featurestore.cli.terminal.text import text_table
     from featurestore.saes import encoded_share, load_config
 
     rows = []
@@ -185,7 +185,7 @@ def human_bytes(size: float) -> str:
 
 
 def _short(value: object) -> str:
-    from featurestore.cli.values import visible
+    from featurestore.cli.terminal.values import visible
 
     text = visible(str(value))
     return text if len(text) <= 90 else f"{text[:87]}…"

@@ -162,7 +162,7 @@ def train(
       featurestore train --store ./store --hook unet.up_blocks.1.attentions.1 --k 32 --expansion 16 --name styles
       torchrun --nproc-per-node 8 -m featurestore train --store ./store --hook … --name styles
     """
-    from featurestore.cli.hints import say_next
+    from featurestore.cli.terminal.hints import say_next
     from featurestore.store import Store
     from sae.feed.batches import PositionBatches
     from sae.training.logs import open_log

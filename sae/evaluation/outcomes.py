@@ -18,7 +18,8 @@ from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.evaluation.accuracy import (
+from sae.evaluation.judge import Judge, named
+from sae.evaluation.measures.accuracy import (
     Answer,
     Targets,
     Unlearning,
@@ -27,9 +28,8 @@ from sae.evaluation.accuracy import (
     intervals,
     unlearning,
 )
-from sae.evaluation.frechet import frechet_distance
-from sae.evaluation.intervals import Interval
-from sae.evaluation.judge import Judge, named
+from sae.evaluation.measures.frechet import frechet_distance
+from sae.evaluation.measures.intervals import Interval
 from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.evaluation.pictures import check_pictures
 from sae.intervention.ablate import Saes

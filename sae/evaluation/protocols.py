@@ -12,8 +12,8 @@ from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from featurestore.vocabulary import DEFAULT_STRENGTH, PROTOCOLS
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
-from sae.evaluation.accuracy import accuracy, grouped, targets_text
 from sae.evaluation.judge import Judge
+from sae.evaluation.measures.accuracy import accuracy, grouped, targets_text
 from sae.evaluation.outcomes import (
     Outcome,
     Reference,

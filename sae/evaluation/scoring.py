@@ -11,11 +11,11 @@ from typing import Any
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, with_starts
-from sae.evaluation.accuracy import Targets, asks
 from sae.evaluation.attack.attacking import attack
 from sae.evaluation.attack.settings import AttackSettings
-from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.measures.accuracy import Targets, asks
+from sae.evaluation.measures.frechet import frechet_distance
 from sae.evaluation.outcomes import Outcome, Reference
 from sae.evaluation.pictures import check_pictures, read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Say, Search, report, run_protocol

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from featurestore.prompts import Prompt
-from sae.evaluation.accuracy import Targets, certainty
+from sae.evaluation.measures.accuracy import Targets, certainty
 from sae.evaluation.outcomes import Outcome, per_target, thinned
 from sae.intervention.settings import Intervention
 

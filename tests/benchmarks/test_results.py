@@ -16,7 +16,7 @@ from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.tables import page, write_page
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import RunSettings, load_model
-from sae.evaluation.accuracy import Answer
+from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import Look
 

@@ -8,7 +8,7 @@ from featurestore.cli.demo.settings import Study
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from featurestore.store import Store
-from sae.evaluation.accuracy import Answer, Unlearning, unlearning
+from sae.evaluation.measures.accuracy import Answer, Unlearning, unlearning
 
 
 @dataclass

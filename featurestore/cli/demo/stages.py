@@ -22,14 +22,14 @@ from featurestore.cli.demo.settings import (
     Study,
 )
 from featurestore.cli.store import human_bytes
-from featurestore.cli.text import text_table
+from featurestore.cli.terminal.text import text_table
 from featurestore.format import durable
 from featurestore.prompts import read_prompts
 from featurestore.selection import Selection
 from featurestore.store import Store
 from sae.diffusion.pipelines import Model, RunSettings, load_model
-from sae.evaluation.accuracy import accuracy, unlearning
 from sae.evaluation.judge import load_judge
+from sae.evaluation.measures.accuracy import accuracy, unlearning
 from sae.intervention.generate import generate_images
 from sae.intervention.settings import Intervention
 

@@ -12,11 +12,11 @@ from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from sae.diffusion.pipelines import Model, RunSettings, generate
-from sae.evaluation.accuracy import grouped
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.judge import Judge
+from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome, thinned
 from sae.evaluation.protocols import Evaluation
 from sae.intervention.ablate import ablate

@@ -11,7 +11,7 @@ import numpy as np
 
 from featurestore.format import durable
 from featurestore.vocabulary import ATTACKS
-from sae.evaluation.intervals import Interval, Share, interval, mean_of
+from sae.evaluation.measures.intervals import Interval, Share, interval, mean_of
 
 PAGE, FIGURES = "report.html", "attack.json"
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import Selection
-from featurestore.cli.text import text_table
+from featurestore.cli.terminal.text import text_table
 from tests.builders.cli import run
 from tests.builders.codes import random_codes
 from tests.builders.stores import make_store
@@ -242,7 +242,8 @@ def test_wide_characters_are_aligned(capsys, store):
 
 def test_a_terminal_s_width_is_kept(monkeypatch, capsys):
     monkeypatch.setattr(
-        "featurestore.cli.text.shutil.get_terminal_size", lambda: os.terminal_size((40, 24))
+        "featurestore.cli.terminal.text.shutil.get_terminal_size",
+        lambda: os.terminal_size((40, 24)),
     )
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     text = text_table(["name", "n", "more"], [["a" * 50, "1", "b" * 50]], [False, True, False])
@@ -304,7 +305,9 @@ def test_an_empty_answer_still_has_its_columns(capsys, store):
 def test_a_terminal_is_told_what_comes_next(capsys, store, tmp_path, monkeypatch):
     score = ["score", store.root, "--sae", "s", "--by", "object"]
     assert run(capsys, *score)[2] == ""  # not a script
-    monkeypatch.setattr("featurestore.cli.hints.sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        "featurestore.cli.terminal.hints.sys.stderr.isatty", lambda: True, raising=False
+    )
     told = run(capsys, *score)[2].splitlines()[-1]
     assert (
         told

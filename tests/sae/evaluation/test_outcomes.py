@@ -13,9 +13,9 @@ from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
-from sae.evaluation.accuracy import Answer
-from sae.evaluation.frechet import frechet_distance
 from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.measures.accuracy import Answer
+from sae.evaluation.measures.frechet import frechet_distance
 from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.evaluation.outcomes import Outcome, Reference, Removal, judged, sequence, thinned
 from sae.evaluation.pictures import read_pictures

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sae.evaluation import search
-from sae.evaluation.accuracy import Answer
+from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import (
     Look,

@@ -14,7 +14,7 @@ from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.attack.attacking import spread
 from sae.evaluation.attack.report import Attacked, AttackReport
-from sae.evaluation.intervals import wilson
+from sae.evaluation.measures.intervals import wilson
 from sae.intervention.settings import Intervention
 from tests.builders.judges import Scripted
 from tests.builders.selections import make_sae, make_selection, timesteps_of

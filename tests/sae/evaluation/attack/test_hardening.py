@@ -12,7 +12,6 @@ from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
-from sae.evaluation.accuracy import grouped
 from sae.evaluation.attack.hardening import (
     ENDED,
     HOLDS,
@@ -24,6 +23,7 @@ from sae.evaluation.attack.hardening import (
 )
 from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.judge import Judge
+from sae.evaluation.measures.accuracy import grouped
 from sae.intervention.settings import Intervention
 from tests.builders.selections import make_sae, make_selection, timesteps_of
 

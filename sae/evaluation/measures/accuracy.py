@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae.evaluation.intervals import Interval, Share, interval, mean_of
+from sae.evaluation.measures.intervals import Interval, Share, interval, mean_of
 
 Targets = Mapping[str, Collection[str]]
 """family → the concepts of it that were removed"""

@@ -116,7 +116,7 @@ def encode(table: "pa.Table", form: str, text_ids: bool = False) -> bytes:
     import pyarrow.csv
     import pyarrow.parquet
 
-    from featurestore.cli.values import json_text
+    from featurestore.cli.terminal.values import json_text
     from featurestore.errors import QueryError
 
     if form == "table":
@@ -145,7 +145,7 @@ def encode(table: "pa.Table", form: str, text_ids: bool = False) -> bytes:
 
 def _columns(table: "pa.Table", text_ids: bool = False) -> list[list[Any]]:
     """Return the columns' values as JSON has them."""
-    from featurestore.cli.values import integers_as_text, plain, values
+    from featurestore.cli.terminal.values import integers_as_text, plain, values
 
     columns = []
     for column in table.columns:
@@ -184,7 +184,7 @@ def _notes(table: "pa.Table", form: str, text_ids: bool) -> list[str]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from featurestore.cli.values import SAFE_INTEGER
+    from featurestore.cli.terminal.values import SAFE_INTEGER
 
     notes = []
     if form in ("json", "jsonl.zst") and not text_ids:
@@ -218,7 +218,7 @@ def _notes(table: "pa.Table", form: str, text_ids: bool) -> list[str]:
 
 def _markdown(table: "pa.Table") -> str:
     """Return a table as Markdown: every row, numbers in full, texts on one line, HTML as text."""
-    from featurestore.cli.values import json_text, visible
+    from featurestore.cli.terminal.values import json_text, visible
 
     def cell(value: Any) -> str:
         text = visible(
@@ -236,7 +236,7 @@ def _flat(table: "pa.Table") -> "pa.Table":
     as text."""
     import pyarrow as pa
 
-    from featurestore.cli.values import json_text, plain, values
+    from featurestore.cli.terminal.values import json_text, plain, values
 
     def text(column: Any) -> Any:
         found = values(column)
@@ -254,8 +254,8 @@ def _flat(table: "pa.Table") -> "pa.Table":
 
 def as_text(table: "pa.Table", rows: int | None) -> str:
     """Return an aligned table; numbers to the right, long cells cut."""
-    from featurestore.cli.text import text_table
-    from featurestore.cli.values import values
+    from featurestore.cli.terminal.text import text_table
+    from featurestore.cli.terminal.values import values
 
     shown = table if rows is None else table.slice(0, rows)
     columns = [[_cell(value) for value in values(column)] for column in shown.columns]
@@ -273,8 +273,8 @@ def as_text(table: "pa.Table", rows: int | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    from featurestore.cli.text import cut
-    from featurestore.cli.values import plain, visible
+    from featurestore.cli.terminal.text import cut
+    from featurestore.cli.terminal.values import plain, visible
 
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from featurestore.cli.tables import OutputOptions
+    from featurestore.cli.terminal.tables import OutputOptions
     from featurestore.store import Store
 
 _LITERALS = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
@@ -21,8 +21,8 @@ def prompt(store: "Store", out: "OutputOptions") -> None:
 
     At a terminal Ctrl-C ends a statement; SIGTERM ends all.
     """
-    from featurestore.cli.stopping import Terminated, stoppable
-    from featurestore.cli.values import visible
+    from featurestore.cli.terminal.stopping import Terminated, stoppable
+    from featurestore.cli.terminal.values import visible
     from featurestore.errors import FeatureStoreError
     from queries import sql
 
@@ -49,7 +49,7 @@ def prompt(store: "Store", out: "OutputOptions") -> None:
 
 def _statements() -> Iterator[str]:
     """Yield each statement without its ';'. Ctrl-C drops what was typed of one."""
-    from featurestore.cli.stopping import Terminated
+    from featurestore.cli.terminal.stopping import Terminated
 
     lines: list[str] = []
     while True:

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from featurestore.errors import UsageError
-from sae.evaluation.accuracy import Answer, Unlearning, average, certainty, intervals, unlearning
-from sae.evaluation.frechet import frechet_distance
+from sae.evaluation.measures.accuracy import (
+    Answer,
+    Unlearning,
+    average,
+    certainty,
+    intervals,
+    unlearning,
+)
+from sae.evaluation.measures.frechet import frechet_distance
 
 STYLES, OBJECTS = ("neon", "sketch", "mosaic"), ("cat", "tree")
 

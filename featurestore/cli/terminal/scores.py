@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featurestore.cli.tables import as_text
+from featurestore.cli.terminal.tables import as_text
 
 _COLUMNS = {
     "ua": "UA",

@@ -18,7 +18,7 @@ def text_table(
     """
     from tabulate import DataRow, TableFormat, tabulate
 
-    from featurestore.cli.values import visible
+    from featurestore.cli.terminal.values import visible
 
     right = right or [False] * len(names)
     cells = [[visible(cell) for cell in row] for row in (names, *rows)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featurestore.quantiles import student_t
-from sae.evaluation.intervals import Interval, Share, interval, mean_of, wilson
+from sae.evaluation.measures.intervals import Interval, Share, interval, mean_of, wilson
 
 N_OBJECTS, N_SEEDS, TRIALS = 10, 5, 400
 

@@ -1,0 +1,1 @@
+"""The numbers themselves: accuracies, their intervals, the distance between sets of pictures."""
