@@ -23,22 +23,22 @@ WIDTH, BOX, HEIGHT, GAP, MARGIN = 1040, 186, 64, 70, 24
 
 
 def rooms() -> dict[str, str]:
-    """Return the rooms, package by package, each with the first sentence of its docstring."""
+    """Return every room, package by package, each with the first sentence of its docstring."""
     found = {}
     for package in PACKAGES:
-        folders = [p.parent for p in sorted((ROOT / package).glob("*/__init__.py"))]
-        for folder in [ROOT / package, *(folders if package in {"featurestore", "sae"} else [])]:
-            text = ast.get_docstring(
-                ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
-            )
+        for file in sorted((ROOT / package).rglob("__init__.py"), key=lambda file: file.parent):
+            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
             if not text:
-                sys.exit(
-                    f"{folder}/__init__.py says nothing: its docstring is the room's line in the "
-                    f"page."
-                )
-            name = ".".join(folder.relative_to(ROOT).parts)
+                sys.exit(f"{file} says nothing: its docstring is the room's line in the page.")
+            name = ".".join(file.parent.relative_to(ROOT).parts)
             found[name] = " ".join(text.partition("\n\n")[0].split())
     return found
+
+
+def drawn(name: str) -> bool:
+    """Say whether a room is in the picture: a package, or a room of the two large ones."""
+    package, *inside = name.split(".")
+    return len(inside) <= (package in {"featurestore", "sae"})
 
 
 def imports(names: dict[str, str]) -> dict[str, set[str]]:
@@ -128,18 +128,22 @@ def picture(names: dict[str, str], uses: dict[str, set[str]]) -> str:
 
 
 def tree(names: dict[str, str]) -> str:
-    """Return the rooms as a Markdown list, a line each."""
-    return "\n".join(f"- `{name.replace('.', '/')}/`: {text}" for name, text in names.items())
+    """Return the rooms as a Markdown list, a line each, rooms of rooms further in."""
+    return "\n".join(
+        f"{'    ' * name.count('.')}- `{name.replace('.', '/')}/`: {text}"
+        for name, text in names.items()
+    )
 
 
 def pages() -> dict[Path, str]:
     """Return what the files should hold."""
     names = rooms()
+    large = {name: text for name, text in names.items() if drawn(name)}
     page = ROOT / "docs" / "architecture.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     text = f"{before}{BEGIN}\n{tree(names)}\n{END}{after}"
-    return {page: text, ROOT / "docs" / "images" / "house.svg": picture(names, imports(names))}
+    return {page: text, ROOT / "docs" / "images" / "house.svg": picture(large, imports(large))}
 
 
 if __name__ == "__main__":
