@@ -10,6 +10,7 @@ import sys
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from textwrap import wrap
 
 import grimp
@@ -83,7 +84,7 @@ def floors(uses: dict[str, set[str]]) -> list[list[str]]:
     for below, row in pairwise(levels):  # each room near what it stands on
         centre = {name: (i + 0.5) / len(below) for i, name in enumerate(below)}
         near = {n: [centre[u] for u in uses[n] if u in centre] for n in row}
-        row.sort(key=lambda n: sum(near[n]) / len(near[n]))
+        row.sort(key=lambda n: fmean(near[n]))  # exact: no matter in which order
     return levels
 
 
