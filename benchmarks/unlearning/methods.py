@@ -1,13 +1,14 @@
 """Every method with the settings among which one is searched: a defence is what is attached to the
 model."""
 
+import ast
 import contextlib
+import functools
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,13 @@ from benchmarks.unlearning.adv_unlearn import (
 )
 from benchmarks.unlearning.diffusion import with_weights
 from benchmarks.unlearning.esd import ESDSettings, train_esd, trained_weights
+from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
+from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.random_features import random_selection
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
 from featurestore.format import durable
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES, prompt
@@ -57,6 +61,8 @@ class Defence(NamedTuple):
     """what it is made of, if of SAE features"""
     prepare: Callable[[], object] = lambda: None
     """what has to be done once before it is attached: training"""
+    training: Path | None = None
+    """where ``prepare`` keeps the longest training; None: nothing is trained"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,12 @@ class Bench:
     saes: Sequence[str]
     """names of SAEs of these hooks"""
     grid: Grid
+    ledger: Ledger
+    pace: Pace = field(default_factory=Pace)
+    basis: Mapping[str, Any] = field(default_factory=dict)
+    """what every outcome depends on beside its own setting: weights, libraries"""
+    collected: str = ""
+    """a hash of what the store was collected for"""
     batch_size: int = 20
 
 
@@ -117,7 +129,7 @@ def removal(bench: Bench, defence: Defence) -> Removal:
     def images(prompts: Sequence[Prompt]) -> Iterator[Any]:
         for start in range(0, len(prompts), bench.batch_size):
             batch = prompts[start : start + bench.batch_size]
-            with defence.attached():
+            with bench.pace.checked(defence.attached)():
                 pictures = generate_batch(
                     bench.model, defence.run, [p.prompt for p in batch], [p.seed for p in batch]
                 )
@@ -210,6 +222,8 @@ def _steered(
         "hook": directions.hook,
         "strength": strength,
         "project": project,
+        "collected": bench.collected,
+        "code": code_of("mean_direction"),
     }
     return Defence(
         {family: [concept]},
@@ -223,22 +237,14 @@ def _steered(
 def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return ESD-x over lengths of training, a group for each choice of what is erased."""
 
-    def train(erased: str, settings: ESDSettings) -> dict[int, dict[str, Tensor]]:
-        return train_esd(bench.model.pipe, _erased(erased, family, concept), settings)
-
     stored = _bytes(trained_weights(bench.model.pipe.unet))
-    return [
-        _trained(
-            bench,
-            family,
-            concept,
-            {"method": "ESD-x", "erased": erased},
-            settings,
-            partial(train, erased, settings),
-            stored,
-        )
-        for erased, settings in bench.grid.esd
-    ]
+    code, found = code_of("esd", "diffusion"), []
+    for erased, settings in bench.grid.esd:
+        asked = _erased(erased, family, concept)
+        what = {"method": "ESD-x", "erased": erased, "texts": _hash(asked), "code": code}
+        train = partial(train_esd, bench.model.pipe, asked, settings)
+        found.append(_trained(bench, family, concept, what, settings, train, stored))
+    return found
 
 
 def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
@@ -246,36 +252,31 @@ def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     is retained are prompts with the family's other concepts."""
     others = [c for c in FAMILIES[family] if c != concept]
     retained = [p for c in others for p in _prompts_of(family, c)]
-
-    def train(erased: str, settings: AdvUnlearnSettings) -> dict[int, dict[str, Tensor]]:
-        asked = _erased(erased, family, concept)
-        return train_adv_unlearn(bench.model.pipe, asked, retained, settings)
-
     stored = _bytes(trained_parameters(bench.model.pipe.text_encoder))
-    return [
-        _trained(
-            bench,
-            family,
-            concept,
-            {"method": "AdvUnlearn", "erased": erased},
-            settings,
-            partial(train, erased, settings),
-            stored,
-            "text_encoder",
-        )
-        for erased, settings in bench.grid.adv_unlearn
-    ]
+    code, found = code_of("adv_unlearn", "esd", "diffusion"), []
+    for erased, settings in bench.grid.adv_unlearn:
+        asked = _erased(erased, family, concept)
+        texts = _hash([asked, retained])
+        what = {"method": "AdvUnlearn", "erased": erased, "texts": texts, "code": code}
+        train = partial(train_adv_unlearn, bench.model.pipe, asked, retained, settings)
+        part = "text_encoder"
+        found.append(_trained(bench, family, concept, what, settings, train, stored, part))
+    return found
 
 
 def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return SalUn over lengths of training, a group for each training; the pictures are the
     untouched model's own."""
 
+    asked, pseudo, kept = _example_prompts(bench.grid, family, concept)
+
     def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
-        forget, pseudo, retain = _examples(bench, family, concept)
+        forget, retain = _drawn(bench, asked), _drawn(bench, kept)
         return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
 
-    what, stored = {"method": "SalUn"}, _bytes(dict(bench.model.pipe.unet.named_parameters()))
+    texts, code = _hash([asked, pseudo, kept]), code_of("salun", "diffusion")
+    what = {"method": "SalUn", "texts": texts, "code": code}
+    stored = _bytes(dict(bench.model.pipe.unet.named_parameters()))
     return [
         _trained(bench, family, concept, what, settings, partial(train, settings), stored)
         for settings in bench.grid.salun
@@ -315,31 +316,34 @@ def _trained(
     bench: Bench,
     family: str,
     concept: str,
-    what: dict[str, Any],
+    what: dict[str, str],
     settings: ESDSettings | AdvUnlearnSettings | SalUnSettings,
     train: Callable[[], dict[int, dict[str, Tensor]]],
     stored: int,
     component: str = "unet",
 ) -> list[Defence]:
     """Return weights as defences, one for each length of a training: trained once, then kept."""
-    rate, label = settings.learning_rate, "-".join(what.values())
+    how = {**what, **{k: v for k, v in asdict(settings).items() if k != "iterations"}}
+    method, key = what["method"], _hash([how, family, concept, dict(bench.basis)])
+    name = f"{method}-{family}-{concept}-{key}"
+
+    def path(n: int) -> Path:
+        return bench.root / "weights" / f"{name}-{n}.safetensors"
 
     def defence(length: int) -> Defence:
-        def path(n: int) -> Path:
-            return bench.root / "weights" / f"{label}-{family}-{concept}-{rate:g}-{n}.safetensors"
-
         def prepare() -> None:
             if path(length).is_file():
                 return
             began = time.perf_counter()
             trained = train()
-            seconds = json.dumps({"training_seconds": time.perf_counter() - began})
-            durable.write_bytes(path(max(trained)).with_suffix(".json"), seconds.encode())
+            seconds = time.perf_counter() - began
             for n, weights in trained.items():
                 data = safetensors.torch.save(
                     {name: w.half().contiguous() for name, w in weights.items()}
                 )
                 durable.write_bytes(path(n), data)
+            concepts = {"family": family, "concept": concept, "basis": _hash(dict(bench.basis))}
+            bench.ledger.add(key, kind="training", method=method, seconds=seconds, **concepts)
 
         @contextlib.contextmanager
         def attached() -> Iterator[None]:
@@ -347,31 +351,68 @@ def _trained(
             with with_weights(getattr(bench.model.pipe, component), weights):
                 yield
 
-        setting = {**what, "learning_rate": rate, "iterations": length}
-        return Defence({family: [concept]}, setting, attached, bench.run, stored, prepare=prepare)
+        setting = {**how, "iterations": length}
+        last = path(max(settings.iterations))
+        return Defence(
+            {family: [concept]},
+            setting,
+            attached,
+            bench.run,
+            stored,
+            prepare=prepare,
+            training=last,
+        )
 
     return [defence(length) for length in settings.iterations]
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:
-    """Return how long each kept training of a method took, to the longest length that is tried."""
-    files = (bench.root / "weights").glob(f"{method}-*.json")
-    return [json.loads(path.read_text(encoding="utf-8"))["training_seconds"] for path in files]
+    """Return how long each known training of a method took, to the longest length that is tried."""
+    basis = _hash(dict(bench.basis))
+    rows = bench.ledger.of_kind("training")
+    return [r["seconds"] for r in rows if r["method"] == method and r["basis"] == basis]
 
 
-def _examples(bench: Bench, family: str, concept: str) -> tuple[Examples, list[str], Examples]:
-    """Return pictures to forget, the prompts to tie them to, and pictures to retain, drawn by the
-    untouched model."""
-    n = bench.grid.examples_per_prompt
+@functools.cache
+def code_of(*modules: str) -> str:
+    """Return a hash of what modules of this folder compute: comments, docstrings and layout change
+    nothing."""
+    texts = []
+    for module in modules:
+        tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+        texts.append(ast.unparse(tree))
+    return _hash(texts)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _hash(what: Any) -> str:
+    return sha256_text(canonical_json(what))[:16]
+
+
+def _example_prompts(
+    grid: Grid, family: str, concept: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the prompts of pictures to forget, those to tie them to, and those to retain."""
     concepts = [c for c in FAMILIES[family] if c != concept]
-    asked = [p for p in _prompts_of(family, concept) for _ in range(n)]
+    asked = [p for p in _prompts_of(family, concept) for _ in range(grid.examples_per_prompt)]
     pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
     others = [p for c in concepts for p in _prompts_of(family, c)]
-    kept = others[:: max(1, len(others) // bench.grid.retained)][: bench.grid.retained]
-    return _drawn(bench, asked), pseudo, _drawn(bench, kept)
+    kept = others[:: max(1, len(others) // grid.retained)][: grid.retained]
+    return asked, pseudo, kept
 
 
 def _drawn(bench: Bench, prompts: list[str]) -> Examples:
+    """Return pictures that the untouched model draws."""
     latents = []
     for start in range(0, len(prompts), bench.batch_size):
         batch = prompts[start : start + bench.batch_size]

@@ -17,8 +17,20 @@ import click
 import torch
 
 from benchmarks.unlearning.attacks import Attacks, attack_all, comes_back, victims
-from benchmarks.unlearning.methods import COMPETITORS, CONTROLS, Defence, Grid, features, ours
+from benchmarks.unlearning.ledger import Ledger
+from benchmarks.unlearning.methods import (
+    COMPETITORS,
+    CONTROLS,
+    FAMILIES,
+    Defence,
+    Grid,
+    features,
+    ours,
+)
+from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.run import Amounts, Run, cell, prepare
+from featurestore.format.canonical import sha256_text
+from featurestore.saes import sae_hash, sae_record
 from queries.selections import split_concept
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.measures.accuracy import grouped
@@ -168,10 +180,16 @@ def several(
     }
 
 
-def _in_processes(n: int, arguments: Sequence[str]) -> None:
+def _in_processes(n: int, pace: Pace, arguments: Sequence[str]) -> None:
     """Run the shares of n processes, of one thread each: batches of one picture gain nothing from
-    more."""
+    more.
+
+    Raises:
+        OutOfTimeError: they stopped as their minutes were over.
+    """
     command = [sys.executable, "-m", "benchmarks.unlearning.results", *arguments]
+    if pace.left is not None:
+        command.append(f"--minutes={pace.left}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen([*command, "--share", f"{i}/{n}"], env=environment) for i in range(n)
@@ -179,6 +197,7 @@ def _in_processes(n: int, arguments: Sequence[str]) -> None:
     statuses = [process.wait() for process in processes]
     if any(statuses):
         raise click.ClickException("a process failed; the same command goes on where they stopped.")
+    pace.check()
 
 
 def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
@@ -189,10 +208,23 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
 
 @click.command()
 @click.option(
-    "--root", type=click.Path(path_type=Path), default=Path("build/results"), show_default=True
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("build/results"),
+    show_default=True,
+    help="Where the store, SAEs, trained weights and attacks under way are.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("docs/results.md"), show_default=True
+    "--ledger",
+    type=click.Path(path_type=Path),
+    default=Path("benchmarks/results/unlearning.jsonl"),
+    show_default=True,
+    help="Where outcomes are added; commit it, and another machine goes on.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page.  [default: docs/results.md, if everything is asked for]",
 )
 @click.option(
     "--method",
@@ -200,6 +232,9 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
     multiple=True,
     type=click.Choice(METHODS),
     help="Beside ours.  [default: all]",
+)
+@click.option(
+    "--family", "families", multiple=True, type=click.Choice(list(FAMILIES)), help="[default: all]"
 )
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
 @click.option("--attacks/--no-attacks", default=True, show_default=True)
@@ -209,6 +244,8 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
     help="Generate with bfloat16 products.  [default: on a GPU, or where the processor has them]",
 )
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--minutes", type=float, help="Stop after so many; everything found is kept.")
+@click.option("--estimate", is_flag=True, help="Say what is missing and how long it will take.")
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
 @click.option(
     "--several",
@@ -218,42 +255,95 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
 )
 def main(
     root: Path,
-    out: Path,
+    ledger: Path,
+    out: Path | None,
     methods: tuple[str, ...],
+    families: tuple[str, ...],
     concepts: tuple[str, ...],
     attacks: bool,
     autocast: bool,
     processes: int,
+    minutes: float | None,
+    estimate: bool,
     share: str | None,
     of_several: bool,
 ) -> None:
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
-    from benchmarks.unlearning.tables import write_page
-
-    amounts = Amounts(concepts=grouped(map(split_concept, concepts))) if concepts else Amounts()
+    torch.set_num_threads(1)  # An SAE depends on the number of threads that train it.
+    pace, kept = Pace(minutes, counting=estimate), Ledger(ledger)
+    named = {name: FAMILIES[name] for name in families or FAMILIES}
+    amounts = Amounts(concepts=grouped(map(split_concept, concepts)) or named)
     model = replace(
         load_model("minicanvas", dtype="float32"), autocast=torch.bfloat16 if autocast else None
     )
-    run = prepare(root, model, RunSettings(model.steps, model.guidance), amounts, Grid())
-    wanted = methods or METHODS
-    if share:
-        index, _, n = share.partition("/")
-        part = int(index), int(n)
-        if of_several:
-            several(run, results(run, ["ours"], False)["defences"], part)
-        else:
-            results(run, wanted, attacks, part)
+    settings, wanted = RunSettings(model.steps, model.guidance), methods or METHODS
+    passed = [
+        f"--root={root}",
+        f"--ledger={ledger}",
+        *(f"--method={m}" for m in methods),
+        *(f"--family={f}" for f in families),
+        *(f"--concept={c}" for c in concepts),
+        "--attacks" if attacks else "--no-attacks",
+        "--autocast" if autocast else "--no-autocast",
+    ]
+    try:
+        run = prepare(root, model, settings, amounts, Grid(), ledger=kept, pace=pace)
+        _say_strangers(run)
+        if share:
+            _one_share(run, wanted, attacks, share, of_several)
+            return
+        if processes > 1 and not estimate:
+            for switch in ([], ["--several"]):
+                _in_processes(processes, pace, [*passed, *switch])
+                kept.read()
+        found = results(run, wanted, attacks)
+        together = several(run, found["defences"])
+    except OutOfTimeError:
+        click.echo(f"Stopped after {minutes:g} minutes: {_held(kept)}. The same command goes on.")
         return
-    if processes > 1:
-        named = [*(f"--method={m}" for m in methods), *(f"--concept={c}" for c in concepts)]
-        switches = [
-            "--attacks" if attacks else "--no-attacks",
-            "--autocast" if autocast else "--no-autocast",
-        ]
-        _in_processes(processes, [f"--root={root}", *named, *switches])
-        _in_processes(processes, [f"--root={root}", *named, *switches, "--several"])
-    found = results(run, wanted, attacks)
-    write_page(out, run, found, several(run, found["defences"]))
+    if estimate:
+        click.echo(pace.told(kept, processes))
+        return
+    everything = attacks and not (methods or families or concepts)
+    page = out or (Path("docs/results.md") if everything else None)
+    if page is None:
+        click.echo(f"{_held(kept)}. No page is written of a part: say where with --out.")
+        return
+    from benchmarks.unlearning.tables import write_page
+
+    write_page(page, run, found, together)
+
+
+def _one_share(
+    run: Run, methods: Sequence[str], attacks: bool, share: str, of_several: bool
+) -> None:
+    index, _, n = share.partition("/")
+    part = int(index), int(n)
+    if of_several:
+        several(run, results(run, ["ours"], False)["defences"], part)
+    else:
+        results(run, methods, attacks, part)
+
+
+def _held(ledger: Ledger) -> str:
+    cells, attacks = (len(ledger.of_kind(kind)) for kind in ("cell", "attack"))
+    return f"{cells} outcomes and {attacks} attacked pictures in {ledger.path}"
+
+
+def _say_strangers(run: Run) -> None:
+    """Say where outcomes are of SAEs that were trained elsewhere; add which are used here."""
+    store, ledger = run.bench.store, run.bench.ledger
+    hashes = [sae_hash(sae_record(store, name)) for name in run.bench.saes]
+    others = [row["on"] for row in ledger.of_kind("saes") if row["hashes"] != hashes]
+    if others and not any(row["hashes"] == hashes for row in ledger.of_kind("saes")):
+        click.echo(
+            f"{ledger.path} has outcomes of other SAEs, trained on {others[-1]}: training depends "
+            f"on the processor's rounding. What is made of features is made anew here; to go on "
+            f"with theirs, bring the folder {store.root} over.",
+            err=True,
+        )
+    if not run.bench.pace.counting:
+        ledger.add(f"saes-{sha256_text(''.join(hashes))[:16]}", kind="saes", hashes=hashes)
 
 
 if __name__ == "__main__":

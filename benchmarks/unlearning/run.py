@@ -1,24 +1,30 @@
 """What all cells of the table share: a store, SAEs and pictures to begin from, and how a cell is
 made."""
 
+import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import minicanvas
+from benchmarks.unlearning.ledger import LIBRARIES, Ledger, outcome_of, outcome_row
 from benchmarks.unlearning.methods import FAMILIES, Bench, Defence, Grid, removal
+from benchmarks.unlearning.pace import Pace
 from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
 from featurestore.vocabulary import ATTACKS
 from minicanvas import OBJECTS, STYLES, all_prompts, prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.encoding import encode
-from sae.evaluation.judge import Judge, load_judge
-from sae.evaluation.measures.accuracy import Targets, asks
-from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
+from sae.evaluation.judge import Judge, load_judge, named
+from sae.evaluation.measures.accuracy import Answer, Targets, asks
+from sae.evaluation.outcomes import Outcome, Reference, depends_on, made, untouched
 from sae.evaluation.search import Look, looks
 from sae.training.train import TrainSettings, train
 
@@ -81,7 +87,20 @@ class Run(NamedTuple):
     before: Outcome
 
 
-def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: Grid) -> Run:
+VERSION = 1
+"""of how our rule and the searches compute; rows of another are made anew"""
+
+
+def prepare(
+    root: Path,
+    model: Model,
+    run: RunSettings,
+    amounts: Amounts,
+    grid: Grid,
+    *,
+    ledger: Ledger,
+    pace: Pace | None = None,
+) -> Run:
     """Collect, train, encode and judge the untouched model, or find it done in ``root``."""
     path = root / "prompts.jsonl"
     _write_prompts(path, amounts.n_prompts)
@@ -101,7 +120,19 @@ def prepare(root: Path, model: Model, run: RunSettings, amounts: Amounts, grid: 
             )
             train(store, hook, name, settings)
         encode(store, name)
-    bench = Bench(root, model, run, Store.open(store.root), hooks, list(saes), grid)
+    bench = Bench(
+        root,
+        model,
+        run,
+        Store.open(store.root),
+        hooks,
+        list(saes),
+        grid,
+        ledger,
+        pace or Pace(),
+        {"run": describe_run(model, run), "weights": _weights(), **_versions()},
+        _hash([[*p.identity, named(p.labels)] for p in styled]),
+    )
     judge, chooser = (
         load_judge([f"minicanvas:{name}"], str(model.pipe.device))
         for name in ("judge", "selection")
@@ -128,26 +159,73 @@ def _write_prompts(path: Path, n: int) -> None:
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
+def _versions() -> dict[str, Any]:
+    """Return the versions that pictures depend on, to the second number."""
+    libraries = {name: importlib.metadata.version(name).split(".")[:2] for name in LIBRARIES}
+    return {"libraries": libraries, "benchmark": VERSION}
+
+
+def _weights() -> str:
+    """Return a hash of all weights of the included model and its classifiers."""
+    folder = Path(minicanvas.__file__).with_name("weights")
+    files = sorted(path for path in folder.rglob("*.safetensors"))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return _hash(digests)
+
+
+def _hash(what: Any) -> str:
+    return sha256_text(canonical_json(what))[:16]
+
+
 def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
-    """Return a defence's outcome: on what is reported, or on the search's judge and pictures."""
+    """Return a defence's outcome, on what is reported or on the search's judge and pictures: from
+    the ledger, or made and added to it."""
+    prompts, judge, reference = _asked(run, defence, look)
+    bench, removed = run.bench, removal(run.bench, defence)
+    _, key = depends_on(removed, prompts, judge, bench.basis, reference)
+    if key not in bench.ledger.rows:
+        bench.pace.check()
+        if bench.pace.counting:
+            count_training(run, defence)
+            bench.pace.count(key, "picture", len(prompts))
+            return _unknown(defence, prompts, judge)
+        defence.prepare()
+        outcome = made(removed, prompts, judge, reference)
+        what = {"targets": defence.targets, "setting": defence.setting, "judge": judge.name}
+        split = "search" if look else "report"
+        seeds = sorted({p.seed for p in prompts})
+        row = outcome_row(outcome, prompts)
+        bench.ledger.add(key, kind="cell", split=split, seeds=seeds, **what, **row)
+    of = {"targets": defence.targets, "setting": defence.setting, "judge": judge.name}
+    return outcome_of(bench.ledger.rows[key], prompts, **of)
+
+
+def _asked(
+    run: Run, defence: Defence, look: Look | None
+) -> tuple[list[Prompt], Judge, Reference | None]:
+    """Return the prompts of a cell, who judges, and what kept pictures are compared with."""
     if look:
-        prompts, judge, reference = (
-            look.taken(run.search_prompts, defence.targets),
-            run.chooser,
-            None,
-        )
-    else:
-        several = sum(map(len, defence.targets.values())) > 1
-        n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
-        prompts, judge, reference = (
-            in_turn(run.prompts, defence.targets, n_seeds),
-            run.judge,
-            run.reference,
-        )
-    identity = {"run": describe_run(run.bench.model, run.bench.run)}
-    defence.prepare()
-    folder = run.bench.root / "cells" / ("search" if look else "")
-    return judged(folder, removal(run.bench, defence), prompts, judge, identity, reference)
+        return look.taken(run.search_prompts, defence.targets), run.chooser, None
+    several = sum(map(len, defence.targets.values())) > 1
+    n_seeds = run.amounts.seeds_beside_several if several else run.amounts.other_seeds
+    return in_turn(run.prompts, defence.targets, n_seeds), run.judge, run.reference
+
+
+def count_training(run: Run, defence: Defence) -> None:
+    """Count what would have to be trained for a defence."""
+    weights = defence.training
+    if weights is not None and not weights.is_file():
+        run.bench.pace.count(weights.name, defence.setting["method"])
+
+
+def _unknown(defence: Defence, prompts: Sequence[Prompt], judge: Judge) -> Outcome:
+    """Return an outcome in which nothing is unlearned: a search goes through everything."""
+    asked = [named(p.labels) for p in prompts]
+    answers = [
+        Answer(one, one, p.seed, dict.fromkeys(one, 1.0))
+        for one, p in zip(asked, prompts, strict=True)
+    ]
+    return Outcome(defence.targets, defence.setting, judge.name, answers)
 
 
 def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:

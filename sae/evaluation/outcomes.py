@@ -137,21 +137,51 @@ def judged(
     Raises:
         ModelError: a picture is black, not finite or flagged; nothing is kept.
     """
-    asked = [[*p.identity, named(p.labels)] for p in prompts]
-    about = {
+    about, key = depends_on(removal, prompts, judge, identity, reference)
+    path = folder / f"{_name(removal)}-{key}.json"
+    if path.is_file():
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    outcome = made(removal, prompts, judge, reference)
+    durable.write_bytes(
+        path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode()
+    )
+    return outcome
+
+
+def depends_on(
+    removal: Removal,
+    prompts: Sequence[Prompt],
+    judge: Judge,
+    identity: Mapping[str, Any],
+    reference: Reference | None,
+) -> tuple[dict[str, Any], str]:
+    """Return what an outcome depends on beside its prompts, as JSON, and a key of all of it.
+
+    Of the untouched model's pictures as a reference nothing more has to be said: they follow from
+    the rest, up to a machine's rounding.
+    """
+    about: dict[str, Any] = {
         "targets": removal.targets,
         "setting": removal.setting,
         "judge": judge.name,
         **identity,
+        "version": VERSION,
+        "reference": None if reference is None else "untouched",
     }
-    about["version"] = VERSION
-    about["reference"] = (
-        None if reference is None else hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
-    )
-    key = sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
-    path = folder / f"{_name(removal)}-{key}.json"
-    if path.is_file():
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    if reference is not None and reference.keys is None:
+        about["reference"] = hashlib.sha256(reference.features.tobytes()).hexdigest()[:16]
+    asked = [[*p.identity, named(p.labels)] for p in prompts]
+    return about, sha256_text(canonical_json(json.loads(json.dumps([about, asked]))))[:16]
+
+
+def made(
+    removal: Removal, prompts: Sequence[Prompt], judge: Judge, reference: Reference | None
+) -> Outcome:
+    """Generate and judge a removal's pictures.
+
+    Raises:
+        ModelError: a picture is black, not finite or flagged.
+    """
     reset_peak()
     began = time.perf_counter()
     images = list(removal.images(prompts))
@@ -159,14 +189,10 @@ def judged(
     check_pictures(images, [f"{p.prompt!r}, seed {p.seed}" for p in prompts])
     answers = judge.answers(prompts, images)
     distance = _distance(judge, prompts, images, removal.targets, reference)
-    outcome = Outcome(
+    return Outcome(
         removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
         removal.stored_bytes,
     )  # fmt: skip
-    durable.write_bytes(
-        path, (json.dumps(_to_json(outcome, about), ensure_ascii=False) + "\n").encode()
-    )
-    return outcome
 
 
 def untouched(

@@ -1,7 +1,9 @@
-"""The whole table, very small: every cell is made once, a second run only reads."""
+"""The whole table, very small: every cell is made once, a second run only reads, and so does
+another machine's."""
 
-import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -10,7 +12,9 @@ from benchmarks.unlearning import results as table
 from benchmarks.unlearning import run as running
 from benchmarks.unlearning.adv_unlearn import AdvUnlearnSettings
 from benchmarks.unlearning.esd import ESDSettings
+from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.methods import Grid
+from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.tables import page, write_page
@@ -47,14 +51,16 @@ def root(tmp_path_factory):
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
     model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
-    run = table.prepare(root, model, settings, AMOUNTS, GRID)
+    path = root / "kept/unlearning.jsonl"
+    run = table.prepare(root, model, settings, AMOUNTS, GRID, ledger=Ledger(path))
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
     assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
         [{"style": ["neon"]}],
         [{"style": ["sketch"]}],
     ]
     found = table.results(run)
-    assert not list((root / "cells").glob("neon+*.json"))
+    cells = run.bench.ledger.of_kind("cell")
+    assert all(len(concepts) == 1 for row in cells for concepts in row["targets"].values())
     parts = [table.several(run, found["defences"], (i, 2)) for i in range(2)]
     assert [[*part] for part in parts] == [["sequential", "joint"], ["all but one"]]
     several = table.several(run, found["defences"])
@@ -88,19 +94,19 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
-    in_search = [path.parent.name for path in (root / "attacks/search/neon").rglob("neon-*.json")]
-    assert in_search in (
-        ["tokens"],
-        ["tokens"] * 2,
-    )  # The second best is attacked where the best is brought back.
-    searched = [
-        json.loads(path.read_text()) for path in (root / "cells/search").glob("neon-*.json")
+    rows = Ledger(path).rows.values()
+    neon = {"style": ["neon"]}
+    in_search = [
+        r for r in rows if r["kind"] == "attack" and r["concept"] == "neon" and r["seed"] != 7
     ]
-    seeds = [{seed for seed, *_ in body["answers"]} for body in searched]
-    assert seeds.count({50}) == 3  # of ours
-    assert (
-        seeds.count({50, 51}) == 2 + 2 + 2
-    )  # ours, negative prompts, directions; the trained ones have one setting
+    assert len(in_search) in (1, 2)  # The second best is attacked where the best is brought back.
+    searched = [
+        r for r in rows if r["kind"] == "cell" and r["targets"] == neon and r["split"] == "search"
+    ]
+    seeds = [r["seeds"] for r in searched]
+    assert seeds.count([50]) == 3  # of ours
+    # Ours, negative prompts, directions; the trained ones have one setting.
+    assert seeds.count([50, 51]) == 2 + 2 + 2
     assert len(seeds) == 3 + 6
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
@@ -116,12 +122,33 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         assert (
             grid.width == LABEL + 4 * (SIDE + MARGIN) + 3 * MARGIN
         )  # of two styles and two objects: 2 asked, 2 others
-    files = {p: p.stat().st_mtime_ns for p in root.rglob("*.json")}
+    for name in ("attacks", "weights"):  # Another machine has the ledger and the SAEs, no more.
+        shutil.rmtree(root / name)
     monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
     monkeypatch.setattr("sae.evaluation.attack.attacking.generate", None)
-    again = table.results(table.prepare(root, model, settings, AMOUNTS, GRID))
-    assert page(run, again, table.several(run, again["defences"])) == text
-    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.json")} == files
+    lines = path.read_text()
+    counting = Pace(counting=True)
+    given = {"ledger": Ledger(path), "pace": counting}
+    again = table.prepare(root, model, settings, AMOUNTS, GRID, **given)
+    read = table.results(again)
+    assert page(again, read, table.several(again, read["defences"])) == text
+    assert (path.read_text(), counting.told(given["ledger"], 1)) == (lines, "Nothing is missing.")
+
+    # Without the ledger everything is counted, and nothing is made when the time is over.
+    pace = Pace(counting=True)
+    new = table.prepare(
+        root, model, settings, AMOUNTS, GRID, ledger=Ledger(root / "new"), pace=pace
+    )
+    table.several(new, table.results(new)["defences"])
+    made = [r for r in rows if r["kind"] == "cell"]
+    assert pace.missing["picture"] >= sum(r["n"] for r in made)
+    assert pace.missing["ESD-x"] == len(
+        [r for r in rows if r["kind"] == "training" and r["method"] == "ESD-x"]
+    )
+    over = new._replace(bench=replace(new.bench, pace=Pace(minutes=0)))
+    with pytest.raises(OutOfTimeError):
+        table.results(over)
+    assert not (root / "new").exists()
 
 
 def test_every_seed_of_a_target_and_each_other_prompt_in_turn():
