@@ -57,7 +57,8 @@ def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
     report = _attacked(
         run, defence, "tokens", cases=cases, judge=run.chooser, folder=folder, seed=1
     )
-    return 1.0 if run.bench.pace.counting else report.under_attack.value
+    unknown = run.bench.pace.counting and not report.pictures
+    return 1.0 if unknown else report.under_attack.value
 
 
 def _styled(prompts: Sequence[Prompt]) -> list[Prompt]:
