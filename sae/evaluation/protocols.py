@@ -2,6 +2,7 @@
 found on another judge."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,9 @@ def requests(
 ) -> list[Request]:
     """Return a request for each concept: its selections, each with each strength and threshold.
 
-    Each element of ``selections`` is removed together and belongs to one concept; several of one
-    concept are alternatives.
+    Each element of ``selections`` belongs to one concept and is one removal, of one or several
+    hooks or SAEs; several of one concept are alternatives. In a removal of several each has each
+    strength beside each of the others', as scales differ between hooks; thresholds are common.
     """
     found: dict[tuple[str, str], list[Sequence[Selection]]] = {}
     for group in selections:
@@ -57,9 +59,12 @@ def requests(
         Request(
             *key,
             [
-                [Intervention(one, kind, strength, threshold=threshold) for one in group]
+                [
+                    Intervention(one, kind, strength, threshold=threshold)
+                    for one, strength in zip(group, own, strict=True)
+                ]
                 for group in groups
-                for strength in strengths
+                for own in itertools.product(strengths, repeat=len(group))
                 for threshold in thresholds
             ],
         )

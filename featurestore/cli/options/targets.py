@@ -53,13 +53,16 @@ class TargetOptions:
         for name, concept in map(split_concept, self.concepts):
             wanted.setdefault(name, []).append(concept)
         opened = Store.open(self.store)
-        return [
-            [one]
-            for name in sorted(wanted) or [str(self.family)]
-            for sae in self.saes
-            for n in self.top
-            for one in select_all(opened, sae, name, wanted.get(name), top=n)
-        ]
+        found: list[list[Selection]] = []
+        for name in sorted(wanted) or [str(self.family)]:
+            for together in self.saes:
+                for n in self.top:
+                    parts = [
+                        select_all(opened, sae, name, wanted.get(name), top=n)
+                        for sae in together.split("+")
+                    ]
+                    found += map(list, zip(*parts, strict=True))
+        return found
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +73,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "selections",
             multiple=True,
             type=click.Path(path_type=Path),
-            help="A selection file; may be repeated.",
+            help="A selection file; may be repeated. Those of one concept are one removal.",
         ),
         click.option(
             "--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."
@@ -79,7 +82,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--sae",
             "saes",
             multiple=True,
-            help="With --store: an SAE's name; several are searched.",
+            help="With --store: an SAE's name, or several as one removal, such as styles+objects; "
+            "several of these options are searched.",
         ),
         click.option(
             "--concept",

@@ -13,7 +13,7 @@ from featurestore.format import durable
 from featurestore.vocabulary import ATTACKS
 from sae.evaluation.measures.intervals import Interval, Share, interval, mean_of
 
-PAGE, FIGURES = "report.html", "attack.json"
+PAGE, FIGURES, PROMPTS = "report.html", "attack.json", "came-back.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class AttackReport:
 
     @classmethod
     def read(cls, out: Path, paths: Sequence[Path], method: str) -> "AttackReport":
-        """Read outcomes, and write the page and the figures into ``out``."""
+        """Read outcomes, and write the page, the figures and the prompts into ``out``."""
         every = [Attacked(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
         counted = [
             (one, path) for one, path in zip(every, paths, strict=True) if one.shown_without_defence
@@ -79,6 +79,8 @@ class AttackReport:
         )
         _write(out / method / FIGURES, json.dumps(report.figures(), indent=1) + "\n")
         _write(out / method / PAGE, report.page())
+        if prompts := report.prompts():
+            _write(out / method / PROMPTS, prompts)
         return report
 
     @property
@@ -95,6 +97,16 @@ class AttackReport:
     def came_back(self) -> list[Attacked]:
         """The pictures that the attack brought back."""
         return [one for one in self.pictures if one.succeeded]
+
+    def prompts(self) -> str:
+        """Return what brought concepts back as a file of prompts, each with the concept as its
+        label; empty where no text was found."""
+        rows = [
+            {"prompt": one.found["text"], one.family: one.concept}
+            for one in self.came_back
+            if "text" in one.found
+        ]
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def figures(self) -> dict[str, Any]:
         """Return the rates with their intervals, as JSON."""

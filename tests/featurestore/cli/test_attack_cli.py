@@ -1,6 +1,7 @@
 """``featurestore attack`` on the included model, as short as can be."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,8 @@ from featurestore.cli.harden import learner
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from minicanvas import OBJECTS, prompt
+from queries import ask
+from queries.selections import select
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.intervention.settings import Intervention
@@ -177,3 +180,27 @@ def test_hardening_from_the_command_line_ends_with_the_options_that_ablate(capsy
         1,
         1,
     ) and "hardening learns from prompts: attack 'latents' finds none" in err
+
+
+def test_a_concept_is_scored_over_all_wordings_that_carry_its_label(capsys, study, tmp_path):
+    """A paraphrase or a prompt that an attack found is one more sample of its concept."""
+    store, more = tmp_path / "store", tmp_path / "came-back.jsonl"
+    shutil.copytree(study / "store", store)
+    more.write_text(json.dumps({"prompt": "neon neon cat", "style": "neon"}) + "\n")
+    before = select(Store.open(store), "s", "style", "neon", top=2)
+    collecting = ["--model", "minicanvas", "--prompts", more, "--hook", HOOK, "--steps", 4]
+    for command in (["collect", *collecting], ["encode", "--sae", "s"]):
+        status, _, said = run(capsys, *command, "--store", store, "--quiet")
+        assert status == 0, said
+    opened = Store.open(store)
+    rows = opened.arrow("samples", ["style", "object"]).to_pylist()
+    assert {"style": "neon", "object": None} in rows
+    after = select(opened, "s", "style", "neon", top=2)
+    assert after.timesteps == before.timesteps
+    assert after.rows["mean_concept"].to_pylist() != before.rows["mean_concept"].to_pylist()
+    (counted,) = [
+        c for c in ask(opened, "concepts", {"sae": "s"}).to_pylist() if c["concept"] == "neon"
+    ]
+    assert counted["n_samples"] == 1 + sum(
+        r["style"] == "neon" and r["object"] is not None for r in rows
+    )

@@ -142,6 +142,29 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     assert sorted(len(k["answers"]) for k in kept) == [4, 4, 4, 4, 5]
 
 
+def test_several_saes_of_a_store_are_one_removal_each_with_its_own_multiplier(
+    capsys, model_dir, prompts, store, tmp_path
+):
+    out, search = tmp_path / "out", ["--search-judge", "minicanvas:selection", "--search-seeds", 3]
+    train = ["train", "--store", store, "--hook", HOOK, "--k", 2, "--expansion", 2, "--steps", 2]
+    for command in (
+        [*train, "--batch-size", 64, "--name", "other", "--quiet"],
+        ["encode", "--store", store, "--sae", "other", "--quiet"],
+        [
+            *["evaluate", *common(model_dir, prompts), "--seeds", 7, "--store", store],
+            *["--sae", "small+other", "--multiplier=-1,-30", "--concept", "style=neon"],
+            *["--search-others", 1, *search, "--out", out],
+        ],
+    ):
+        status, _, said = run(capsys, *command)
+        assert status == 0, said
+    assert "setting 4 of 4" in said
+    (removal,) = json.loads((out / "evaluation.json").read_text())["removals"]
+    edits = removal["setting"]["edits"]
+    assert [edit["sae"] for edit in edits] == ["small", "other"]
+    assert {edit["strength"] for edit in edits} <= {-1, -30}
+
+
 def test_a_folder_of_pictures_is_scored(capsys, tmp_path):
     from minicanvas import prompt
 

@@ -78,6 +78,8 @@ def test_requests_are_every_selection_of_a_concept_with_every_strength(model):
     assert [(r.family, r.concept) for r in found] == [("style", "neon"), ("object", "cat")]
     tried = [[(one.selection, one.strength) for one in group] for group in found[0].candidates]
     assert tried == [
-        [(neon, -1.0)], [(neon, -2.0)], [(other, -1.0), (neon, -1.0)], [(other, -2.0), (neon, -2.0)]
+        [(neon, -1.0)], [(neon, -2.0)],
+        [(other, -1.0), (neon, -1.0)], [(other, -1.0), (neon, -2.0)],
+        [(other, -2.0), (neon, -1.0)], [(other, -2.0), (neon, -2.0)],
     ]  # fmt: skip
     assert {one.kind for group in found[1].candidates for one in group} == {"zero"}

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image
 
 from featurestore.errors import ModelError, SelectionError, UsageError
-from featurestore.prompts import Prompt, start_picture
+from featurestore.prompts import Prompt, read_prompts, start_picture
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.attack.attacking import spread
@@ -63,6 +63,12 @@ def test_pictures_are_attacked_together_until_each_shows_the_concept(model, tmp_
     pictures = sorted(path.name for path in (tmp_path / method).glob("*.png"))
     assert len(pictures) == 4 + 4 + 3 and all(name in page for name in pictures)
     assert "back after 2 rounds" in page and "held" in page and "shown without an attack" in page
+    came_back = tmp_path / method / "came-back.jsonl"
+    if method == "tokens":  # Prompts that can be collected, with the concept as their label.
+        back = [(p.prompt, p.labels) for p in read_prompts(came_back, [0])]
+        assert back == [(a.found["text"], {"style": "neon"}) for a in report.came_back]
+    else:
+        assert not came_back.exists()
     calls = script.calls
     assert run(model, tmp_path, script(), attack={"method": method}).pictures == report.pictures
     assert script.calls == calls  # All was read.
