@@ -15,8 +15,8 @@ from benchmarks.record import machine
 from featurestore.format.canonical import sealed, unsealed
 from featurestore.format.gate import MalformedError
 from featurestore.prompts import Prompt
-from sae.evaluation.accuracy import Answer, asks
 from sae.evaluation.judge import named
+from sae.evaluation.measures.accuracy import Answer, asks
 from sae.evaluation.outcomes import Outcome
 
 LIBRARIES = ("torch", "diffusers", "transformers")

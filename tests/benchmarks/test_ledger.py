@@ -7,7 +7,7 @@ from benchmarks.unlearning.ledger import Ledger, outcome_of, outcome_row
 from benchmarks.unlearning.methods import code_of
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from featurestore.prompts import Prompt
-from sae.evaluation.accuracy import Answer
+from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 
 PROMPTS = [
