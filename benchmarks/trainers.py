@@ -16,7 +16,8 @@ from sae.training.settings import Plan, TrainSettings, default_dead_after, defau
 from sae.training.start import start_training
 from sae.training.stepping.stepper import stepper
 
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # On a CPU its kernel cannot run.
+if not torch.cuda.is_available():  # There the kernels of sparsify and SAeUron cannot run.
+    os.environ |= {"SPARSIFY_DISABLE_TRITON": "1", "SAE_DISABLE_TRITON": "1"}
 ALPHA = 1 / 32
 
 
@@ -219,7 +220,7 @@ def saeuron(task: Task) -> Trainer:
 
 
 def saelens(task: Task) -> Trainer:
-    """Return SAELens's ``SAETrainer.train_step`` with the defaults of its configurations."""
+    """Return SAELens's ``SAETrainer.step`` with the defaults of its configurations."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -233,13 +234,18 @@ def saelens(task: Task) -> Trainer:
         train_batch_size_samples=task.batch_size,
         device=device,
     )
+    settings.lr_end = settings.lr / 10  # As its runners do.
     trainer = SAETrainer(cfg=settings, sae=sae, data_provider=iter([]))
+
+    def step(x: Tensor) -> None:
+        trainer.step(x)
+        trainer.n_training_steps += 1
 
     def codes(x: Tensor) -> tuple[Tensor, Tensor]:
         active = sae.encode(x)
         return sae.decode(active), active.nonzero()[:, 1]
 
-    return Trainer(lambda x: trainer._train_step(sae=sae, sae_in=x), codes)
+    return Trainer(step, codes)
 
 
 def overcomplete(task: Task) -> Trainer:
