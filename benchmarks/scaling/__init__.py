@@ -1,0 +1,1 @@
+"""What benchmarks/scale.py measures: stores, tasks, and how a process is watched."""
