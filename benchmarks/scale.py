@@ -76,10 +76,10 @@ def jobs(place: Place, former: Path | None) -> Iterator[tuple[str, Path, Path, T
 def measure(task: Task, root: Path, *, code: Path, cache: Path) -> Row:
     """Return the figures of a task: of its second run, or of its only one."""
     if not task.copied:
-        took: Row = {}
-        for _ in range(1 if task.once else 2):
-            took = run(task.argv, root, code=code, cache=cache, limit=LIMIT_S)
-        return took
+        took = run(task.argv, root, code=code, cache=cache, limit=LIMIT_S)
+        if task.once or "failed" in took:
+            return took
+        return run(task.argv, root, code=code, cache=cache, limit=LIMIT_S)
     copy = root.with_name(f"{root.name}-copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(root, copy)

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from featurestore import Store, shards
-from featurestore.format import durable, parquet
+from featurestore.format import durable
 from featurestore.format.canonical import sample_id, sealed, shard_name
+from featurestore.format.parquet import layout
 from featurestore.format.records import Record
 from featurestore.format.schemas import samples_schema
 
@@ -86,7 +87,7 @@ def _first_shard(root: Path, number: int, style: int) -> tuple[Record, Path]:
     for folder in (path.parent, root / "manifest/samples"):
         folder.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        parquet.write_table(file, rows)
+        layout.write_table(file, rows)
     data = path.read_bytes()
     written = durable.Written(len(data), hashlib.sha256(data).hexdigest())
     new = shards.NewShard("samples", path.stem, tuple(ids), {"v": "1"})
