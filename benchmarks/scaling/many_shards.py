@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore import Store, shards
+from featurestore import Store
 from featurestore.format import durable
 from featurestore.format.canonical import sample_id, sealed, shard_name
 from featurestore.format.parquet import layout
 from featurestore.format.records import Record
 from featurestore.format.schemas import samples_schema
+from featurestore.store import shards
 
 SHARDS, SAMPLES = 5200, 16
 """of the published recipe: 83,200 prompts, 16 of a shard"""

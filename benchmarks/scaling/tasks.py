@@ -93,7 +93,7 @@ def shard_tasks(root: Path) -> Iterator[Task]:
     assert one is not None
     sql = [*command, "sql", store]
     where = f"select prompt from samples where sample_id = {one.sample_ids[3]}"
-    yield Task("start of Python and the library", ["-c", "import featurestore.store"], True)
+    yield Task("start of Python and the library", ["-c", "import featurestore.store.store"], True)
     yield Task("open", ["-c", _OPEN, store], True)
     yield Task("tables", ["-c", _OPEN + "s.tables()", store], True)
     yield Task("append one shard", ["-c", _OPEN + _APPEND, store])
