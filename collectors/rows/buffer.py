@@ -84,7 +84,7 @@ class HookBuffer:
         while self._jobs and self._jobs[0].done():
             self._jobs.popleft().result()
         call = captured.call
-        shape = self._shape = self._shape or shape_of(captured, self.kept)
+        shape = self._shape = self._fitting(captured)
         place = shape.steps.get(call.step)
         parts = {} if place is None else branch_parts(call, captured.values, self.hook)
         for at, branch in enumerate(self.kept.branches):
@@ -110,6 +110,28 @@ class HookBuffer:
             for name, candidate in self.kept.saes.items():
                 for sample, row in enumerate(stored, start):
                     self._codes[name][sample, place, at] = encode_row(candidate.sae, row)
+
+    def _fitting(self, captured: Captured) -> Shape:
+        """Return the shape of all calls so far: texts without their padding may have any length.
+
+        Raises:
+            UsageError: the calls have different numbers of positions, and all, or the padding, are
+                kept.
+        """
+        n, shape = captured.values.shape[1], self._shape
+        if shape is None or n == shape.n_positions:
+            return shape or shape_of(captured, self.kept)
+        if self._drops:
+            return shape.widened(n)
+        way = (
+            "keep them with --padding drop, and --positions random:N or mean"
+            if is_encoder_hook(self.hook)
+            else "hook the image's stream, or the text encoder with --padding drop"
+        )
+        raise UsageError(
+            f"{self.hook!r} has {shape.n_positions} positions in one call and {n} in another, as its "
+            f"texts are filled up to several lengths: {way}."
+        )
 
     def _row(self, shape: Shape, sample: int, place: int, branch: int) -> int:
         """Return the place of a row in its tables: by sample, step and branch."""
@@ -149,7 +171,7 @@ class HookBuffer:
         masks = None
         if self._drops:
             masks = [
-                np.stack([self._among[at, i] for i in self.sample_ids])
+                np.stack([_filled(self._among[at, i], shape.n_positions) for i in self.sample_ids])
                 for at in range(len(self.kept.branches))
             ]
         return described(shape, self.kept, self.hook, self.sample_ids, among=masks)
@@ -288,6 +310,10 @@ class HookBuffer:
         codes = [self._codes[name][key] for key in sorted(self._codes[name])]
         starts = range(0, len(codes), CHUNK_ROWS)
         return [to_columns(codes[i : i + CHUNK_ROWS], sae.config.n_latents) for i in starts]
+
+
+def _filled(real: npt.NDArray[np.bool_], n_positions: int) -> npt.NDArray[np.bool_]:
+    return np.pad(real, (0, n_positions - len(real)))
 
 
 def _range(stored: Tensor, largest: Tensor | None) -> Tensor:

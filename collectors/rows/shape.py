@@ -38,6 +38,11 @@ class Shape(NamedTuple):
     n_kept: int
     d_in: int
 
+    def widened(self, n_positions: int) -> "Shape":
+        """Return the same of texts of which one has so many tokens; the longest counts."""
+        n = max(n_positions, self.n_positions)
+        return self._replace(n_positions=n, map_size=(1, n))
+
 
 def shape_of(captured: Captured, kept: Kept) -> Shape:
     """Return what a call tells.

@@ -114,7 +114,7 @@ def real_tokens(pipe: Any, name: str, arguments: Mapping[str, Any]) -> Tensor | 
     """Return which tokens of an encoder's call are the text's, bool ``[batch, tokens]``; None where
     nothing says it.
 
-    Those of its ``attention_mask``; without one, all but the tokenizer's padding at the end, of
+    Those of its ``attention_mask``; without one, all but the tokenizer's padding at the right, of
     which the first is the end of the text where both are the same token (CLIP).
     """
     mask, ids = arguments.get("attention_mask"), arguments.get("input_ids")
@@ -122,7 +122,7 @@ def real_tokens(pipe: Any, name: str, arguments: Mapping[str, Any]) -> Tensor | 
         return mask.bool()
     tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"), None)
     pad = getattr(tokenizer, "pad_token_id", None)
-    if not isinstance(ids, Tensor) or pad is None:
+    if not isinstance(ids, Tensor) or pad is None or tokenizer.padding_side != "right":
         return None
     trailing = (ids == pad).int().flip(1).cumprod(1).flip(1).bool()
     real = ~trailing

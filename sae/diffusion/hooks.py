@@ -226,6 +226,17 @@ def _input_key(
     return places.index(name) if name in places else name
 
 
+def before_recorders(module: nn.Module) -> None:
+    """Have transformers' own recording of a module's output see what other hooks make of it.
+
+    Text encoders record their layers' hidden states, of which many pipelines take an inner one, by
+    hooks that stay from the first call on: an edit behind them would not reach the pipeline.
+    """
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+            module._forward_hooks.move_to_end(key)
+
+
 def _checked(value: Any, hook: str, verb: str) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4, 5):
         return value

@@ -216,7 +216,7 @@ def call_arguments(
     output."""
     height, width = picture_size(model.pipe, settings)
     offered = {
-        "prompt": prompts,
+        "prompt": list(prompts),  # Z-Image puts its chat about them into the list that it is given.
         "num_inference_steps": settings.n_steps,
         "guidance_scale": settings.guidance,
         "height": height,

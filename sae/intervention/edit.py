@@ -18,6 +18,7 @@ from sae.diffusion.hooks import (
     Layout,
     Watch,
     as_positions,
+    before_recorders,
     branch_parts,
     module_input,
     put,
@@ -94,7 +95,9 @@ class Editor:
         """Hook the module; returns the handle."""
         if self.site.io == "input":
             return self.module.register_forward_pre_hook(self._before(watched), with_kwargs=True)
-        return self.module.register_forward_hook(self._after(watched), with_kwargs=True)
+        handle = self.module.register_forward_hook(self._after(watched), with_kwargs=True)
+        before_recorders(self.module)
+        return handle
 
     def _before(self, watched: Watch) -> Callable[..., Any]:
         hook = self.site.hook
