@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from collectors import CollectSettings, collect
 from collectors.keep import random_positions
 from featurestore.errors import UsageError
+from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
-from featurestore.verify import verify
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.intervention.ablate import ablate
 from tests.builders import language
