@@ -120,7 +120,7 @@ def real_tokens(pipe: Any, name: str, arguments: Mapping[str, Any]) -> Tensor | 
     mask, ids = arguments.get("attention_mask"), arguments.get("input_ids")
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.bool()
-    tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"), None)
+    tokenizer: Any = getattr(pipe, name.replace("text_encoder", "tokenizer"), None)
     pad = getattr(tokenizer, "pad_token_id", None)
     if not isinstance(ids, Tensor) or pad is None or tokenizer.padding_side != "right":
         return None

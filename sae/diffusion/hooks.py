@@ -232,9 +232,10 @@ def before_recorders(module: nn.Module) -> None:
     Text encoders record their layers' hidden states, of which many pipelines take an inner one, by
     hooks that stay from the first call on: an edit behind them would not reach the pipeline.
     """
-    for key, hook in list(module._forward_hooks.items()):
+    hooks = module._forward_hooks
+    for key, hook in list(hooks.items()):
         if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
-            module._forward_hooks.move_to_end(key)
+            hooks[key] = hooks.pop(key)  # to their end
 
 
 def _checked(value: Any, hook: str, verb: str) -> Tensor:
