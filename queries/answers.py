@@ -20,7 +20,8 @@ from queries.derived.by_feature import find_by_feature
 from queries.derived.scope import check_scored, encoded, labelled
 from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
 from queries.engine import DuckDB, Engine, Relations
-from queries.questions import PARTS, Question, Value, find_question
+from queries.questions import Question, Value, find_question, whole_sql
+from queries.questions import tables as tables_of
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
@@ -86,22 +87,20 @@ def ask_each(
 @contextmanager
 def opened(
     store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine, other: Store | None = None,
-    scores: Record | None = None, found: Found | None = None, progress: bool = False,
+    found: Found | None = None, progress: bool = False,
 ) -> Iterator[Answer]:  # fmt: skip
     """Have what answers some questions, by name and complete values, for the time of the block.
 
-    ``scores``: the shard of a family's kept scores, in place of computing them. ``found``: what
-    :func:`queries.derived.sums.find_sums` has found before, with sums. Raises as :func:`ask`.
+    ``found``: what :func:`queries.derived.sums.find_sums` has found before, with sums. Raises as
+    :func:`ask`.
     """
     for name in set(names) & set(engine.cannot):
         raise QueryError(
             f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without "
             f"--engine spark."
         )
-    wanted = {relation for name in names for relation in find_question(name).relations}
-    derived: dict[str, Sequence[Record]] = {} if scores is None else {"importance": [scores]}
-    for part in wanted.intersection(PARTS).difference(derived):
-        wanted |= set(find_question(part).relations)
+    wanted = set().union(*(tables_of(find_question(name)) for name in names))
+    derived: dict[str, Sequence[Record]] = {}
     sae, branch, family = str(values["sae"]), str(values["branch"]), values.get("family")
     saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
     for name in saes if family is None else saes[1:]:  # find_sums checks the one with a family
@@ -135,12 +134,7 @@ def opened(
 
         def answer(name: str, given: Mapping[str, Value]) -> pa.Table:
             asked = find_question(name)
-            parts = {
-                name: find_question(name).sql
-                for name in PARTS
-                if name in asked.relations and name not in derived
-            }
-            rows = run(asked.sql, given, parts)
+            rows = run(whole_sql(asked), given)
             return rows.select(list(asked.columns)).cast(schema(asked))
 
         yield answer
@@ -218,7 +212,7 @@ def complete(
     }
     at = values.get("at_step")
     steps = ALL_STEPS if at is None else {"first_step": at, "last_step": at}
-    return {**values, **sizes, **fixed, **steps, **ALL_FEATURES}
+    return {"concept": None, **values, **sizes, **fixed, **steps, **ALL_FEATURES}
 
 
 def _tables(store: Store, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:

@@ -13,12 +13,10 @@ from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
 from queries.connection.session import add_other, connect, files_of, one_line, opening, quote_text
-from queries.questions import Value
+from queries.questions import Value, code
 
-Run = Callable[[str, Mapping[str, Value], Mapping[str, str]], pa.Table]
-"""runs a statement with its parameters' values; the third are statements whose answers it has as
-relations, by name"""
-_LAST_ORDER = re.compile(r"\n    order by [^\n]*(?=\n\)\n\nselect \* from final\s*$)")
+Run = Callable[[str, Mapping[str, Value]], pa.Table]
+"""runs a statement with its parameters' values"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class Relations:
     """whose ``codes`` and ``stats`` are meant"""
     branch: str
     derived: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    """shards of ``sums`` and ``totals`` of ``saes[0]``, or of ``importance`` (scores that are
-    kept)"""
+    """shards of tables that are kept, of ``saes[0]``"""
     made: Mapping[str, tuple[str, Mapping[str, Value]]] = field(default_factory=dict)
     """relation → statement over those before it and its values: what is made for this question
     alone"""
@@ -98,12 +95,10 @@ class DuckDB:
             if relations.other is not None:
                 add_other(connection, relations.other, relations.saes[0])
 
-            def run(
-                statement: str, values: Mapping[str, Value], first: Mapping[str, str]
-            ) -> pa.Table:
-                whole = _joined(statement, first)
+            def run(statement: str, values: Mapping[str, Value]) -> pa.Table:
                 try:
-                    return connection.sql(whole, params=used(whole, values)).to_arrow_table()
+                    params = used(statement, values)
+                    return connection.sql(statement, params=params).to_arrow_table()
                 except duckdb.Error as error:
                     raise QueryError(one_line(error)) from error
 
@@ -116,27 +111,6 @@ class DuckDB:
             yield run
 
 
-def _joined(statement: str, first: Mapping[str, str]) -> str:
-    """Return a statement that begins with others as its first subqueries: DuckDB reads of these
-    only what it needs.
-
-    They lose the order of their rows, which means nothing there and would be sorted for.
-    """
-    heads = [
-        f"{name} as (\n{_LAST_ORDER.sub('', code(text))}\n),\n\n" for name, text in first.items()
-    ]
-    return (
-        f"with\n{''.join(heads)}{code(statement).strip().removeprefix('with')}"
-        if heads
-        else statement
-    )
-
-
 def used(statement: str, values: Mapping[str, Value]) -> dict[str, Value]:
     """Return the values that a statement has parameters for."""
     return {name: values[name] for name in sorted(set(re.findall(r"\$(\w+)", code(statement))))}
-
-
-def code(statement: str) -> str:
-    """Return a statement without its comments."""
-    return "\n".join(line for line in statement.splitlines() if not line.lstrip().startswith("--"))

@@ -3,9 +3,10 @@
 
 import functools
 import math
+import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featurestore.errors import QueryError, UsageError, nearest
@@ -69,6 +70,8 @@ class Question:
     relations: tuple[str, ...]
     only_fired: bool
     """whether it needs of importance only the features that fired in a concept's own samples"""
+    pairs: str
+    """the question whose answer its importance is computed from"""
     columns: Mapping[str, str]
     """name → Arrow type"""
     nullable: tuple[str, ...]
@@ -111,9 +114,10 @@ class Question:
         return values
 
 
-PARTS = ("importance", "sample_totals")
+PARTS = ("pairs", "importance", "best_scores", "sample_totals")
 """questions whose answers others read as relations, and which then stand in one statement with
 them"""
+_LAST_ORDER = re.compile(r"\n    order by [^\n]*(?=\n\)\n\nselect \* from final\s*$)")
 
 
 @functools.cache
@@ -138,6 +142,40 @@ def find_question(name: str) -> Question:
     return questions()[name]
 
 
+def whole_sql(asked: Question) -> str:
+    """Return a question's whole statement, which needs no relation but :func:`tables`.
+
+    The questions whose answers it reads stand in it as its first subqueries, so an engine computes
+    of them only what it needs. They lose the order of their rows, which means nothing there and
+    would be sorted for.
+    """
+    heads = [
+        f"{name} as (\n{_LAST_ORDER.sub('', code(whole_sql(part)))}\n),\n\n"
+        for name, part in _parts(asked)
+    ]
+    return f"with\n{''.join(heads)}{code(asked.sql).strip().removeprefix('with')}"
+
+
+def tables(asked: Question) -> set[str]:
+    """Return the relations of a question that are no answers to others, and of those that it
+    reads."""
+    parts = dict(_parts(asked))
+    return set(asked.relations).difference(parts).union(*map(tables, parts.values()))
+
+
+def _parts(asked: Question) -> Iterator[tuple[str, Question]]:
+    """Yield the relations of a question that are answers to others, and those."""
+    for name in PARTS:
+        if name in asked.relations:
+            part = find_question(asked.pairs if name == "pairs" else name)
+            yield name, replace(part, pairs=asked.pairs) if name == "importance" else part
+
+
+def code(text: str) -> str:
+    """Return a statement without its comments."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+
+
 def _question(
     name: str, entry: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]
 ) -> Question:
@@ -151,6 +189,7 @@ def _question(
         {p: _parameter(p, parameters[p], entry.get("defaults", {})) for p in entry["parameters"]},
         tuple(entry["relations"]),
         entry.get("only_fired", False),
+        entry.get("pairs", "pairs"),
         entry["columns"],
         tuple(entry.get("nullable", ())),
         tuple(entry["key"]),

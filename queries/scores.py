@@ -8,7 +8,7 @@ from featurestore.card import write_card
 from featurestore.format.records import Record
 from featurestore.format.schemas import SCORES
 from featurestore.store import Store
-from queries.answers import complete, opened
+from queries.answers import ask, complete, opened
 from queries.derived.sums import MEMORY, find_sums, remove_older, shard_name, source, windows
 from queries.engine import DuckDB, Engine
 from queries.questions import find_question
@@ -55,5 +55,5 @@ def score(
 
             record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by=made_by)
         write_card(store)
-    with opened(store, ["best_features"], values, engine=engine, scores=record) as answer:
-        return record, answer("best_features", {**values, "top": top})
+    given = {**given, "top": top}
+    return record, ask(store, "best_features", given, engine=engine)

@@ -21,8 +21,8 @@ from featurestore.saes import load_config
 from featurestore.store import Store
 from queries.connection.session import quote_text
 from queries.derived.scope import check_encoded
-from queries.engine import Relations, Run, code, used
-from queries.questions import Value
+from queries.engine import Relations, Run, used
+from queries.questions import Value, code
 
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",
@@ -88,9 +88,7 @@ class Spark:
         def frame(statement: str, values: Mapping[str, Value]) -> DataFrame:
             return session.sql(translate(statement), args=used(statement, values))
 
-        def run(statement: str, values: Mapping[str, Value], first: Mapping[str, str]) -> pa.Table:
-            for name, text in first.items():
-                frame(text, values).createOrReplaceTempView(name)
+        def run(statement: str, values: Mapping[str, Value]) -> pa.Table:
             return frame(statement, values).toArrow()
 
         kept: list[DataFrame] = []

@@ -114,6 +114,49 @@ def totals(case):
     ]
 
 
+def pairs(case):
+    values = {}
+    _, means, _, mean_all = oracle(case.z, case.style)
+    shape = mean_all.shape
+    n_labelled = sum(c is not None for c in case.style)
+    total = case.sums[[c is not None for c in case.style]].sum(0)
+    for concept, mean in means.items():
+        own = case.sums[[c == concept for c in case.style]].sum(0)
+        n = sum(c == concept for c in case.style)
+        sum_all, sum_all_other = (x.sum(-1, keepdims=True) for x in (own, total - own))
+        numbers = (n, n_labelled - n, sum_all, sum_all_other)
+        n_all = (np.broadcast_to(number, shape) for number in numbers)
+        values[concept] = (mean, total - own, *n_all, mean_all)
+    return [row[1:2] + row[3:] for row in _by_concept(case, values)]
+
+
+def candidates(case):
+    """Between b(c,t) of the smallest and of the largest ratio to that of the step."""
+    rows = pairs(case)
+    n_positions = case.z.shape[2]
+    gain, loss, least, ratios = {}, {}, {}, {}
+    b = {}
+    for concept, step, *_, n_other, _, sum_all_other, _ in rows:
+        b[concept, step] = 1 / (sum_all_other + DELTA * n_other * n_positions)
+        least[step] = min(least.get(step, math.inf), b[concept, step])
+    for (concept, step), value in b.items():
+        ratios.setdefault(concept, []).append(value / least[step])
+    for concept, step, _, feature, mean, other, n, _, sum_all, _, _ in rows:
+        own = mean * n * n_positions
+        a = 1 / (sum_all + DELTA * n * n_positions)
+        gain.setdefault(concept, {}).setdefault(feature, 0)
+        gain[concept][feature] += own * (a + b[concept, step])
+        loss.setdefault(concept, {}).setdefault(feature, 0)
+        loss[concept][feature] += (own + other) * least[step]
+    kept = set()
+    for concept, of in gain.items():
+        lower = {f: g - loss[concept][f] * max(ratios[concept]) for f, g in of.items()}
+        upper = {f: g - loss[concept][f] * min(ratios[concept]) for f, g in of.items()}
+        bound = sorted(lower.values(), reverse=True)[: case.top][-1]
+        kept |= {(concept, f) for f in of if upper[f] >= bound - 5e-12}
+    return [row for row in rows if (row[0], row[3]) in kept]
+
+
 def importance(case):
     scores, means, others, mean_all = oracle(case.z, case.style)
     return list(_by_concept(case, {c: (scores[c], means[c], others[c], mean_all) for c in scores}))
