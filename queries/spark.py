@@ -161,8 +161,10 @@ def spark_session() -> Iterator[SparkSession]:
 
 
 class _Generator(_SparkDialect.Generator):
-    """Spark's dialect with what sqlglot leaves out: the third argument of max_by."""
+    """Spark's dialect with what sqlglot leaves out: the third argument of max_by, and subqueries
+    that have subqueries of their own, which it would lift to the top, where names meet."""
 
+    EXPRESSIONS_WITHOUT_NESTED_CTES = set()  # noqa: RUF012
     TRANSFORMS = {  # noqa: RUF012
         **_SparkDialect.Generator.TRANSFORMS,
         exp.ArgMax: lambda self, e: self.func("MAX_BY", e.this, e.expression, e.args.get("count")),
