@@ -99,7 +99,7 @@ def opened(
             f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without "
             f"--engine spark."
         )
-    wanted = set().union(*(tables_of(find_question(name)) for name in names))
+    wanted = {table for name in names for table in tables_of(find_question(name))}
     derived: dict[str, Sequence[Record]] = {}
     sae, branch, family = str(values["sae"]), str(values["branch"]), values.get("family")
     saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
