@@ -20,7 +20,7 @@ from queries.derived.by_feature import find_by_feature
 from queries.derived.scope import check_scored, encoded, labelled
 from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
 from queries.engine import DuckDB, Engine, Relations
-from queries.questions import Question, Value, find_question, whole_sql
+from queries.questions import MADE, Question, Value, find_question, whole_sql
 from queries.questions import tables as tables_of
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
@@ -78,8 +78,10 @@ def ask_each(
         )
     if every:
         several = {"feature": None} if len({one.get("feature") for one in every}) > 1 else {}
+        tops = [_int(one, "top") for one in every if one.get("top") is not None]
+        most = {"top": max(tops)} if tops else {}
         with opened(
-            store, [name], {**every[0], **several}, engine=engine or DuckDB(None)
+            store, [name], {**every[0], **several, **most}, engine=engine or DuckDB(None)
         ) as answer:
             yield from (answer(name, values) for values in every)
 
@@ -128,6 +130,7 @@ def opened(
     if family is None and not derived:  # what is derived is of an encoded branch
         for name in saes:
             encoded(store, name, branch)
+    made |= {kind: (find_question(kind).sql, values) for kind in MADE if kind in wanted}
     tables = _tables(store, wanted, values)
     relations = Relations(store, frozenset(wanted), saes, branch, derived, made, tables, other)
     with engine.open(relations) as run:

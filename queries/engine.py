@@ -13,7 +13,7 @@ from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
 from queries.connection.session import add_other, connect, files_of, one_line, opening, quote_text
-from queries.questions import Value, code
+from queries.questions import Value, code, without_order
 
 Run = Callable[[str, Mapping[str, Value]], pa.Table]
 """runs a statement with its parameters' values"""
@@ -103,7 +103,7 @@ class DuckDB:
                     raise QueryError(one_line(error)) from error
 
             for name, (statement, values) in relations.made.items():
-                made = f"select $sae as sae, * from (\n{statement}\n)"
+                made = f"select $sae as sae, * from (\n{without_order(statement)}\n)"
                 try:
                     connection.execute(f"create temp table {name} as {made}", used(made, values))
                 except duckdb.Error as error:

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,9 +114,13 @@ class Question:
         return values
 
 
-PARTS = ("pairs", "importance", "best_scores", "sample_totals")
+PARTS = ("best_scores", "sample_totals")
 """questions whose answers others read as relations, and which then stand in one statement with
-them"""
+them; pairs and importance are such, too"""
+MADE = ("mean_bounds", "candidates")
+"""questions whose answers others read as relations, each made once, as a table, before them: they
+are read more than once, and Spark would compute them each time; those before are read by those
+after"""
 _LAST_ORDER = re.compile(r"\n    order by [^\n]*(?=\n\)\n\nselect \* from final\s*$)")
 
 
@@ -146,29 +150,43 @@ def whole_sql(asked: Question) -> str:
     """Return a question's whole statement, which needs no relation but :func:`tables`.
 
     The questions whose answers it reads stand in it as its first subqueries, so an engine computes
-    of them only what it needs. They lose the order of their rows, which means nothing there and
-    would be sorted for.
+    of them only what it needs.
     """
-    heads = [
-        f"{name} as (\n{_LAST_ORDER.sub('', code(whole_sql(part)))}\n),\n\n"
-        for name, part in _parts(asked)
-    ]
+    heads = []
+    for relation in asked.relations:
+        part = _answering(asked, relation)
+        if part is not None and part.name not in MADE:
+            heads.append(f"{relation} as (\n{without_order(whole_sql(part))}\n),\n\n")
+        elif part is not None and part.name != relation:
+            heads.append(f"{relation} as (select * from {part.name}),\n\n")
     return f"with\n{''.join(heads)}{code(asked.sql).strip().removeprefix('with')}"
 
 
 def tables(asked: Question) -> set[str]:
-    """Return the relations of a question that are no answers to others, and of those that it
-    reads."""
-    parts = dict(_parts(asked))
-    return set(asked.relations).difference(parts).union(*map(tables, parts.values()))
+    """Return the relations that are there before a question's statement, and before those of
+    :data:`MADE` that are among them."""
+    found = set()
+    for relation in asked.relations:
+        part = _answering(asked, relation)
+        if part is None or part.name in MADE:
+            found.add(relation if part is None else part.name)
+        found |= set() if part is None else tables(part)
+    return found
 
 
-def _parts(asked: Question) -> Iterator[tuple[str, Question]]:
-    """Yield the relations of a question that are answers to others, and those."""
-    for name in PARTS:
-        if name in asked.relations:
-            part = find_question(asked.pairs if name == "pairs" else name)
-            yield name, replace(part, pairs=asked.pairs) if name == "importance" else part
+def _answering(asked: Question, relation: str) -> Question | None:
+    """Return the question whose answer a relation is; None if it is a table."""
+    if relation == "pairs":
+        return find_question(asked.pairs)
+    if relation == "importance":
+        return replace(find_question(relation), pairs=asked.pairs)
+    return find_question(relation) if relation in (*PARTS, *MADE) else None
+
+
+def without_order(text: str) -> str:
+    """Return a statement without the order of its answer, which means nothing inside of another one
+    and would be sorted for."""
+    return _LAST_ORDER.sub("", code(text))
 
 
 def code(text: str) -> str:

@@ -22,7 +22,7 @@ from featurestore.store import Store
 from queries.connection.session import quote_text
 from queries.derived.scope import check_encoded
 from queries.engine import Relations, Run, used
-from queries.questions import Value, code
+from queries.questions import MADE, Value, code
 
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",
@@ -94,11 +94,11 @@ class Spark:
         kept: list[DataFrame] = []
         try:
             for name, (statement, values) in relations.made.items():
-                rows = (
-                    frame(statement, values)
-                    .selectExpr(f"{quote_text(relations.saes[0])} as sae", "*")
-                    .cache()
-                )
+                own = f"{quote_text(relations.saes[0])} as sae"
+                rows = frame(statement, values).selectExpr(own, "*")
+                # Spark repeats a view's plan wherever it is read: of the small ones that are read
+                # most, only the rows are kept.
+                rows = rows.localCheckpoint() if name in MADE else rows.cache()
                 rows.createOrReplaceTempView(name)
                 kept.append(rows)
             yield run

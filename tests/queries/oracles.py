@@ -130,31 +130,38 @@ def pairs(case):
     return [row[1:2] + row[3:] for row in _by_concept(case, values)]
 
 
-def candidates(case):
+def mean_bounds(case):
     """Between b(c,t) of the smallest and of the largest ratio to that of the step."""
-    rows = pairs(case)
-    n_positions = case.z.shape[2]
-    gain, loss, least, ratios = {}, {}, {}, {}
-    b = {}
-    for concept, step, *_, n_other, _, sum_all_other, _ in rows:
+    n_positions, n_steps = case.z.shape[2], len({row[1] for row in pairs(case)})
+    gain, loss, least, b, ratios = {}, {}, {}, {}, {}
+    for concept, step, *_, n_other, _, sum_all_other, _ in pairs(case):
         b[concept, step] = 1 / (sum_all_other + DELTA * n_other * n_positions)
         least[step] = min(least.get(step, math.inf), b[concept, step])
     for (concept, step), value in b.items():
         ratios.setdefault(concept, []).append(value / least[step])
-    for concept, step, _, feature, mean, other, n, _, sum_all, _, _ in rows:
-        own = mean * n * n_positions
+    for concept, step, _, feature, mean, other, n, _, sum_all, _, _ in pairs(case):
+        own, key = mean * n * n_positions, (concept, feature)
         a = 1 / (sum_all + DELTA * n * n_positions)
-        gain.setdefault(concept, {}).setdefault(feature, 0)
-        gain[concept][feature] += own * (a + b[concept, step])
-        loss.setdefault(concept, {}).setdefault(feature, 0)
-        loss[concept][feature] += (own + other) * least[step]
-    kept = set()
-    for concept, of in gain.items():
-        lower = {f: g - loss[concept][f] * max(ratios[concept]) for f, g in of.items()}
-        upper = {f: g - loss[concept][f] * min(ratios[concept]) for f, g in of.items()}
-        bound = sorted(lower.values(), reverse=True)[: case.top][-1]
-        kept |= {(concept, f) for f in of if upper[f] >= bound - 5e-12}
-    return [row for row in rows if (row[0], row[3]) in kept]
+        gain[key] = gain.get(key, 0) + own * (a + b[concept, step])
+        loss[key] = loss.get(key, 0) + (own + other) * least[step]
+    rows = [
+        (
+            concept,
+            f,
+            *((g - loss[concept, f] * end(ratios[concept])) / n_steps for end in (max, min)),
+        )
+        for (concept, f), g in gain.items()
+    ]
+    return sorted(rows, key=lambda row: (row[0].encode(), row[1]))
+
+
+def candidates(case):
+    bounds, kept = mean_bounds(case), set()
+    for concept in {row[0] for row in bounds}:
+        mine = [row for row in bounds if row[0] == concept]
+        bound = sorted((row[2] for row in mine), reverse=True)[: case.top][-1]
+        kept |= {row[:2] for row in mine if row[3] >= bound - 2e-12}
+    return [row for row in pairs(case) if (row[0], row[3]) in kept]
 
 
 def importance(case):
