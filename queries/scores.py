@@ -55,5 +55,4 @@ def score(
 
             record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by=made_by)
         write_card(store)
-    given = {**given, "top": top}
-    return record, ask(store, "best_features", given, engine=engine)
+    return record, ask(store, "best_features", {**given, "top": top}, engine=engine)

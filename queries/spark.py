@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 import sqlglot
@@ -164,7 +165,7 @@ class _Generator(_SparkDialect.Generator):
     """Spark's dialect with what sqlglot leaves out: the third argument of max_by, and subqueries
     that have subqueries of their own, which it would lift to the top, where names meet."""
 
-    EXPRESSIONS_WITHOUT_NESTED_CTES = set()  # noqa: RUF012
+    EXPRESSIONS_WITHOUT_NESTED_CTES: ClassVar[set[type[exp.Expr]]] = set()
     TRANSFORMS = {  # noqa: RUF012
         **_SparkDialect.Generator.TRANSFORMS,
         exp.ArgMax: lambda self, e: self.func("MAX_BY", e.this, e.expression, e.args.get("count")),
