@@ -13,7 +13,8 @@ The products are taken in float32 accuracy (3 × TF32 on tensor cores). What the
 gradients, without Triton.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -30,36 +31,69 @@ _SPAN = 512
 
 
 class Fused(NamedTuple):
-    """Rules and what they need of an SAE, prepared once for many calls."""
+    """Rules and what they need of an SAE, prepared once for many calls: of one step, or of all
+    steps of a schedule."""
 
     k: int
     """of TopK; 0: every latent has a threshold, or all are active"""
     features: Tensor
-    """int32 ``[m]``"""
+    """int32 ``[steps, m]``"""
     encoder: Tensor
-    """``[m, d_in]``: the features' rows of ``W_enc``"""
+    """``[steps, m, d_in]``: the features' rows of ``W_enc``"""
     bias: Tensor
-    """``[m]``: of the encoder"""
+    """``[steps, m]``: of the encoder"""
     decoder: Tensor
-    """``[m, d_in]``: the features' rows of ``W_dec``"""
+    """``[steps, m, d_in]``: the features' rows of ``W_dec``"""
     centre: Tensor
     """``[d_in]``: what is subtracted before encoding"""
     least: Tensor
-    """``[m]``: as :attr:`Rules.least`"""
+    """``[steps, m]``: as :attr:`Rules.least`"""
     theta: Tensor
-    """``[m]``: a latent is active above this, if it is active at all"""
+    """``[steps, m]``: a latent is active above this, if it is active at all"""
     growth: Tensor
-    """``[n_layers, m]``"""
+    """``[steps, n_layers, m]``"""
     threshold: Tensor
-    """``[n_layers, m]``: infinite where a layer has no rule for the feature"""
+    """``[steps, n_layers, m]``: infinite where a layer has no rule for the feature"""
     offset: Tensor
-    """``[n_layers, m]``"""
+    """``[steps, n_layers, m]``"""
     where: Tensor | None
-    """uint8 ``[n_layers, positions, m]``; None: everywhere"""
+    """uint8 ``[steps, n_layers, positions, m]``; None: everywhere"""
 
 
-def fuse(sae: SAE, rules: Rules) -> Fused | None:
-    """Return rules ready for :func:`apply_`; None if the kernels cannot express them."""
+_PADDING = {"least": torch.inf, "threshold": torch.inf, "where": 1}
+"""with what is filled up where a step has fewer rules than another: no rule; else 0"""
+
+
+def stack(steps: Sequence[Fused]) -> Fused:
+    """Return the rules of one step each, all of one SAE, as those of a schedule."""
+    tensors = {name: [getattr(one, name) for one in steps] for name in Fused._fields}
+    shapes = [one.threshold.shape for one in steps]
+    n_layers, m = (max(shape[i] for shape in shapes) for i in (1, 2))
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("growth", "threshold", "offset"), (n_layers, m)
+    )
+    sizes |= dict.fromkeys(("features", "bias", "least", "theta"), (m,))
+    sizes |= dict.fromkeys(("encoder", "decoder"), (m, len(steps[0].centre)))
+    positions = next((one.where.shape[2] for one in steps if one.where is not None), 0)
+    if positions:
+        sizes["where"] = (n_layers, positions, m)
+    stacked = {}
+    for name, size in sizes.items():
+        given = [one for one in tensors[name] if one is not None]
+        filled = given[0].new_full((len(steps), *size), _PADDING.get(name, 0))
+        for i, one in enumerate(tensors[name]):
+            if one is not None:
+                filled[(i, *map(slice, one.shape[1:]))] = one[0]
+        stacked[name] = filled
+    return steps[0]._replace(**stacked)
+
+
+def fuse(sae: SAE, rules: Rules | None) -> Fused | None:
+    """Return the rules of a step ready for :func:`apply_`; None if the kernels cannot express
+    them."""
+    if rules is None:
+        nothing = torch.zeros(0, device=sae.W_enc.device)
+        rules = Rules(nothing.long(), nothing, None, ())
     config, m = sae.config, len(rules.features)
     if m > MOST_FEATURES or config.normalize_activations != "none" or not sae.W_enc.is_contiguous():
         return None
@@ -92,29 +126,42 @@ def fuse(sae: SAE, rules: Rules) -> Fused | None:
         centre = sae.b_dec if config.apply_b_dec_to_input else torch.zeros_like(sae.b_dec)
         return Fused(
             k=0 if has_threshold or config.k == config.n_latents else config.k,
-            features=rows.to(torch.int32),
-            encoder=sae.W_enc[rows].contiguous(),
-            bias=sae.b_enc[rows].contiguous(),
-            decoder=sae.W_dec[rows].contiguous(),
+            features=rows.to(torch.int32)[None],
+            encoder=sae.W_enc[rows][None],
+            bias=sae.b_enc[rows][None],
+            decoder=sae.W_dec[rows][None],
             centre=centre.detach().contiguous(),
-            least=rules.least,
-            theta=theta,
-            growth=growth,
-            threshold=threshold,
-            offset=offset,
-            where=where,
+            least=rules.least[None],
+            theta=theta[None],
+            growth=growth[None],
+            threshold=threshold[None],
+            offset=offset[None],
+            where=None if where is None else where[None],
         )
 
 
 @torch.no_grad()
-def apply_(sae: SAE, fused: Fused, x: Tensor, out: Tensor) -> None:
+def apply_(
+    sae: SAE,
+    fused: Fused,
+    x: Tensor,
+    out: Tensor,
+    timesteps: Tensor | None = None,
+    given: Any = None,
+) -> None:
     """Add to ``out`` by how much rules change ``x``; both ``[batch, positions, d_in]``, of any
     strides and precision.
 
-    A position that no rule changes keeps its bits.
+    A position that no rule changes keeps its bits. Where ``fused`` is of a schedule, its rules are
+    those of the step whose timestep, float32 ``timesteps [steps]``, is the nearest to ``given [1]``:
+    the device looks it up.
     """
     batch, positions, d_in = x.shape
-    n, m = batch * positions, len(fused.features)
+    n, (n_steps, m) = batch * positions, fused.features.shape
+    assert (timesteps is None) == (n_steps == 1), "a schedule is looked up, a step is not"
+    timesteps = fused.bias if timesteps is None else timesteps
+    step = {"n_steps": n_steps, "STEPS": triton.next_power_of_2(n_steps)}
+    at = (timesteps, timesteps if given is None else given)
     width = max(16, triton.next_power_of_2(m))  # Tensor cores take no fewer.
     tile = (
         128 if width <= 32 else 64
@@ -125,20 +172,21 @@ def apply_(sae: SAE, fused: Fused, x: Tensor, out: Tensor) -> None:
     where = (
         fused.features if fused.where is None else fused.where
     )  # A pointer that is not read, where there is no mask.
-    has_mask, n_layers = fused.where is not None, len(fused.growth)
+    has_mask, n_layers = fused.where is not None, fused.growth.shape[1]
     _select[(triton.cdiv(n, 16),)](
-        x, fused.encoder, fused.bias, fused.centre, fused.least, pre, fires,
-        n, positions, d_in, m, *x.stride(), BP=16, BM=width, BK=32,
+        *at, x, fused.encoder, fused.bias, fused.centre, fused.least, pre, fires,
+        n, positions, d_in, m, *x.stride(), **step, BP=16, BM=width, BK=32,
     )  # fmt: skip
     if fused.k:
         _count[(triton.cdiv(n, 64), triton.cdiv(sae.config.n_latents, _SPAN))](
-            x, sae.W_enc, sae.b_enc, fused.centre, fused.features, pre, fires, above,
-            n, positions, d_in, m, sae.config.n_latents, *x.stride(),
+            *at, x, sae.W_enc, sae.b_enc, fused.centre, fused.features, pre, fires, above,
+            n, positions, d_in, m, sae.config.n_latents, *x.stride(), **step,
             BP=64, BL=tile, BM=width, BK=32, SPAN=_SPAN, num_warps=8,
         )  # fmt: skip
     _apply[(triton.cdiv(n, 32), triton.cdiv(d_in, 64))](
-        out, fused.decoder, pre, above, fused.theta, fused.growth, fused.threshold, fused.offset, where,
-        n, positions, d_in, m, fused.k or 1, n_layers, *out.stride(), HAS_MASK=has_mask, BP=32, BM=width, BC=64,
+        *at, out, fused.decoder, pre, above, fused.theta, fused.growth, fused.threshold, fused.offset,
+        where, n, positions, d_in, m, fused.k or 1, n_layers, *out.stride(), **step,
+        HAS_MASK=has_mask, BP=32, BM=width, BC=64,
     )  # fmt: skip
 
 
@@ -173,11 +221,24 @@ def _starts(row, positions, batch_stride, position_stride):
 
 
 @triton.jit
+def _step(timesteps, given, n_steps, STEPS: tl.constexpr):
+    """Return which step's timestep is the nearest to the given one."""
+    found = 0
+    if STEPS > 1:
+        at = tl.arange(0, STEPS)
+        known = tl.load(timesteps + at, mask=at < n_steps, other=float("inf"))
+        found = tl.argmin(tl.abs(known - tl.load(given)), 0)
+    return found
+
+
+@triton.jit
 def _select(
-    x, encoder, bias, centre, least, pre, fires,
-    n, positions, d_in, m, x_batch, x_position, x_channel,
-    BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    timesteps, given, x, encoder, bias, centre, least, pre, fires,
+    n, positions, d_in, m, x_batch, x_position, x_channel, n_steps,
+    STEPS: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
+    first = _step(timesteps, given, n_steps, STEPS) * m
+    encoder, bias, least = encoder + first * d_in, bias + first, least + first
     row, column = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BM)
     in_row, in_column = row < n, column < m
     start = _starts(row, positions, x_batch, x_position)
@@ -196,10 +257,12 @@ def _select(
 
 @triton.jit
 def _count(
-    x, encoder, bias, centre, features, pre, fires, above,
-    n, positions, d_in, m, n_latents, x_batch, x_position, x_channel,
-    BP: tl.constexpr, BL: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, SPAN: tl.constexpr,
+    timesteps, given, x, encoder, bias, centre, features, pre, fires, above,
+    n, positions, d_in, m, n_latents, x_batch, x_position, x_channel, n_steps,
+    STEPS: tl.constexpr, BP: tl.constexpr, BL: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):  # fmt: skip
+    features += _step(timesteps, given, n_steps, STEPS) * m
     row, column = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BM)
     in_row = row < n
     if tl.max(tl.load(fires + row, mask=in_row, other=0).to(tl.int32), 0) > 0:
@@ -227,10 +290,13 @@ def _count(
 
 @triton.jit
 def _apply(
-    out, decoder, pre, above, theta, growth, threshold, offset, where,
-    n, positions, d_in, m, k, n_layers, out_batch, out_position, out_channel,
-    HAS_MASK: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    timesteps, given, out, decoder, pre, above, theta, growth, threshold, offset, where,
+    n, positions, d_in, m, k, n_layers, out_batch, out_position, out_channel, n_steps,
+    STEPS: tl.constexpr, HAS_MASK: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
+    first = _step(timesteps, given, n_steps, STEPS) * m
+    decoder, theta = decoder + first * d_in, theta + first
     row, column = tl.program_id(0) * BP + tl.arange(0, BP), tl.arange(0, BM)
     in_row, in_column = row < n, column < m
     there = in_row[:, None] & in_column[None, :]
@@ -241,13 +307,14 @@ def _apply(
     )
     delta = tl.zeros((BP, BM), dtype=tl.float32)
     for layer in range(0, n_layers):
-        at = layer * m + column
+        at = first * n_layers + layer * m + column
         limit = tl.load(threshold + at, mask=in_column, other=float("inf"))[None, :]
         change = tl.load(offset + at, mask=in_column, other=0)[None, :]
         change += tl.load(growth + at, mask=in_column, other=0)[None, :] * f
         holds = f > limit
         if HAS_MASK:
-            inside = where + (layer * positions + row % positions)[:, None] * m + column[None, :]
+            begin = where + (first * n_layers * positions).to(tl.int64)
+            inside = begin + (layer * positions + row % positions)[:, None] * m + column[None, :]
             holds = holds & (tl.load(inside, mask=there, other=0) != 0)
         change = tl.where(holds, change, 0.0)
         delta = tl.where(tl.abs(change) > tl.abs(delta), change, delta)

@@ -122,6 +122,35 @@ def test_one_of_all_latents_and_all_of_them(k):
     assert not torch.equal(found, x)
 
 
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_of_a_schedule_the_step_is_applied_whose_timestep_is_given(architecture):
+    """Steps with other numbers of rules and layers, with a mask, and one without any rule."""
+    from sae.intervention import kernels
+
+    sae = random_sae(16, 130, 5, architecture=architecture).requires_grad_(False).to(DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 30, 16, generator=generator).to(DEVICE)
+    one = editing.on_device(
+        join([Rule(torch.arange(7), torch.full((7,), -1.0), torch.zeros(7))]), DEVICE
+    )
+    rules = [
+        one,
+        some_rules(sae, x, 17, generator, True),
+        None,
+        some_rules(sae, x, 3, generator, False),
+    ]
+    known = torch.tensor([999.0, 666.0, 333.0, 0.5], device=DEVICE)
+    steps = [kernels.fuse(sae, each) for each in rules]
+    schedule, changed = kernels.stack(steps), 0
+    for timestep, step in zip(known, steps, strict=True):
+        expected, found = x.clone(), x.clone()
+        kernels.apply_(sae, step, x, expected)
+        kernels.apply_(sae, schedule, x, found, known, timestep[None])
+        assert torch.equal(found, expected)
+        changed += not torch.equal(found, x)
+    assert changed == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_maps_of_half_precision_are_edited_where_they_lie(dtype):
     from sae.intervention import kernels
@@ -193,15 +222,16 @@ def test_an_edit_can_be_recorded_in_a_graph():
 
 
 COMPILED = """
+import itertools
 import triton
 from triton.backends.compiler import GPUTarget
 from sae.intervention import kernels
 
 real, whole, byte = "*fp32", "*i32", "*i8"
 pointers = {"features": whole, "above": whole, "fires": byte, "where": "*u8", "x": "*fp16", "out": "*fp16"}
-numbers = "n positions d_in m k n_layers n_latents".split()
+numbers = "n positions d_in m k n_layers n_latents n_steps".split()
 sizes = {"BP": 32, "BM": 16, "BK": 32, "BL": 64, "BC": 64, "SPAN": 512, "HAS_MASK": True}
-for kernel in (kernels._select, kernels._count, kernels._apply):
+for kernel, sizes["STEPS"] in itertools.product((kernels._select, kernels._count, kernels._apply), (1, 64)):
     fixed = {name: sizes[name] for name in kernel.arg_names if name in sizes}
     strides = [name for name in kernel.arg_names if name.split("_")[0] in ("x", "out") and "_" in name]
     signature = {
@@ -219,6 +249,5 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", COMPILED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["_select", "True", "_count", "True", "_apply", "True"], (
-        done.stderr
-    )
+    each = [word for name in ("_select", "_count", "_apply") for word in 2 * [name, "True"]]
+    assert done.stdout.split() == each, done.stderr
