@@ -22,10 +22,19 @@ from sae.diffusion.reading.architectures import (
     output_index,
     split_hook,
 )
-from sae.diffusion.reading.calls import HOW_TO_DECLARE, Branches, DenoiserCall, running
+from sae.diffusion.reading.calls import (
+    HOW_TO_DECLARE,
+    Branches,
+    DenoiserCall,
+    bound,
+    running,
+)
 from sae.diffusion.reading.direct import direct_call, said_of
 from sae.diffusion.reading.grids import FRAMES_FIRST
 from sae.diffusion.reading.steps import Steps
+
+TIMESTEP = ("timestep", "timesteps", "t")
+"""what denoisers of diffusers call it"""
 
 
 class Layout(NamedTuple):
@@ -44,6 +53,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._call: DenoiserCall | None = None
+        self.given: Any = None
+        """the timestep as the denoiser was given it, in its own unit; None: by another name"""
 
     @property
     def call(self) -> DenoiserCall:
@@ -72,6 +83,8 @@ def watch(
     @torch.compiler.disable
     def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         state._call = _read(module, args, kwargs, steps)
+        arguments = bound(module, args, kwargs)
+        state.given = next((arguments[name] for name in TIMESTEP if name in arguments), None)
         if state._call.step == 0:
             check_no_cache(module)
         before(state._call)

@@ -37,6 +37,7 @@ from sae.intervention.rules import (
     on_device,
     union,
 )
+from sae.intervention.schedules import Schedules, is_recorded, timestep_of
 from sae.intervention.settings import Intervention
 from sae.model import SAE
 from sae.sparse import has_kernels
@@ -87,6 +88,7 @@ class Editor:
         """where the words look that masks are taken from; None: none is"""
         self._edits: dict[At, Edit] = {}
         self._fused: dict[At, Any] = {}
+        self._schedules = Schedules(site.hook)
         self._n_calls = 0
         self._warned = False
         self._checked: tuple[float, ...] = ()
@@ -138,10 +140,6 @@ class Editor:
             return None
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
         positions, layout = as_positions(seen[part])
-        at = self._at(watched.call, layout, seen.device)
-        edit = self._edit(at) if self.words is None else self._edit_by_words(at, watched.call)
-        if edit.is_empty:
-            return None
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
             self.sae.to(
                 seen.device, torch.float32
@@ -151,7 +149,20 @@ class Editor:
             if self.words is not None or (seen.requires_grad and torch.is_grad_enabled())
             else kernels_for(seen.device)
         )
-        if kernels is not None and (fused := self._fuse(kernels, at, edit)) is not None:
+        if is_recorded(seen.device):
+            fused, timesteps = self._schedules.laid_out(kernels, watched.call, layout)
+            assert kernels is not None, "laid_out has refused"
+            edited = target.clone(memory_format=torch.contiguous_format)
+            lookup = timesteps, timestep_of(watched.given)
+            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0], lookup)
+            return edited
+        at = self._at(watched.call, layout, seen.device)
+        edit = self._edit(at) if self.words is None else self._edit_by_words(at, watched.call)
+        fused = None if kernels is None else self._fuse(kernels, at, edit)
+        self._schedules.meet(watched.call, layout, fused, watched.given)
+        if edit.is_empty:
+            return None
+        if kernels is not None and fused is not None:
             edited = target.clone(memory_format=torch.contiguous_format)
             kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0])
             return edited

@@ -14,7 +14,7 @@ gradients, without Triton.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -142,26 +142,20 @@ def fuse(sae: SAE, rules: Rules | None) -> Fused | None:
 
 @torch.no_grad()
 def apply_(
-    sae: SAE,
-    fused: Fused,
-    x: Tensor,
-    out: Tensor,
-    timesteps: Tensor | None = None,
-    given: Any = None,
+    sae: SAE, fused: Fused, x: Tensor, out: Tensor, lookup: tuple[Tensor, Tensor] | None = None
 ) -> None:
     """Add to ``out`` by how much rules change ``x``; both ``[batch, positions, d_in]``, of any
     strides and precision.
 
-    A position that no rule changes keeps its bits. Where ``fused`` is of a schedule, its rules are
-    those of the step whose timestep, float32 ``timesteps [steps]``, is the nearest to ``given [1]``:
-    the device looks it up.
+    A position that no rule changes keeps its bits. Where ``fused`` is of a schedule, ``lookup`` is
+    float32 timesteps ``[steps]`` and the one given, ``[1]``: the device takes the step whose
+    timestep is the nearest.
     """
     batch, positions, d_in = x.shape
     n, (n_steps, m) = batch * positions, fused.features.shape
-    assert (timesteps is None) == (n_steps == 1), "a schedule is looked up, a step is not"
-    timesteps = fused.bias if timesteps is None else timesteps
+    assert lookup is not None or n_steps == 1, "a step of a schedule is looked up"
+    at = lookup or (fused.bias, fused.bias)  # Pointers that are not read for a single step.
     step = {"n_steps": n_steps, "STEPS": triton.next_power_of_2(n_steps)}
-    at = (timesteps, timesteps if given is None else given)
     width = max(16, triton.next_power_of_2(m))  # Tensor cores take no fewer.
     tile = (
         128 if width <= 32 else 64

@@ -145,7 +145,7 @@ def test_of_a_schedule_the_step_is_applied_whose_timestep_is_given(architecture)
     for timestep, step in zip(known, steps, strict=True):
         expected, found = x.clone(), x.clone()
         kernels.apply_(sae, step, x, expected)
-        kernels.apply_(sae, schedule, x, found, known, timestep[None])
+        kernels.apply_(sae, schedule, x, found, (known, timestep[None]))
         assert torch.equal(found, expected)
         changed += not torch.equal(found, x)
     assert changed == 3
