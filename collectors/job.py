@@ -20,13 +20,13 @@ from featurestore.format.schemas import check_name, family_names, samples_schema
 from featurestore.prompts import Prompt
 from featurestore.store import Store
 from sae.adding import Candidate, find_candidate
-from sae.diffusion.attention import cross_attentions
+from sae.diffusion.attention import word_layers
 from sae.diffusion.modules import denoiser, find_module, is_encoder_hook, match_hooks
 from sae.diffusion.pipelines import (
     Model,
     RunSettings,
     check_branch,
-    describe_run,
+    describe_store,
     with_starts,
 )
 from sae.diffusion.reading.architectures import architecture
@@ -126,7 +126,7 @@ def prepare(
     settings = replace(
         settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else []
     )
-    described = describe_run(model, run)
+    described = describe_store(model, run)
     store = Store.prepare(path, described)
     device = next(denoiser(model.pipe).parameters()).device
     saes = [find_candidate(store, source, device) for source in settings.saes]
@@ -137,7 +137,7 @@ def prepare(
         check_name(hook, "hook")
         find_module(model.pipe, hook)
         if settings.words:
-            cross_attentions(model.pipe, hook)
+            word_layers(model.pipe, hook)
     starts = architecture(model.pipe).starts
     schema = samples_schema(label_columns(store, prompts), settings.images, starts)
     _check_tables(store, schema, settings, kept)

@@ -146,7 +146,7 @@ class CollectSettings:
     """whether tokens that only fill a text up are among the positions of a text encoder's hook:
     ``keep`` or ``drop``"""
     words: Sequence[str] = ()
-    """whose cross-attention is kept beside each hook, where the prompt has them"""
+    """whose attention is kept beside each hook, where the prompt has them"""
     saes: Sequence[str] = ()
     """SAEs that encode while collecting: names in the store, or directories"""
     activations: bool = True

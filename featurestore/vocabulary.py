@@ -94,3 +94,6 @@ ENGINES = ("duckdb", "spark")
 """what runs the SQL"""
 VERIFICATION = ("cached", "always", "never")
 """when files are compared with their records before they are read (docs/reliability.md)"""
+
+TEXT_ENCODERS = "text_encoders"
+"""of a run's settings: text encoder → the hash of its weights; no part of the run id"""

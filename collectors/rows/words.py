@@ -39,7 +39,7 @@ def capture_words(
     denoiser call that has conditional samples.
 
     Raises:
-        HookError: a hook's module has no cross-attention to the text.
+        HookError: a hook's module has no attention to the text.
     """
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(watch(pipe))
@@ -62,7 +62,7 @@ def _reader(
             if layout.height * layout.width != found.shape[2]:
                 raise HookError(
                     f"module {hook!r} returns {layout.height * layout.width} positions, its "
-                    f"cross-attention has {found.shape[2]}: name a block of one size."
+                    f"attention has {found.shape[2]}: name a block of one size."
                 )
             sink(SeenWords(call, hook, found, present, layout))
 
@@ -103,7 +103,7 @@ class WordRows:
             HookError: no layer of the hook ran.
         """
         if self._layout is None:
-            raise HookError(f"no cross-attention of {self.hook!r} ran: there are no maps of words.")
+            raise HookError(f"no attention of {self.hook!r} ran: there are no maps of words.")
         layout, keys = self._layout, sorted(self._maps)
         n = layout.height * layout.width
         metadata = {"hook": self.hook, "height": layout.height, "width": layout.width}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featurestore.format.gate import parse_json
+from featurestore.vocabulary import TEXT_ENCODERS
 
 
 def canonical_json(value: Any) -> str:
@@ -45,8 +46,9 @@ def unsealed(data: bytes) -> dict[str, Any] | None:
 
 
 def run_id(run: Mapping[str, Any]) -> str:
-    """Return the 16 hexadecimal digits that name a run's settings."""
-    return sha256_text(canonical_json(dict(run)))[:16]
+    """Return the 16 hexadecimal digits that name a run's settings; its text encoders do not count."""
+    named = {key: value for key, value in run.items() if key != TEXT_ENCODERS}
+    return sha256_text(canonical_json(named))[:16]
 
 
 def sample_id(
@@ -86,6 +88,8 @@ def same_model(one: str, other: str) -> bool:
 
 
 def same_signs(one: str, other: str) -> bool:
-    """Say whether two model hashes are of weights with the same signs: of one model, in whatever
-    precision."""
-    return any(part.startswith("sign:") for part in set(one.split(",")) & set(other.split(",")))
+    """Say whether two model hashes are of one model in two precisions: they have the signs in
+    common, and no precision in which their weights could be compared."""
+    mine, yours = (set(text.split(",")) for text in (one, other))
+    kinds, others = ({part.partition(":")[0] for part in parts} for parts in (mine, yours))
+    return any(part.startswith("sign:") for part in mine & yours) and kinds & others == {"sign"}

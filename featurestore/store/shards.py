@@ -23,6 +23,7 @@ from featurestore.format.records import (
     read_record,
     shard_files,
 )
+from featurestore.vocabulary import TEXT_ENCODERS
 
 
 class NewShard(NamedTuple):
@@ -150,7 +151,9 @@ def check_run(root: Path, mine: Mapping[str, Any], run: Mapping[str, Any]) -> No
     """
     for key in sorted(set(mine) | set(run)):
         found, wanted = mine.get(key), run.get(key)
-        if found != wanted and not (key == "model_hash" and same_model(str(found), str(wanted))):
+        if key == TEXT_ENCODERS:
+            _check_encoders(root, found, wanted)
+        elif found != wanted and not (key == "model_hash" and same_model(str(found), str(wanted))):
             alike = same_signs(str(mine.get("model_hash")), str(run.get("model_hash")))
             rounded = (
                 " (the same model in another precision)"
@@ -161,6 +164,23 @@ def check_run(root: Path, mine: Mapping[str, Any], run: Mapping[str, Any]) -> No
                 f"{root} holds a run with {key} = {found!r}, this one has "
                 f"{wanted!r}{rounded}: "
                 f"use the same settings or another --store. Nothing was changed."
+            )
+
+
+def _check_encoders(root: Path, mine: Any, run: Any) -> None:
+    """Refuse other text encoders; what does not say which it has, as programs before 0.2 did not,
+    may have any."""
+    if mine is None or run is None:
+        return
+    mine, run = (one if isinstance(one, Mapping) else {} for one in (mine, run))
+    for name in sorted({*mine, *run}):
+        found, wanted = str(mine.get(name, "")), str(run.get(name, ""))
+        if not same_model(found, wanted):
+            here, there = (f"{name} {x[:20]}…" if x else f"no {name}" for x in (found, wanted))
+            rounded = " (the same in another precision)" if same_signs(found, wanted) else ""
+            raise RunError(
+                f"{root} holds a run with {here}, this one has {there}{rounded}: use the "
+                f"same text encoder or another --store. Nothing was changed."
             )
 
 

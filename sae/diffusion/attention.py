@@ -1,4 +1,4 @@
-"""Where the words of a prompt are looked at: cross-attention, ``softmax(QKᵀ/√d)``, averaged over
+"""Where the words of a prompt are looked at: attention, ``softmax(QKᵀ/√d)``, averaged over
 heads and over the layers of a block (Hertz et al. 2022, arXiv 2208.01626; Tang et al. 2022, DAAM,
 arXiv 2210.04885).
 
@@ -7,8 +7,9 @@ what the model computes stays as it is, whatever processor it has.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from featurestore.errors import HookError, UsageError
 from sae.diffusion.hooks import Watch, branch_parts
 from sae.diffusion.modules import find_module, is_encoder_hook
-from sae.diffusion.reading.architectures import architecture
-from sae.diffusion.reading.calls import DenoiserCall
+from sae.diffusion.reading.architectures import architecture, split_hook
+from sae.diffusion.reading.calls import DenoiserCall, bound
 
 WORD_SHARE = 0.4
 """of the largest attention to a word in a map, from which on the word is taken to be there; a choice
@@ -31,45 +32,76 @@ def looked_at(maps: Tensor) -> Tensor:
 
 
 def word_tokens(pipe: Any, prompt: str, word: str, n_tokens: int) -> list[int]:
-    """Return at which of the ``n_tokens`` of a prompt a word stands, all of its occurrences; whole
-    words only.
+    """Return at which of the ``n_tokens`` of a prompt's text a word stands, all of its occurrences;
+    whole words only.
+
+    A text may be those of several tokenizers, one after another (SD3: CLIP's, then T5's).
 
     Raises:
         UsageError: the word has no tokens.
     """
-    prepared, tokenizer = architecture(pipe).words, pipe.tokenizer
-    assert prepared is not None, "cross_attentions refuses it"
+    found, first = [], 0
+    names = architecture(pipe).tokenizers
+    for name in names:
+        tokenizer = getattr(pipe, name)
+        n = n_tokens - first if name == names[-1] else tokenizer.model_max_length
+        if tokenizer is not None:
+            found += [first + i for i in _places(pipe, tokenizer, prompt, word=word, n=n)]
+        first += n
+    return found
+
+
+def _places(pipe: Any, tokenizer: Any, prompt: str, *, word: str, n: int) -> list[int]:
+    prepared = architecture(pipe).words
+    assert prepared is not None, "word_layers refuses it"
     part = list(tokenizer(prepared(word), add_special_tokens=False)["input_ids"])
     part = [token for token in part if token != tokenizer.eos_token_id]
     if not part:
         raise UsageError(f"the word {word!r} has no tokens.")
-    whole = tokenizer(prepared(prompt), truncation=True, max_length=n_tokens)["input_ids"]
+    whole = tokenizer(prepared(prompt), truncation=True, max_length=n)["input_ids"]
     starts = [i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part]
     return [start + i for start in starts for i in range(len(part))]
 
 
-def cross_attentions(pipe: Any, hook: str) -> dict[str, nn.Module]:
-    """Return the layers of a hook's module that attend from its positions to the text's tokens, by
-    their names in it.
+class Layer(NamedTuple):
+    """A layer that attends to a text's tokens."""
+
+    attn: nn.Module
+    joint: bool
+    """whether it attends to the picture's positions as well"""
+    block: nn.Module | None = None
+    """that puts the text's tokens before the positions; None: the layer is given both"""
+
+
+def word_layers(pipe: Any, hook: str) -> list[Layer]:
+    """Return the layers of a hook's module that attend from its positions to the text's tokens.
 
     Raises:
         HookError: there is no such layer.
     """
-    from diffusers.models.attention_processor import Attention
-
     module = find_module(pipe, hook)
-    found = {
-        name: one
-        for name, one in module.named_modules()
-        if isinstance(one, Attention) and getattr(one, "is_cross_attention", False)
-    }
-    if not found or architecture(pipe).words is None or is_encoder_hook(hook):
+    known = architecture(pipe).words is not None and not is_encoder_hook(hook)
+    found = [layer for one in module.modules() if (layer := _layer(one))] if known else []
+    if not found or split_hook(hook)[1]:
         raise HookError(
-            f"module {hook!r} of {type(pipe).__name__} has no cross-attention to the prompt's own "
-            f"tokens: words have maps in the attention layers of Stable Diffusion's and PixArt's "
-            f"blocks, and not where text and picture are one stream."
+            f"module {hook!r} of {type(pipe).__name__} has no attention from positions of the "
+            f"picture to the prompt's own tokens: words have maps in the attention layers of Stable "
+            f"Diffusion's (1, 2, XL, 3), FLUX.1's and PixArt's blocks."
         )
     return found
+
+
+def _layer(module: nn.Module) -> Layer | None:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.transformers import transformer_flux as flux
+
+    one: Any = module
+    if isinstance(one, (Attention, flux.FluxAttention)):
+        joint = one.added_kv_proj_dim is not None
+        return Layer(one, joint) if joint or getattr(one, "is_cross_attention", False) else None
+    if isinstance(one, flux.FluxSingleTransformerBlock):
+        return Layer(one.attn, True, one)
+    return None
 
 
 def attention(attn: Any, hidden: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -89,6 +121,38 @@ def attention(attn: Any, hidden: Tensor, text: Tensor, mask: Tensor | None = Non
     return scores.softmax(3).mean(1)
 
 
+_QUERIES = 1024
+"""whose attention to everything is held at once"""
+
+
+def joint_attention(
+    attn: Any, hidden: Tensor, text: Tensor | None, *, n_text: int, rotary: Any = None
+) -> Tensor:
+    """Return as :func:`attention` where text and picture are attended to together: each position's
+    sum over the tokens is what is not attended to in the picture.
+
+    ``text``: None where the tokens are the first ``n_text`` of ``hidden``.
+    """
+    if text is None:
+        keys = _heads(attn, attn.to_k(hidden), attn.norm_k)
+        hidden = hidden[:, n_text:]
+    else:
+        own = _heads(attn, attn.to_k(hidden), attn.norm_k)
+        keys = torch.cat([_heads(attn, attn.add_k_proj(text), attn.norm_added_k), own], 2)
+    query = _heads(attn, attn.to_q(hidden), attn.norm_q)
+    if rotary is not None:
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        keys = apply_rotary_emb(keys, rotary)
+        query = apply_rotary_emb(query, tuple(part[n_text:] for part in rotary))
+    scale = query.shape[3] ** -0.5
+    parts = [
+        (scale * (some.float() @ keys.float().transpose(2, 3))).softmax(3)[..., :n_text].mean(1)
+        for some in query.split(_QUERIES, 2)
+    ]
+    return torch.cat(parts, 1)
+
+
 def _heads(attn: Any, values: Tensor, norm: nn.Module | None) -> Tensor:
     """Return queries or keys as ``[batch, heads, n, width]``, normalised where the layer does
     it."""
@@ -101,7 +165,8 @@ class WordMaps:
 
     def __init__(self, pipe: Any, hook: str, words: Sequence[str]) -> None:
         self.pipe, self.hook, self.words = pipe, hook, list(words)
-        self._layers = cross_attentions(pipe, hook)
+        self._layers = word_layers(pipe, hook)
+        self._n_text = 0
         self._call: DenoiserCall | None = None
         self._sum: Tensor | None = None
         self._n = 0
@@ -112,13 +177,13 @@ class WordMaps:
     def attached(self, watched: Watch) -> Iterator["WordMaps"]:
         """Follow the layers for as long as the block lasts."""
 
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            self._add(watched.call, module, args, kwargs)
-
-        handles = [
-            layer.register_forward_pre_hook(before, with_kwargs=True)
-            for layer in self._layers.values()
-        ]
+        handles = []
+        for layer in self._layers:
+            if layer.block is not None:
+                count = layer.block.register_forward_pre_hook(self._count, with_kwargs=True)
+                handles.append(count)
+            add = functools.partial(self._add, watched=watched, layer=layer)
+            handles.append(layer.attn.register_forward_pre_hook(add, with_kwargs=True))
         try:
             yield self
         finally:
@@ -133,27 +198,28 @@ class WordMaps:
             HookError: no layer ran in the call.
         """
         if self._call is not call or self._sum is None:
-            raise HookError(f"no cross-attention of {self.hook!r} ran in the denoiser call.")
+            raise HookError(f"no attention of {self.hook!r} ran in the denoiser call.")
         return self._sum / self._n, self._present
 
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._n_text = bound(module, args, kwargs)["encoder_hidden_states"].shape[1]
+
     def _add(
-        self, call: DenoiserCall, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        module: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        watched: Watch,
+        layer: Layer,
     ) -> None:
+        call, given = watched.call, bound(module, args, kwargs)
         if "cond" not in call.branches:
             return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        if text is None or kwargs.get("image_rotary_emb") is not None:
-            raise HookError(
-                f"a layer of {self.hook!r} attends with rotated queries, or to no text: its maps "
-                f"cannot be taken."
-            )
+        hidden = given["hidden_states"]
         part = branch_parts(call, hidden, self.hook)["cond"]
-        mask = kwargs.get("attention_mask")
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            found = attention(
-                module, hidden[part], text[part], mask[part] if mask is not None else None
-            )
+            found = self._attention(layer, given, part)
             chosen, self._present = self._selection(call, found.shape[2])
             found = chosen.to(found.device) @ found.transpose(1, 2)
         if self._call is not call:
@@ -165,6 +231,23 @@ class WordMaps:
                 f"{found.shape[2]} positions: name a block of one size."
             )
         self._sum, self._n = found if self._sum is None else self._sum + found, self._n + 1
+
+    def _attention(self, layer: Layer, given: Mapping[str, Any], part: slice) -> Tensor:
+        others = {**given, **given.get("cross_attention_kwargs", {}), **given.get("kwargs", {})}
+        text, mask, rotary = (
+            others.get(name)
+            for name in ("encoder_hidden_states", "attention_mask", "image_rotary_emb")
+        )
+        hidden, text = given["hidden_states"][part], None if text is None else text[part]
+        if layer.joint and mask is None:
+            n_text = self._n_text if text is None else text.shape[1]
+            return joint_attention(layer.attn, hidden, text, n_text=n_text, rotary=rotary)
+        if layer.joint or text is None or rotary is not None:
+            raise HookError(
+                f"a layer of {self.hook!r} attends in a way that is not known here (a mask over text "
+                f"and picture, rotated queries, or no text): its maps cannot be taken."
+            )
+        return attention(layer.attn, hidden, text, mask[part] if mask is not None else None)
 
     def _selection(self, call: DenoiserCall, n_tokens: int) -> tuple[Tensor, Tensor]:
         """Return the mean over each word's tokens as a matrix, ``[samples, words, tokens]``, and

@@ -121,14 +121,18 @@ def encoder_of(pipe: Any, name: str) -> nn.Module:
     return module
 
 
-def _parts(pipe: Any) -> dict[str, nn.Module]:
-    """Return the parts that hooks may lie in, by their names: the denoiser, and text encoders."""
-    encoders = {
+def text_encoders(pipe: Any) -> dict[str, nn.Module]:
+    """Return a pipeline's text encoders by their names."""
+    return {
         name: unwrapped(part)
         for name, part in getattr(pipe, "components", {}).items()
         if _ENCODER.fullmatch(name) and isinstance(part, nn.Module)
     }
-    return {_denoiser_name(pipe): denoiser(pipe), **encoders}
+
+
+def _parts(pipe: Any) -> dict[str, nn.Module]:
+    """Return the parts that hooks may lie in, by their names: the denoiser, and text encoders."""
+    return {_denoiser_name(pipe): denoiser(pipe), **text_encoders(pipe)}
 
 
 def find_module(pipe: Any, hook: str) -> nn.Module:

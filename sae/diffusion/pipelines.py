@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from featurestore.errors import UsageError, nearest
-from featurestore.vocabulary import BRANCHES
+from featurestore.vocabulary import BRANCHES, TEXT_ENCODERS
 from sae.diffusion.faults import mark, watch_decoder
 from sae.diffusion.loading.model import DTYPES, LoadSettings, Model, load_model
 from sae.diffusion.loading.weights import model_hash
-from sae.diffusion.modules import denoiser
+from sae.diffusion.modules import denoiser, text_encoders
 from sae.diffusion.reading.architectures import architecture
 from sae.diffusion.reading.guidance import alone
 from sae.diffusion.settings import RunSettings, with_guidance
@@ -26,6 +26,7 @@ __all__ = [
     "check_branch",
     "check_run",
     "describe_run",
+    "describe_store",
     "generate",
     "load_model",
     "picture_size",
@@ -131,7 +132,7 @@ def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
 
 
 def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
-    """Return the run settings as a store keeps them (docs/format.md, section 1.8)."""
+    """Return what identifies a run: its settings and the denoiser's weights."""
     pipe = model.pipe
     check_run(model, settings)
     height, width = picture_size(pipe, settings)
@@ -154,6 +155,13 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
         **model.additions,
     }
+
+
+def describe_store(model: Model, settings: RunSettings) -> dict[str, Any]:
+    """Return the run settings as a store keeps them (docs/format.md, section 1.8): also which text
+    encoders the pipeline has."""
+    encoders = {name: model_hash(one) for name, one in text_encoders(model.pipe).items()}
+    return describe_run(model, settings) | ({TEXT_ENCODERS: encoders} if encoders else {})
 
 
 def _controlnet(pipe: Any) -> dict[str, Any]:

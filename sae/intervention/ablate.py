@@ -10,13 +10,13 @@ from typing import Any
 from featurestore.errors import SelectionError, UsageError
 from featurestore.saes import sae_files_hash
 from featurestore.selection import Selection
-from featurestore.vocabulary import DEFAULT_STRENGTH, HALVES, MODES
+from featurestore.vocabulary import DEFAULT_STRENGTH, HALVES, MODES, TEXT_ENCODERS
 from sae.checkpoint import load_sae, load_selection_sae, sae_identity
-from sae.diffusion.attention import cross_attentions
+from sae.diffusion.attention import word_layers
 from sae.diffusion.encoders import watch_encoder
 from sae.diffusion.hooks import Watch, watch
 from sae.diffusion.loading.weights import in_common, model_hash, same_model
-from sae.diffusion.modules import denoiser, is_encoder_hook
+from sae.diffusion.modules import denoiser, encoder_of, is_encoder_hook
 from sae.diffusion.reading.architectures import split_hook
 from sae.intervention.edit import Editor, Site
 from sae.intervention.settings import Intervention
@@ -131,10 +131,12 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
             f"({selection.model_hash[:16]}…), this pipeline has others "
             f"({found[:16]}…){in_common(found, selection.model_hash)}."
         )
+    if is_encoder_hook(selection.hook):
+        _check_encoder(pipe, selection)
     if intervention.mask is not None and split_hook(selection.hook)[1]:
         raise UsageError(f"a mask is spatial: the tokens of {selection.hook!r} are words.")
     if intervention.mask_from:
-        cross_attentions(pipe, selection.hook)
+        word_layers(pipe, selection.hook)
         if selection.io == "input":
             raise UsageError(
                 f"a mask from the word {intervention.mask_from!r}: the words' attention is known "
@@ -142,6 +144,22 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
             )
     if mode == "saeuron" and intervention.kind != "paper":
         raise UsageError(f"mode saeuron has the paper's rule only, found {intervention.kind!r}.")
+
+
+def _check_encoder(pipe: Any, selection: Selection) -> None:
+    """Refuse another text encoder than the selection's store had, if that says which it was."""
+    name = selection.hook.partition(".")[0]
+    recorded = selection.run.get(TEXT_ENCODERS)
+    wanted = recorded.get(name) if isinstance(recorded, Mapping) else None
+    if wanted is None:
+        return
+    found = model_hash(encoder_of(pipe, name))
+    if not same_model(found, str(wanted)):
+        raise SelectionError(
+            f"the selection {selection.family}={selection.concept} was made for the {name} "
+            f"{str(wanted)[:16]}…, this pipeline has another "
+            f"({found[:16]}…){in_common(found, str(wanted))}."
+        )
 
 
 def find_saes(selections: Iterable[Selection], given: Saes = None) -> dict[str, SAE]:

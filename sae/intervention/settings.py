@@ -124,7 +124,7 @@ class Intervention:
     """where the intervention acts: bool, of the hooked map's size, a multiple of it, or one value
     per token; None: everywhere"""
     mask_from: str = ""
-    """a word: the intervention acts where the hook's cross-attention to it is at least
+    """a word: the intervention acts where the hook's attention to it is at least
     :data:`sae.diffusion.attention.WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
 
     def __post_init__(self) -> None:

@@ -120,7 +120,7 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "mask_words",
             multiple=True,
             metavar="WORD",
-            help="The edit acts where this word of the prompt looks: its cross-attention at the hook.",
+            help="The edit acts where this word of the prompt looks: its attention at the hook.",
         ),
         click.option(
             "--threshold",

@@ -102,7 +102,7 @@ def _casts(weights: _Weights) -> dict[str, torch.dtype]:
     if unknown:
         found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in unknown))
         raise ModelError(
-            f"the denoiser's weights are {found}: load it in float32, float16 or bfloat16."
+            f"the model's weights are {found}: load it in float32, float16 or bfloat16."
         )
     casts = [_CASTS[kind] for kind in kinds]
     if any("f8" in cast for cast in casts):
@@ -110,8 +110,7 @@ def _casts(weights: _Weights) -> dict[str, torch.dtype]:
     common = set.intersection(*map(set, casts)) if casts else set()
     if not common:
         raise ModelError(
-            "the denoiser's weights are partly float16 and partly bfloat16: load it in one "
-            "precision."
+            "the model's weights are partly float16 and partly bfloat16: load it in one precision."
         )
     return {name: cast for name, cast in _CASTS[torch.float32].items() if name in common}
 

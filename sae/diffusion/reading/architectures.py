@@ -46,7 +46,9 @@ class Architecture(NamedTuple):
     """the branch that its guidance may have beside ``cond`` and ``uncond``; None: not known"""
     words: Callable[[str], str] | None = None
     """what is done to a prompt before it is tokenized, where the tokens that the denoiser attends
-    to are those of its ``tokenizer`` in their order; None: they are not"""
+    to are those of its ``tokenizers`` in their order; None: they are not"""
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    """whose tokens those are, one after another"""
     starts: Mapping[str, str] = {}
     """what samples start from beside noise: ``image``, ``mask`` or ``control`` → the argument of
     the pipeline's call that takes it"""
@@ -74,8 +76,17 @@ def _lowered(prompt: str) -> str:
 # Pictures of exactly the size asked for, and prompts as they are stored, whatever else is
 # installed.
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
-_LDM, _MMDIT = Architecture(words=str), Architecture(with_skipped_layers, patch=2, third="skip")
-_FLUX = Architecture(passes, two_pass=True, patch=2)
+_LDM, _MMDIT = (
+    Architecture(words=str),
+    Architecture(
+        with_skipped_layers,
+        patch=2,
+        third="skip",
+        words=str,
+        tokenizers=("tokenizer", "tokenizer_3"),
+    ),
+)
+_FLUX = Architecture(passes, two_pass=True, patch=2, words=str, tokenizers=("tokenizer_2",))
 
 
 def _named(kind: Architecture, *names: str) -> dict[str, Architecture]:
@@ -107,8 +118,8 @@ ARCHITECTURES = {
     **_named(_FLUX._replace(starts=_IMAGE), "FluxImg2Img"),
     **_named(_FLUX._replace(starts=_IMAGE, options={"_auto_resize": False}), "FluxKontext"),
     **_named(_FLUX._replace(starts=_INPAINT), "FluxInpaint"),
-    **_named(Architecture(alone, patch=2, starts=_INPAINT), "FluxFill"),
-    **_named(Architecture(alone, patch=2, starts=_GUIDED), "FluxControl"),
+    **_named(_FLUX._replace(branches=alone, two_pass=False, starts=_INPAINT), "FluxFill"),
+    **_named(_FLUX._replace(branches=alone, two_pass=False, starts=_GUIDED), "FluxControl"),
     **_named(Architecture(patch=2, options=_AS_ASKED, words=_lowered), "PixArtSigma", "PixArtAlpha"),
     **_named(Architecture(options=_AS_ASKED), "Sana"),
     **_named(Architecture(alone, options=_AS_ASKED), "SanaSprint"),

@@ -1,6 +1,7 @@
 """Issue 19, item 5: text encoders as hooks: collected bit for bit, and edited by the formula while
 the prompt is encoded."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from collectors import CollectSettings, collect
 from collectors.keep import random_positions
 from featurestore import Store
-from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.errors import HookError, ModelError, RunError, SelectionError, UsageError
 from featurestore.maintenance.verify import verify
 from featurestore.prompts import Prompt
+from featurestore.store.shards import check_run
 from sae.diffusion.modules import match_hooks
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
@@ -226,3 +228,41 @@ def test_a_text_encoder_called_by_itself_says_so(architectures):
         pytest.raises(ModelError, match=r"^the text_encoder was called by itself"),
     ):
         model.pipe.text_encoder(ids)
+
+
+def test_another_text_encoder_is_another_run(architectures, tmp_path):
+    """Fault C: its weights are part of what a run is; ids of samples are as before."""
+    model, hook = architectures("SD-1.5"), f"text_encoder.{CLIP}"
+
+    def collected(name, model=model):
+        settings = CollectSettings(hooks=[hook], dtype="float32")
+        return collect(tmp_path / name, model, SAMPLES, run_of("SD-1.5"), settings, progress=False).store  # fmt: skip
+
+    store = collected("s")
+    digest = store.run["text_encoders"]["text_encoder"]
+    assert set(store.run["text_encoders"]) == {"text_encoder"} and digest.startswith("f16:")
+    old = {key: value for key, value in store.run.items() if key != "text_encoders"}
+    assert Store(tmp_path, old).run_id == store.run_id
+    edited = copy.deepcopy(model)
+    with torch.no_grad():
+        edited.pipe.text_encoder.encoder.layers[0].mlp.fc1.bias[0] += 1
+    with pytest.raises(RunError, match=r"holds a run with text_encoder f16:.*…, this one has text_encoder f16:.*…: use the same text encoder or another --store. Nothing was changed.$"):  # fmt: skip
+        collected("s", edited)
+    assert collected("other", edited).committed_samples("samples") == store.committed_samples("samples")  # fmt: skip
+    with pytest.raises(
+        RunError, match=r"holds a run with text_encoder_2 f16:.*…, this one has no text_encoder_2: "
+    ):
+        check_run(
+            store.root,
+            store.run | {"text_encoders": {"text_encoder": digest, "text_encoder_2": digest}},
+            store.run,
+        )
+    Store.create(tmp_path / "old", old)
+    for one in (model, edited):  # one that does not say is added to as before
+        assert collected("old", one).run == old
+    nothing = make_selection(model, [], [0.0], hook=hook, d_in=16)
+    chosen = replace(nothing, run={**nothing.run, "text_encoders": store.run["text_encoders"]})
+    with ablate(model.pipe, chosen, saes=random_sae(16)):
+        pass
+    with pytest.raises(SelectionError, match=r"was made for the text_encoder f16:.*…, this pipeline has another"):  # fmt: skip
+        ablate(edited.pipe, chosen, saes=random_sae(16)).__enter__()
