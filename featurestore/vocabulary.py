@@ -79,6 +79,10 @@ INTERVENTIONS = {
 """kind → its rule; the intervention's strength is γ, c or α (docs/ablation.md)"""
 DEFAULT_STRENGTH = -5.0
 """γ where nobody says another"""
+DEFAULT_PULL = 0.5
+"""β of what is edited towards a kept concept, where nobody says another"""
+TOWARD_KINDS = ("paper", "zero", "clamp")
+"""the interventions that can go towards a kept concept: those that change activations"""
 MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
 """mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
 

@@ -31,11 +31,18 @@ from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.run import Amounts, Run, cell, prepare
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record
-from queries.selections import split_concept
+from queries.selections import select_all, split_concept
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome, sequence
-from sae.evaluation.search import best, first_that_holds, in_order, together, value
+from sae.evaluation.search import (
+    Toward,
+    best,
+    first_that_holds,
+    in_order,
+    together,
+    value,
+)
 from sae.intervention.settings import Intervention
 
 HELD = "ours, held"
@@ -174,10 +181,23 @@ def several(
 
     return {
         name: [
-            cell(run, features(run.bench, edits)) for edits in together(wanted[name], mine, looked)
+            cell(run, features(run.bench, edits))
+            for edits in together(wanted[name], mine, looked, _kept(run, wanted[name]))
         ]
         for name in [*wanted][first::n]
     }
+
+
+def _kept(run: Run, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
+    """Return what removals of several concepts go towards: of each family and SAE the first concept
+    that none of them removes."""
+    found = []
+    for family in dict.fromkeys(family for targets in removals for family in targets):
+        removed = {concept for targets in removals for concept in targets.get(family, ())}
+        kept = [c for c in run.amounts.concepts[family] if c not in removed][:1]
+        for sae in run.bench.saes if kept else ():
+            found += select_all(run.bench.store, sae, family, kept, top=max(run.bench.grid.tops))
+    return Toward(found)
 
 
 def _in_processes(n: int, pace: Pace, arguments: Sequence[str]) -> None:

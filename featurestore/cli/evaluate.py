@@ -114,6 +114,7 @@ def evaluate(
         search=searched,
         search_attack=search.attack(),
         search_pictures=search.search_attack or 0,
+        toward=targets.toward(wanted, protocol),
         reference=reference,
         mode=mode,
         batch_size=drawing.run.batch_size,

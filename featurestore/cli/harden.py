@@ -20,6 +20,7 @@ from featurestore.cli.terminal.hints import say_next, say_progress
 
 if TYPE_CHECKING:
     from sae.evaluation.attack.hardening import Learn
+    from sae.intervention.settings import Intervention
 
 
 @click.command()
@@ -121,10 +122,10 @@ def harden(
         path = drawing.out / f"added{number}.json"
         one.selection.save(path)
         files.append(path)
-    pairs = zip(files, result.interventions, strict=True)
     options = [
         f"--ablate {path} --multiplier {one.strength:g} --threshold {one.threshold:g}"
-        for path, one in pairs
+        + _toward(one, drawing.out)
+        for path, one in zip(files, result.interventions, strict=True)
     ]
     durable.write_bytes(
         drawing.out / "options.json", (json.dumps(options, indent=1) + "\n").encode()
@@ -133,6 +134,17 @@ def harden(
     click.echo(" \\\n".join(f"    {option}" for option in options))
     ablated = [word for path in files for word in ("--ablate", path)]
     say_next("attack", *drawing.words(judges), *ablated, "--out", "ATTACKS")
+
+
+def _toward(one: "Intervention", out: Path) -> str:
+    """Return the options of what an edit goes towards, whose selection is kept in ``out``."""
+    from queries.selections import file_name
+
+    if one.toward is None:
+        return ""
+    path = out / f"toward-{file_name(one.toward)}.json"
+    one.toward.save(path)
+    return f" --toward {path} --pull {one.pull:g}"
 
 
 def learner(store: Any, model: Any, run: Any, *, top: int, batch_size: int, quiet: bool) -> "Learn":

@@ -25,7 +25,16 @@ from sae.evaluation.outcomes import (
     summary,
     untouched,
 )
-from sae.evaluation.search import Look, first_that_holds, in_order, looks, together, value
+from sae.evaluation.search import (
+    NOTHING_KEPT,
+    Look,
+    Toward,
+    first_that_holds,
+    in_order,
+    looks,
+    together,
+    value,
+)
 from sae.intervention.settings import Intervention
 
 Say = Callable[[str], object]
@@ -135,13 +144,15 @@ def run_protocol(
     search: Search | None,
     reference: Reference | None = None,
     say: Say = lambda line: None,
+    toward: Toward = NOTHING_KEPT,
 ) -> tuple[Outcome, list[Outcome]]:
     """Return the untouched model's outcome and those of a protocol; ``reference`` is by default the
     untouched pictures.
 
     ``each``: one outcome per request. ``sequential``: one after each request, of all so far.
     ``joint``: one, of all. With a search the settings are its best ones, and those of several
-    requests at once are balanced on it.
+    requests at once are balanced on it, and go ``toward`` what is kept as strongly as it finds
+    best.
 
     Raises:
         UsageError: there is no such protocol, there is nothing to remove, settings have to be
@@ -170,7 +181,7 @@ def run_protocol(
         None if search is None else functools.partial(_looked_together, evaluation, search, say)
     )
     outcomes = []
-    for targets, edits in zip(wanted, together(wanted, chosen, looked), strict=True):
+    for targets, edits in zip(wanted, together(wanted, chosen, looked, toward), strict=True):
         say(f"without {targets_text(targets)}")
         outcomes.append(
             evaluation.outcome(
@@ -237,7 +248,13 @@ def _looked_together(
     targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
     outcome = _looked(evaluation, search, targets, search.looks[-1].one_seed, interventions)
     multipliers = ", ".join(f"{one.strength:g}" for one in interventions)
-    say(f"search together {targets_text(targets)}: {multipliers}: {value(outcome).mean:.3f}")
+    kept = {
+        f"{one.pull:g} towards {one.toward.family}={one.toward.concept}"
+        for one in interventions
+        if one.toward is not None
+    }
+    how = ", ".join([multipliers, *sorted(kept)])
+    say(f"search together {targets_text(targets)}: {how}: {value(outcome).mean:.3f}")
     return outcome
 
 

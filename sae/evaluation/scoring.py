@@ -19,6 +19,7 @@ from sae.evaluation.measures.frechet import frechet_distance
 from sae.evaluation.outcomes import Outcome, Reference
 from sae.evaluation.pictures import check_pictures, read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Say, Search, report, run_protocol
+from sae.evaluation.search import NOTHING_KEPT, Toward
 from sae.intervention.settings import Intervention
 
 FILE = "evaluation.json"
@@ -36,6 +37,7 @@ def evaluate(
     search: Search | None = None,
     search_attack: AttackSettings | None = None,
     search_pictures: int = 2,
+    toward: Toward = NOTHING_KEPT,
     reference: Path | None = None,
     mode: str = "paper",
     saes: Sequence[Path] = (),
@@ -48,9 +50,9 @@ def evaluate(
     ``requests`` are made by :func:`sae.evaluation.protocols.requests`. What is in ``out`` already
     is read, so that an interrupted call goes on. ``run`` is by default the model's own. With
     ``search_attack`` the best settings of a search are attacked on ``search_pictures`` of its
-    pictures, and the first is taken of which nothing comes back. ``reference`` is a folder of
-    pictures to measure the distance of retained pictures from, by default the untouched model's
-    pictures.
+    pictures, and the first is taken of which nothing comes back. ``toward``: what several concepts
+    that are removed together are edited towards. ``reference`` is a folder of pictures to measure
+    the distance of retained pictures from, by default the untouched model's pictures.
 
     Raises:
         UsageError: the judge cannot answer a label, or what is reported on is searched on; nothing
@@ -80,7 +82,7 @@ def evaluate(
         )
     evaluation = Evaluation(out / "outcomes", model, run, prompts, judge, batch_size, mode, saes)
     compared = None if reference is None else Reference(_features(judge, reference))
-    before, outcomes = run_protocol(evaluation, requests, protocol, search, compared, say)
+    before, outcomes = run_protocol(evaluation, requests, protocol, search, compared, say, toward)
     body = report(evaluation, before, outcomes, protocol, search)
     durable.write_bytes(
         out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()

@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from featurestore.prompts import Prompt
+from featurestore.selection import Selection
+from featurestore.vocabulary import DEFAULT_PULL, TOWARD_KINDS
 from sae.evaluation.measures.accuracy import Targets, certainty
 from sae.evaluation.outcomes import Outcome, per_target, thinned
 from sae.intervention.settings import Intervention
 
 T = TypeVar("T")
+PULLS = (DEFAULT_PULL, DEFAULT_PULL / 2)
+"""β that are searched where several concepts are removed together"""
 Concept = tuple[str, str]
 """family and concept"""
 Looked = Callable[[Sequence[Intervention]], Outcome]
@@ -114,21 +118,67 @@ def ranked(outcomes: Sequence[Outcome]) -> list[int]:
     return sorted(range(len(outcomes)), key=key, reverse=True)
 
 
+class Toward(NamedTuple):
+    """What several concepts that are removed together may be edited towards."""
+
+    kept: Sequence[Selection] = ()
+    """of concepts that are kept; for an edit the first of its family and SAE counts that is no
+    target"""
+    pulls: Sequence[float] = PULLS
+    """that are searched, beside none; the first without a search"""
+
+    def best(
+        self, edits: Mapping[Concept, Sequence[Intervention]], looked: Looked | None
+    ) -> dict[Concept, Sequence[Intervention]]:
+        """Return the edits as strongly towards what is kept as the search finds best."""
+        if looked is None:
+            return self.pulled(edits, self.pulls[0])
+        tried = [self.pulled(edits, pull) for pull in (None, *self.pulls)]
+        values = [value(looked(_all(one))) for one in tried]
+        return tried[values.index(max(values))]
+
+    def pulled(
+        self, edits: Mapping[Concept, Sequence[Intervention]], pull: float | None
+    ) -> dict[Concept, Sequence[Intervention]]:
+        """Return edits towards what is kept, where there is something; None: towards nothing."""
+
+        def one_pulled(one: Intervention) -> Intervention:
+            of = one.selection
+            fits = (
+                kept
+                for kept in self.kept
+                if one.kind in TOWARD_KINDS
+                and (kept.family, kept.sae_hash) == (of.family, of.sae_hash)
+                and (kept.family, kept.concept) not in edits
+            )
+            kept = None if pull is None else next(fits, None)
+            return replace(one, toward=kept, pull=DEFAULT_PULL if pull is None else pull)
+
+        return {concept: [*map(one_pulled, own)] for concept, own in edits.items()}
+
+
+NOTHING_KEPT = Toward()
+"""edits go towards nothing"""
+
+
 def together(
     removals: Iterable[Targets],
     edits: Mapping[Concept, Sequence[Intervention]],
     looked: Looked | None = None,
+    toward: Toward = NOTHING_KEPT,
 ) -> Iterator[Sequence[Intervention]]:
     """Yield what makes each of several removals out of each concept's own edits.
 
-    With ``looked`` those of one removal are :func:`balanced`, starting from what was found for the
-    removals before.
+    Those of several concepts go ``toward`` what is kept. With ``looked`` it is searched how
+    strongly, and they are :func:`balanced`, starting from what was found for the removals before.
     """
     edits = dict(edits)
     for targets in removals:
         wanted = {
             (family, c): edits[family, c] for family, concepts in targets.items() for c in concepts
         }
+        if len(wanted) > 1 and toward.kept:
+            wanted = toward.best(wanted, looked)
         if looked is not None:
             wanted = balanced(wanted, looked)
             edits |= wanted

@@ -144,6 +144,8 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
             )
     if mode == "saeuron" and intervention.kind != "paper":
         raise UsageError(f"mode saeuron has the paper's rule only, found {intervention.kind!r}.")
+    if mode == "saeuron" and intervention.toward is not None:
+        raise UsageError("mode saeuron has the paper's rule only: nothing is edited towards.")
 
 
 def _check_encoder(pipe: Any, selection: Selection) -> None:

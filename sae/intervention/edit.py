@@ -29,6 +29,7 @@ from sae.diffusion.modules import find_module
 from sae.diffusion.reading.calls import DenoiserCall
 from sae.intervention.rules import (
     Edit,
+    Fill,
     Rule,
     Steer,
     edit_change,
@@ -248,11 +249,19 @@ class Editor:
                 rows = self.sae.W_dec[torch.tensor(at.features, device=self.sae.W_dec.device)]
                 steers.append(Steer(one.strength * rows.float().sum(0), where))
             else:
-                (detectors if one.kind == "replace" else rules).append(_rule(one, at, where))
+                rule = _rule(one, at, where)._replace(fill=self._fill(one, call))
+                (detectors if one.kind == "replace" else rules).append(rule)
         errors = MODES[self.mode] if masks else 0
         if self.mode == "saeuron":
             rules = last_of_each(rules)
         return Edit(join(rules), join(detectors), steers, errors, union(masks) if errors else None)
+
+    def _fill(self, one: Intervention, call: At) -> Fill | None:
+        if one.toward is None:
+            return None
+        kept = self._features_at(one.toward, call)
+        level = one.pull * torch.tensor(kept.mean_concept, dtype=torch.float32)
+        return Fill(torch.tensor(kept.features, dtype=torch.int64), level)
 
     def _features_at(self, selection: Selection, call: At) -> FeaturesAt:
         at, timestep = selection.at(call.timestep, call.occurrence), call.timestep

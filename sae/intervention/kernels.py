@@ -95,7 +95,12 @@ def fuse(sae: SAE, rules: Rules | None) -> Fused | None:
         nothing = torch.zeros(0, device=sae.W_enc.device)
         rules = Rules(nothing.long(), nothing, None, ())
     config, m = sae.config, len(rules.features)
-    if m > MOST_FEATURES or config.normalize_activations != "none" or not sae.W_enc.is_contiguous():
+    if (
+        rules.fills
+        or m > MOST_FEATURES
+        or config.normalize_activations != "none"
+        or not sae.W_enc.is_contiguous()
+    ):
         return None
     rows = rules.features
     shape = (len(rules.layers), m)

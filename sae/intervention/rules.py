@@ -59,6 +59,20 @@ class Rule(NamedTuple):
     offset: float = 0.0
     where: Tensor | None = None
     """bool ``[positions]``, the same for every map of the batch; None: everywhere"""
+    fill: "Fill | None" = None
+    """what is put in where the rule changes something; None: nothing"""
+
+
+class Fill(NamedTuple):
+    """Activations of what is kept: ``f ← max(f, level)`` wherever one of certain latents is
+    changed by a rule."""
+
+    features: Tensor
+    """``[m]`` latents"""
+    level: Tensor
+    """``[m]``: β · μ(i, t, D_kept)"""
+    of: Tensor | None = None
+    """bool ``[n]``: of which of :attr:`Rules.features`, once joined"""
 
 
 class Layer(NamedTuple):
@@ -89,6 +103,8 @@ class Rules(NamedTuple):
     """bool ``[positions]``: no rule changes anything elsewhere; None: anywhere"""
     layers: Sequence[Layer]
     """applied in this order; the first has all latents"""
+    fills: Sequence[Fill] = ()
+    """of latents that no rule has"""
 
 
 def join(rules: Sequence[Rule]) -> Rules | None:
@@ -124,7 +140,20 @@ def join(rules: Sequence[Rule]) -> Rules | None:
     # A candidate may be kept needlessly, never dropped wrongly: leave room for the rounding of the
     # smaller product.
     least = (lowest - 1e-4 * lowest - 1e-6).clamp_min(0)
-    return Rules(features, least, union(wheres), layers)
+    return Rules(features, least, union(wheres), layers, _fills(rules, features))
+
+
+def _fills(rules: Sequence[Rule], features: Tensor) -> list[Fill]:
+    """Return what is put in, each once, without the latents ``features`` that rules edit."""
+    found: dict[tuple[tuple[int, ...], tuple[float, ...]], Fill] = {}
+    for rule in rules:
+        if rule.fill is not None:
+            key = tuple(rule.fill.features.tolist()), tuple(rule.fill.level.tolist())
+            own, before = torch.isin(features, rule.features), found.get(key)
+            of = own if before is None or before.of is None else own | before.of
+            free = ~torch.isin(rule.fill.features, features)
+            found[key] = Fill(rule.fill.features[free], rule.fill.level[free], of)
+    return [fill for fill in found.values() if len(fill.features)]
 
 
 def last_of_each(rules: Sequence[Rule]) -> list[Rule]:
@@ -227,7 +256,7 @@ def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tens
 
     Equals :func:`paper_rule` minus ``x`` at these positions, some of whose changes may be 0; all
     other positions stay. Where two rules edit one feature at one position, the larger edit holds.
-    Differentiable in ``x``.
+    Where a rule has changed something, its fill raises what is kept. Differentiable in ``x``.
     """
     rows, near, f = _firing(sae, x, rules)
     if rules is None or not len(rows):
@@ -237,7 +266,13 @@ def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tens
     for layer in others:
         new, before = _delta(layer, f[:, layer.at], rows), delta[:, layer.at]
         delta = delta.index_copy(1, layer.at, torch.where(new.abs() > before.abs(), new, before))
-    return rows, sae.change(near, delta, rules.features)
+    change = sae.change(near, delta, rules.features)
+    for fill in rules.fills:
+        at = (delta[:, fill.of] != 0).any(1).nonzero().flatten()
+        if len(at):
+            raised = (fill.level - sae.encode_some(near[at], fill.features)).clamp_min(0)
+            change = change.index_add(0, at, sae.change(near[at], raised, fill.features))
+    return rows, change
 
 
 def _delta(layer: Layer, f: Tensor, rows: Tensor) -> Tensor:

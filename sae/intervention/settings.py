@@ -12,8 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from featurestore.errors import UsageError
+from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.selection import Selection
-from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS, Branch
+from featurestore.vocabulary import (
+    BRANCH_CHOICES,
+    DEFAULT_PULL,
+    DEFAULT_STRENGTH,
+    INTERVENTIONS,
+    TOWARD_KINDS,
+    Branch,
+)
 from sae.diffusion.hooks import Layout
 from sae.diffusion.reading.calls import DenoiserCall
 
@@ -127,6 +135,13 @@ class Intervention:
     """a word: the intervention acts where the hook's attention to it is at least
     :data:`sae.diffusion.attention.WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
 
+    toward: Selection | None = None
+    """features of a concept that is kept, of the same SAE: wherever the rule changes something they
+    are raised to ``pull`` times their mean in that concept, so that what is removed becomes it and
+    not another that is removed, too; None: nothing is put in"""
+    pull: float = DEFAULT_PULL
+    """β: how many times μ(i,t,D_kept)"""
+
     def __post_init__(self) -> None:
         if self.kind not in INTERVENTIONS:
             raise UsageError(
@@ -139,6 +154,7 @@ class Intervention:
                 f"threshold {self.threshold}: expected 0 or more, in multiples of the features' "
                 f"means."
             )
+        self._check_toward()
         if self.branch not in ("", *BRANCH_CHOICES):
             raise UsageError(
                 f"branch {self.branch!r}: expected one of {', '.join(BRANCH_CHOICES)}."
@@ -154,6 +170,26 @@ class Intervention:
         if self.mask is not None and self.mask_from:
             raise UsageError("a mask and a word to take one from: give one of them.")
         self.window.check()
+
+    def _check_toward(self) -> None:
+        if self.toward is None:
+            return
+        if self.kind not in TOWARD_KINDS:
+            raise UsageError(
+                f"intervention {self.kind!r} changes no activation in whose place one that is kept "
+                f"could come: --toward goes with {', '.join(TOWARD_KINDS)}."
+            )
+        if not (math.isfinite(self.pull) and self.pull >= 0):
+            raise UsageError(
+                f"pull {self.pull}: expected 0 or more, in multiples of the kept features' means."
+            )
+        kept, removed = self.toward, self.selection
+        if kept.sae_hash != removed.sae_hash:
+            raise UsageError(
+                f"towards {kept.family}={kept.concept}: its features are of SAE {kept.sae!r} "
+                f"({kept.sae_hash[:12]}…), those of {removed.family}={removed.concept} of "
+                f"{removed.sae!r} ({removed.sae_hash[:12]}…): select both with one SAE."
+            )
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -183,7 +219,15 @@ class Intervention:
         )
         word = {"mask_from": self.mask_from} if self.mask_from else {}
         where = {"branches": list(self.branches), "window": ends, "mask": mask}
-        return {**named, **rule, **where, **word}
+        return {**named, **rule, **where, **word, **self._described_toward()}
+
+    def _described_toward(self) -> dict[str, Any]:
+        if self.toward is None:
+            return {}
+        kept = self.toward
+        rows = sha256_text(canonical_json([kept.timesteps, kept.rows.to_pylist()]))[:16]
+        named = {"family": kept.family, "concept": kept.concept, "rows": rows}
+        return {"toward": named, "pull": self.pull}
 
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool per position of the hooked tensor, ``[positions]``.

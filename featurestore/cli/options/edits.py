@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.options.gathering import gathered
-from featurestore.vocabulary import BRANCH_CHOICES, DEFAULT_STRENGTH, INTERVENTIONS
+from featurestore.vocabulary import (
+    BRANCH_CHOICES,
+    DEFAULT_PULL,
+    DEFAULT_STRENGTH,
+    INTERVENTIONS,
+)
 
 if TYPE_CHECKING:
     from sae.intervention.settings import Intervention
@@ -27,17 +32,27 @@ class InterventionOptions:
     masks: tuple[Path, ...]
     mask_words: tuple[str, ...]
     thresholds: tuple[float, ...]
+    towards: tuple[Path, ...]
+    pulls: tuple[float, ...]
 
     def interventions(self) -> "list[Intervention]":
         """Read the selections and return what is done with each, in their order."""
+        from featurestore.errors import UsageError
         from featurestore.selection import Selection
         from sae.intervention.settings import ALWAYS, Intervention, Window
 
+        if self.pulls and not self.towards:
+            raise UsageError("--pull is how strongly to edit towards what is kept: give --toward.")
         options = {
             "kind": self._for_each("--intervention", self.kinds, "paper"),
             "strength": self._for_each("--multiplier", self.multipliers, DEFAULT_STRENGTH),
             "threshold": self._for_each("--threshold", self.thresholds, 1.0),
             "branch": self._for_each("--branch", self.branches, ""),
+            "toward": [
+                None if path is None else Selection.load(path)
+                for path in self._for_each("--toward", self.towards, None)
+            ],
+            "pull": self._for_each("--pull", self.pulls, DEFAULT_PULL),
             "window": [
                 Window.parse(w) if w else ALWAYS
                 for w in self._for_each("--window", self.windows, "")
@@ -129,6 +144,21 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             help="Activations above this many times their feature's mean are edited; 0: all.  "
             "[default: 1, as published]",
+        ),
+        click.option(
+            "--toward",
+            "towards",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="Selection of a concept that is kept, by the same SAE: its features come where "
+            "the others are taken out.",
+        ),
+        click.option(
+            "--pull",
+            "pulls",
+            type=float,
+            multiple=True,
+            help=f"How many times their mean in that concept.  [default: {DEFAULT_PULL:g}]",
         ),
     ]
     return gathered(command, "edits", InterventionOptions, options)

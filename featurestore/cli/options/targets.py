@@ -1,6 +1,6 @@
 """Which concepts an evaluation removes, and what their settings are chosen by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,11 @@ from featurestore.cli.options.prompts import PromptOptions
 if TYPE_CHECKING:
     from featurestore.selection import Selection
     from sae.evaluation.attack import AttackSettings
-    from sae.evaluation.protocols import Search
+    from sae.evaluation.protocols import Request, Search
+    from sae.evaluation.search import Toward
+
+TOWARD_TOP = 32
+"""features per step of a kept concept that edits go towards"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,8 @@ class TargetOptions:
     concepts: tuple[str, ...]
     family: str | None
     top: list[int]
+    towards: tuple[str, ...]
+    pulls: list[float] | None
 
     def read(self) -> "list[list[Selection]]":
         """Return the files' selections, those of one concept together, or each that a store has for
@@ -64,6 +70,41 @@ class TargetOptions:
                     found += map(list, zip(*parts, strict=True))
         return found
 
+    def toward(self, wanted: "Sequence[Request]", protocol: str) -> "Toward":
+        """Return what several concepts that are removed together are edited towards: the concepts
+        that are named, or the first of each family of the store that is kept.
+
+        Raises:
+            UsageError: concepts are removed one at a time.
+        """
+        from featurestore.errors import UsageError
+        from featurestore.selection import Selection
+        from featurestore.store import Store
+        from queries.derived.scope import find_scope
+        from queries.selections import select_all, split_concept
+        from sae.evaluation.search import PULLS, Toward
+
+        pulls = tuple(self.pulls) if self.pulls else PULLS
+        if protocol == "each":
+            if self.towards or self.pulls:
+                raise UsageError(
+                    "--toward and --pull are for several concepts removed together: give "
+                    "--protocol joint or sequential."
+                )
+            return Toward()
+        if self.store is None:
+            return Toward([Selection.load(path) for path in self.towards], pulls)
+        opened, kept = Store.open(self.store), []
+        named = [split_concept(text) for text in self.towards]
+        removed = {(r.family, r.concept) for r in wanted}
+        for family in sorted({family for family, _ in removed}):
+            for sae in dict.fromkeys("+".join(self.saes).split("+")):
+                own = [concept for name, concept in named if name == family]
+                known = find_scope(opened, sae, family, "cond").concepts
+                own = own or [c for c in known if (family, c) not in removed][:1]
+                kept += select_all(opened, sae, family, own, top=TOWARD_TOP) if own else []
+        return Toward(kept, pulls)
+
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which selections are removed; they arrive as ``targets``."""
@@ -98,6 +139,21 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="2",
             show_default=True,
             help="With --store: features per step; several are searched.",
+        ),
+        click.option(
+            "--toward",
+            "towards",
+            multiple=True,
+            help="What several concepts that are removed together are edited towards: a kept "
+            "FAMILY=CONCEPT with --store, else its selection file.  [default: the first kept "
+            "concept of the store]",
+        ),
+        click.option(
+            "--pull",
+            "pulls",
+            type=Numbers(float),
+            help="How many times the kept features' mean; several are searched, beside none.  "
+            "[default: 0.5,0.25]",
         ),
     ]
     return gathered(command, "targets", TargetOptions, options)

@@ -175,6 +175,10 @@ def test_hardening_from_the_command_line_ends_with_the_options_that_ablate(capsy
     body = json.loads((tmp_path / "hardened.json").read_text())
     assert len(body["rounds"]) == 1 and body["rounds"][0]["pictures"] == 1
     assert run(capsys, *command)[1] == text
+    toward = ["--toward", study / "neon.json", "--pull", 0.25]
+    status, text, _ = run(capsys, *command[:-2], tmp_path / "toward", "--quiet", *toward)
+    kept = next((tmp_path / "toward").glob("toward-style-neon-*.json"))
+    assert status == 0 and f"--threshold 1 --toward {kept} --pull 0.25" in text
     status, _, err = run(capsys, *command, "--method", "latents")
     assert (status, err.count("\n")) == (
         1,

@@ -165,6 +165,53 @@ def test_several_saes_of_a_store_are_one_removal_each_with_its_own_multiplier(
     assert {edit["strength"] for edit in edits} <= {-1, -30}
 
 
+def test_concepts_removed_together_go_towards_what_is_kept(
+    capsys, model_dir, prompts, store, tmp_path
+):
+    """Of a store the first concept that is kept; of files the one that is named."""
+    files = exported(capsys, store, tmp_path)
+    command = ["evaluate", *common(model_dir, prompts), "--seeds", 7, "--protocol", "joint"]
+    of_store = ["--store", store, "--sae", "small", "--concept", "style=neon"]
+    for more, toward in (
+        ([*of_store, "--concept", "object=cat"], ["sketch", "tree"]),
+        ([*of_store, "--concept", "object=cat", "--toward", "style=sketch"], ["sketch", "tree"]),
+        ([*of_store, "--concept", "style=sketch"], [None, None]),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        status, _, said = run(capsys, *command, *more, "--out", out)
+        assert status == 0, said
+        (removal,) = json.loads((out / "evaluation.json").read_text())["removals"]
+        found = {
+            e["concept"]: e.get("toward", {}).get("concept") for e in removal["setting"]["edits"]
+        }
+        assert sorted(found.values(), key=str) == sorted(toward, key=str)
+    status, text, err = run(
+        capsys, *command[:-1], "each", *files, "--pull", 1, "--out", tmp_path / "x"
+    )
+    assert (status, text, err.count("\n")) == (1, "", 1)
+    assert "for several concepts removed together: give --protocol joint or sequential" in err
+    generating = [
+        "generate",
+        "--model",
+        model_dir,
+        "--prompt",
+        "a cat",
+        "--steps",
+        2,
+        "--guidance",
+        3,
+    ]
+    toward = [*files[:2], "--toward", files[3], "--pull", 2]
+    status, _, said = run(capsys, *generating, *toward, "--out", tmp_path / "drawn")
+    assert status == 0, said
+    row = json.loads((tmp_path / "drawn/generated.jsonl").read_text().splitlines()[0])
+    assert (row["ablated"][0]["toward"]["concept"], row["ablated"][0]["pull"]) == ("sketch", 2)
+    status, _, err = run(capsys, *generating, *files[:2], "--pull", 2, "--out", tmp_path / "y")
+    assert (
+        status == 1 and "--pull is how strongly to edit towards what is kept: give --toward" in err
+    )
+
+
 def test_a_folder_of_pictures_is_scored(capsys, tmp_path):
     from minicanvas import prompt
 

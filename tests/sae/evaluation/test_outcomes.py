@@ -3,6 +3,7 @@ kept and reported."""
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.evaluation.outcomes import Outcome, Reference, Removal, judged, sequence, thinned
 from sae.evaluation.pictures import read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Search, report, run_protocol
+from sae.evaluation.search import Toward
 from sae.intervention.settings import Intervention
 from tests.builders.selections import make_sae, make_selection, timesteps_of
 
@@ -304,6 +306,41 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
     ]
     _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", None)
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -3.0]
+
+
+def test_several_removals_go_towards_what_is_kept_as_the_search_finds_best(model, tmp_path):
+    searched = [Prompt(p.prompt, p.seed + 10, p.labels, 1) for p in PROMPTS]
+    requests = [request(model, tmp_path, "style", "red"), request(model, tmp_path, "object", "cat")]
+    own = requests[0].candidates[0][0].selection
+    kept = [
+        replace(own, concept=concept, sae_hash=digest)
+        for concept, digest in (("red", own.sae_hash), ("blue", "other"), ("green", own.sae_hash))
+    ]
+    toward, looks = Toward(kept, (0.5, 0.25)), []
+
+    def probabilities(images):
+        """Of none, half and a quarter, the quarter removes both."""
+        looks.append(len(images))
+        shown = 0.1 if len(looks) == 3 else 0.9
+        both = np.tile([shown, 1 - shown], (len(images), 1))
+        return {"style": both, "object": both}
+
+    search, said = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4), []
+    arguments = ["joint", search, None, said.append, toward]
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, *arguments)
+    red, cat = outcome.setting["edits"]
+    assert (red["toward"]["concept"], red["pull"]) == ("green", 0.25)  # red goes, blue is another's
+    assert "toward" not in cat  # Nothing of its family is kept.
+    assert [line.partition(": ")[2].rpartition(":")[0] for line in said[1:4]] == [
+        "-3, -3",
+        "-3, -3, 0.5 towards style=green",
+        "-3, -3, 0.25 towards style=green",
+    ]
+    ran = evaluation(model, tmp_path)
+    _, (outcome,) = run_protocol(ran, requests, "joint", None, None, said.append, toward)
+    assert outcome.setting["edits"][0]["pull"] == 0.5  # The first, without a search.
+    _, outcomes = run_protocol(ran, requests, "each", None, None, said.append, toward)
+    assert all("toward" not in o.setting["edits"][0] for o in outcomes)
 
 
 def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.diffusion.hooks import Layout
-from sae.intervention.rules import Edit, Rule, Steer, edit_change, join, paper_rule, rules_change
+from sae.intervention.rules import (
+    Edit,
+    Fill,
+    Rule,
+    Steer,
+    edit_change,
+    join,
+    paper_rule,
+    rules_change,
+)
 from tests.builders.edits import dense, nearest_undetected
 from tests.builders.selections import (
     D_IN,
@@ -51,6 +60,32 @@ def test_of_two_edits_of_one_feature_the_larger_holds():
         both, alone = rules_change(sae, x, join(rules)), rules_change(sae, x, join([strong]))
         assert torch.equal(both[0], alone[0])
         torch.testing.assert_close(both[1], alone[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), beta=st.sampled_from([0.0, 0.5, 3.0]))
+def test_where_a_rule_changes_something_what_is_kept_is_raised(seed, beta):
+    """Two rules: one goes towards kept features, one of which it edits itself and one of which
+    the other edits; the other goes towards nothing."""
+    sae, rng = make_sae(seed), np.random.default_rng(seed)
+    x = torch.from_numpy(rng.standard_normal((50, D_IN)).astype(np.float32))
+    latents = torch.from_numpy(rng.choice(N_LATENTS, 12, replace=False))
+    own, other, kept = latents[:3], latents[3:6], latents[[0, 3, 6, 7, 8]]
+    level = beta * torch.from_numpy(rng.random(5).astype(np.float32))
+    first = Rule(own, torch.full((3,), -2.0), torch.full((3,), 0.1), fill=Fill(kept, level))
+    second = Rule(other, torch.zeros(3), torch.zeros(3))
+    rows, change = rules_change(sae, x, join([first, second]))
+    found = x.clone()
+    found[rows] += change
+
+    f = sae.encode_dense(x)
+    edited = f.clone()
+    edited[:, own] = torch.where(f[:, own] > 0.1, -2.0 * f[:, own], f[:, own])
+    changed = (edited != f).any(1)
+    edited[:, other] = 0
+    for latent, least in list(zip(kept.tolist(), level.tolist(), strict=True))[2:]:
+        edited[changed, latent] = f[changed, latent].clamp_min(least)
+    torch.testing.assert_close(found, x + (edited - f) @ sae.W_dec, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -93,6 +93,47 @@ def test_a_threshold_is_a_multiple_of_the_features_means(model, threshold):
     assert edited and all((expected - other).abs().max() > 0.01 for other in others)
 
 
+def test_what_is_taken_out_becomes_what_is_kept_where_it_is_taken_out(model):
+    timesteps, own, kept = timesteps_of(model), EVERY_THIRD[:4], EVERY_THIRD[10:14]
+    removed = make_selection(model, [(s, f, 0.4, 0.05) for s in range(3) for f in own], timesteps)
+    means = [(s, f, 0.8, 0.1) for s in range(3) for f in kept]
+    toward = make_selection(model, means, timesteps, concept="sketch")
+    edit = Intervention(removed, "zero", toward=toward, pull=2.0)
+    x, found = first_call(model, edit)
+    f = make_sae(3).encode_dense(x[1])
+    edited, changed = f.clone(), (f[:, own] > 0).any(1)
+    edited[:, own] = 0
+    assert 0 < int(changed.sum()) < len(x[1])
+    for latent in kept:
+        edited[changed, latent] = f[changed, latent].clamp_min(2.0 * 0.8)
+    expected = x[1] + (edited - f) @ make_sae(3).W_dec
+    torch.testing.assert_close(found[1], expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[1][~changed], x[1][~changed])
+    told = edit.described()
+    assert (told["toward"]["concept"], told["pull"]) == ("sketch", 2.0)
+    assert "toward" not in Intervention(removed).described()
+
+
+def test_wrong_towards_are_one_line(model):
+    timesteps = timesteps_of(model)
+    own = make_selection(model, [(0, 1, 0.4, 0.1)], timesteps)
+    kept = make_selection(model, [(0, 2, 0.4, 0.1)], timesteps, concept="sketch")
+    other = make_selection(model, [(0, 2, 0.4, 0.1)], timesteps, sae="b", sae_hash="2" * 20)
+    cases = [
+        ({"kind": "add", "toward": kept}, r"'add' changes no activation .* paper, zero, clamp"),
+        ({"toward": kept, "pull": -1.0}, r"^pull -1.0: expected 0 or more"),
+        ({"toward": other}, r"towards style=neon: its features are of SAE 'b' \(222222222222…\)"),
+    ]
+    for given, message in cases:
+        with pytest.raises(UsageError, match=message):
+            Intervention(own, **given)
+    with (
+        pytest.raises(UsageError, match="the paper's rule only: nothing is edited towards"),
+        ablate(model.pipe, Intervention(own, toward=kept), saes=make_sae(3), mode="saeuron"),
+    ):
+        pass
+
+
 def test_a_mask_limits_the_positions(model):
     height = find_map(model)
     mask = torch.zeros(height, height, dtype=torch.bool)
