@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "featurestore.cli.evaluate",
     "attack": "featurestore.cli.attack",
     "harden": "featurestore.cli.harden",
+    "costs": "featurestore.cli.costs",
     "info": "featurestore.cli.store",
     "verify": "featurestore.cli.store",
     "repair": "featurestore.cli.store",

@@ -208,3 +208,20 @@ def test_a_concept_is_scored_over_all_wordings_that_carry_its_label(capsys, stud
     assert counted["n_samples"] == 1 + sum(
         r["style"] == "neon" and r["object"] is not None for r in rows
     )
+
+
+def test_features_that_cost_what_is_kept_are_tabulated(capsys, study, tmp_path):
+    command = [
+        "costs", "--model", "minicanvas", "--prompts", study / "prompts.jsonl", "--judge", "minicanvas:selection",
+        "--steps", 4, "--seeds", 7, "--ablate", study / "neon.json", "--out", tmp_path, "--most", 1,
+    ]  # fmt: skip
+    status, text, said = run(capsys, *command, "--multiplier", -300)
+    assert status == 0, said
+    rows = json.loads((tmp_path / "costs.json").read_text())
+    assert rows and text.splitlines()[0].split()[:4] == ["family", "concept", "sae", "feature"]
+    taken = Selection.load(study / "neon.json").features()
+    for row in rows:
+        assert row["family"] == "object" and row["feature"] in taken
+        assert 0 <= row["back"] <= row["lost"] <= 2
+    status, text, _ = run(capsys, *command, "--multiplier", 1, "--threshold", 1e9)
+    assert (status, text) == (0, "No picture lost a concept of another family.\n")
