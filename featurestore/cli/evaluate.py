@@ -1,8 +1,11 @@
 """``featurestore evaluate``."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from featurestore.cli.options import (
     DrawingOptions,
@@ -18,6 +21,14 @@ from featurestore.cli.options import (
 from featurestore.cli.terminal.hints import say_next, say_progress
 from featurestore.cli.terminal.scores import scores_table, sequential_table
 from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
+
+HELD: dict[str, Any] = {
+    "top": [8, 32],
+    "multipliers": [-0.5, -0.7, -1.0],
+    "thresholds": [0.0, 1.0],
+    "search_attack": 2,
+}
+"""what is searched for a selection that holds: many features mildly beside few, and an attack"""
 
 
 @click.command()
@@ -57,6 +68,12 @@ from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 )
 @search_options
 @click.option(
+    "--hold",
+    is_flag=True,
+    help="Search for what withstands attack: --top 8,32 --multiplier=-0.5,-0.7,-1 --threshold 0,1 "
+    "--search-attack 2, each unless you give it.",
+)
+@click.option(
     "--reference",
     type=click.Path(path_type=Path),
     help="Pictures to measure the distance from.  [default: the untouched model's]",
@@ -72,6 +89,7 @@ def evaluate(
     mode: str,
     protocol: str,
     search: SearchOptions,
+    hold: bool,
     reference: Path | None,
 ) -> None:
     """Measure unlearning as UnlearnCanvas does: remove concepts, generate every prompt with every
@@ -96,6 +114,13 @@ def evaluate(
     from sae.evaluation.measures.accuracy import targets_text
     from sae.evaluation.protocols import requests
 
+    if hold:
+        multipliers, thresholds = (
+            _unless_given("multipliers", multipliers),
+            _unless_given("thresholds", thresholds),
+        )
+        targets = replace(targets, top=_unless_given("top", targets.top))
+        search = replace(search, search_attack=_unless_given("search_attack", search.search_attack))
     searched = search.load(drawing.prompts, drawing.judge_device)
     wanted = requests(
         targets.read(), kind=intervention, strengths=multipliers, thresholds=thresholds
@@ -127,3 +152,9 @@ def evaluate(
         click.echo(sequential_table(body["removals"]))
     selections = targets.selections[:1] or ("SELECTION.json",)
     say_next("attack", *drawing.words(judges), "--ablate", *selections, "--out", "ATTACKS")
+
+
+def _unless_given(name: str, value: Any) -> Any:
+    """Return what ``--hold`` stands for, unless the option was given."""
+    source = click.get_current_context().get_parameter_source(name)
+    return HELD[name] if source is ParameterSource.DEFAULT else value

@@ -142,6 +142,21 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
     assert sorted(len(k["answers"]) for k in kept) == [4, 4, 4, 4, 5]
 
 
+def test_what_holds_is_searched_over_mild_settings_with_an_attack(
+    capsys, model_dir, prompts, store, tmp_path
+):
+    """The random model shows no concept, so that the attack, which follows the search, refuses."""
+    command = ["evaluate", *common(model_dir, prompts), "--seeds", 7, "--store", store, "--hold"]
+    command += ["--sae", "small", "--concept", "style=neon", "--out", tmp_path]
+    status, _, err = run(capsys, *command)
+    assert status == 1 and "--search-attack is part of a search" in err
+    command += ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 1]
+    for given, n in (([], 12), (["--multiplier=-1", "--top", "4"], 2)):
+        status, _, said = run(capsys, *command, *given)
+        assert f"search style=neon: setting {n} of {n}, seeds 3: " in said
+        assert status == 1 and "nothing to bring back: minicanvas:selection sees style=neon" in said
+
+
 def test_several_saes_of_a_store_are_one_removal_each_with_its_own_multiplier(
     capsys, model_dir, prompts, store, tmp_path
 ):
