@@ -2,7 +2,9 @@
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from benchmarks.unlearning import results as table
 from benchmarks.unlearning.ledger import Ledger, outcome_of, outcome_row
 from benchmarks.unlearning.methods import code_of
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
@@ -120,3 +122,30 @@ def test_code_is_told_by_what_it_computes(tmp_path, monkeypatch):
     monkeypatch.undo()
     code_of.cache_clear()
     assert code_of("esd", "diffusion") != code_of("salun", "diffusion")
+
+
+def test_the_command_says_what_it_kept_and_what_is_missing(tmp_path, monkeypatch):
+    """Stopped by its minutes; asked for an estimate; run for a part, which writes no page."""
+    path = tmp_path / "kept.jsonl"
+    Ledger(path).add("a", kind="cell", seconds_per_picture=1.0)
+
+    def prepared(root, model, run, amounts, grid, *, ledger, pace):
+        pace.check()
+        assert [*amounts.concepts] == ["style"]
+        pace.count("b", "picture", 7200)
+        return None
+
+    nothing = {"prepare": prepared, "results": lambda *about: {"defences": {}}}
+    for name, stands in {**nothing, "several": lambda *about: {}, "_say_strangers": id}.items():
+        monkeypatch.setattr(table, name, stands)
+
+    def said(*more):
+        arguments = ["--root", tmp_path, "--ledger", path, "--family", "style", "--processes", 1]
+        result = CliRunner().invoke(table.main, [*map(str, [*arguments, *more])])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    kept = f"1 outcomes and 0 attacked pictures in {path}"
+    assert said("--minutes", 0) == f"Stopped after 0 minutes: {kept}. The same command goes on.\n"
+    assert "   7200 pictures\nAt most 2.0 hours in 1 processes" in said("--estimate")
+    assert said() == f"{kept}. No page is written of a part: say where with --out.\n"
