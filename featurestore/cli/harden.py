@@ -170,7 +170,8 @@ def learner(store: Any, model: Any, run: Any, *, top: int, batch_size: int, quie
         label = f"{concept} (attacked)"
         labels: dict[str, str | None] = dict.fromkeys(store.families())
         samples = [
-            Prompt(p.prompt, p.seed, {**labels, family: label}, i) for i, p in enumerate(prompts, 1)
+            Prompt(p.prompt, p.seed, {**labels, family: label}, i, starts=p.starts)
+            for i, p in enumerate(prompts, 1)
         ]
         kept: dict[str, Any] = {"hooks": [own.hook], "io": own.io, "branch": own.branch}
         if f"activations/{own.hook}" not in store.tables():

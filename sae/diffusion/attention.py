@@ -192,12 +192,17 @@ class WordMaps:
 
     def of(self, call: DenoiserCall) -> tuple[Tensor, Tensor]:
         """Return the maps of a call's ``cond`` samples, ``[samples, words, positions]``, and which
-        words their prompts have, bool ``[samples, words]``.
+        words their prompts have, bool ``[samples, words]``; of a call without such samples, those
+        of the call before it in the same step.
 
         Raises:
             HookError: no layer ran in the call.
         """
-        if self._call is not call or self._sum is None:
+        last = self._call
+        same = last is call or (
+            last is not None and "cond" not in call.branches and last.step == call.step
+        )
+        if not same or self._sum is None:
             raise HookError(f"no attention of {self.hook!r} ran in the denoiser call.")
         return self._sum / self._n, self._present
 

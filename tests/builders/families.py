@@ -517,6 +517,22 @@ FAMILIES |= dict(
 )  # fmt: skip
 
 
+def _kandinsky3_unet() -> Any:
+    return diffusers.Kandinsky3UNet(
+        time_embedding_dim=16, groups=4, attention_head_dim=4, layers_per_block=2, block_out_channels=(8, 16, 16, 32),
+        cross_attention_dim=8, encoder_hid_dim=16,
+    )  # fmt: skip
+
+
+_KANDINSKY3 = embedded(6, 16, "attention_mask")
+FAMILIES |= {
+    "Kandinsky3Pipeline": Family(
+        bare("Kandinsky3Pipeline", diffusers.DDPMScheduler, "unet", unet=_kandinsky3_unet), ("unet.down_blocks.1",), _G,
+        prompts=_KANDINSKY3[0], negative=_KANDINSKY3[1], size=(64, 128),
+    ),
+}  # fmt: skip
+
+
 def _dit() -> Any:
     return diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=16,

@@ -127,7 +127,7 @@ ARCHITECTURES = {
     **_named(Architecture(patch=2), "Mochi"),
     **_named(Architecture(patch=2, one_area=True), "HiDreamImage"),
     **_named(Architecture(patch=2), "AuraFlow", "CogVideoX", "HunyuanDiT"),
-    **_named(Architecture(), "LTX"),
+    **_named(Architecture(), "LTX", "Kandinsky3"),
     **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan"),
     **_named(Architecture(passes, two_pass=True, patch=2), "QwenImage", "HunyuanVideo"),
     **_named(Architecture(alone, patch=2), "Flux2"),

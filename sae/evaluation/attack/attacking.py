@@ -262,7 +262,7 @@ class _Attack:
     def _keep(self, case: Case, outcome: dict[str, Any]) -> None:
         body = Attacked(
             prompt=case.prompt.prompt, seed=case.prompt.seed, family=case.family, concept=case.concept,
-            method=self.settings.method, **outcome,
+            method=self.settings.method, starts=dict(case.prompt.start_hashes), **outcome,
         )  # fmt: skip
         durable.write_bytes(
             self.path(case), (json.dumps(vars(body), ensure_ascii=False) + "\n").encode()

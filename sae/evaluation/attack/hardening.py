@@ -11,7 +11,7 @@ from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
-from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.diffusion.pipelines import Model, RunSettings, generate, with_starts
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings
@@ -106,7 +106,8 @@ def harden(
     Everything is kept in ``out``; the same call goes on there. Raises as
     :func:`sae.evaluation.attack.attack`.
     """
-    settings, run = settings or HardenSettings(), run or RunSettings(model.steps, model.guidance)
+    settings = settings or HardenSettings()
+    run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
     work = _Hardening(model, prompts, judge, out, settings, run, saes, mode, batch_size)
     edits, rounds, reason = list(interventions), [], ENDED
     first: float | None = None
@@ -194,7 +195,14 @@ class _Hardening:
             )
             texts = [one for one in typed if (one.family, one.concept) == (family, concept)]
             prompts = [
-                Prompt(str(one.found["text"]), one.seed, {family: concept}, 0) for one in texts
+                Prompt(
+                    str(one.found["text"]),
+                    one.seed,
+                    {family: concept},
+                    0,
+                    starts=self._asked(one).starts,
+                )
+                for one in texts
             ]
             selection = learn(family, concept, prompts, edits)
             taken = {
@@ -224,6 +232,11 @@ class _Hardening:
                 return tried
         return None
 
+    def _asked(self, one: Attacked) -> Prompt:
+        """Return the prompt that was attacked, with the pictures that it starts from."""
+        wanted = (one.prompt, one.seed, one.starts)
+        return next(p for p in self.prompts if (p.prompt, p.seed, p.start_hashes) == wanted)
+
     def _typed(
         self, edits: Sequence[Intervention], came_back: Sequence[Attacked]
     ) -> list[Attacked]:
@@ -234,7 +247,9 @@ class _Hardening:
             for start in range(0, len(came_back), self.batch_size):
                 part = came_back[start : start + self.batch_size]
                 texts = [str(one.found["text"]) for one in part]
-                images = generate(self.model, self.run, texts, [one.seed for one in part])
+                starts = [self._asked(one).starts for one in part]
+                seeds = [one.seed for one in part]
+                images = generate(self.model, self.run, texts, seeds, starts=starts)
                 asked = [Prompt(one.prompt, one.seed, {one.family: one.concept}, 0) for one in part]
                 answers = self.judge.answers(asked, images)
                 shown += [

@@ -37,6 +37,8 @@ class Attacked:
     """what was found: tokens and their text, embeddings, or the size of latents"""
     losses: list[float] = field(default_factory=list)
     """of every iteration"""
+    starts: dict[str, str] = field(default_factory=dict)
+    """pictures of its own that it starts from: ``image``, ``mask`` or ``control`` → SHA-256"""
 
     @property
     def shown_under_attack(self) -> bool:

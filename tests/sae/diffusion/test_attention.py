@@ -79,7 +79,7 @@ class _Functions:
         return getattr(torch.nn.functional, name)
 
 
-def joint_maps(name, model, hook, monkeypatch):
+def joint_maps(name, model, hook, monkeypatch, *, run=RUN):
     """What diffusers' fused attention is called with, written out: of the picture's queries, what
     they attend to the text. SD3 has the text last, FLUX first."""
     layers = [m for n, m in find_module(model.pipe, hook).named_modules() if n == "attn"]
@@ -108,7 +108,7 @@ def joint_maps(name, model, hook, monkeypatch):
     everywhere = [m for n, m in model.pipe.transformer.named_modules() if n.endswith(".attn")]
     handles = [m.register_forward_pre_hook(entered, with_kwargs=True) for m in everywhere]
     try:
-        generate(model, RUN, PROMPTS, [0, 1], output_type="latent")
+        generate(model, run, PROMPTS, [0, 1], output_type="latent")
     finally:
         for handle in handles:
             handle.remove()
@@ -246,3 +246,37 @@ def test_an_edit_acts_where_a_word_looks(name, hook, architectures, monkeypatch)
             expected = torch.where(inside[:, None], dense(sae, x[sample], features), x[sample])
             torch.testing.assert_close(y[sample], expected, atol=5e-5, rtol=5e-5)
             assert torch.equal(y[sample][~inside], x[sample][~inside])
+
+
+def test_both_calls_of_guidance_are_edited_where_the_conditional_one_looks(
+    architectures, monkeypatch
+):
+    """FLUX with a negative prompt calls its denoiser twice per step; only one call sees the word."""
+    model, run = architectures("FLUX"), RunSettings(2, 3.5, "ugly", height=32, width=48, true_cfg=2)
+    layers = joint_maps("FLUX", model, BLOCK, monkeypatch, run=run)
+    with plain_hooks(model.pipe, [BLOCK]) as seen:
+        generate(model, run, PROMPTS, [0, 1], output_type="latent")
+    plain, timesteps = seen[BLOCK], [float(t) for t in model.pipe.scheduler.timesteps]
+    d_in, features = rows(plain[0]).shape[-1], list(range(0, 64, 3))
+    chosen = [(step, f, 0.3, 0.01) for step in range(2) for f in features]
+    selection, sae = (
+        make_selection(model, chosen, timesteps, hook=BLOCK, d_in=d_in),
+        random_sae(d_in),
+    )
+    for branch in ("both", "cond", "uncond"):
+        edit = Intervention(selection, mask_from="cat", branch=branch)
+        with ablate(model.pipe, edit, saes=sae), plain_hooks(model.pipe, [BLOCK]) as seen:
+            generate(model, run, PROMPTS, [0, 1], output_type="latent")
+        for call, own in enumerate(("cond", "uncond")):
+            x, y = plain[call], seen[BLOCK][call]
+            if branch not in (own, "both"):
+                assert torch.equal(x, y)
+                continue
+            for sample in (0, 1):
+                tokens = places("FLUX", model, PROMPTS[sample], "cat")
+                maps = [calls[0][sample][..., tokens].mean((0, 2)) for calls in layers]
+                one = torch.stack(maps).mean(0)
+                inside = (one >= 0.4 * one.max())[:, None]
+                expected = torch.where(inside, dense(sae, x[sample], features), x[sample])
+                torch.testing.assert_close(y[sample], expected, atol=5e-5, rtol=5e-5)
+            assert not torch.equal(x, y)

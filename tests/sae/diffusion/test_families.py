@@ -113,7 +113,7 @@ def test_ablation_edits_one_branch_by_the_formula_and_nothing_else(name, guided,
         nothing = make_selection(model, [], timesteps, hook=hook, d_in=d_in)
         with ablate(pipe, nothing, saes=sae):
             assert torch.equal(pixels(pipe(**common(family, PROMPTS, guided))[0]), pixels(before))
-        for branch in {"cond", "uncond"} & {part for call in order for part in call}:
+        for branch in sorted({part for call in order for part in call}):
             selection = make_selection(
                 model, chosen, timesteps, hook=hook, d_in=d_in, branch=branch
             )

@@ -1,5 +1,6 @@
 """Issue 19: models without prompts, models of classes, and videos, as runs."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 from diffusers import ConsistencyModelPipeline, MochiPipeline
 
 from collectors import CollectSettings, collect
+from featurestore import Store
 from featurestore.errors import ModelError, UsageError
 from featurestore.prompts import Prompt, start_picture
+from featurestore.saes import commit_sae
+from sae.checkpoint import config_bytes, weights_bytes
 from sae.diffusion.hooks import as_positions
 from sae.diffusion.pipelines import (
     LoadSettings,
@@ -21,10 +25,15 @@ from sae.diffusion.pipelines import (
     picture_size,
 )
 from sae.intervention.settings import Intervention
+from tests.builders.cli import run as shell
+from tests.builders.codes import dense as dense_scores
+from tests.builders.codes import importance
 from tests.builders.families import BLOCK, FAMILIES, HEIGHT, WIDTH, picture
 from tests.builders.pipelines import _t5, save, t5_tokenizer, tiny_flux
 from tests.builders.plain import plain_hooks, rows
+from tests.builders.saes import random_sae
 from tests.builders.selections import make_selection
+from tests.queries.oracles import oracle
 
 
 def saved(name, tmp_path):
@@ -183,6 +192,46 @@ def test_third_parts_of_guidance_are_collected_by_name(branch, tmp_path):
     assert store.run["arguments"] == arguments
     with pytest.raises(UsageError, match=f"^branch {branch}: the guidance of FluxPipeline has the"):
         check_branch(Model("m", tiny_flux(tmp_path / "f"), 2, 3.0), run, branch)
+
+
+def test_a_third_part_is_scored_exported_and_edited_by_its_name(capsys, tmp_path):
+    """Through the command line, for perturbed attention guidance; scores against NumPy."""
+    family, hook = FAMILIES["StableDiffusionPAGPipeline"], "unet.up_blocks.1.attentions.1"
+    model = save(family.build(tmp_path), tmp_path / "pag")
+    prompts, store = tmp_path / "prompts.csv", tmp_path / "store"
+    styles = ["neon", "plain"] * 2
+    prompts.write_text("prompt,style\n" + "".join(f"{s} {i},{s}\n" for i, s in enumerate(styles)))
+    run = ["--model", model, "--steps", 2, "--guidance", 3, "--height", HEIGHT, "--width", WIDTH,
+           "--argument", "pag_scale=2", "--quiet"]  # fmt: skip
+
+    def command(*words):
+        status, _, err = shell(capsys, *words)
+        assert status == 0, err
+
+    command("collect", *run, "--prompts", prompts, "--store", store, "--hook", hook, "--branch", "perturbed")  # fmt: skip
+    opened = Store.open(store)
+    (shard,) = opened.activations(hook)
+    sae = random_sae(shard.d_in, hook=hook, height=int(shard.metadata["height"]), width=int(shard.metadata["width"]))  # fmt: skip
+    commit_sae(
+        opened, "s", {"config.json": config_bytes(sae.config), "sae.safetensors": weights_bytes(sae)}, {}
+    )  # fmt: skip
+    command("encode", "--store", store, "--sae", "s", "--quiet")
+    x = torch.from_numpy(np.array(shard.rows()).astype(np.float32))
+    z = torch.stack([sae.encode_dense(row) for row in x]).numpy().reshape(4, 2, -1, 40)
+    expected = oracle(z, styles)[0]["neon"]
+    found = dense_scores(importance(opened, "s", "style", "perturbed"), "neon", 2, 40)
+    np.testing.assert_allclose(found, np.where(found == 0, 0, expected), atol=1e-6)
+    assert (found != 0).sum() > 20
+    selection = tmp_path / "neon.json"
+    command("export", store, "--sae", "s", "--concept", "style=neon", "--branch", "perturbed", "--top", 5, "-o", selection)  # fmt: skip
+    pictures = {}
+    for name, edit in {"plain": [], "perturbed": ["--ablate", selection, "--threshold", 0, "--multiplier", -40],
+                       "cond": ["--ablate", selection, "--threshold", 0, "--multiplier", -40, "--branch", "cond"]}.items():  # fmt: skip
+        command("generate", *run, "--prompt", "neon 0", "--out", tmp_path / name, *edit)
+        pictures[name] = next((tmp_path / name).glob("*.png")).read_bytes()
+    assert len(set(pictures.values())) == 3
+    line = json.loads((tmp_path / "perturbed" / "generated.jsonl").read_text())
+    assert line["ablated"][0]["branches"] == ["perturbed"]
 
 
 def test_arguments_of_the_call_are_checked(model_dir):

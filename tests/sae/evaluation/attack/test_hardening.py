@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 
 from featurestore.errors import UsageError
-from featurestore.prompts import Prompt
+from featurestore.prompts import Prompt, start_picture
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
@@ -77,10 +79,10 @@ LOST = [0, 1, 0, 0]
 """one of the pictures of sketch became neon: IRA 1/2"""
 
 
-def run(model, files, out, judging, learn, settings=SETTINGS, said=None):
+def run(model, files, out, judging, learn, settings=SETTINGS, said=None, prompts=PROMPTS):
     own = Intervention(selection(model, files, [0, 3]), strength=-3.0)
     return harden(
-        model, [own], prompts=PROMPTS, judge=judging, learn=learn, out=out, settings=settings, run=RUN, saes=[files],
+        model, [own], prompts=prompts, judge=judging, learn=learn, out=out, settings=settings, run=RUN, saes=[files],
         progress=False, say=(said if said is not None else []).append,
     )  # fmt: skip
 
@@ -156,6 +158,31 @@ def test_it_ends_where_nothing_can_be_learnt(model, files, tmp_path):
         lambda *a: selection(model, files, [next(features)]),
     )
     assert found.reason == ENDED and len(found.interventions) == 4
+
+
+def test_prompts_with_pictures_of_their_own_are_hardened_with_these(model, files, tmp_path):
+    """Issue 19, item 3: two prompts of one text and seed, of which one picture each comes back."""
+    pipe = StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = []
+    for number, style in enumerate(("neon", "neon", "sketch", "sketch")):
+        Image.new("RGB", (64, 64), (40, 60 * number, 30)).save(tmp_path / f"{number}.png")
+        starts = {"image": start_picture(tmp_path / f"{number}.png", "test")}
+        prompts.append(Prompt(f"a {style}", 0, {"style": style}, 1, starts=starts))
+    asked, drawn = [], []
+
+    def learn(family, concept, found, edits):
+        asked.extend(found)
+        return selection(model, files, [5])
+
+    watched = pipe.prepare_latents
+    pipe.prepare_latents = lambda image, *a, **k: drawn.append(image.clone()) or watched(image, *a, **k)  # fmt: skip
+    script = [TARGETS, HELD, [0, 1], GOOD, [1], GOOD, TARGETS, HELD, [0, 0], GOOD]
+    found = run(replace(model, pipe=pipe), files, tmp_path / "h", judge(*script), learn, prompts=prompts)  # fmt: skip
+    assert found.reason == HOLDS
+    (one,) = asked
+    assert one.starts == prompts[1].starts and one.prompt.endswith("a neon")
+    assert len({image.mean().item() for images in drawn for image in images}) == 4
 
 
 def test_wrong_settings_are_one_line():
