@@ -217,7 +217,7 @@ def test_a_third_part_is_scored_exported_and_edited_by_its_name(capsys, tmp_path
     )  # fmt: skip
     command("encode", "--store", store, "--sae", "s", "--quiet")
     x = torch.from_numpy(np.array(shard.rows()).astype(np.float32))
-    z = torch.stack([sae.encode_dense(row) for row in x]).numpy().reshape(4, 2, -1, 40)
+    z = torch.stack([sae.encode_dense(row) for row in x]).detach().numpy().reshape(4, 2, -1, 40)
     expected = oracle(z, styles)[0]["neon"]
     found = dense_scores(importance(opened, "s", "style", "perturbed"), "neon", 2, 40)
     np.testing.assert_allclose(found, np.where(found == 0, 0, expected), atol=1e-6)
