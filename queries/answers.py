@@ -12,13 +12,22 @@ import pyarrow as pa
 
 from featurestore.errors import QueryError, UsageError
 from featurestore.format.records import Record
+from featurestore.format.records.listing import one_state
 from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
 from featurestore.vocabulary import BY_FEATURE
 from queries.derived.by_feature import find_by_feature
 from queries.derived.scope import check_scored, encoded, labelled
-from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found, find_sums
+from queries.derived.sums import (
+    ALL_FEATURES,
+    ALL_STEPS,
+    DELTA,
+    UNIT,
+    Found,
+    find_every_sums,
+    find_sums,
+)
 from queries.engine import DuckDB, Engine, Relations
 from queries.questions import MADE, Question, Value, find_question, whole_sql
 from queries.questions import tables as tables_of
@@ -48,12 +57,11 @@ def ask(
         QueryError: no such question, family, concept or feature; or there is not enough memory.
         DamageError: a file is not what its record says.
     """
-    asked = find_question(name)
-    values = complete(store, asked, asked.bind(parameters or {}), other)
-    with opened(
-        store, [name], values, other=other, engine=engine or DuckDB(memory_limit)
-    ) as answer:
-        return answer(name, values)
+    asked, engine = find_question(name), engine or DuckDB(memory_limit)
+    with one_state():
+        values = complete(store, asked, asked.bind(parameters or {}), other)
+        with opened(store, [name], values, other=other, engine=engine) as answer:
+            return answer(name, values)
 
 
 def ask_each(
@@ -122,8 +130,9 @@ def opened(
             elif kind in wanted:
                 made[kind] = find_question(kind).sql, {**values, **ALL_STEPS}
                 wanted |= set(find_question(kind).relations)
-    if wanted & set(BY_FEATURE):
-        by_feature, missing = _by_feature(store, engine, wanted, values)
+    if wanted & {*BY_FEATURE, "feature_sums"}:
+        every = any(find_question(name).all_features for name in names)
+        by_feature, missing = _by_feature(store, engine, wanted, values, every=every)
         derived |= by_feature
         made |= missing
         wanted |= {relation for kind in missing for relation in find_question(kind).relations}
@@ -144,20 +153,24 @@ def opened(
 
 
 def _by_feature(
-    store: Store, engine: Engine, wanted: set[str], values: Mapping[str, Value]
-) -> tuple[dict[str, list[Record]], dict[str, tuple[str, Mapping[str, Value]]]]:
-    """Return the tables by feature that are kept, else what makes them for a question: of its
-    feature alone, unless it needs the masks of all; then they are made at once, and kept."""
-    every = "feature_masks" in wanted
+    store: Store, engine: Engine, wanted: set[str], values: Mapping[str, Value], *, every: bool
+) -> tuple[dict[str, Sequence[Record]], dict[str, tuple[str, Mapping[str, Value]]]]:
+    """Return the tables by feature, and sums of all families, that are kept, and what makes the
+    others for a question: of its feature alone, unless it needs ``every`` feature; then the tables
+    are made at once, and kept."""
+    sae, branch = str(values["sae"]), str(values["branch"])
     make = every and engine.keeps and os.access(store.root, os.W_OK)
-    kept = find_by_feature(store, str(values["sae"]), str(values["branch"]), make=make)
-    kinds = sorted(wanted & set(BY_FEATURE))
-    if kept:
-        return {kind: kept[kind] for kind in kinds}, {}
+    kept: dict[str, Sequence[Record]] = {}
+    if wanted & set(BY_FEATURE):
+        kept |= find_by_feature(store, sae, branch, make=make)
+    if "feature_sums" in wanted and (sums := find_every_sums(store, sae, branch)):
+        kept["feature_sums"] = sums
+    kinds = sorted(wanted & {*BY_FEATURE, "feature_sums"})
     feature = None if every else values.get("feature")
     range_ = {} if feature is None else {"first_feature": feature, "last_feature": feature}
     given = {**values, **ALL_FEATURES, **range_}
-    return {}, {kind: (find_question(kind).sql, given) for kind in kinds}
+    missing = {kind: (find_question(kind).sql, given) for kind in kinds if kind not in kept}
+    return {kind: kept[kind] for kind in kinds if kind in kept}, missing
 
 
 def schema(asked: Question) -> pa.Schema:

@@ -70,6 +70,8 @@ class Question:
     relations: tuple[str, ...]
     only_fired: bool
     """whether it needs of importance only the features that fired in a concept's own samples"""
+    all_features: bool
+    """whether it needs the tables by feature of other features than the one it is about"""
     pairs: str
     """the question whose answer its importance is computed from"""
     columns: Mapping[str, str]
@@ -207,6 +209,7 @@ def _question(
         {p: _parameter(p, parameters[p], entry.get("defaults", {})) for p in entry["parameters"]},
         tuple(entry["relations"]),
         entry.get("only_fired", False),
+        entry.get("all_features", False),
         entry.get("pairs", "pairs"),
         entry["columns"],
         tuple(entry.get("nullable", ())),

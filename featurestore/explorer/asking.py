@@ -103,7 +103,7 @@ class Asking:
         from queries import ask
         from queries.questions import find_question
 
-        if "feature_masks" in find_question(name).relations and "sae" in given:
+        if find_question(name).all_features and "sae" in given:
             await self.by_feature(str(given["sae"]), str(given.get("branch", "cond")), gone)
         state = self.answers.state()
         return await self.answers.get(

@@ -78,6 +78,19 @@ def find_sums(
     return scope, {"sums": sums, "totals": [record]}
 
 
+def find_every_sums(store: Store, sae: str, branch: str) -> list[Record]:
+    """Return the shards of the sums of all families of the present samples, if those of every
+    family are kept; else none."""
+    made_by, found = source(store, sae), list[Record]()
+    for family in store.families():
+        name = shard_name(made_by, family, branch)
+        totals = store.record(f"totals/{sae}", name)
+        if totals is None or totals.schema != schema_id(TOTALS):
+            return []
+        found += _shards(store, sae, name)
+    return found
+
+
 def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
     """Make the sums and totals of every family and branch; those that are there and up to date
     stay.

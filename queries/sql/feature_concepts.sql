@@ -1,6 +1,6 @@
 -- feature_concepts: how strongly and how often a feature is active for every concept, by step.
 --
--- Relations: stats, codes, saes, labels.
+-- Relations: feature_masks, feature_sums, codes, saes, labels.
 -- Parameters: $sae, $branch, $feature.
 -- Columns: family, concept, step, timestep, n_samples (encoded ones of the concept), density (share
 -- of them in which it fired), mean (over samples and positions: mu of importance.sql).
@@ -20,12 +20,13 @@ encoded as (
     where sae = $sae and branch = $branch
 ),
 
-fired as (
+masks as (
     select
         sample_id,
-        step,
-        "sum"::double as total
-    from stats
+        first_step,
+        steps,
+        later_steps
+    from feature_masks
     where sae = $sae and branch = $branch and feature = $feature
 ),
 
@@ -34,26 +35,59 @@ encoded_rows as (
         encoded.sample_id,
         encoded.step,
         encoded.timestep,
-        coalesce(fired.total, 0) as total,
-        case when fired.total is null then 0 else 1 end as is_active
+        (
+            case
+                when encoded.step % 120 < 60 then coalesce(masks.steps, 0)
+                else coalesce(masks.later_steps, 0)
+            end >> (encoded.step % 60)
+        ) & 1 as is_active
     from encoded
-    left join fired on encoded.sample_id = fired.sample_id and encoded.step = fired.step
+    left join masks
+        on
+            encoded.sample_id = masks.sample_id
+            and encoded.step - encoded.step % 120 = masks.first_step
 ),
 
-final as (
+counts as (
     select
         labels.family,
         labels.concept,
         encoded_rows.step,
         min(encoded_rows.timestep) as timestep,
         count(*) as n_samples,
-        sum(encoded_rows.is_active) / count(*) as density,
-        sum(encoded_rows.total) / count(*) / max(map_positions) as mean
+        sum(encoded_rows.is_active) as n_active
     from encoded_rows
     inner join labels on encoded_rows.sample_id = labels.sample_id
-    cross join sizes
     group by labels.family, labels.concept, encoded_rows.step
-    order by labels.family, labels.concept, encoded_rows.step
+),
+
+concept_sums as (
+    select
+        family,
+        concept,
+        step,
+        "sum" as feature_sum
+    from feature_sums
+    where sae = $sae and branch = $branch and feature = $feature
+),
+
+final as (
+    select
+        counts.family,
+        counts.concept,
+        counts.step,
+        counts.timestep,
+        counts.n_samples,
+        counts.n_active / counts.n_samples as density,
+        coalesce(concept_sums.feature_sum, 0) / counts.n_samples / map_positions as mean
+    from counts
+    cross join sizes
+    left join concept_sums
+        on
+            counts.family = concept_sums.family
+            and counts.concept = concept_sums.concept
+            and counts.step = concept_sums.step
+    order by counts.family, counts.concept, counts.step
 )
 
 select * from final

@@ -554,6 +554,15 @@ def overlap_matrix(case):
     ]
 
 
+def feature_sums(case):
+    rows = []
+    for family, concept, *_ in concepts(case):
+        own = case.sums[[c == concept for c in case.labels[family]]].sum(0)
+        for step, feature in np.argwhere(own).tolist():
+            rows.append((family, concept, "cond", step, feature, own[step, feature]))
+    return rows
+
+
 def feature_concepts(case):
     z, rows = case.z[..., case.feature].astype(float), []
     for family, concept, n, _ in concepts(case):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import QueryError, UsageError
+from featurestore.format.records import listing
 from featurestore.saes import load_config
 from queries import ask
 from queries.answers import schema
@@ -326,3 +327,23 @@ def test_a_question_asked_many_times_at_once_is_answered_as_one_by_one(example):
         list(
             ask_each(store, "top_samples", [{"sae": "s", "feature": 1}, {"sae": "t", "feature": 1}])
         )
+
+
+def test_a_question_is_asked_of_one_state_of_a_store_that_grows(tmp_path, monkeypatch):
+    z, labels = random_codes(4, samples=4), {"style": ["a", "b", "a", "b"]}
+    store = make_store(tmp_path / "store", z, labels, encoded=[0, 1])
+    with listing.one_state():
+        before = store.records("codes/s")
+        make_store(tmp_path / "store", z, labels, encoded=[2, 3])
+        assert store.records("codes/s") == before
+    assert len(store.records("codes/s")) == 2
+    seen, read = [], listing._read_standing
+    monkeypatch.setattr(
+        listing, "_read_standing", lambda root, table: seen.append(table) or read(root, table)
+    )
+    for name, asked in {"best_scores": {}, "feature_concepts": {"feature": 1}}.items():
+        seen.clear()
+        ask(store, name, asked)
+        collected = [table for table in seen if table.split("/")[0] in listing._COLLECTED]
+        assert "codes/s" in collected
+        assert len(collected) == len(set(collected)), "records are read once"

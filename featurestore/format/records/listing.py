@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextvars import ContextVar
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -39,6 +40,11 @@ _COLUMNS = {
 }  # fmt: skip
 
 
+_COLLECTED = ("samples", "labels", "saes", "codes", "stats")
+"""kinds of table that no question adds to"""
+_once: ContextVar[dict[tuple[Path, str], list[Record]] | None] = ContextVar("once", default=None)
+
+
 class Found(NamedTuple):
     """A record's file."""
 
@@ -49,6 +55,17 @@ class Found(NamedTuple):
     """whether a later change of it must show"""
 
 
+@contextlib.contextmanager
+def one_state() -> Iterator[None]:
+    """Read the records of samples, labels, SAEs, codes and statistics once while the block runs, in
+    this thread: all that is asked in it is asked of one state of a store that may be growing."""
+    token = _once.set({})
+    try:
+        yield
+    finally:
+        _once.reset(token)
+
+
 def read_records(root: Path, table: str) -> list[Record]:
     """Return the records of a table in the order of their shards' names.
 
@@ -56,6 +73,16 @@ def read_records(root: Path, table: str) -> list[Record]:
         DamageError: one of them is not what was written, or is a symbolic link.
         VersionError: one has another format version.
     """
+    known = _once.get()
+    if known is None or table.partition("/")[0] not in _COLLECTED:
+        return _read_standing(root, table)
+    if (root, table) not in known:
+        known[root, table] = _read_standing(root, table)
+    return list(known[root, table])
+
+
+def _read_standing(root: Path, table: str) -> list[Record]:
+    """Return the records of a table without those that others replace."""
     records = _read_all(root, table)
     replaced = {name for record in records for name in record.covers if name != record.shard}
     return [one for one in records if one.shard not in replaced] if replaced else records

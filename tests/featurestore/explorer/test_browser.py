@@ -302,10 +302,10 @@ def test_a_store_that_lacks_something_works_as_far_as_it_can(tmp_path, browser):
     fresh = explored_store(tmp_path / "fresh")
     for record in [r for table in ("codes/s", "stats/s") for r in fresh.records(table)]:
         fresh.remove(record)
-    for store, commands in [
-        (bare, ["--images"]),
-        (one, []),
-        (fresh, ["featurestore encode --store"]),
+    for store, told in [
+        (bare, ["kept without their pictures", "carry no labels", "--images"]),
+        (one, ["style has one concept only, neon", "featurestore collect --store"]),
+        (fresh, ["not encoded yet with SAE s", "featurestore encode --store"]),
     ]:
         with serving(store) as base, browsing(base, browser=browser) as visit:
             visit.open()
@@ -315,8 +315,14 @@ def test_a_store_that_lacks_something_works_as_far_as_it_can(tmp_path, browser):
                 page = visit.go(address)
                 assert page.locator("main .problem").count() <= address.count("basket")
             visit.go("#/store")
-            for command in commands:
-                assert command in page.locator("main").inner_text()
+            for text in told:
+                assert text in page.locator("main").inner_text()
+            page = visit.go("#/feature/2")
+            if store is not fresh:
+                page.get_by_role("heading", name="Feature 2").wait_for()
+            if store is one:
+                labels = page.locator(".heat-labels")
+                labels.get_by_role("link", name="neon", exact=True).wait_for()
 
 
 def test_the_basket_draws_before_and_after(live_store, model_dir, browser):

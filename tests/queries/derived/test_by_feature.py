@@ -16,6 +16,7 @@ from queries import answers, ask
 from queries.answers import ask_each
 from queries.derived import by_feature
 from queries.derived.by_feature import find_by_feature, keep_by_feature
+from queries.derived.sums import keep_sums
 from queries.questions import questions
 from tests.builders.codes import LABELS, make_shards, noisy, random_codes
 from tests.builders.stores import make_store
@@ -52,9 +53,14 @@ def every(store):
 
 
 def test_questions_about_a_feature_read_what_is_ordered_by_feature():
-    assert {"feature_card", "top_samples", "sample_bands", "coactivation", "timestep_profile"} <= {
-        *OF_ONE
-    }
+    assert {
+        "feature_concepts",
+        "feature_card",
+        "top_samples",
+        "sample_bands",
+        "coactivation",
+        "timestep_profile",
+    } <= {*OF_ONE}
 
 
 @SETTINGS
@@ -78,6 +84,8 @@ def test_kept_and_made_for_the_question_answer_the_same_to_the_last_bit(
     keep_by_feature(store, "s")
     assert len(kept(store)) == len(BY_FEATURE)
     assert every(store) == expected
+    keep_sums(store, "s")
+    assert every(store) == expected
     for kind in BY_FEATURE:
         assert store.arrow(f"{kind}/s").to_pylist() == ask(store, kind).to_pylist()
 
@@ -87,6 +95,7 @@ def test_with_kept_tables_no_statistics_are_read(tmp_path):
         tmp_path / "store", random_codes(3, samples=4), {"style": ["a", "b", "a", "b"]}
     )
     keep_by_feature(store, "s")
+    keep_sums(store, "s")
     expected = every(store)
     spoil(store, "stats/s")
     assert every(store) == expected
