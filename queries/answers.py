@@ -169,8 +169,8 @@ def _by_feature(
     feature = None if every else values.get("feature")
     range_ = {} if feature is None else {"first_feature": feature, "last_feature": feature}
     given = {**values, **ALL_FEATURES, **range_}
-    missing = {kind: (find_question(kind).sql, given) for kind in kinds if kind not in kept}
-    return {kind: kept[kind] for kind in kinds if kind in kept}, missing
+    there = {kind: kept[kind] for kind in kinds if kind in kept}
+    return there, {kind: (find_question(kind).sql, given) for kind in kinds if kind not in kept}
 
 
 def schema(asked: Question) -> pa.Schema:
