@@ -139,7 +139,7 @@ def evaluate(
         search=searched,
         search_attack=search.attack(),
         search_pictures=search.search_attack or 0,
-        toward=targets.toward(wanted, protocol),
+        toward=targets.toward(wanted, protocol, searched=searched is not None),
         reference=reference,
         mode=mode,
         batch_size=drawing.run.batch_size,

@@ -70,9 +70,10 @@ class TargetOptions:
                     found += map(list, zip(*parts, strict=True))
         return found
 
-    def toward(self, wanted: "Sequence[Request]", protocol: str) -> "Toward":
+    def toward(self, wanted: "Sequence[Request]", protocol: str, *, searched: bool) -> "Toward":
         """Return what several concepts that are removed together are edited towards: the concepts
-        that are named, or the first of each family of the store that is kept.
+        that are named, or the first of each family of the store that is kept. Where nothing is
+        searched and nothing named: nothing, as it may cost more than it gives.
 
         Raises:
             UsageError: concepts are removed one at a time.
@@ -91,6 +92,8 @@ class TargetOptions:
                     "--toward and --pull are for several concepts removed together: give "
                     "--protocol joint or sequential."
                 )
+            return Toward()
+        if not (searched or self.towards or self.pulls):
             return Toward()
         if self.store is None:
             return Toward([Selection.load(path) for path in self.towards], pulls)
@@ -146,7 +149,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             help="What several concepts that are removed together are edited towards: a kept "
             "FAMILY=CONCEPT with --store, else its selection file.  [default: the first kept "
-            "concept of the store]",
+            "concept of the store, in a search]",
         ),
         click.option(
             "--pull",

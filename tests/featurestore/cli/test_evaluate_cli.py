@@ -188,9 +188,10 @@ def test_concepts_removed_together_go_towards_what_is_kept(
     command = ["evaluate", *common(model_dir, prompts), "--seeds", 7, "--protocol", "joint"]
     of_store = ["--store", store, "--sae", "small", "--concept", "style=neon"]
     for more, toward in (
-        ([*of_store, "--concept", "object=cat"], ["sketch", "tree"]),
+        ([*of_store, "--concept", "object=cat"], [None, None]),  # Nothing is searched or named.
+        ([*of_store, "--concept", "object=cat", "--pull", 0.5], ["sketch", "tree"]),
         ([*of_store, "--concept", "object=cat", "--toward", "style=sketch"], ["sketch", "tree"]),
-        ([*of_store, "--concept", "style=sketch"], [None, None]),
+        ([*of_store, "--concept", "style=sketch", "--pull", 0.5], [None, None]),
     ):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         status, _, said = run(capsys, *command, *more, "--out", out)
