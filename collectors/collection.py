@@ -15,9 +15,10 @@ from collectors.items import gather, measure, write
 from collectors.job import Job, prepare
 from collectors.keep import CollectSettings
 from collectors.planning.estimate import Estimate, estimate
-from collectors.planning.plan import WorkItem, plan
+from collectors.planning.plan import Sample, WorkItem, plan
 from collectors.planning.shares import Share, claim_item, tidy
 from collectors.rows.writer import BackgroundWriter, Timing
+from collectors.shard_size import find_shard_samples
 from featurestore.card import write_card
 from featurestore.prompts import Prompt
 from featurestore.store import Store
@@ -41,6 +42,8 @@ class CollectReport:
     timing: Timing
     n_bytes: int
     """written now, by this process"""
+    whole: bool
+    """whether all samples are in all tables by now; other processes may still be at some"""
     faults: dict[str, str]
     """sample id → why its picture, of those kept now, is no result"""
 
@@ -71,7 +74,7 @@ def collect(
         DiskError: the operating system refused a write, or the disk will not hold the run.
     """
     job, samples = prepare(path, model, prompts, run, settings)
-    items = plan(job.store, samples, job.tables, settings.shard_samples)
+    items = _cut(job, samples)
     n_new = sum(len(item.samples) for item in items)
     began = time.perf_counter()
     try:
@@ -99,6 +102,7 @@ def collect(
         job.tables,
         job.timing,
         job.n_bytes,
+        not plan(job.store, samples, job.tables, job.shard_samples),
         job.faults,
     )
 
@@ -117,7 +121,7 @@ def dry_run(
         As ``collect``.
     """
     job, samples = prepare(path, model, prompts, run, settings)
-    items = plan(job.store, samples, job.tables, settings.shard_samples)
+    items = _cut(job, samples)
     if not items:
         return Estimate({}, 0, 0, 0.0, job.store.root)
     one = WorkItem(items[0].shard, items[0].samples[: settings.batch_size], items[0].tables)
@@ -133,6 +137,11 @@ def dry_run(
         seconds=seconds,
         root=job.store.root,
     )
+
+
+def _cut(job: Job, samples: Sequence[Sample]) -> list[WorkItem]:
+    job.shard_samples = find_shard_samples(job, samples)
+    return plan(job.store, samples, job.tables, job.shard_samples)
 
 
 def _collect_items(

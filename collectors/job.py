@@ -50,6 +50,8 @@ class Job:
     """of the table ``samples``"""
     faults: dict[str, str] = field(default_factory=dict)
     """sample id → why its picture is no result"""
+    shard_samples: int = 0
+    """pictures per shard, known before the first is generated"""
     n_samples: int = 0
     n_bytes: int = 0
 
@@ -67,7 +69,7 @@ class Job:
     def made_by(self, table: str) -> dict[str, Any]:
         """Return what a table's commit records say under ``made_by``."""
         if table == "samples":
-            return {"featurestore": __version__}
+            return {"featurestore": __version__, "shard_samples": self.shard_samples}
         choices = self.settings.choices()
         for candidate in self.saes:
             if table in (f"codes/{candidate.name}", f"stats/{candidate.name}"):
@@ -168,7 +170,7 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         raise UsageError("--no-activations keeps codes only: name SAEs with --sae, and no --hook.")
     if len(set(settings.hooks)) < len(settings.hooks):
         raise UsageError("a --hook is named twice.")
-    if settings.batch_size < 1 or settings.shard_samples < 1:
+    if settings.batch_size < 1 or (settings.shard_samples or 1) < 1:
         raise UsageError("--batch-size and --shard-samples must be at least 1.")
     if settings.exact and next(denoiser(model.pipe).parameters()).device.type != "cpu":
         raise UsageError(

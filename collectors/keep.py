@@ -155,8 +155,8 @@ class CollectSettings:
     """also keep the pictures, in ``samples``"""
     batch_size: int = 8
     """pictures generated at once; changes nothing that is stored but rounding"""
-    shard_samples: int = 16
-    """pictures per shard"""
+    shard_samples: int | None = None
+    """pictures per shard; None: as the store was cut before, or as many as make files of 512 MB"""
     exact: bool = False
     """one picture at a time on one CPU thread: the same bytes whatever the batch size, the threads
     and the processes"""

@@ -24,6 +24,9 @@ from sae.feed.rows import ActivationRows, activation_rows, held_out
 from sae.training.settings import TrainSettings
 from sae.training.train import Progress, train_many
 
+SHARD_SAMPLES = 16
+"""pictures per shard of what is generated and not kept"""
+
 
 class Stream:
     """Prompts, generated chunk by chunk into a directory that goes away; every hook of a chunk is
@@ -161,7 +164,12 @@ def train_live(
             "accelerate."
         )
     what = replace(
-        what, hooks=list(dict.fromkeys(hooks.values())), saes=(), activations=True, images=False
+        what,
+        hooks=list(dict.fromkeys(hooks.values())),
+        saes=(),
+        activations=True,
+        images=False,
+        shard_samples=what.shard_samples or SHARD_SAMPLES,
     )
     run = with_starts(model.pipe, run, prompts)
     with tempfile.TemporaryDirectory(prefix="featurestore-live-", dir=scratch) as directory:

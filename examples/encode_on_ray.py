@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from featurestore import Store
-from queries.derived.sums import keep_sums
+from queries.derived.keep import keep_derived
 from sae import encode
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     store = str(Path(args.store).resolve())
     task = share.options(num_gpus=args.gpus)
     done = ray.get([task.remote(store, args.sae, rank, args.tasks) for rank in range(args.tasks)])
-    keep_sums(Store.open(store), args.sae)  # from which scores are computed
+    keep_derived(Store.open(store), args.sae)  # from which questions are answered
     for rank, n_new in enumerate(done):
         print(f"task {rank}: {n_new} shards")
 

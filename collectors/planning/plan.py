@@ -13,6 +13,13 @@ from featurestore.format.schemas import START_COLUMNS, family_names
 from featurestore.prompts import Prompt, StartPicture
 from featurestore.store import Store
 
+SHARD_BYTES = 512 * 2**20
+"""of a shard's largest file of activations, about, or of the memory that its codes wait in"""
+MOST_SAMPLES = 64
+"""of a shard, however small its files: what a crash may cost, and what processes share"""
+CODE_BYTES = 16
+"""of a code while it waits for its shard to end, with what is made of it"""
+
 
 class Sample(NamedTuple):
     """A picture with its identity."""
@@ -64,6 +71,13 @@ def identify(run_id: str, run: Mapping[str, Any], prompts: Sequence[Prompt]) -> 
 def own_guidance(prompt: Prompt, guidance: float) -> float | None:
     """Return a prompt's guidance scale if it is another than the run's."""
     return None if prompt.guidance == guidance else prompt.guidance
+
+
+def fitting(n_bytes: int, batch: int) -> int:
+    """Return how many pictures of ``n_bytes`` make a shard: as many whole batches as make about
+    ``SHARD_BYTES``, one at least, and no more than ``MOST_SAMPLES`` pictures if they are several."""
+    most = min(SHARD_BYTES // max(1, n_bytes), MOST_SAMPLES)
+    return max(batch, most - most % batch)
 
 
 def plan(

@@ -83,9 +83,8 @@ if TYPE_CHECKING:
 @click.option(
     "--shard-samples",
     type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="Pictures per shard.",
+    help="Pictures per shard.  [default: as the store was cut before, or whole batches that make "
+    "about 512 MB, 64 at most]",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option(
@@ -146,6 +145,7 @@ def collect(
     from collectors.planning.shares import find_share
     from featurestore.cli.store import human_bytes
     from featurestore.cli.terminal.hints import after_collecting
+    from queries.derived.keep import keep_derived
 
     share = find_share(rank, world_size)
     wanted = prompts.read(run.seeds)
@@ -173,6 +173,9 @@ def collect(
             f"  {table}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} "
             f"shards in {store}"
         )
+    for table in report.tables if report.whole else ():
+        if table.startswith("stats/"):
+            keep_derived(report.store, table.removeprefix("stats/"), progress=not quiet)
     if report.timing.writing:
         click.echo(f"  {report.timing.summary(report.n_bytes)}")
     after_collecting(report.store)

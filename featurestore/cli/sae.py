@@ -46,8 +46,7 @@ def encode(
     from featurestore.cli.terminal.hints import after_encoding
     from featurestore.errors import UsageError
     from featurestore.store import Store
-    from queries.derived.by_feature import keep_by_feature
-    from queries.derived.sums import keep_sums
+    from queries.derived.keep import keep_derived
     from sae.encoding import encode as run_encode
     from sae.masking import encode_where
 
@@ -59,8 +58,7 @@ def encode(
         sae = name
     else:
         n_new = run_encode(opened, sae, device=device, progress=not quiet)
-    keep_sums(opened, sae, progress=not quiet)
-    keep_by_feature(opened, sae, progress=not quiet)
+    keep_derived(opened, sae, progress=not quiet)
     rows = {
         kind: sum(record.rows for record in opened.records(f"{kind}/{sae}"))
         for kind in ("codes", "stats")

@@ -40,6 +40,8 @@ from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 ASIDE = ".set-aside"
 _MAX_CARD_BYTES = 64 * 2**20
+_MOST_SHARD_SAMPLES = 256
+"""pictures per shard that a lost record of ``samples`` is tried with, where no other tells them"""
 _AGAIN = {
     "samples": "the same 'featurestore collect' makes it again",
     "activations": "the same 'featurestore collect' makes it again",
@@ -249,6 +251,9 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
         *(other.sample_ids for other in others if other.shard == shard),
     ]
     makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
+    if table == "samples":
+        sizes = range(len(ids), _MOST_SHARD_SAMPLES + 1)
+        makers += [{"featurestore": __version__, "shard_samples": size} for size in sizes]
     path = store.root / name
     try:
         told = describe(path, samples=table == "samples", replaces=read_replaced(path))

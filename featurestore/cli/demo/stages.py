@@ -81,7 +81,7 @@ def _collect(
             model,
             prompts,
             run,
-            CollectSettings(hooks=hooks, images=True, batch_size=16),
+            CollectSettings(hooks=hooks, images=True, batch_size=16, shard_samples=16),
         ).store
 
 
