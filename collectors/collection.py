@@ -102,7 +102,7 @@ def collect(
         job.tables,
         job.timing,
         job.n_bytes,
-        not plan(job.store, samples, job.tables, job.shard_samples),
+        not _plan(job, samples),
         job.faults,
     )
 
@@ -141,7 +141,11 @@ def dry_run(
 
 def _cut(job: Job, samples: Sequence[Sample]) -> list[WorkItem]:
     job.shard_samples = find_shard_samples(job, samples)
-    return plan(job.store, samples, job.tables, job.shard_samples)
+    return _plan(job, samples)
+
+
+def _plan(job: Job, samples: Sequence[Sample]) -> list[WorkItem]:
+    return plan(job.store, samples, job.tables, job.shard_samples or len(samples))
 
 
 def _collect_items(

@@ -51,7 +51,7 @@ class Job:
     faults: dict[str, str] = field(default_factory=dict)
     """sample id → why its picture is no result"""
     shard_samples: int = 0
-    """pictures per shard, known before the first is generated"""
+    """pictures per shard, known before the first is generated; 0: all are one"""
     n_samples: int = 0
     n_bytes: int = 0
 

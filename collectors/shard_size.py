@@ -25,12 +25,15 @@ def find_shard_samples(job: Job, samples: Sequence[Sample]) -> int:
     before; or as many whole batches as :func:`fitting` says.
 
     The first two are read, the last is computed from one call of the denoiser for the first sample,
-    so every process, and every call that goes on, cuts alike. A warning says that the store was cut
-    otherwise before.
+    so every process, and every call that goes on, cuts alike. Samples that one batch takes are one
+    shard: 0, they are not cut. A warning says that the store was cut otherwise before.
     """
     asked, before = job.settings.shard_samples, _told(job.store)
     if asked is None:
-        return before or fitting(picture_bytes(job, samples[0]), _whole(job))
+        # With --exact, bytes do not depend on the batch size.
+        batch = 1 if job.settings.exact else job.settings.batch_size
+        whole = len(samples) <= batch
+        return before or (0 if whole else fitting(picture_bytes(job, samples[0]), batch))
     if before not in (None, asked):
         warnings.warn(
             f"{job.store.root} was collected with {before} pictures per shard, now they are {asked}: "
@@ -40,23 +43,18 @@ def find_shard_samples(job: Job, samples: Sequence[Sample]) -> int:
     return asked
 
 
-def _whole(job: Job) -> int:
-    # With --exact, bytes do not depend on the batch size.
-    return 1 if job.settings.exact else job.settings.batch_size
-
-
 def _told(store: Store) -> int | None:
-    """Return how a store was cut when it was begun; None if it holds no samples."""
-    records = store.records("samples")
-    if not records:
-        return None
-    told = records[0].made_by.get("shard_samples", FORMER_SAMPLES)
-    if type(told) is not int or told < 1:
-        raise DamageError(
-            f"{store.root / records[0].location}: shard_samples is {str(told)[:40]!r}, expected a "
-            f"whole number from 1 on."
-        )
-    return told
+    """Return how a store was cut first; None if it holds no samples, or was not cut yet."""
+    for record in store.records("samples"):
+        told = record.made_by.get("shard_samples", FORMER_SAMPLES)
+        if type(told) is not int or told < 0:
+            raise DamageError(
+                f"{store.root / record.location}: shard_samples is {str(told)[:40]!r}, expected a "
+                f"whole number."
+            )
+        if told:
+            return told
+    return None
 
 
 class _SeenError(Exception):

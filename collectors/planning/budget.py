@@ -5,9 +5,11 @@ can be started, ``collect --dry-run`` measures one batch instead.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from collectors.planning.plan import CODE_BYTES as WAITING_BYTES
+from collectors.planning.plan import fitting
 from featurestore.errors import UsageError, nearest
 
 
@@ -76,6 +78,20 @@ CODE_BYTES = 4.0
 """for each of the k codes of a position: 2.7 on the demo's store, 3.9 at SD-1.5's shape"""
 STATS_BYTES = 6.0
 """of a row of ``stats``: 5.4 at the published size, 6.9 on the demo's store"""
+SUMS_BYTES, TOTALS_BYTES = 3.0, 11.0
+"""of a row of ``sums`` and of ``totals`` at the published size"""
+BY_FEATURE_BYTES = 1.0
+"""of the three tables by feature, for each row of ``stats``, at the published size"""
+SUMS_CORE_S, BY_FEATURE_CORE_S = 2.64e-7, 3.35e-7
+"""seconds of a core for each row of ``stats``, there: making the sums of a family (99 s for two,
+188 million rows), and the tables by feature (63 s)"""
+CORES_USED = 1.46
+"""of two, by DuckDB while it makes the sums there (99 s of processors in 68 s)"""
+SPARK_CORE_S = 1e-6
+"""the same sums by Spark"""
+EXECUTOR_CORES = 4
+BATCH = 8
+"""pictures generated at once, unless told otherwise"""
 DISTINCT = 0.4
 """latents that fire in a row ÷ those that would if every code were drawn at random (0.28 and 0.39
 there)"""
@@ -92,6 +108,9 @@ class Corpus:
     n_branches: int = 1
     k: int = 32
     n_latents: int = 20480
+    n_families: int = 2
+    n_concepts: int = 70
+    """of all families together"""
 
     @property
     def samples(self) -> int:
@@ -102,6 +121,17 @@ class Corpus:
     def rows(self) -> int:
         """Rows of ``activations`` and of ``codes``, over all hooks."""
         return self.samples * self.model.n_steps * self.n_hooks * self.n_branches
+
+    @property
+    def shard_samples(self) -> int:
+        """Pictures per shard, where activations are kept."""
+        per_picture = self.model.n_steps * self.n_branches * self.model.positions
+        return fitting(per_picture * max(self.model.d_in * 2, self.k * WAITING_BYTES), BATCH)
+
+    @property
+    def shards(self) -> int:
+        """Of each table that a collection fills."""
+        return -(-self.samples // self.shard_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +145,16 @@ class Budget:
     """on one H100, generating and collecting"""
     encode_hours: float
     """on one H100, encoding all hooks, at most: as long as training on every position once"""
+    derive_hours: float
+    """on two cores, making sums and tables by feature"""
+    spark_executors: int
+    """of four cores, that make the sums in an hour"""
+    n_files: int
+    """data files of a collection that is not compacted, and as many commit records"""
+
+    def kept_bytes(self, without: Collection[str] = ()) -> int:
+        """Return the bytes of all tables but some."""
+        return sum(size for table, size in self.table_bytes.items() if table not in without)
 
 
 def model_sizes(
@@ -160,7 +200,11 @@ def budget(corpus: Corpus) -> Budget:
         "activations": round(corpus.rows * model.positions * model.d_in * 2 * ACTIVATION_OVERHEAD),
         "codes": round(corpus.rows * codes * CODE_BYTES),
         "stats": round(stats_rows * STATS_BYTES),
+        "sums, totals": _sums_bytes(corpus, stats_rows),
+        "by feature": round(stats_rows * BY_FEATURE_BYTES),
     }
+    sums = stats_rows * corpus.n_families
+    derive = (sums * SUMS_CORE_S + stats_rows * BY_FEATURE_CORE_S) / CORES_USED
     generate = corpus.samples * model.n_steps * model.calls * model.tflop / H100_TFLOPS * COLLECTING
     encode = corpus.rows * model.positions * model.d_in * corpus.n_latents / TRAINED_POSITIONS
     return Budget(
@@ -168,4 +212,16 @@ def budget(corpus: Corpus) -> Budget:
         stats_rows=stats_rows,
         generate_hours=generate / 3600,
         encode_hours=encode / 3600,
+        derive_hours=derive / 3600,
+        n_files=2 * corpus.shards * (1 + 3 * corpus.n_hooks),
+        spark_executors=math.ceil(sums * SPARK_CORE_S / 3600 / EXECUTOR_CORES),
     )
+
+
+def _sums_bytes(corpus: Corpus, stats_rows: int) -> int:
+    """Return the bytes of ``sums`` and ``totals``, at most: as if every latent fired for every
+    concept at every step."""
+    features = corpus.model.n_steps * corpus.n_hooks * corpus.n_branches * corpus.n_latents
+    sums = min(stats_rows * corpus.n_families, features * corpus.n_concepts)
+    totals = min(stats_rows, features) * corpus.n_families
+    return round(sums * SUMS_BYTES + totals * TOTALS_BYTES)

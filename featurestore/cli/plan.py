@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from collectors.planning.budget import Budget, Corpus
+
+_KEPT: "Mapping[str, tuple[str, ...]]" = {
+    "everything": (),
+    "no activations (collect --sae --no-activations)": ("activations",),
+    "no activations, no codes": ("activations", "codes"),
+}
+"""what is kept → the tables that are not"""
 
 
 @click.command()
@@ -58,6 +67,22 @@ if TYPE_CHECKING:
     help="Latents of the SAE.",
 )
 @click.option(
+    "--families",
+    "n_families",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Families of concepts that samples are labelled with.",
+)
+@click.option(
+    "--concepts",
+    "n_concepts",
+    type=click.IntRange(1),
+    default=70,
+    show_default=True,
+    help="Concepts, of all families together.",
+)
+@click.option(
     "--gpus",
     type=click.IntRange(1),
     default=1,
@@ -67,12 +92,16 @@ if TYPE_CHECKING:
 @click.option(
     "--gpu-price", type=click.FloatRange(0), help="Price of a GPU hour, to add up the cost."
 )
+@click.option(
+    "--disk-price", type=click.FloatRange(0), help="Price of a terabyte per month, likewise."
+)
 def plan(
     *, model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int, both_branches: bool,
-    positions: int | None, d_in: int | None, tflop: float | None, k: int, latents: int, gpus: int,
-    gpu_price: float | None,
+    positions: int | None, d_in: int | None, tflop: float | None, k: int, latents: int,
+    n_families: int, n_concepts: int, gpus: int, gpu_price: float | None, disk_price: float | None,
 ) -> None:  # fmt: skip
-    """Say what a corpus takes: bytes of each table, GPU hours, cost. Loads no model.
+    """Say what a corpus takes: bytes of each table, files, GPU hours, what SQL takes on one machine
+    and on Spark, cost. Loads no model.
 
     The constants were measured (docs/scale.md says where); hours of models other than sd15 are
     scaled by their arithmetic. For a run that can be started, `featurestore collect --dry-run`
@@ -87,20 +116,18 @@ def plan(
     sizes = model_sizes(model, positions=positions, d_in=d_in, tflop=tflop, n_steps=steps)
     corpus = Corpus(
         model=sizes, n_prompts=n_prompts, n_seeds=n_seeds, n_hooks=n_hooks,
-        n_branches=2 if both_branches else 1, k=k, n_latents=latents,
+        n_branches=2 if both_branches else 1, k=k, n_latents=latents, n_families=n_families,
+        n_concepts=n_concepts,
     )  # fmt: skip
-    _print(corpus, budget(corpus), gpus, gpu_price)
+    made = budget(corpus)
+    _print_disk(corpus, made, disk_price)
+    _print_work(corpus, made, gpus, gpu_price)
 
 
-def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None) -> None:
+def _print_disk(corpus: "Corpus", made: "Budget", price: float | None) -> None:
     from featurestore.cli.store import human_bytes
     from featurestore.cli.terminal.text import text_table
 
-    kept = {
-        "everything": ("samples", "activations", "codes", "stats"),
-        "codes and statistics (collect --sae --no-activations)": ("samples", "codes", "stats"),
-        "statistics only": ("samples", "stats"),
-    }
     click.echo(
         f"{corpus.samples:,} pictures × {corpus.model.n_steps} steps × {corpus.n_hooks} hook(s) of "
         f"{corpus.model.positions} × {corpus.model.d_in}: {corpus.rows:,} rows, "
@@ -108,11 +135,16 @@ def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None)
     )
     rows = [[table, human_bytes(size)] for table, size in made.table_bytes.items()]
     click.echo(text_table(["table", "size"], rows, [False, True]))
+    sizes = [[what, made.kept_bytes(without)] for what, without in _KEPT.items()]
+    names = ["if you keep", "disk", *(["per month"] if price is not None else [])]
     rows = [
-        [what, human_bytes(sum(made.table_bytes[t] for t in tables))]
-        for what, tables in kept.items()
+        [what, human_bytes(n), *([f"{n / 1e12 * price:,.2f}"] if price is not None else [])]
+        for what, n in sizes
     ]
-    click.echo("\n" + text_table(["if you keep", "disk"], rows, [False, True]))
+    click.echo("\n" + text_table(names, rows, [False, *[True] * (len(names) - 1)]))
+
+
+def _print_work(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None) -> None:
     hours = made.generate_hours + made.encode_hours
     said = (
         f"\nGPU (one H100): {made.generate_hours:,.2f} h to collect, at most "
@@ -125,7 +157,19 @@ def _print(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | None)
         else ""
     )
     click.echo(f"{said}.")
+    each = -(-corpus.shards // gpus)
+    array = f", {each:,} for each of {gpus} tasks of a job array" if gpus > 1 else ""
+    click.echo(
+        f"Files: {corpus.shards:,} shards per table, of {corpus.shard_samples} pictures{array}; "
+        f"{made.n_files:,} files, which are as many objects in an object store."
+    )
+    click.echo(
+        f"SQL, once: sums and tables by feature in {made.derive_hours:,.2f} h on two cores within "
+        f"2 GB of memory; the sums on Spark in an hour with {made.spark_executors:,} executor(s) of "
+        f"four cores."
+    )
     if corpus.model.name != "sd15":
         click.echo(
-            "Measured for sd15 only: these hours are scaled by the arithmetic of a denoiser call."
+            "Measured for sd15 only: the hours of the GPU are scaled by the arithmetic of a "
+            "denoiser call."
         )

@@ -15,7 +15,7 @@ from featurestore.format.contents import Part, hash_range
 from featurestore.format.footers import check_footer
 from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry, Record
-from featurestore.format.verified import is_settled, key_of, known, remember, why_not
+from featurestore.format.verified import is_settled, is_to_come, key_of, known, remember, why_not
 from featurestore.vocabulary import VERIFICATION
 
 _SHOWN_BYTES = 8 * 10**9
@@ -33,8 +33,8 @@ def forget() -> None:
 
 
 def compared_anew() -> dict[Path, str]:
-    """Return the stores whose files every process compares again, though it was to remember them;
-    store → why."""
+    """Return the stores of which every process compares files again, though it was to remember
+    them; store → which files, and why."""
     return dict(_anew)
 
 
@@ -114,7 +114,7 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
     reason = why_not(root) if mode == "cached" and pairs else None
     remembers = mode == "cached" and bool(pairs) and reason is None
     if reason is not None:
-        _anew[root] = reason
+        _anew[root] = f"all files that it reads with their records, for {reason}"
     if remembers:
         _checked.update(known([key for key in keys if key is not None and key not in _checked]))
     keyed = [
@@ -137,6 +137,7 @@ def check_shards(root: Path, records: Iterable[Record]) -> None:
             if key and status and is_settled(status)
         }
         remember(key for key in sound if key in now)
+        _note_to_come(root, statuses)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise DamageError(
@@ -163,6 +164,7 @@ class PartCheck:
         self._remembers = bool(
             status and verification() == "cached" and why_not(root) is None and is_settled(status)
         )
+        _note_to_come(root, [status])
         keys = [status and key_of(status, about + b" part %d" % i) for i in range(len(parts))]
         if self._remembers:
             found = [key for key in (whole, *keys) if key is not None and key not in _checked]
@@ -214,6 +216,15 @@ class PartCheck:
     def _refuse(self, what: str) -> NoReturn:
         raise DamageError(
             f"{self._root}: {self._entry.path} {what}. Run 'featurestore verify {self._root}'."
+        )
+
+
+def _note_to_come(root: Path, statuses: Iterable[os.stat_result | None]) -> None:
+    """Note files that were compared and cannot be remembered, because the clock went back."""
+    if any(status is not None and is_to_come(status) for status in statuses):
+        _anew[root] = (
+            "those files with their records whose times are still to come, for the clock of this "
+            "machine, or of the one that wrote them, went back"
         )
 
 

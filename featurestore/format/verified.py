@@ -67,6 +67,11 @@ def is_settled(status: os.stat_result, now_ns: int | None = None) -> bool:
     return max(status.st_mtime_ns, status.st_ctime_ns) <= limit
 
 
+def is_to_come(status: os.stat_result) -> bool:
+    """Say whether a file was changed at a time that is still to come: the clock went back."""
+    return max(status.st_mtime_ns, status.st_ctime_ns) > time.time_ns()
+
+
 @cache
 def why_not(root: Path) -> str | None:
     """Return why what was compared in a directory cannot be remembered, or None."""

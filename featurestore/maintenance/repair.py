@@ -252,7 +252,7 @@ def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None
     ]
     makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
     if table == "samples":
-        sizes = range(len(ids), _MOST_SHARD_SAMPLES + 1)
+        sizes = (0, *range(len(ids), _MOST_SHARD_SAMPLES + 1))
         makers += [{"featurestore": __version__, "shard_samples": size} for size in sizes]
     path = store.root / name
     try:

@@ -132,14 +132,27 @@ def test_a_store_that_does_not_tell_goes_on_with_sixteen(model, tmp_path, monkey
     assert find_shard_samples(job, samples) == n
 
 
-@pytest.mark.parametrize("told", ["16", 0, True, 1.5, None])
+def test_one_batch_is_one_shard_and_decides_nothing(model, tmp_path):
+    calls = []
+    handle = model.pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    try:
+        store = run(tmp_path / "store", model, PROMPTS[:2])
+    finally:
+        handle.remove()
+    assert len(calls) == RUN.n_steps  # no call is made to find a size
+    assert [record.made_by["shard_samples"] for record in store.records("samples")] == [0]
+    more = run(tmp_path / "store", model)
+    assert sizes(more) == [2, 5]
+    assert [record.made_by["shard_samples"] for record in more.records("samples")] == [0, 64]
+    assert sizes(run(tmp_path / "store", model, batch_size=1)) == [2, 5]
+
+
+@pytest.mark.parametrize("told", ["16", -1, True, 1.5, None])
 def test_what_is_no_number_is_refused(model, tmp_path, monkeypatch, told):
     job, samples = prepare(tmp_path / "s", model, PROMPTS, RUN, CollectSettings(hooks=[HOOK]))
     one = Record("samples", "x", "0", 1, (1,), (), {"shard_samples": told})
     monkeypatch.setattr(job.store, "records", lambda table: [one])
-    with pytest.raises(
-        DamageError, match=r"shard_samples is .*, expected a whole number from 1 on"
-    ):
+    with pytest.raises(DamageError, match=r"shard_samples is .*, expected a whole number"):
         find_shard_samples(job, samples)
 
 

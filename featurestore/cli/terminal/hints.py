@@ -39,10 +39,9 @@ def warn_compared_anew() -> None:
     """Say on stderr, once per command and store, why its files are compared with their records by
     every command; nothing where none was."""
     checksums = sys.modules.get("featurestore.format.checksums")
-    for root, reason in checksums.compared_anew().items() if checksums else ():
+    for root, which in checksums.compared_anew().items() if checksums else ():
         click.echo(
-            f"Note: {root}: every command compares all files that it reads with their records, "
-            f"for {reason}. --verify says when it does so (docs/reliability.md).",
+            f"Note: {root}: every command compares {which}. --verify says when it does so (docs/reliability.md).",
             err=True,
         )
 

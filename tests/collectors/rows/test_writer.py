@@ -120,8 +120,8 @@ def test_rows_are_written_before_the_last_step(model, tmp_path, monkeypatch):
     handle = model.pipe.unet.register_forward_pre_hook(slow)
     try:
         report = collect(
-            tmp_path / "s", model, PROMPTS, RunSettings(5, 3.0), CollectSettings(hooks=[HOOK], batch_size=4),
-            progress=False,
+            tmp_path / "s", model, PROMPTS, RunSettings(5, 3.0),
+            CollectSettings(hooks=[HOOK], batch_size=4, shard_samples=4), progress=False,
         )  # fmt: skip
     finally:
         handle.remove()

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sqlite3
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +185,60 @@ def test_a_command_says_once_why_nothing_is_remembered(store, cache, capsys, mon
     new_process()
     checksums.set_verification("cached")
     assert run(capsys, "sql", store.root, "select 1 from samples")[2] == ""
+
+
+def test_a_clock_that_went_back_is_said_once_and_hides_nothing(
+    store, cache, hashed, capsys, monkeypatch
+):
+    now = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(verified.time, "time_ns", lambda: now)
+    query = ("sql", store.root, "select sum(sum) from stats where branch = 'cond'")
+    for n in (1, 2):
+        new_process()
+        status, out, err = run(capsys, *query)
+        assert (status, len(hashed)) == (0, n)
+        assert err == (
+            f"Note: {store.root}: every command compares those files with their records whose times "
+            f"are still to come, for the clock of this machine, or of the one that wrote them, went "
+            f"back. --verify says when it does so (docs/reliability.md).\n"
+        )
+    (path,) = store.files("stats/s")
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    new_process()
+    assert run(capsys, *query)[0] == 1
+    path.write_bytes(data)
+    monkeypatch.undo()
+    new_process()
+    assert run(capsys, *query) == (0, out, "")
+
+
+@pytest.mark.parametrize("grain_ns", [1, 10**6, 10**9, 2 * 10**9])
+def test_no_grain_of_a_file_systems_clock_hides_a_change(grain_ns):
+    """A file system without nanoseconds, or FAT's two seconds: what is remembered and changed after
+    that has another time."""
+    rng = np.random.default_rng(0)
+    remembered = 0
+    for _ in range(500):
+        changed, looked, again = np.cumsum(rng.integers(0, 5 * 10**9, 3)).tolist()
+        first, second = ((t // grain_ns) * grain_ns for t in (changed, again))
+        status = SimpleNamespace(st_mtime_ns=first, st_ctime_ns=first)
+        if verified.is_settled(status, looked):
+            remembered += 1
+            assert second != first
+    assert remembered > 50
+
+
+def test_a_cache_that_belongs_to_another_user_is_not_used(
+    store, cache, hashed, capsys, monkeypatch
+):
+    verified.remember([])
+    monkeypatch.setattr(os, "geteuid", lambda: cache.parent.stat().st_uid + 1)
+    for n in (1, 2):
+        new_process()
+        status, _, err = run(capsys, "sql", store.root, "select prompt from samples")
+        assert (status, len(hashed)) == (0, n)
+        assert err.count("\n") == 1 and "is not a directory that only you can write to" in err
 
 
 def test_another_users_cache_is_not_used(store, cache, hashed):
