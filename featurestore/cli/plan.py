@@ -135,7 +135,7 @@ def _print_disk(corpus: "Corpus", made: "Budget", price: float | None) -> None:
     )
     rows = [[table, human_bytes(size)] for table, size in made.table_bytes.items()]
     click.echo(text_table(["table", "size"], rows, [False, True]))
-    sizes = [[what, made.kept_bytes(without)] for what, without in _KEPT.items()]
+    sizes = [(what, made.kept_bytes(without)) for what, without in _KEPT.items()]
     names = ["if you keep", "disk", *(["per month"] if price is not None else [])]
     rows = [
         [what, human_bytes(n), *([f"{n / 1e12 * price:,.2f}"] if price is not None else [])]
