@@ -1,7 +1,8 @@
 -- candidates: the pairs of pairs.sql of which the best mean scores can be, found without the rest.
 --
 -- A feature can be among the $top best of a concept if the upper bound of its mean score reaches
--- the $top-th largest lower bound, or all but: means that agree to 12 decimals count as equal.
+-- the $top-th largest lower bound, or misses it by no more than what two means may differ by that
+-- count as equal (they agree to 12 decimals).
 --
 -- Relations: mean_bounds, the result of mean_bounds.sql; sums and totals.
 -- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $top.

@@ -9,8 +9,8 @@
 -- Relations: sums and totals, the results of sums.sql and totals.sql.
 -- Parameters: $sae, $branch, $family, $concept (null: all), $first_step, $last_step,
 -- $map_positions, $delta.
--- Columns: concept, feature, lower_bound and upper_bound (the mean lies between them, but for what
--- rounding can change, which they have given way by).
+-- Columns: concept, feature, lower_bound and upper_bound (the mean lies between them; both leave
+-- room for what rounding can change).
 with
 concept_sums as not materialized (
     select

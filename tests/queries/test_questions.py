@@ -15,7 +15,7 @@ from featurestore.errors import QueryError, UsageError
 from featurestore.format.records import listing
 from featurestore.saes import load_config
 from queries import ask
-from queries.answers import schema
+from queries.answers import ask_each, schema
 from queries.connection.session import SQL, quote_text
 from queries.questions import questions
 from tests.builders.cases import answer, equal, make_case
@@ -347,3 +347,11 @@ def test_a_question_is_asked_of_one_state_of_a_store_that_grows(tmp_path, monkey
         collected = [table for table in seen if table.split("/")[0] in listing._COLLECTED]
         assert "codes/s" in collected
         assert len(collected) == len(set(collected)), "records are read once"
+
+
+def test_the_best_of_several_numbers_are_asked_over_one_connection(tmp_path):
+    z, labels = random_codes(4, samples=4), {"style": ["a", "b", "a", "b"]}
+    store = make_store(tmp_path / "store", z, labels)
+    for name in ("best_scores", "best_features"):
+        every = [{"top": top} for top in (2, 5, 1)]
+        assert list(ask_each(store, name, every)) == [ask(store, name, one) for one in every]
