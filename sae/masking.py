@@ -45,9 +45,9 @@ def encode_where(
 
     Raises:
         UsageError: no word is given.
-        SAEError: there is no such SAE, it has no codes, ``new_name`` is another, or the words' maps
-            do not fit the codes.
-        TableError: no attention was kept at the SAE's hook.
+        SAEError: there is no such SAE, it has no codes, ``new_name`` is another, or the words have
+            no maps, or none that fit the codes.
+        TableError: ``new_name`` cannot be a name.
     """
     words = sorted(set(words))
     if not words:
