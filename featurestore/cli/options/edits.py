@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.options.gathering import gathered
+from featurestore.cli.options.single import ablate_option
 from featurestore.vocabulary import (
     BRANCH_CHOICES,
     DEFAULT_PULL,
@@ -87,13 +88,7 @@ class InterventionOptions:
 def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what is done with which selections; they arrive as ``edits``."""
     options = [
-        click.option(
-            "--ablate",
-            "selections",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="A selection file; several times for several.",
-        ),
+        ablate_option,
         click.option(
             "--multiplier",
             "multipliers",

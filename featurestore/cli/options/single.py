@@ -44,3 +44,10 @@ sae_directories_option = click.option(
     help="Directory of the SAE, if the selection's store is elsewhere; of several, each has its "
     "SAE's name.",
 )
+ablate_option = click.option(
+    "--ablate",
+    "selections",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A selection file; may be repeated: those of one concept are removed together.",
+)

@@ -10,6 +10,7 @@ import click
 from featurestore.cli.options.gathering import gathered
 from featurestore.cli.options.kinds import Numbers, Seeds
 from featurestore.cli.options.prompts import PromptOptions
+from featurestore.cli.options.single import ablate_option
 
 if TYPE_CHECKING:
     from featurestore.selection import Selection
@@ -112,13 +113,7 @@ class TargetOptions:
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which selections are removed; they arrive as ``targets``."""
     options = [
-        click.option(
-            "--ablate",
-            "selections",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            help="A selection file; may be repeated. Those of one concept are one removal.",
-        ),
+        ablate_option,
         click.option(
             "--store", type=click.Path(path_type=Path), help="Instead: a store, to select from."
         ),
