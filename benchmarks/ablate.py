@@ -1,8 +1,8 @@
 """What ablation adds to a denoiser call of Stable Diffusion 1.5's shape: ours, SAeUron's released
 hook, and nnsight.
 
-python benchmarks/ablate.py --saeuron DIR CPU, float32; DIR is a checkout of SAeUron python
-benchmarks/ablate.py --device cuda --dtype float16
+python benchmarks/ablate.py --saeuron DIR      CPU, float32; DIR is a checkout of SAeUron
+python benchmarks/ablate.py --device cuda --dtype float16
 
 The UNet and the SAE (d_in 1280, 20480 latents, k 32) have random weights. A concept has two
 features, those that fire at the most positions; it is present where they exceed the median of their

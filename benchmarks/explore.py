@@ -1,11 +1,13 @@
 """The explorer's bars: how soon each view of a store is there, cold and warm, and what the server
 takes.
 
-usage: python benchmarks/explore.py [STORE] (default: a demo's store, demo/store). The first pass of
-a fresh server, of which no answer is kept, is cold; the second, in a new window of the browser, is
-warm; the third is the first of a server that was started again. What the pages need is made first,
-as `featurestore encode` makes it, and the files are verified. The numbers that a view shows are
-compared with the question's.
+python benchmarks/explore.py             the demo's store, demo/store
+python benchmarks/explore.py STORE       another one
+
+The first pass of a fresh server, of which no answer is kept, is cold; the second, in a new window
+of the browser, is warm; the third is the first of a server that was started again. What the pages
+need is made first, as `featurestore encode` makes it, and the files are verified. The numbers that
+a view shows are compared with the question's.
 """
 
 import contextlib

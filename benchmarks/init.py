@@ -1,14 +1,13 @@
 """Where training begins and how fast it goes: held-out FVU and dead latents of several ways, at
 equal steps, on equal data.
 
-python benchmarks/init.py --work DIR all that is not in results/init.jsonl yet python
-benchmarks/init.py --work DIR --data up1 --steps 400 --seeds 0 python benchmarks/init.py --table
-what was found
+python benchmarks/init.py --work DIR      all that is not in results/init.jsonl yet
+python benchmarks/init.py --work DIR --data up1 --steps 400 --seeds 0
+python benchmarks/init.py --table         what was found
 
-Data: three hooks of the included model (the demo's 200 pictures, k 16, 8 latents a channel, batches
-of 1024), and
-synthetic activations of Stable Diffusion 1.5's smaller width (d_in 320, 5120 latents, k 32, batches
-of 1024).
+Data: three hooks of the included model (the demo's 200 pictures, k 16, 8 latents per channel,
+batches of 1024), and synthetic activations of Stable Diffusion 1.5's smaller width (d_in 320, 5120
+latents, k 32, batches of 1024).
 """
 
 import argparse
