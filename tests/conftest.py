@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
@@ -9,6 +10,14 @@ if not torch.cuda.is_available():
 from tests.builders.pipelines import save, tiny_stable_diffusion
 
 torch.set_num_threads(1)
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

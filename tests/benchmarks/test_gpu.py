@@ -47,5 +47,5 @@ def test_without_a_gpu_every_bar_waits():
 
 
 def test_every_stage_names_a_benchmark_whose_options_are_known():
-    for stage in gpu.STAGES[1:]:
-        assert gpu.run(gpu.rehearsed(stage)._replace(seconds=120))[0] == "passed", stage.name
+    for stage in {gpu.rehearsed(s).command: gpu.rehearsed(s) for s in gpu.STAGES[1:]}.values():
+        assert gpu.run(stage._replace(seconds=600))[0] == "passed", stage.name

@@ -13,7 +13,7 @@ FLOATS = st.floats(-1e38, 1e38)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     concept=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     values=st.lists(st.tuples(st.integers(0, 15), FLOATS, FLOATS, FLOATS, FLOATS), max_size=5),

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import QueryError, SAEError, UsageError
@@ -17,9 +17,7 @@ from tests.builders.stores import make_store, timestep
 from tests.queries.oracles import oracle
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10**6),
     labels=st.lists(st.sampled_from(HOSTILE), min_size=2, max_size=7).filter(
@@ -46,9 +44,7 @@ def test_scores_equal_the_formula(tmp_path_factory, seed, labels):
             )
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6), percentile=st.sampled_from([25.0, 50.0, 75.0, 90.0, 99.0, 99.99])
 )

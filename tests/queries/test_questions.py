@@ -8,7 +8,7 @@ import warnings
 import duckdb
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import QueryError, UsageError
@@ -34,9 +34,7 @@ CASES = {
     "feature": st.integers(0, 11),
     "top": st.integers(1, 6),
 }
-SETTINGS = settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=4)
 
 
 @pytest.mark.parametrize("name", list(questions()))

@@ -66,7 +66,7 @@ def test_fewer_positive_than_k_leaves_empty_places():
     assert (codes.indices[codes.values > 0] == 5).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_of_equal_values_the_lower_index_is_kept(data):
     k = data.draw(st.integers(1, 8))

@@ -135,10 +135,10 @@ def cut_power(
     trace, promises = record_life(scenario, work / "life")
     reference = tree(work / "life")
     disk, rng, outcome = PowerCut(ignored_site), random.Random(0), Outcome()
-    # What a missing sync does shows best at the end.
-    moments = (
-        [len(trace.ops), *range(len(trace.ops))] if stop_at_first else range(len(trace.ops) + 1)
-    )
+    moments = [*range(len(trace.ops) + 1)]
+    if stop_at_first:  # What a missing sync does shows best at the end, and right after it.
+        after = {i + 1 for i, op in enumerate(trace.ops) if op.site == ignored_site}
+        moments.sort(key=lambda moment: (moment < len(trace.ops), moment not in after))
     for moment in moments:
         if moment < disk.applied:
             disk = PowerCut(ignored_site)

@@ -34,7 +34,7 @@ from tests.torture.mutate import (
 
 FORK = multiprocessing.get_context("fork")
 MAX_GROWTH_MB = 600
-MAX_SECONDS = 30
+MAX_SECONDS = 120
 _CHUNK = 250
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,20 @@ WRITERS: dict[str, Writer] = {
 }  # fmt: skip
 
 
-def _run(root: Path, name: str, number: int, gate: Any, results: Any) -> None:
-    store, wrong = Store.open(root), ""
-    gate.wait()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            WRITERS[name](store, number)
-    except FeatureStoreError as error:
-        wrong = "" if "\n" not in str(error) else f"several lines: {error}"
-    except Exception as error:  # noqa: BLE001
-        wrong = f"{type(error).__name__}: {error}"
-    results.put(wrong)
+def _work(tasks: Any, gate: Any, results: Any) -> None:
+    """Do what is asked for, each time at once with the other; None ends it."""
+    while (task := tasks.get()) is not None:
+        root, name, number = task
+        store, wrong = Store.open(root), ""
+        gate.wait()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                WRITERS[name](store, number)
+        except FeatureStoreError as error:
+            wrong = "" if "\n" not in str(error) else f"several lines: {error}"
+        except Exception as error:  # noqa: BLE001
+            wrong = f"{type(error).__name__}: {error}"
+        results.put(wrong)
 
 
 def race(work: Path, rounds: int) -> Outcome:
@@ -123,25 +127,21 @@ def race(work: Path, rounds: int) -> Outcome:
     """
     outcome = Outcome()
     pairs = list(itertools.combinations_with_replacement(WRITERS, 2))
+    made = Store.create(work / "made", RUN)
+    for table in ("scores/t", "selections/s"):
+        made.append(table, "before", ROWS.slice(0, 10), (), made_by={})
+    write_card(made)
+    before = _committed(made, "before")
+    gate, results, tasks = FORK.Barrier(2), FORK.Queue(), [FORK.Queue() for _ in range(2)]
+    children = [FORK.Process(target=_work, args=(asked, gate, results)) for asked in tasks]
+    for child in children:
+        child.start()
     for number, (one, other) in itertools.product(range(rounds), pairs):
-        root = work / f"{one} {other} {number}"
-        store = Store.create(root, RUN)
-        for table in ("scores/t", "selections/s"):
-            store.append(table, "before", ROWS.slice(0, 10), (), made_by={})
-        write_card(store)
-        before = _committed(store, "before")
-        gate, results = FORK.Barrier(2), FORK.Queue()
-        children = [
-            FORK.Process(
-                target=_run, args=(root, name, 7 * number + 100 * place + 1, gate, results)
-            )
-            for place, name in enumerate((one, other))
-        ]
-        for child in children:
-            child.start()
-        said = [results.get(timeout=120) for _ in children]
-        for child in children:
-            child.join()
+        root = Path(shutil.copytree(made.root, work / f"{one} {other} {number}"))
+        store = Store.open(root)
+        for place, name in enumerate((one, other)):
+            tasks[place].put((root, name, 7 * number + 100 * place + 1))
+        said = [results.get() for _ in children]
         outcome.tried += 1
         wrong = [line for line in said if line] + [
             f"{p.path} {p.what}" for p in verify(store) if p.damage
@@ -153,6 +153,9 @@ def race(work: Path, rounds: int) -> Outcome:
         )
         if wrong:
             outcome.broken.append(f"{one} and {other}: {wrong[0]}")
+    for asked, child in zip(tasks, children, strict=True):
+        asked.put(None)
+        child.join()
     return outcome
 
 

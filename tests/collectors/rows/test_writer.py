@@ -57,7 +57,7 @@ def test_memory_is_used_again_and_bounded():
     thread.join()
     assert held[2].block.data_ptr() == first
     assert (staging.held, staging.peak) == (200, 200)
-    assert timing.waiting > 0.01
+    assert timing.waiting > 0
 
 
 def test_a_tensor_above_the_limit_goes_alone():
@@ -114,7 +114,10 @@ def test_rows_are_written_before_the_last_step(model, tmp_path, monkeypatch):
     )
 
     def slow(module, args):
-        time.sleep(0.05)
+        for _ in range(1000):  # The writer has ten seconds for what it could have at once.
+            if len(written) >= 4 * len(seen):
+                break
+            time.sleep(0.01)
         seen.append(len(written))
 
     handle = model.pipe.unet.register_forward_pre_hook(slow)

@@ -66,7 +66,7 @@ def test_of_several_processes_one_creates(tmp_path):
     ]
     for worker in workers:
         worker.start()
-    outcomes = dict(results.get(timeout=60) for _ in workers)
+    outcomes = dict(results.get() for _ in workers)
     for worker in workers:
         worker.join()
     winners = [name for name, created in outcomes.items() if created]

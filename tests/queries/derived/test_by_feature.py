@@ -4,7 +4,7 @@ is answered from them is what the statistics themselves answer, to the last bit.
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
@@ -21,9 +21,7 @@ from queries.questions import questions
 from tests.builders.codes import LABELS, make_shards, noisy, random_codes
 from tests.builders.stores import make_store
 
-SETTINGS = settings(
-    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=3)
 OF_ONE = [
     name
     for name, asked in questions().items()

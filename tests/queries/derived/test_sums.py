@@ -4,7 +4,7 @@ whatever the shards."""
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
@@ -23,9 +23,7 @@ from tests.builders.codes import (
 from tests.builders.stores import make_store
 from tests.queries.oracles import oracle
 
-SETTINGS = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=12)
 
 
 @SETTINGS

@@ -50,7 +50,7 @@ def some_rules(sae, x, n, generator, masked):
     return editing.on_device(joined, DEVICE)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     batch=st.integers(1, 3),

@@ -24,7 +24,7 @@ from tests.builders.selections import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(0, 6),
@@ -62,7 +62,7 @@ def test_of_two_edits_of_one_feature_the_larger_holds():
         torch.testing.assert_close(both[1], alone[1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), beta=st.sampled_from([0.0, 0.5, 3.0]))
 def test_where_a_rule_changes_something_what_is_kept_is_raised(seed, beta):
     """Two rules: one goes towards kept features, one of which it edits itself and one of which
@@ -88,7 +88,7 @@ def test_where_a_rule_changes_something_what_is_kept_is_raised(seed, beta):
     torch.testing.assert_close(found, x + (edited - f) @ sae.W_dec, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     height=st.integers(1, 4),

@@ -96,7 +96,7 @@ def test_two_processes_train_one_sae(trained, architecture):
     for child in children:
         child.start()
     for child in children:
-        child.join(timeout=100)
+        child.join()
     assert [child.exitcode for child in children] == [0, 0]
     together = metrics(trained, architecture)
     assert together["fvu"] < 1.3 * metrics(trained)["fvu"]

@@ -32,7 +32,7 @@ def whole(table):
     return sink.getvalue()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 8),
     positions=st.integers(1, 5),

@@ -121,7 +121,7 @@ def test_sizes_and_offsets_cover_the_file(shape):
         assert metadata.num_row_groups == -(-len(values) // GROUP_ROWS)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=st.integers(1, 9),
     positions=st.integers(1, 70),

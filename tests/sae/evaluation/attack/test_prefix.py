@@ -28,7 +28,7 @@ def states(model, prompts, **options):
         return conditions(model, RUN, prompts, **options).arguments["encoder_hidden_states"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 12), scale=st.sampled_from([0.01, 1.0, 30.0]))
 def test_projection_gives_the_nearest_point_of_the_simplex(seed, n, scale):
     rng = np.random.default_rng(seed)
