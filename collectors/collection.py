@@ -48,7 +48,7 @@ class CollectReport:
     """sample id → why its picture, of those kept now, is no result"""
 
 
-def collect(
+def collect(  # noqa: PLR0917 where, and the four things that a collection is made of
     path: str | Path,
     model: Model,
     prompts: Sequence[Prompt],
@@ -73,7 +73,7 @@ def collect(
         TableError: other label columns, or another map size, than the store's.
         DiskError: the operating system refused a write, or the disk will not hold the run.
     """
-    job, samples = prepare(path, model, prompts, run, settings)
+    job, samples = prepare(path, model, prompts, run, settings=settings)
     items = _cut(job, samples)
     n_new = sum(len(item.samples) for item in items)
     began = time.perf_counter()
@@ -112,6 +112,7 @@ def dry_run(
     model: Model,
     prompts: Sequence[Prompt],
     run: RunSettings,
+    *,
     settings: CollectSettings,
 ) -> Estimate:
     """Check everything that ``collect`` checks, generate one batch, and say what the run would
@@ -120,7 +121,7 @@ def dry_run(
     Raises:
         As ``collect``.
     """
-    job, samples = prepare(path, model, prompts, run, settings)
+    job, samples = prepare(path, model, prompts, run, settings=settings)
     items = _cut(job, samples)
     if not items:
         return Estimate({}, 0, 0, 0.0, job.store.root)

@@ -114,6 +114,7 @@ def prepare(
     model: Model,
     prompts: Sequence[Prompt],
     run: RunSettings,
+    *,
     settings: CollectSettings,
 ) -> tuple[Job, list[Sample]]:
     """Check everything against the model and the store at ``path``; return the job, and the samples

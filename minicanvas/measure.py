@@ -143,6 +143,7 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
     help="Write the first seed's pictures here (PNG).",
 )
 def main(
+    *,
     seeds: int,
     first_seed: int,
     steps: int,

@@ -147,7 +147,9 @@ def columns_of(
     row = np.repeat(np.arange(n_rows), per_position.sum(axis=1))
     features = _nested(pa.array(feature, pa.int32()), per_position)
     halves = _nested(pa.array(value.astype(np.float16)), per_position)
-    return Encoded(features, halves, *_statistics(row, feature, value, n_rows, n_latents))
+    return Encoded(
+        features, halves, *_statistics(row, feature, value, n_rows=n_rows, n_latents=n_latents)
+    )
 
 
 def _nested(flat: pa.Array, per_position: npt.NDArray[np.integer]) -> pa.Array:
@@ -178,6 +180,7 @@ def _statistics(
     row: npt.NDArray[np.int64],
     feature: npt.NDArray[np.int64],
     value: npt.NDArray[np.float32],
+    *,
     n_rows: int,
     n_latents: int,
 ) -> tuple[npt.NDArray, ...]:

@@ -152,7 +152,9 @@ def collect(
     loaded = model.load(run.starts(wanted))
     settings = collecting.CollectSettings(**kept, batch_size=run.batch_size)
     if dry_run:
-        _print_estimate(collecting.dry_run(store, loaded, wanted, run.settings(loaded), settings))
+        _print_estimate(
+            collecting.dry_run(store, loaded, wanted, run.settings(loaded), settings=settings)
+        )
         return
     report = collecting.collect(
         store,

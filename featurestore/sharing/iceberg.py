@@ -60,7 +60,9 @@ def export_iceberg(store: Store, warehouse: Path) -> list[Exported]:
     labels = store.corrected_labels()
     with _whole(warehouse), _catalog(warehouse) as catalog:
         catalog.create_namespace(NAMESPACE)
-        return [_export(store, table, labels, warehouse.resolve(), catalog) for table in tables]
+        return [
+            _export(store, table, labels, warehouse.resolve(), catalog=catalog) for table in tables
+        ]
 
 
 @contextlib.contextmanager
@@ -92,7 +94,7 @@ def _catalog(warehouse: Path) -> "Iterator[Catalog]":
 
 
 def _export(
-    store: Store, table: str, labels: pa.Table | None, warehouse: Path, catalog: "Catalog"
+    store: Store, table: str, labels: pa.Table | None, warehouse: Path, *, catalog: "Catalog"
 ) -> Exported:
     kind, name = table.split("/")[0], table.replace("/", "_")
     records = store.records(table)

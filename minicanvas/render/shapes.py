@@ -35,7 +35,9 @@ def polygon(*points: tuple[float, float]) -> Points:
     return np.array(points, dtype=float)
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> Points:
+def ellipse(  # noqa: PLR0917
+    x: float, y: float, rx: float, ry: float, angle: float = 0.0
+) -> Points:
     """Return a 40-sided ellipse around (x, y), turned by `angle` radians."""
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     px, py = rx * np.cos(t), ry * np.sin(t)
@@ -43,7 +45,9 @@ def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> Poi
     return np.stack([x + c * px - s * py, y + s * px + c * py], axis=1)
 
 
-def bar(x0: float, y0: float, x1: float, y1: float, width: float) -> Points:
+def bar(  # noqa: PLR0917
+    x0: float, y0: float, x1: float, y1: float, width: float
+) -> Points:
     """Return a straight bar from one point to another."""
     direction = np.array([x1 - x0, y1 - y0])
     nx, ny = width / 2 * np.array([-direction[1], direction[0]]) / np.hypot(*direction)

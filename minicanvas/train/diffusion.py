@@ -80,6 +80,7 @@ def loss_of(
     corpus: Corpus,
     scheduler: DDIMScheduler,
     batch: int,
+    *,
     generator: torch.Generator,
 ) -> Tensor:
     """Return the velocity error of a random batch; everything random comes from `generator`."""
@@ -185,7 +186,7 @@ def train_denoiser(
     )
     for step in progress:
         generator = torch.Generator().manual_seed((seed * 1_000_000 + step) * 64 + rank)
-        loss = loss_of(trainer.model, corpus, scheduler, batch, generator)
+        loss = loss_of(trainer.model, corpus, scheduler, batch, generator=generator)
         rate = learning_rate(step, n_steps, lr, rise=200, floor=0.01)
         trainer.update(loss, rate, decay=min(0.999, (step + 1) / (step + 10)))
         losses.append(loss.item())

@@ -120,7 +120,9 @@ def denoiser_stage(out: Path, plan: Plan) -> None:
         torch.multiprocessing.spawn(_denoiser_process, arguments, nprocs=plan.n_processes)
 
 
-def _denoiser_process(rank: int, n_processes: int, out: Path, plan: Plan, meeting: str) -> None:
+def _denoiser_process(  # noqa: PLR0917 torch hands them over by position
+    rank: int, n_processes: int, out: Path, plan: Plan, meeting: str
+) -> None:
     batch = plan.denoiser_batch // n_processes
     if n_processes > 1:
         torch.set_num_threads(1)

@@ -194,7 +194,7 @@ def test_saes_that_do_not_fit_are_refused(model, tmp_path, sae_dir):
 
 def test_a_dry_run_foretells_the_run_and_writes_nothing(model, tmp_path, sae_dir):
     kept = settings(hooks=[HOOK, MID], images=True, saes=[str(sae_dir)], batch_size=1)
-    foretold = dry_run(tmp_path / "store", model, PROMPTS, RUN, kept)
+    foretold = dry_run(tmp_path / "store", model, PROMPTS, RUN, settings=kept)
     assert list(tmp_path.iterdir()) == []
     report = collect(tmp_path / "store", model, PROMPTS, RUN, kept, progress=False)
     assert (foretold.n_samples, foretold.n_shards) == (3, 2)

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +116,19 @@ def attack_defence(
     """Attack any defence; see :func:`attack`."""
     check_labels(judge, [{case.family: case.concept} for case in cases])
     _check_attackable(defended.model.pipe, settings.method)
-    _Attack(defended, judge, out, settings, say).run(cases, batch_size, progress)
-    return AttackReport.read(
-        out, [path_of(out, defended, judge, settings, case) for case in cases], settings.method
-    )
+    made = _Attack(defended, judge, out, settings, say=say)
+    made.run(cases, batch_size, progress)
+    return AttackReport.read(out, [made.path(case) for case in cases], settings.method)
 
 
-def path_of(
-    out: Path, defended: Defended, judge: Judge, settings: AttackSettings, case: Case
-) -> Path:
+def _path_of(attacked: Mapping[str, Any], out: Path, settings: AttackSettings, case: Case) -> Path:
     """Return where the outcome of a case is kept."""
     about = {
-        "version": VERSION, "defence": defended.setting, "run": describe_run(defended.model, defended.run),
-        "judge": judge.name, "attack": vars(settings), "prompt": case.prompt.prompt, "seed": case.prompt.seed,
+        **attacked,
+        "prompt": case.prompt.prompt,
+        "seed": case.prompt.seed,
         "target": [case.family, case.concept],
-    }  # fmt: skip
+    }
     if case.prompt.starts:
         about["starts"] = case.prompt.start_hashes
     key = sha256_text(canonical_json(json.loads(json.dumps(about))))[:16]
@@ -153,10 +151,14 @@ def _check_attackable(pipe: Any, method: str) -> None:
 
 class _Attack:
     def __init__(
-        self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, say: Say
+        self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, *, say: Say
     ) -> None:
         self.defended, self.judge, self.settings, self.say = defended, judge, settings, say
-        self.path = functools.partial(path_of, out, defended, judge, settings)
+        attacked = {
+            "version": VERSION, "defence": defended.setting, "judge": judge.name, "attack": vars(settings),
+            "run": describe_run(defended.model, defended.run),  # once: it looks at every weight
+        }  # fmt: skip
+        self.path = functools.partial(_path_of, attacked, out, settings)
         self.method = method_of(defended, settings)
 
     def run(self, cases: Sequence[Case], batch_size: int, progress: bool) -> None:

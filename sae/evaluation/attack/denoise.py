@@ -155,7 +155,7 @@ def parts(scheduler: Any, x: Tensor, prediction: Tensor, timestep: float) -> tup
 
 
 def noise_loss(
-    model: Model, given: Conditions, target: Tensor, noise: Tensor, timestep: float
+    model: Model, given: Conditions, target: Tensor, *, noise: Tensor, timestep: float
 ) -> Tensor:
     """Return ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²`` per picture, averaged over its elements,
     ``[pictures]``."""

@@ -128,7 +128,11 @@ class TextAttack:
                 starts=[v.case.prompt.starts for v in victims],
             )
         return noise_loss(
-            self.model, given, torch.stack([v.target for v in victims]), noise, timestep
+            self.model,
+            given,
+            torch.stack([v.target for v in victims]),
+            noise=noise,
+            timestep=timestep,
         )
 
     def draw(self, victims: Sequence[Victim]) -> list[Any]:

@@ -43,7 +43,7 @@ def test_it_predicts_what_the_pipeline_predicts(architectures, name):
     found = predicted(model, given, x, given.timesteps[0])
     torch.testing.assert_close(found, expected[:, : found.shape[1]].float(), atol=1e-5, rtol=1e-4)
     assert torch.isfinite(
-        noise_loss(model, given, x, torch.ones_like(x), given.timesteps[1] + 3)
+        noise_loss(model, given, x, noise=torch.ones_like(x), timestep=given.timesteps[1] + 3)
     ).all()
 
 
