@@ -38,22 +38,33 @@ def process(*args, **options):
     )
 
 
-def wait_until_it_asks(child):
-    """Wait for a query's connection, and a moment longer, in which most likely it computes."""
-    spills = Path(tempfile.gettempdir())
-    while not list(spills.glob(f"{SPILL_PREFIX}{child.pid}-*")):
+def wait_until_it_computes(child):
+    """Wait until a command listens for SIGTERM, and two seconds of a processor longer: it has
+    imported what it needs, and computes."""
+    began = None
+    while began is None or seconds_of(child) < began + 2:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
-    time.sleep(0.5)
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        if began is None and caught >> (signal.SIGTERM - 1) & 1:
+            began = seconds_of(child)
 
 
+def seconds_of(child):
+    """The time that the processors have spent on a process, as Linux tells it."""
+    user, system = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at its process as Linux shows it")
 @pytest.mark.parametrize("statement", [ENDLESS, DEAF])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_query_is_stopped_by_a_signal(store, number, status, statement):
     """D1: `sql` and every other command that computes in DuckDB, also where DuckDB hears nothing;
     what it spilled is removed."""
     child = process("sql", store.root, statement)
-    wait_until_it_asks(child)
+    wait_until_it_computes(child)
     left = Path(tempfile.gettempdir(), f"{SPILL_PREFIX}{child.pid}-test")
     left.mkdir()
     child.send_signal(number)
