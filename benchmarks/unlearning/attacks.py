@@ -12,7 +12,7 @@ from benchmarks.unlearning.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
-from sae.evaluation.attack.attacking import attack_defence, path_of, spread
+from sae.evaluation.attack.attacking import attack_defence, places, spread
 from sae.evaluation.attack.report import Attacked, AttackReport, together
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case
@@ -91,7 +91,7 @@ def _attacked(
         seed=seed,
     )
     out = bench.root / folder
-    paths = [path_of(out, defended, judge, settings, case) for case in cases]
+    paths = list(map(places(out, defended, judge, settings), cases))
     missing = [path for path in paths if not _recalled(run, path)]
     if missing and bench.pace.counting:
         count_training(run, defence)

@@ -121,6 +121,18 @@ def attack_defence(
     return AttackReport.read(out, [made.path(case) for case in cases], settings.method)
 
 
+def places(
+    out: Path, defended: Defended, judge: Judge, settings: AttackSettings
+) -> Callable[[Case], Path]:
+    """Return what says where the outcome of a case is kept; the model's weights are looked at
+    once."""
+    attacked = {
+        "version": VERSION, "defence": defended.setting, "judge": judge.name, "attack": vars(settings),
+        "run": describe_run(defended.model, defended.run),
+    }  # fmt: skip
+    return functools.partial(_path_of, attacked, out, settings)
+
+
 def _path_of(attacked: Mapping[str, Any], out: Path, settings: AttackSettings, case: Case) -> Path:
     """Return where the outcome of a case is kept."""
     about = {
@@ -154,11 +166,7 @@ class _Attack:
         self, defended: Defended, judge: Judge, out: Path, settings: AttackSettings, *, say: Say
     ) -> None:
         self.defended, self.judge, self.settings, self.say = defended, judge, settings, say
-        attacked = {
-            "version": VERSION, "defence": defended.setting, "judge": judge.name, "attack": vars(settings),
-            "run": describe_run(defended.model, defended.run),  # once: it looks at every weight
-        }  # fmt: skip
-        self.path = functools.partial(_path_of, attacked, out, settings)
+        self.path = places(out, defended, judge, settings)
         self.method = method_of(defended, settings)
 
     def run(self, cases: Sequence[Case], batch_size: int, progress: bool) -> None:
