@@ -43,7 +43,7 @@ def sizes(store):
 )
 def test_the_bytes_of_a_picture_are_those_that_are_written(model, tmp_path, kept):
     settings = CollectSettings(**({"hooks": [HOOK, MID]} | kept))
-    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings)
+    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings=settings)
     told = picture_bytes(job, samples[0])
     assert not (tmp_path / "store").exists()
     store = run(tmp_path / "store", model, PROMPTS[:2], **kept)
@@ -69,7 +69,9 @@ def test_a_shard_has_whole_batches_that_make_half_a_gigabyte(n_bytes, batch, n):
 
 
 def test_shards_are_cut_by_bytes_and_told(model, tmp_path, monkeypatch):
-    job, samples = prepare(tmp_path / "x", model, PROMPTS, RUN, CollectSettings(hooks=[HOOK, MID]))
+    job, samples = prepare(
+        tmp_path / "x", model, PROMPTS, RUN, settings=CollectSettings(hooks=[HOOK, MID])
+    )
     monkeypatch.setattr(plan, "SHARD_BYTES", 3 * picture_bytes(job, samples[0]))
     store = run(tmp_path / "whole batches", model)
     assert sizes(store) == [2, 2, 2, 1]
@@ -110,7 +112,7 @@ def test_a_run_is_whole_when_no_process_is_at_a_part_of_it(model, tmp_path):
     settings = CollectSettings(hooks=[HOOK], shard_samples=4)
     (tmp_path / "store").mkdir()
     shares = [Share(0, 2), Share(1, 2)]
-    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings)
+    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings=settings)
     first, _ = plan.plan(job.store, samples, job.tables, 4)
     with claim_item(tmp_path / "store", first.shard):
         report = collect(
@@ -126,7 +128,7 @@ def test_a_run_is_whole_when_no_process_is_at_a_part_of_it(model, tmp_path):
 @pytest.mark.parametrize(("told", "n"), [({}, 16), ({"shard_samples": 5}, 5)])
 def test_a_store_that_does_not_tell_goes_on_with_sixteen(model, tmp_path, monkeypatch, told, n):
     settings = CollectSettings(hooks=[HOOK])
-    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings)
+    job, samples = prepare(tmp_path / "store", model, PROMPTS, RUN, settings=settings)
     one = Record("samples", "x", "0", 1, (1,), (), told)
     monkeypatch.setattr(job.store, "records", lambda table: [one])
     assert find_shard_samples(job, samples) == n
@@ -149,7 +151,9 @@ def test_one_batch_is_one_shard_and_decides_nothing(model, tmp_path):
 
 @pytest.mark.parametrize("told", ["16", -1, True, 1.5, None])
 def test_what_is_no_number_is_refused(model, tmp_path, monkeypatch, told):
-    job, samples = prepare(tmp_path / "s", model, PROMPTS, RUN, CollectSettings(hooks=[HOOK]))
+    job, samples = prepare(
+        tmp_path / "s", model, PROMPTS, RUN, settings=CollectSettings(hooks=[HOOK])
+    )
     one = Record("samples", "x", "0", 1, (1,), (), {"shard_samples": told})
     monkeypatch.setattr(job.store, "records", lambda table: [one])
     with pytest.raises(DamageError, match=r"shard_samples is .*, expected a whole number"):
