@@ -79,7 +79,7 @@ def test_shards_are_cut_by_bytes_and_told(model, tmp_path, monkeypatch):
     assert sizes(run(tmp_path / "exact", model, exact=True)) == [3, 3, 1]
     assert sizes(run(tmp_path / "asked", model, shard_samples=5)) == [5, 2]
     settings = CollectSettings(hooks=[HOOK, MID], batch_size=2)
-    assert dry_run(tmp_path / "dry", model, PROMPTS, RUN, settings).n_shards == 4
+    assert dry_run(tmp_path / "dry", model, PROMPTS, RUN, settings=settings).n_shards == 4
 
 
 def test_a_run_that_goes_on_is_cut_as_it_was_begun(model, tmp_path, monkeypatch):
