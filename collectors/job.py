@@ -26,7 +26,7 @@ from sae.diffusion.pipelines import (
     Model,
     RunSettings,
     check_branch,
-    describe_store,
+    describe_run,
     with_starts,
 )
 from sae.diffusion.reading.architectures import architecture
@@ -129,7 +129,7 @@ def prepare(
     settings = replace(
         settings, hooks=match_hooks(model.pipe, settings.hooks) if settings.hooks else []
     )
-    described = describe_store(model, run)
+    described = describe_run(model, run)
     store = Store.prepare(path, described)
     device = next(denoiser(model.pipe).parameters()).device
     saes = [find_candidate(store, source, device) for source in settings.saes]

@@ -18,7 +18,7 @@ from featurestore.format.canonical import run_id, sha256_text
 from featurestore.format.records import Record
 from featurestore.prompts import Prompt
 from featurestore.store import Store
-from sae.diffusion.pipelines import Model, RunSettings, describe_store, with_starts
+from sae.diffusion.pipelines import Model, RunSettings, describe_run, with_starts
 from sae.feed.batches import PositionBatches
 from sae.feed.rows import ActivationRows, activation_rows, held_out
 from sae.training.settings import TrainSettings
@@ -55,7 +55,7 @@ class Stream:
             chunk_samples,
         )
         self._scratch = scratch
-        described = describe_store(model, run)
+        described = describe_run(model, run)
         samples = identify(run_id(described), described, prompts)
         out = held_out([sample.id for sample in samples], settings.holdout)
         self._train = [sample.prompt for sample in samples if sample.id not in out]
@@ -173,7 +173,7 @@ def train_live(
     )
     run = with_starts(model.pipe, run, prompts)
     with tempfile.TemporaryDirectory(prefix="featurestore-live-", dir=scratch) as directory:
-        store = Store.prepare(path, describe_store(model, run))
+        store = Store.prepare(path, describe_run(model, run))
         stream = Stream(
             model,
             prompts,

@@ -26,7 +26,6 @@ __all__ = [
     "check_branch",
     "check_run",
     "describe_run",
-    "describe_store",
     "generate",
     "load_model",
     "picture_size",
@@ -132,9 +131,11 @@ def check_branch(model: Model, settings: RunSettings, branch: str) -> None:
 
 
 def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
-    """Return what identifies a run: its settings and the denoiser's weights."""
+    """Return what identifies a run: its settings, and the weights of the denoiser and of the text
+    encoders (docs/format.md, section 1.8)."""
     pipe = model.pipe
     check_run(model, settings)
+    encoders = {name: model_hash(one) for name, one in text_encoders(pipe).items()}
     height, width = picture_size(pipe, settings)
     config = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
     return {
@@ -154,14 +155,8 @@ def describe_run(model: Model, settings: RunSettings) -> dict[str, Any]:
         **_controlnet(pipe),
         **({"autocast": str(model.autocast).removeprefix("torch.")} if model.autocast else {}),
         **model.additions,
+        **({TEXT_ENCODERS: encoders} if encoders else {}),
     }
-
-
-def describe_store(model: Model, settings: RunSettings) -> dict[str, Any]:
-    """Return the run settings as a store keeps them (docs/format.md, section 1.8): also which text
-    encoders the pipeline has."""
-    encoders = {name: model_hash(one) for name, one in text_encoders(model.pipe).items()}
-    return describe_run(model, settings) | ({TEXT_ENCODERS: encoders} if encoders else {})
 
 
 def _controlnet(pipe: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sae.diffusion.pipelines import (
     Model,
     RunSettings,
     check_branch,
-    describe_store,
+    describe_run,
     with_guidance,
     with_starts,
 )
@@ -107,7 +107,7 @@ def generate_files(
     ``generated.jsonl`` says why, and a warning names them. Raises as :func:`generate_images`.
     """
     run = with_starts(model.pipe, run, prompts)
-    settings = describe_store(model, run)
+    settings = describe_run(model, run)
     how = {
         "ablated": [one.described() for one in interventions],
         "mode": mode if interventions else None,

@@ -1,5 +1,6 @@
 """Small random-weight pipelines of the real diffusers classes."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,11 @@ def save(pipe: DiffusionPipeline, directory: Path) -> Path:
     """Save a pipeline as a directory that `--model` takes."""
     pipe.save_pretrained(directory)
     return directory
+
+
+def edited_text_encoder(model: Any) -> Any:
+    """A copy of a model with one number of its CLIP text encoder changed."""
+    edited = copy.deepcopy(model)
+    with torch.no_grad():
+        edited.pipe.text_encoder.encoder.layers[0].mlp.fc1.bias[0] += 1
+    return edited

@@ -1,7 +1,6 @@
 """Issue 19, item 5: text encoders as hooks: collected bit for bit, and edited by the formula while
 the prompt is encoded."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from sae.diffusion.modules import match_hooks
 from sae.diffusion.pipelines import RunSettings, generate
 from sae.intervention.ablate import ablate
 from tests.builders.cli import run as shell
+from tests.builders.pipelines import edited_text_encoder
 from tests.builders.plain import dense, plain_hook, random_sae
 from tests.builders.selections import make_selection
 
@@ -243,9 +243,7 @@ def test_another_text_encoder_is_another_run(architectures, tmp_path):
     assert set(store.run["text_encoders"]) == {"text_encoder"} and digest.startswith("f16:")
     old = {key: value for key, value in store.run.items() if key != "text_encoders"}
     assert Store(tmp_path, old).run_id == store.run_id
-    edited = copy.deepcopy(model)
-    with torch.no_grad():
-        edited.pipe.text_encoder.encoder.layers[0].mlp.fc1.bias[0] += 1
+    edited = edited_text_encoder(model)
     with pytest.raises(RunError, match=r"holds a run with text_encoder f16:.*…, this one has text_encoder f16:.*…: use the same text encoder or another --store. Nothing was changed.$"):  # fmt: skip
         collected("s", edited)
     assert collected("other", edited).committed_samples("samples") == store.committed_samples("samples")  # fmt: skip

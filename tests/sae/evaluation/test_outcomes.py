@@ -23,6 +23,7 @@ from sae.evaluation.pictures import read_pictures
 from sae.evaluation.protocols import Evaluation, Request, Search, report, run_protocol
 from sae.evaluation.search import Toward
 from sae.intervention.settings import Intervention
+from tests.builders.pipelines import edited_text_encoder
 from tests.builders.selections import make_sae, make_selection, timesteps_of
 
 STYLES, OBJECTS = ("red", "green"), ("cat", "tree")
@@ -195,6 +196,19 @@ def test_the_three_protocols_remove_what_they_say(model, tmp_path):
         }
     assert before.targets == {} and before.frechet is not None
     assert outcomes[0].stored_bytes == 4 * (64 * 16 * 2 + 64 + 16)
+
+
+def test_an_edited_text_encoder_does_not_meet_old_outcomes(model, tmp_path):
+    """Faults, line C: what an outcome depends on is part of its key."""
+    ran, (one,) = evaluation(model, tmp_path), [request(model, tmp_path, "style", "red")]
+    run_protocol(ran, [one], "each", None)
+    old = sorted((tmp_path / "outcomes").iterdir())
+    run_protocol(ran, [one], "each", None)
+    assert sorted((tmp_path / "outcomes").iterdir()) == old
+    edited = edited_text_encoder(model)
+    run_protocol(replace(ran, model=edited), [one], "each", None)
+    new = sorted((tmp_path / "outcomes").iterdir())
+    assert len(old) == 3 and len(new) == 6  # The untouched pictures, their features, the removal.
 
 
 def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, tmp_path):

@@ -17,6 +17,7 @@ from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.measures.intervals import wilson
 from sae.intervention.settings import Intervention
 from tests.builders.judges import Scripted
+from tests.builders.pipelines import edited_text_encoder
 from tests.builders.selections import make_sae, make_selection, timesteps_of
 
 RUN = RunSettings(n_steps=2, guidance=3.0)
@@ -94,6 +95,17 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(model, tmp_path):
     resumed = Scripted([1], [0])
     assert run(model, tmp_path / "cut", resumed()).pictures == whole.pictures
     assert resumed.calls == 3  # Targets and defended once more, and the last round.
+
+
+def test_an_edited_text_encoder_does_not_meet_old_outcomes(model, tmp_path):
+    """Faults, line C: what an outcome depends on is part of its key."""
+    script = Scripted([1], [0], [1])
+    run(model, tmp_path, script(), PROMPTS[:1])
+    calls = script.calls
+    run(model, tmp_path, script(), PROMPTS[:1])
+    assert script.calls == calls
+    run(edited_text_encoder(model), tmp_path, Scripted([1], [0], [1])(), PROMPTS[:1])
+    assert len(list((tmp_path / "tokens").glob("neon-*.json"))) == 2
 
 
 def test_seeds_of_attacks_differ_and_one_repeats(model, tmp_path):
