@@ -14,8 +14,10 @@ from collectors.job import Job
 from collectors.planning.estimate import check_space, table_bytes
 from collectors.planning.labels import append_labels
 from collectors.planning.plan import WorkItem, samples_table
-from collectors.rows.buffer import Begin, HookBuffer
+from collectors.rows.buffer import HookBuffer
 from collectors.rows.capture import Captured, capture
+from collectors.rows.streaming import Begin, StreamingBuffer
+from collectors.rows.texts import TextBuffer
 from collectors.rows.words import SeenWords, WordRows, capture_words
 from collectors.rows.writer import BackgroundWriter
 from featurestore.format.durable import Claim
@@ -113,11 +115,16 @@ def _gather(
 ) -> Gathered:
     ids, settings = [sample.id for sample in item.samples], job.settings
     kept = {hook: job.lacking(hook, item.tables) for hook in job.kept}
-    buffers = {
-        hook: HookBuffer(hook, one, ids, staging=job.staging, writer=writer, begin=begin)
-        for hook, one in kept.items()
-        if one is not None
-    }
+    buffers: dict[str, HookBuffer] = {}
+    for hook, one in kept.items():
+        if one is None:
+            continue
+        if one.settings.padding == "drop" and is_encoder_hook(hook):
+            buffers[hook] = TextBuffer(hook, one, ids)
+        else:
+            buffers[hook] = StreamingBuffer(
+                hook, one, ids, staging=job.staging, writer=writer, begin=begin
+            )
     words = [
         WordRows(hook, settings.words, ids, settings.timesteps)
         for hook in job.kept
