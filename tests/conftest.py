@@ -11,13 +11,16 @@ from tests.builders.pipelines import save, tiny_stable_diffusion
 
 torch.set_num_threads(1)
 
-# How long an example takes says something of the machine, not of the code.
-settings.register_profile(
-    "tests",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("tests")
+# How long an example takes says something of the machine, not of the code. The same examples at every
+# run, so that a change is refused for what it does; HYPOTHESIS_PROFILE=explore draws new ones.
+for name in ("tests", "explore"):
+    settings.register_profile(
+        name,
+        derandomize=name == "tests",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -144,14 +144,11 @@ def mean_bounds(case):
         a = 1 / (sum_all + DELTA * n * n_positions)
         gain[key] = gain.get(key, 0) + own * (a + b[concept, step])
         loss[key] = loss.get(key, 0) + (own + other) * least[step]
-    rows = [
-        (
-            concept,
-            f,
-            *((g - loss[concept, f] * end(ratios[concept])) / n_steps for end in (max, min)),
-        )
-        for (concept, f), g in gain.items()
-    ]
+    rows = []
+    for (concept, f), g in gain.items():
+        most, fewest = (loss[concept, f] * end(ratios[concept]) for end in (max, min))
+        low, high = g - most - 1e-12 * (g + most), g - fewest + 1e-12 * (g + fewest)
+        rows.append((concept, f, low / n_steps, high / n_steps))
     return sorted(rows, key=lambda row: (row[0].encode(), row[1]))
 
 
