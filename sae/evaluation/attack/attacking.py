@@ -118,7 +118,8 @@ def attack_defence(
     _check_attackable(defended.model.pipe, settings.method)
     made = _Attack(defended, judge, out, settings, say=say)
     made.run(cases, batch_size, progress)
-    return AttackReport.read(out, [made.path(case) for case in cases], settings.method)
+    starts = {one.sha256: one.path for case in cases for one in case.prompt.starts.values()}
+    return AttackReport.read(out, [made.path(case) for case in cases], settings.method, starts)
 
 
 def places(

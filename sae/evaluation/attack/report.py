@@ -2,7 +2,8 @@
 
 import html
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,9 +66,13 @@ class AttackReport:
     """pictures that are left out, because not even the untouched model shows the concept in them"""
     paths: list[Path]
     """of each picture's outcome; its pictures lie beside it"""
+    starts: Mapping[str, Path] = field(default_factory=dict)
+    """SHA-256 of the pictures that prompts start from → their files"""
 
     @classmethod
-    def read(cls, out: Path, paths: Sequence[Path], method: str) -> "AttackReport":
+    def read(
+        cls, out: Path, paths: Sequence[Path], method: str, starts: Mapping[str, Path] | None = None
+    ) -> "AttackReport":
         """Read outcomes, and write the page, the figures and the prompts into ``out``."""
         every = [Attacked(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
         counted = [
@@ -78,10 +83,11 @@ class AttackReport:
             [one for one, _ in counted],
             len(every) - len(counted),
             [path for _, path in counted],
+            starts or {},
         )
         _write(out / method / FIGURES, json.dumps(report.figures(), indent=1) + "\n")
         _write(out / method / PAGE, report.page())
-        if prompts := report.prompts():
+        if prompts := report.prompts(out / method):
             _write(out / method / PROMPTS, prompts)
         return report
 
@@ -100,11 +106,17 @@ class AttackReport:
         """The pictures that the attack brought back."""
         return [one for one in self.pictures if one.succeeded]
 
-    def prompts(self) -> str:
-        """Return what brought concepts back as a file of prompts, each with the concept as its
-        label; empty where no text was found."""
+    def prompts(self, folder: Path) -> str:
+        """Return what brought concepts back as a file of prompts for ``folder``, each with the
+        concept as its label and, where it starts from a picture, the column ``image`` with the
+        picture's path from there; empty where no text was found."""
+        paths = {sha: os.path.relpath(path, folder) for sha, path in self.starts.items()}
         rows = [
-            {"prompt": one.found["text"], one.family: one.concept}
+            {
+                "prompt": one.found["text"],
+                **{kind: paths[sha] for kind, sha in one.starts.items()},
+                one.family: one.concept,
+            }
             for one in self.came_back
             if "text" in one.found
         ]
@@ -174,7 +186,11 @@ def together(reports: Sequence[AttackReport]) -> AttackReport:
     pictures = [one for report in reports for one in report.pictures]
     paths = [path for report in reports for path in report.paths]
     return AttackReport(
-        reports[0].method, pictures, sum(report.not_shown for report in reports), paths
+        reports[0].method,
+        pictures,
+        sum(report.not_shown for report in reports),
+        paths,
+        {sha: path for report in reports for sha, path in report.starts.items()},
     )
 
 

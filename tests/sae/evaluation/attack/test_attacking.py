@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from PIL import Image
 
 from featurestore.errors import ModelError, SelectionError, UsageError
-from featurestore.prompts import Prompt, read_prompts, start_picture
+from featurestore.prompts import Prompt, PromptColumns, read_prompts, start_picture
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack import AttackSettings, attack
 from sae.evaluation.attack.attacking import spread
@@ -169,6 +169,14 @@ def test_what_noises_a_picture_is_attacked_by_its_words(model, tmp_path, method)
         other, tmp_path, script(), prompts=started(tmp_path, "image"), attack={"method": method}
     ).pictures  # fmt: skip
     assert [one.rounds for one in found] == [0, 1, 2, 3]
+    came_back = tmp_path / method / "came-back.jsonl"
+    if method == "tokens":  # Prompts that can be collected, each from its picture.
+        columns = PromptColumns(starts={"image": "image"})
+        back = read_prompts(came_back, [0], columns)
+        assert [(p.prompt, p.labels, p.start_hashes) for p in back] == [
+            (one.found["text"], {"style": "neon"}, one.starts) for one in found if one.succeeded
+        ]
+        assert len(back) == 2 and set(back[0].starts) == {"image"}
     with pytest.raises(ModelError, match=r"the tokens and embeddings before the prompt\.$"):
         run(
             other, tmp_path, Scripted([1])(), prompts=started(tmp_path, "image"), attack={"method": "latents"}
