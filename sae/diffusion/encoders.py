@@ -121,6 +121,7 @@ def real_tokens(pipe: Any, name: str, arguments: Mapping[str, Any]) -> Tensor | 
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.bool()
     tokenizer: Any = getattr(pipe, name.replace("text_encoder", "tokenizer"), None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor (Kandinsky 5)
     pad = getattr(tokenizer, "pad_token_id", None)
     if not isinstance(ids, Tensor) or pad is None or tokenizer.padding_side != "right":
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featurestore.errors import HookError, ModelError
-from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser
+from sae.diffusion.modules import check_no_cache, denoiser, is_compiled, owns_denoiser, unwrapped
 from sae.diffusion.reading.architectures import (
     architecture,
     is_pipeline,
@@ -30,7 +30,7 @@ from sae.diffusion.reading.calls import (
     running,
 )
 from sae.diffusion.reading.direct import direct_call, said_of
-from sae.diffusion.reading.grids import FRAMES_FIRST
+from sae.diffusion.reading.grids import CHANNELS_LAST, FRAMES_FIRST
 from sae.diffusion.reading.steps import Steps
 
 TIMESTEP = ("timestep", "timesteps", "t")
@@ -188,12 +188,7 @@ def take(output: Any, hook: str, module: nn.Module) -> Tensor:
         first = output[output_index(module, hook)]
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         first = getattr(output, dataclasses.fields(output)[0].name)
-    if isinstance(first, Tensor) and first.dim() == 5 and type(module).__name__ in FRAMES_FIRST:
-        raise HookError(
-            f"module {hook!r} returns frames before channels, {list(first.shape)}: hook a block in "
-            f"it."
-        )
-    return _checked(first, hook, "returns")
+    return _checked(first, hook, module, "returns")
 
 
 def put(output: Any, tensor: Tensor, hook: str, module: nn.Module) -> Any:
@@ -216,7 +211,7 @@ def module_input(
     """
     where = _input_key(module, args, kwargs, hook)
     entering = args[where] if isinstance(where, int) else kwargs.get(where)
-    return _checked(entering, hook, "is called with")
+    return _checked(entering, hook, module, "is called with")
 
 
 def with_input(
@@ -251,7 +246,24 @@ def before_recorders(module: nn.Module) -> None:
             hooks[key] = hooks.pop(key)  # to their end
 
 
-def _checked(value: Any, hook: str, verb: str) -> Tensor:
+_OTHER_ORDER = (
+    FRAMES_FIRST
+    | CHANNELS_LAST
+    | {"Kandinsky5VisualEmbeddings", "Kandinsky5OutLayer", "LayerNorm", "Linear"}
+)
+"""classes whose maps of frames are not ``[B, C, F, H, W]``"""
+
+
+def _checked(value: Any, hook: str, module: nn.Module, verb: str) -> Tensor:
+    if (
+        isinstance(value, Tensor)
+        and value.dim() == 5
+        and type(unwrapped(module)).__name__ in _OTHER_ORDER
+    ):
+        raise HookError(
+            f"module {hook!r} {verb} maps of frames in an order of its own, {list(value.shape)}: hook "
+            f"a block of the denoiser."
+        )
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4, 5):
         return value
     what = (

@@ -15,7 +15,7 @@ from sae.diffusion.modules import denoiser, text_encoders
 from sae.diffusion.reading.architectures import architecture
 from sae.diffusion.reading.guidance import alone
 from sae.diffusion.settings import RunSettings, with_guidance
-from sae.diffusion.sizes import arguments_of, picture_size, pixels_per_latent, scaled_size, takes
+from sae.diffusion.sizes import arguments_of, drawn_size, picture_size, pixels_per_latent, takes
 from sae.diffusion.starts import Starts, check_starts, described, start_arguments, with_starts
 
 __all__ = [
@@ -83,10 +83,10 @@ def check_run(model: Model, settings: RunSettings) -> None:
         raise UsageError(f"--negative-prompt: {type(pipe).__name__} takes none.")
     check_starts(pipe, settings)
     size = picture_size(pipe, settings)
-    if kind.one_area and (drawn := scaled_size(pipe, *size)) != size:
+    if kind.own_sizes and (drawn := drawn_size(pipe, *size)) != size:
         raise UsageError(
-            f"--height {size[0]} --width {size[1]}: {type(pipe).__name__} draws pictures of one "
-            f"area, here {drawn[0]} × {drawn[1]}: ask for these."
+            f"--height {size[0]} --width {size[1]}: {type(pipe).__name__} draws pictures of sizes "
+            f"of its own, here {drawn[0]} × {drawn[1]}: ask for these."
         )
     # Pipelines ask for 8 whatever their autoencoder.
     sized = takes(pipe, "height") or kind.starts
@@ -206,7 +206,8 @@ def generate(
         if output_type == "latent" and not takes(model.pipe, "latents"):
             output_type = "pt"  # A model of pixels has no latents.
         result = model.pipe(**given, generator=generators, output_type=output_type)
-    images = list(result.frames if hasattr(result, "frames") else result.images)
+    found = next((key for key in ("frames", "image") if hasattr(result, key)), "images")
+    images = list(getattr(result, found))
     if output_type == "pil":
         mark(images, getattr(result, "nsfw_content_detected", None), decoded.of(len(images)))
     return images

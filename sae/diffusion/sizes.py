@@ -37,9 +37,15 @@ def pixels_per_latent(pipe: Any) -> int:
     return 1 if vae is None else int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def scaled_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
-    """Return the size that HiDream draws when another is asked for: of its own area, rounded down
-    (diffusers' ``pipeline_hidream_image.py``)."""
+def drawn_size(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that a pipeline with sizes of its own draws when others are asked
+    for: Kandinsky 5 the one of its list that is nearest in shape, HiDream that of its own area,
+    rounded down (diffusers' ``pipeline_kandinsky_t2i.py``, ``pipeline_hidream_image.py``)."""
+    if hasattr(pipe, "resolutions"):
+        listed = [(h, w) for w, h in pipe.resolutions]
+        if (height, width) in listed:
+            return height, width
+        return min(listed, key=lambda one: abs(one[1] / one[0] - width / height))
     multiple = pixels_per_latent(pipe) * 2
     own = pipe.default_sample_size * pixels_per_latent(pipe)
     scale = math.sqrt(own**2 / (width * height))

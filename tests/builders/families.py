@@ -476,6 +476,50 @@ FAMILIES |= dict(
 )  # fmt: skip
 
 
+def _kandinsky5(name: str, visual_cond: bool) -> Callable[[Any], Any]:
+    def transformer() -> Any:
+        made = diffusers.Kandinsky5Transformer3DModel(
+            in_visual_dim=4, out_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, model_dim=16, ff_dim=16,
+            num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 2, 2), visual_cond=visual_cond,
+        )  # fmt: skip
+        for parameter in made.parameters():  # Gates begin as zeros: no text would matter.
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        return made
+
+    def build(directory: Any) -> Any:
+        pipe = bare(f"{name}Pipeline", _flow, transformer=transformer)(directory)
+        if hasattr(pipe, "resolutions"):
+            pipe.resolutions = [(WIDTH, HEIGHT), (64, 64)]  # Its own have a megapixel.
+        return pipe
+
+    return build
+
+
+def _kandinsky5_texts(texts: list[str], negative: str = "") -> dict[str, Any]:
+    return {
+        f"{negative}prompt_embeds_qwen": torch.stack([embedding(text, 6, 16) for text in texts]),
+        f"{negative}prompt_embeds_clip": torch.stack([embedding(text, 1, 8)[0] for text in texts]),
+        f"{negative}prompt_cu_seqlens": 6 * torch.arange(len(texts) + 1, dtype=torch.int32),
+    }
+
+
+def _kandinsky5_family(name: str, inputs: Any = lambda n: {}) -> tuple[str, Family]:
+    hooks = ("transformer.visual_transformer_blocks.0", "transformer.text_transformer_blocks.0")
+    return f"{name}Pipeline", Family(
+        _kandinsky5(name, visual_cond=name == "Kandinsky5T2V"), hooks, _G, PASSES, inputs=inputs, prompts=_kandinsky5_texts,
+        negative=lambda n: _kandinsky5_texts(["ugly"] * n, "negative_"),
+    )  # fmt: skip
+
+
+FAMILIES |= dict(
+    [
+        _kandinsky5_family("Kandinsky5T2I"),
+        _kandinsky5_family("Kandinsky5T2V", _VIDEO["inputs"]),
+    ]
+)
+
+
 _DOUBLE = "transformer.double_stream_blocks.0.block"
 FAMILIES |= {
     "HiDreamImagePipeline": Family(

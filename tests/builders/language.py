@@ -1,6 +1,8 @@
 """Small random-weight language models of the classes that pipelines encode their texts with, and
 tokenizers of single letters."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Gemma2Config,
@@ -42,6 +44,21 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     """Its padding is its end of text; at the right, as Qwen-Image and Z-Image have it."""
     vocabulary = _vocabulary(["<|endoftext|>"], "\u0120", "\u010a")
     return Qwen2Tokenizer(vocab=vocabulary, merges=[], chat_template=TEMPLATE, padding_side="right")
+
+
+class Processor:
+    """What Qwen2.5-VL's processor is to texts without pictures: a tokenizer whose padding is not
+    its end of text."""
+
+    def __init__(self) -> None:
+        self.tokenizer = qwen_tokenizer()
+        self.tokenizer.eos_token = "~"
+        self.batch_decode = self.tokenizer.batch_decode
+
+    def __call__(
+        self, text: list[str], images: None = None, videos: None = None, **how: Any
+    ) -> Any:
+        return self.tokenizer(text, **how)
 
 
 def gemma_tokenizer() -> GemmaTokenizer:

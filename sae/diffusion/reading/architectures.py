@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from featurestore.errors import ModelError, UsageError, nearest
+from featurestore.vocabulary import BRANCHES, STARTS
 from sae.diffusion.reading.calls import Branches, DenoiserCall, Reader, Running, check_batch
 from sae.diffusion.reading.grids import token_grid
 from sae.diffusion.reading.guidance import (
@@ -38,8 +39,9 @@ class Architecture(NamedTuple):
     the pictures"""
     patch: int = 1
     """latent pixels a token, in each direction"""
-    one_area: bool = False
-    """whether it scales the size that is asked for to the area of its own (HiDream)"""
+    own_sizes: bool = False
+    """whether it draws at sizes of its own, near the one that is asked for (HiDream, Kandinsky
+    5)"""
     options: Mapping[str, Any] = {}
     """further arguments of the pipeline's call"""
     third: str | None = ""
@@ -125,10 +127,11 @@ ARCHITECTURES = {
     **_named(Architecture(alone, options=_AS_ASKED), "SanaSprint"),
     **_named(Architecture(patch=2, options=_AS_ASKED), "Allegro"),
     **_named(Architecture(patch=2), "Mochi"),
-    **_named(Architecture(patch=2, one_area=True), "HiDreamImage"),
+    **_named(Architecture(patch=2, own_sizes=True), "HiDreamImage"),
+    **_named(Architecture(passes, patch=2, own_sizes=True), "Kandinsky5T2I"),
     **_named(Architecture(patch=2), "AuraFlow", "CogVideoX", "HunyuanDiT"),
     **_named(Architecture(), "LTX", "Kandinsky3"),
-    **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan"),
+    **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan", "Kandinsky5T2V"),
     **_named(Architecture(passes, two_pass=True, patch=2), "QwenImage", "HunyuanVideo"),
     **_named(Architecture(alone, patch=2), "Flux2"),
     **_named(Architecture(applied, patch=2), "ZImage"),
@@ -162,7 +165,8 @@ STREAMS |= dict.fromkeys(
 _ONE_STREAM = """
     AllegroTransformerBlock
     AuraFlowSingleTransformerBlock BasicTransformerBlock ChromaSingleTransformerBlock Flux2SingleTransformerBlock
-    HunyuanDiTBlock LTXVideoTransformerBlock Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
+    HunyuanDiTBlock Kandinsky5TransformerDecoderBlock Kandinsky5TransformerEncoderBlock
+    LTXVideoTransformerBlock Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
     WanTransformerBlock ZImageTransformerBlock
 """
 BLOCKS = set(STREAMS) | set(_ONE_STREAM.split())
@@ -177,6 +181,9 @@ def declare(
     samples: str | Callable[[Running], int] = "latents",
     patch: int = 1,
     options: Mapping[str, Any] | None = None,
+    third: str | None = None,
+    words: Callable[[str], str] | None = None,
+    starts: Mapping[str, str] | None = None,
 ) -> None:
     """Say how the denoiser's calls of a pipeline class are read, and of those derived from it
     (docs/pipelines.md).
@@ -186,9 +193,15 @@ def declare(
     and others are in :mod:`sae.diffusion.reading.guidance`. ``timestep``, ``samples``: the variables of the
     pipeline's call that hold the scheduler's timestep, and a row for each picture; or functions.
     ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
+    ``third``: the branch of its guidance beside ``cond`` and ``uncond``, ``""`` if it has no such
+    branch; None: not known, and refused only when a run lacks it. ``words``: what is done to a
+    prompt before it is tokenized, where the denoiser attends to the tokens of its ``tokenizer``:
+    then words have maps. ``starts``: ``image``, ``mask`` or ``control`` → the argument of the
+    pipeline's call that takes such a picture.
 
     Raises:
-        UsageError: ``pipeline`` is no class, or a branch is named twice.
+        UsageError: ``pipeline`` is no class, a branch is named twice, or there is no such third
+            branch or start.
     """
     if not isinstance(pipeline, type):
         raise UsageError(f"declare expects a pipeline's class, found {pipeline!r}.")
@@ -196,13 +209,24 @@ def declare(
         raise UsageError(
             f"declare expects branches such as ('uncond', 'cond'), found {branches!r}."
         )
+    known = ("", *BRANCHES[2:])
+    if third is not None and third not in known:
+        raise UsageError(f"declare expects third as one of {known}, found {third!r}.")
+    for kind in starts or {}:
+        if kind not in STARTS:
+            raise UsageError(
+                f"declare expects starts from {', '.join(STARTS)}, found {kind!r}: "
+                f"starts={{'image': 'init_image'}} says which argument takes the picture."
+            )
     _declared[pipeline] = Architecture(
         branches,
         timestep=timestep,
         samples=samples,
         patch=patch,
         options=dict(options or {}),
-        third=None,
+        third=third,
+        words=words,
+        starts=dict(starts or {}),
     )
 
 

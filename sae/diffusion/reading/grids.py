@@ -8,6 +8,8 @@ from sae.diffusion.reading.calls import Running
 
 FRAMES_FIRST = {"CogVideoXTransformer3DModel"}
 """classes whose videos have their frames before their channels, ``[B, F, C, H, W]``"""
+CHANNELS_LAST = {"Kandinsky5Transformer3DModel"}
+"""classes whose latents have their channels last, ``[B, F, H, W, C]``"""
 
 
 def token_grid(call: Running) -> tuple[int, int, int] | None:
@@ -24,11 +26,16 @@ def token_grid(call: Running) -> tuple[int, int, int] | None:
     patch = None if module is None else module.config.get("patch_size")
     if patch is None or not isinstance(latents, Tensor) or latents.dim() not in (4, 5):
         return None
+    if call.arguments.get("sparse_params") is not None:
+        return None  # Kandinsky 5 then attends to squares of patches, one after another.
     frames = 1 if latents.dim() == 4 else latents.shape[2]
-    if type(getattr(module, "_orig_mod", module)).__name__ in FRAMES_FIRST:
+    height, width = latents.shape[-2:]
+    kind = type(getattr(module, "_orig_mod", module)).__name__
+    if kind in FRAMES_FIRST:
         frames = latents.shape[1]
+    elif kind in CHANNELS_LAST:
+        frames, height, width = latents.shape[1:4]
     each = patch if isinstance(patch, (list, tuple)) else (module.config.get("patch_size_t"), patch, patch)  # fmt: skip
     if len(each) != 3:
         return None
-    height, width = latents.shape[-2:]
     return frames // (each[0] or 1), height // each[1], width // each[2]

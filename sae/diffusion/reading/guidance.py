@@ -41,10 +41,11 @@ def guided(call: Running) -> bool:
 
 def passes(call: Running) -> Branches:
     """A call for each branch, told by whose embeddings the denoiser is given (FLUX, Qwen-Image,
-    Wan, CogView4 …)."""
+    Wan, CogView4 …; Kandinsky 5 has them under the name of their encoder)."""
     given = call.arguments.get("encoder_hidden_states")
     for branch, name in (("cond", "prompt_embeds"), ("uncond", "negative_prompt_embeds")):
-        if given is not None and given is call.variables.get(name):
+        known = (call.variables.get(name), call.variables.get(f"{name}_qwen"))
+        if given is not None and any(given is one for one in known):
             return (branch,)
     raise ModelError(
         f"{type(call.pipe).__name__} called its denoiser with embeddings that are neither its "

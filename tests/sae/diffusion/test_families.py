@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from collectors.rows.capture import capture
-from sae.diffusion.pipelines import Model
+from featurestore.errors import HookError, UsageError
+from sae.diffusion.pipelines import Model, RunSettings, check_run
 from sae.diffusion.reading.architectures import ARCHITECTURES, STREAMS
+from sae.diffusion.reading.calls import Running
+from sae.diffusion.reading.grids import token_grid
 from sae.intervention.ablate import ablate
 from tests.builders.families import COND, FAMILIES, PROMPTS, common, table
 from tests.builders.plain import STREAMS_IN_SOURCE, dense, plain_hooks, random_sae, rows
@@ -136,6 +139,34 @@ def test_ablation_edits_one_branch_by_the_formula_and_nothing_else(name, guided,
                     expected = dense(sae, x, features)
                     torch.testing.assert_close(y, expected, atol=5e-5, rtol=5e-5)
                     assert not torch.equal(x, y)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("Kandinsky5T2IPipeline", (1, 2, 3)), ("Kandinsky5T2VPipeline", (2, 2, 3))])  # fmt: skip
+def test_kandinsky_5_has_its_channels_last_and_sizes_of_its_own(name, grid, pipes):
+    """A picture of 32 × 48 has 4 × 6 latent pixels, 2 × 3 patches; 5 frames are 2 latent ones."""
+    pipe, family = pipes(name), FAMILIES[name]
+    for calls in captured(pipe, family, PROMPTS, False).values():
+        assert {one.call.grid for one in calls} == {grid}
+    for hook in ("transformer", "transformer.out_layer", "transformer.out_layer.norm"):
+        message = (
+            rf"^module '{hook}' returns maps of frames in an order of its own, \[2, .*: hook a"
+        )
+        with capture(pipe, [hook], lambda one: None), pytest.raises(HookError, match=message):
+            pipe(**common(family, PROMPTS, False))
+    model = Model("m", pipe, 2, 1.0)
+    check_run(model, RunSettings(2, 1.0, height=32, width=48))
+    if hasattr(pipe, "resolutions"):
+        message = r"^--height 64 --width 72: Kandinsky5T2IPipeline draws pictures of sizes of its own, here 64 × 64: ask for these\.$"  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            check_run(model, RunSettings(2, 1.0, height=64, width=72))
+
+
+def test_squares_of_patches_have_no_grid(pipes):
+    """Kandinsky 5's sparse attention orders its tokens by squares of 8 × 8 patches."""
+    pipe = pipes("Kandinsky5T2VPipeline")
+    given = {"hidden_states": torch.zeros(1, 2, 32, 32, 4), "sparse_params": {"to_fractal": True}}
+    assert token_grid(Running(pipe, {}, given, 1)) is None
+    assert token_grid(Running(pipe, {}, given | {"sparse_params": None}, 1)) == (2, 16, 16)
 
 
 def pixels(output):

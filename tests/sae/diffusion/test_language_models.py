@@ -67,6 +67,13 @@ def of_hidream(directory: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_kandinsky5(directory: Any) -> dict[str, Any]:
+    return {
+        "text_encoder": language.qwen_vl(16), "tokenizer": language.Processor(),
+        "text_encoder_2": clip(CLIPTextModel, 8, 8), "tokenizer_2": tokenizer(directory / "words"),
+    }  # fmt: skip
+
+
 def of_hunyuan(directory: Any) -> dict[str, Any]:
     found = {
         "text_encoder_2": clip(CLIPTextModel, 8, 8),
@@ -101,7 +108,11 @@ CASES = {
         TRUE_CFG,
     ),
     "CogView4Pipeline": Texts(f"text_encoder.{LAYER}", one(language.glm, language.glm_tokenizer, 16)),
+    "Kandinsky5T2IPipeline": Texts(f"text_encoder.{VISION}", of_kandinsky5, {}, several=True),
 }  # fmt: skip
+
+
+OWN_SIZES = {"HiDreamImagePipeline": "default_sample_size", "Kandinsky5T2IPipeline": "resolutions"}
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +125,8 @@ def models(tmp_path_factory):
             directory = tmp_path_factory.mktemp(name)
             bare = FAMILIES[name].build(directory)
             pipe = type(bare)(**bare.components | CASES[name].parts(directory))
-            if name == "HiDreamImagePipeline":
-                pipe.default_sample_size = bare.default_sample_size
+            if size := OWN_SIZES.get(name):
+                setattr(pipe, size, getattr(bare, size))
             pipe.set_progress_bar_config(disable=True)
             for part in pipe.components.values():
                 if isinstance(part, torch.nn.Module):
@@ -175,7 +186,7 @@ def test_a_language_model_is_collected_once_per_prompt_bit_for_bit(name, models,
         at, sample = i % len(branches), i // len(branches)
         expected = seen[at][sample].numpy()
         if case.several:
-            n = len(model.pipe.tokenizer(texts[at][sample])["input_ids"])  # no padding
+            n = len(model.pipe.tokenizer([texts[at][sample]])["input_ids"][0])  # no padding
             expected = expected[random_positions([ids[sample]], 0, n, 4)[0]]
         assert np.array_equal(shard.row(i), expected)
     assert not np.array_equal(shard.row(0), shard.row(len(branches)))

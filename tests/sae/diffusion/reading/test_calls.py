@@ -7,15 +7,20 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from collectors.rows.capture import capture
 from featurestore.errors import HookError, ModelError, UsageError
+from featurestore.prompts import start_picture
 from sae.diffusion import declare
+from sae.diffusion.attention import word_layers, word_tokens
 from sae.diffusion.modules import find_module, match_hooks
-from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.diffusion.pipelines import Model, RunSettings, check_branch, generate
 from sae.diffusion.reading.architectures import _declared
 from sae.diffusion.reading.calls import Running, check_batch
 from sae.diffusion.reading.guidance import guided, passes
+from sae.diffusion.starts import start_arguments
 from sae.intervention.ablate import attach
 from tests.builders.architectures import GUIDED, PLAIN
 from tests.builders.families import BLOCK, FAMILIES, PROMPTS, UNET, common
@@ -236,7 +241,41 @@ def test_the_pipeline_of_the_documentation(tmp_path):
         _declared.clear()
 
 
+class Redrawn(StableDiffusionPipeline):
+    """A pipeline of one's own that takes a picture under another name."""
+
+    def __call__(self, prompt, init_image, num_inference_steps, guidance_scale):
+        raise NotImplementedError
+
+
+def test_words_third_parts_and_pictures_are_declared(tmp_path):
+    """Issue 19, item 1."""
+    own = Redrawn(**tiny_stable_diffusion(tmp_path).components, requires_safety_checker=False)
+    model, run = Model("m", own, 2, 3.0), RunSettings(2, 3.0)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    picture = {"image": start_picture(tmp_path / "a.png", "test")}
+    try:
+        declare(Redrawn)
+        check_branch(model, run, "skip")  # Not known: the run says.
+        with pytest.raises(HookError, match="has no attention from positions of the picture"):
+            word_layers(own, UNET)
+        declare(Redrawn, third="perturbed", words=str.lower, starts={"image": "init_image"})
+        assert word_tokens(own, "A cat", "CAT", 16) == [2, 3, 4]
+        assert word_layers(own, UNET)
+        check_branch(model, run, "perturbed")
+        with pytest.raises(UsageError, match="has the parts cond and uncond and perturbed"):
+            check_branch(model, run, "skip")
+        given = start_arguments(own, [picture], (64, 64))
+        assert [image.size for image in given.pop("init_image")] == [(64, 64)] and not given
+    finally:
+        _declared.clear()
+
+
 def test_a_declaration_that_says_nothing_is_refused():
+    with pytest.raises(UsageError, match=r"^declare expects third as one of \('', 'perturbed', "):
+        declare(object, third="cond")
+    with pytest.raises(UsageError, match=r"^declare expects starts from image, mask, control, found 'video'"):  # fmt: skip
+        declare(object, starts={"video": "video"})
     with pytest.raises(
         UsageError, match="declare expects a pipeline's class, found 'FluxPipeline'"
     ):
