@@ -25,7 +25,9 @@ from featurestore.errors import DamageError
 from featurestore.format.canonical import canonical_json
 from featurestore.format.contents import Contents, Part
 from featurestore.format.gate import entries, inside
-from featurestore.format.records.record import FileEntry, Record, is_name, read_record
+from featurestore.format.records.parsing import read_record
+from featurestore.format.records.places import is_name
+from featurestore.format.records.record import FileEntry, Record
 from featurestore.format.verified import cache_directory, settled_before, why_not
 
 LEAST = 200
