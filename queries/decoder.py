@@ -11,8 +11,8 @@ from featurestore.format import durable
 from featurestore.saes import load_config, sae_record, weights_path
 from featurestore.store import Store
 from queries.answers import ask
-from queries.connection.session import quote_text
 from queries.connection.statement import sql
+from queries.connection.text import quote_text
 
 
 def decoder_table(store: Store, sae: str, branch: str = "cond") -> pa.Table:

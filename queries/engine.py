@@ -12,7 +12,10 @@ import pyarrow as pa
 from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
-from queries.connection.session import add_other, connect, files_of, one_line, opening, quote_text
+from queries.connection.session import add_other, connect
+from queries.connection.sql_errors import one_line
+from queries.connection.text import quote_text
+from queries.connection.views import files_of, opening
 from queries.questions import Value, code, without_order
 
 Run = Callable[[str, Mapping[str, Value]], pa.Table]

@@ -11,7 +11,7 @@ from typing import Any
 
 from featurestore.errors import QueryError, UsageError, nearest
 from featurestore.vocabulary import BRANCHES
-from queries.connection.session import SQL, sql_text
+from queries.connection.text import SQL, sql_text
 
 Value = str | int | float | None
 _NUMBERS: dict[str, Callable[[str], int | float]] = {"integer": int, "number": float}

@@ -20,7 +20,7 @@ from featurestore.errors import UsageError
 from featurestore.format.records import Record
 from featurestore.saes import load_config
 from featurestore.store import Store
-from queries.connection.session import quote_text
+from queries.connection.text import quote_text
 from queries.derived.scope import check_encoded
 from queries.engine import Relations, Run, used
 from queries.questions import MADE, Value, code

@@ -15,18 +15,17 @@ from queries.connection.pruning import (
     planned_samples,
     told_families,
 )
-from queries.connection.session import (
+from queries.connection.session import open_views
+from queries.connection.sql_errors import explain
+from queries.connection.text import quote_identifier, quote_text
+from queries.connection.views import (
     EMPTY,
     SAES,
     column_types,
     create_empty,
     create_labels,
-    open_views,
     own_column,
-    quote_identifier,
-    quote_text,
 )
-from queries.connection.sql_errors import explain
 
 
 def sql(

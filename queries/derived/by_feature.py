@@ -17,7 +17,9 @@ from featurestore.format.schemas import FEATURE_MASKS, FEATURE_SAMPLES, FEATURE_
 from featurestore.saes import load_config
 from featurestore.store import Store
 from featurestore.vocabulary import BRANCHES, BY_FEATURE
-from queries.connection.session import connect, one_line, sql_text
+from queries.connection.session import connect
+from queries.connection.sql_errors import one_line
+from queries.connection.text import sql_text
 from queries.derived.scope import check_scored, encoded
 from queries.derived.sums import (
     ALL_FEATURES,

@@ -19,7 +19,9 @@ from featurestore.format.schemas import SUMS, TOTALS, schema_id
 from featurestore.saes import sae_hash, sae_record
 from featurestore.store import Store
 from featurestore.vocabulary import BRANCHES
-from queries.connection.session import connect, one_line, quote_text, sql_text
+from queries.connection.session import connect
+from queries.connection.sql_errors import one_line
+from queries.connection.text import quote_text, sql_text
 from queries.derived.scope import Scope, Steps, check_scored, find_scope, labelled
 
 UNIT = 2.0**72

@@ -16,7 +16,7 @@ from featurestore.format.records import listing
 from featurestore.saes import load_config
 from queries import ask
 from queries.answers import ask_each, schema
-from queries.connection.session import SQL, quote_text
+from queries.connection.text import SQL, quote_text
 from queries.questions import questions
 from tests.builders.cases import answer, equal, make_case
 from tests.builders.codes import HOSTILE, random_codes
