@@ -172,7 +172,7 @@ def measure(seconds: float, shards: int, runs: int, directory: Path) -> dict[str
         )  # without the model's hash, taken once before
 
     def pyarrow() -> None:
-        with mock.patch("featurestore.store.TensorFile", PyarrowFile):
+        with mock.patch("featurestore.store.writing.TensorFile", PyarrowFile):
             collecting("pyarrow")
 
     torch.set_num_threads(1)  # As a host does that leaves computing to its GPU.

@@ -1,9 +1,9 @@
-"""A store: create, open, append shards, list, read (docs/format.md)."""
+"""A store: create, open, list, read; what writes stands in ``writing`` (docs/format.md)."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,20 +17,16 @@ from featurestore.format import activations, durable, footers, schemas
 from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_shards
 from featurestore.format.gate import inside
-from featurestore.format.ledger import is_derived, update_ledger
-from featurestore.format.parquet import layout
-from featurestore.format.parquet.in_place import TensorFile
 from featurestore.format.records import (
     MARK,
     Record,
     any_shard,
     list_tables,
     read_mark,
-    shard_files,
 )
 from featurestore.format.records.labels import corrected, label_version
 from featurestore.format.records.listing import read_records
-from featurestore.store import readers, shards
+from featurestore.store import readers, shards, writing
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -188,112 +184,6 @@ class Store:
         """Return the ids of the samples that a table's committed shards hold."""
         return {i for record in self.records(table) for i in record.sample_ids}
 
-    def append(
-        self,
-        table: str,
-        shard: str,
-        rows: pa.Table,
-        sample_ids: Sequence[int],
-        *,
-        made_by: Mapping[str, Any],
-    ) -> Record:
-        """Write and commit a shard. A shard that exists already is left as it is and its record
-        returned.
-
-        ``rows`` carry the schema metadata that the file is to have. Durable and atomic when this
-        returns.
-
-        Raises:
-            TableError: ``rows`` have other columns than the table's other shards.
-            DiskError: the operating system refused; nothing was committed.
-        """
-        new = shards.NewShard(table, shard, tuple(sample_ids), made_by)
-        return self._write(new, rows.schema, lambda file: layout.write_table(file, rows))
-
-    def begin_shard(
-        self, table: str, shard: str, others: pa.Table, schema: pa.Schema
-    ) -> TensorFile:
-        """Begin a shard of activations whose rows come in any order; :meth:`append_shard` commits
-        it.
-
-        ``schema`` is that of the table, with its metadata, and ``others`` are its columns but the
-        tensor. Nothing that others see of the store is made or changed yet.
-
-        Raises:
-            TableError: the table's other shards have other columns.
-            DiskError: the operating system refused.
-        """
-        self.check_schema(table, schema)
-        (path,) = shard_files(table, shard)
-        return TensorFile(inside(self.root, path), others, schema, self.root / ".work" / "filling")
-
-    def append_shard(
-        self,
-        table: str,
-        shard: str,
-        file: TensorFile,
-        sample_ids: Sequence[int],
-        *,
-        made_by: Mapping[str, Any],
-    ) -> Record:
-        """Commit a shard that :meth:`begin_shard` began, once all of its rows were put; otherwise
-        as :meth:`append`.
-
-        The file is closed, whatever becomes of it.
-        """
-        with contextlib.closing(file):
-            self.begin()
-            return shards.place_shard(
-                self.root, shards.NewShard(table, shard, tuple(sample_ids), made_by), file
-            )
-
-    def append_parts(
-        self,
-        table: str,
-        shard: str,
-        schema: pa.Schema,
-        parts: Iterable[pa.Table],
-        *,
-        made_by: Mapping[str, Any],
-    ) -> Record:
-        """Write and commit a shard of a derived table part by part, as :meth:`append` does one that
-        fits memory."""
-        new = shards.NewShard(table, shard, (), made_by)
-        return self._write(new, schema, lambda file: layout.write_parts(file, schema, parts))
-
-    def _write(
-        self, new: shards.NewShard, schema: pa.Schema, write: Callable[[BinaryIO], int]
-    ) -> Record:
-        self.begin()
-        return shards.write_shard(self.root, new, schema, write)
-
-    def claim(self, table: str, shard: str) -> durable.Claim:
-        """Wait until no other process is committing a shard, and keep others from it while the
-        block runs.
-
-        Raises:
-            DiskError: the operating system refused, or the file system has no locks.
-        """
-        self.begin()
-        return shards.claim(self.root, table, shard)
-
-    def commit(self, record: Record) -> Record:
-        """Create a commit record; whoever writes the shard's files holds its :meth:`claim`.
-
-        Raises:
-            TakenError: another process committed the shard with other files.
-        """
-        self.begin()
-        return shards.commit(self.root, record)
-
-    def check_schema(self, table: str, schema: pa.Schema) -> None:
-        """Refuse rows of this schema for a table whose shards have another.
-
-        Raises:
-            TableError: the columns differ; it names them.
-        """
-        shards.check_schema(self.root, table, schema)
-
     def corrected_labels(self) -> pa.Table | None:
         """Return the labels of the samples that were relabelled, or have families that ``samples``
         has no column for.
@@ -320,16 +210,14 @@ class Store:
         """
         check_shards(self.root, records)
 
-    def remove(self, record: Record) -> None:
-        """Remove a shard: its record, then its files. Only derived tables may lose a shard
-        (docs/format.md, section 1.5)."""
-        location = record.location.as_posix()
-        paths = self.paths(record)
-        durable.remove(inside(self.root, location))
-        if not is_derived(record.table):
-            update_ledger(self.root, frozenset([location]))
-        for path in paths:
-            durable.remove(path)
+    append = writing.append
+    append_parts = writing.append_parts
+    begin_shard = writing.begin_shard
+    append_shard = writing.append_shard
+    claim = writing.claim
+    commit = writing.commit
+    check_schema = writing.check_schema
+    remove = writing.remove
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
