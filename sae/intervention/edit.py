@@ -27,17 +27,8 @@ from sae.diffusion.hooks import (
 )
 from sae.diffusion.modules import find_module
 from sae.diffusion.reading.calls import DenoiserCall
-from sae.intervention.rules import (
-    Edit,
-    Fill,
-    Rule,
-    Steer,
-    edit_change,
-    join,
-    last_of_each,
-    on_device,
-    union,
-)
+from sae.intervention.change import Edit, Steer, edit_change, on_device
+from sae.intervention.rules import Fill, Rule, join, last_of_each, union
 from sae.intervention.schedules import Schedules, is_recorded, timestep_of
 from sae.intervention.settings import Intervention
 from sae.model import SAE

@@ -9,7 +9,7 @@ is made.
 3. ``_apply``: the change of the activations, times ``W_dec``, added in place where it is not zero.
 
 The products are taken in float32 accuracy (3 × TF32 on tensor cores). What they equal is
-:func:`sae.intervention.rules.rules_change`, which serves wherever these do not: on a CPU, with
+:func:`sae.intervention.change.rules_change`, which serves wherever these do not: on a CPU, with
 gradients, without Triton.
 """
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sae.diffusion.pipelines import generate
 from sae.intervention import edit as editing
 from sae.intervention.ablate import ablate
-from sae.intervention.rules import Rule, join, rules_change
+from sae.intervention.change import rules_change
+from sae.intervention.rules import Rule, join
 from sae.intervention.settings import Intervention
 from tests.builders.edits import EVERY_THIRD, strong
 from tests.builders.saes import random_sae

@@ -6,16 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.diffusion.hooks import Layout
-from sae.intervention.rules import (
-    Edit,
-    Fill,
-    Rule,
-    Steer,
-    edit_change,
-    join,
-    paper_rule,
-    rules_change,
-)
+from sae.intervention.change import Edit, Steer, edit_change, rules_change
+from sae.intervention.rules import Fill, Rule, join, paper_rule
 from tests.builders.edits import dense, nearest_undetected
 from tests.builders.selections import (
     D_IN,

@@ -11,7 +11,8 @@ from featurestore.errors import SAEError, UsageError
 from sae.checkpoint import load_sae, save_sae, store_sae
 from sae.codes import encode_rows
 from sae.encoding import encode
-from sae.intervention.rules import Rule, join, rules_change
+from sae.intervention.change import rules_change
+from sae.intervention.rules import Rule, join
 from sae.model import SAEConfig
 from sae.training.loss import training_loss
 from sae.training.train import TrainSettings, train

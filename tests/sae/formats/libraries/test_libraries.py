@@ -10,7 +10,8 @@ import torch
 from featurestore.errors import SAEError
 from sae.formats.libraries.foreign import Choice
 from sae.formats.registry import FORMATS, detect, read_checkpoint
-from sae.intervention.rules import Rule, join, rules_change
+from sae.intervention.change import rules_change
+from sae.intervention.rules import Rule, join
 from tests.builders import checkpoints as formats
 from tests.builders.checkpoints import K, check_same, loaded
 
