@@ -6,42 +6,29 @@ ids of the samples). What cannot be is set aside in ``.set-aside/``, so that its
 again; what killed processes left half-written is removed.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from featurestore import __version__
 from featurestore.card import write_card
 from featurestore.errors import DamageError, NotAStoreError
-from featurestore.format import durable, footers, schemas
-from featurestore.format.canonical import run_id, sample_id, sealed
-from featurestore.format.checksums import check_shard
-from featurestore.format.contents import describe, read_replaced
-from featurestore.format.gate import MalformedError, inside, parse_json, read_regular
+from featurestore.format import durable
+from featurestore.format.canonical import sealed
+from featurestore.format.gate import MalformedError, parse_json, read_regular
 from featurestore.format.ledger import LEDGER, read_ledger, update_ledger
-from featurestore.format.parquet.structure import check_structure
 from featurestore.format.records import (
     MARK,
-    FileEntry,
     Record,
     is_name,
     is_table,
-    list_shards,
-    read_record,
     shard_files,
 )
+from featurestore.maintenance.evidence import gives_ids, rebuilt_record
 from featurestore.maintenance.verify import Problem, verify
 from featurestore.store import Store
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 ASIDE = ".set-aside"
 _MAX_CARD_BYTES = 64 * 2**20
-_MOST_SHARD_SAMPLES = 256
-"""pictures per shard that a lost record of ``samples`` is tried with, where no other tells them"""
 _AGAIN = {
     "samples": "the same 'featurestore collect' makes it again",
     "activations": "the same 'featurestore collect' makes it again",
@@ -113,7 +100,7 @@ def _mark_step(root: Path) -> Step:
         raise DamageError(
             f"{lost} README.md does not tell the run ({error}): put either back from a copy."
         ) from error
-    if not isinstance(run, dict) or not _gives_ids(root, run):
+    if not isinstance(run, dict) or not gives_ids(root, run):
         raise DamageError(
             f"{lost} the run in README.md is not that of the samples: put either back from a copy."
         )
@@ -121,34 +108,6 @@ def _mark_step(root: Path) -> Step:
     found = "was lost or changed; the run in README.md gives the ids of the samples"
     aside = (str(MARK),) if (root / MARK).is_symlink() or (root / MARK).exists() else ()
     return Step(str(MARK), found, "rebuilt", aside=aside, mark=mark)
-
-
-def _id_of(run: dict, row: dict) -> int:
-    """Return the id that a run's settings give a sample, whose row says what it has of its own."""
-    shared = run.get("start", {})
-    starts = {
-        kind: row[name]
-        for kind, (name, _) in schemas.START_COLUMNS.items()
-        if name in row and row[name] != shared.get(kind)
-    }
-    guidance = None if row["guidance"] == run["guidance"] else row["guidance"]
-    return sample_id(run_id(run), row["prompt"], row["seed"], guidance, starts=starts)
-
-
-def _gives_ids(root: Path, run: dict) -> bool:
-    """Say whether a run's settings give the ids of the first shard of samples that is whole."""
-    for shard in list_shards(root, "samples"):
-        try:
-            record = read_record(root, "samples", shard)
-        except DamageError:
-            continue
-        if check_shard(root, record, record.files[0]) is None:
-            table = footers.read_table(root / record.files[0].path)
-            starts = [n for n, _ in schemas.START_COLUMNS.values() if n in table.column_names]
-            named = ["sample_id", "prompt", "seed", "guidance", *starts]
-            rows = table.select(named).to_pylist()
-            return all(_id_of(run, row) == row["sample_id"] for row in rows)
-    return False
 
 
 def _plan(store: Store, problems: list[Problem]) -> list[Step]:
@@ -212,7 +171,7 @@ def _shard_step(
     location = f"manifest/{table}/{shard}.json"
     files = [path for path in shard_files(table, shard) if _there(store.root / path)]
     record_there = [location] if _there(store.root / location) else []
-    rebuilt = _rebuilt(store, table, shard, committed.get(location, ""))
+    rebuilt = rebuilt_record(store, table, shard, committed.get(location, ""))
     if rebuilt is not None:
         return Step(location, problem.what, "rebuilt", aside=tuple(record_there), record=rebuilt)
     kind, _, name = table.partition("/")
@@ -232,69 +191,6 @@ def _shard_step(
 
 def _there(path: Path) -> bool:
     return path.is_symlink() or path.exists()
-
-
-def _rebuilt(store: Store, table: str, shard: str, digest: str) -> Record | None:
-    """Return the record of a whole file if it can be told, byte for byte: the ledger has its
-    SHA-256."""
-    if table == "saes" or not digest:
-        return None
-    (name,) = shard_files(table, shard)
-    found = _read(store.root, name)
-    if found is None:
-        return None
-    entry, schema, rows, ids = found
-    others = list(_relatives(store, table, shard))
-    choices = [
-        tuple(dict.fromkeys(ids)),
-        (),
-        *(other.sample_ids for other in others if other.shard == shard),
-    ]
-    makers = [{"featurestore": __version__}, *(dict(other.made_by) for other in others)]
-    if table == "samples":
-        sizes = (0, *range(len(ids), _MOST_SHARD_SAMPLES + 1))
-        makers += [{"featurestore": __version__, "shard_samples": size} for size in sizes]
-    path = store.root / name
-    try:
-        told = describe(path, samples=table == "samples", replaces=read_replaced(path))
-    except footers.MALFORMED:  # a column of it cannot be read: it is not whole
-        return None
-    for sample_ids, made_by, contents in product(dict.fromkeys(choices), makers, (told, None)):
-        record = Record(table, shard, schema, rows, sample_ids, (entry,), made_by, contents)
-        if hashlib.sha256(record.to_bytes()).hexdigest() == digest:
-            return record
-    return None
-
-
-def _read(root: Path, name: str) -> tuple[FileEntry, str, int, list[int]] | None:
-    """Return what a record says of a Parquet file, from the file: its entry, schema, rows and
-    samples."""
-    try:
-        path = inside(root, name)
-        with path.open("rb") as stream:
-            entry = FileEntry(
-                name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
-            )
-        schema = footers.read_schema(path)
-        with footers.reading(path), pq.ParquetFile(path) as file:
-            check_structure(path)
-            columns = ["sample_id"] if "sample_id" in schema.names else []
-            ids = file.read(columns=columns)["sample_id"].to_pylist() if columns else []
-            return entry, schemas.schema_id(schema), file.metadata.num_rows, ids
-    except (OSError, DamageError):
-        return None
-
-
-def _relatives(store: Store, table: str, shard: str) -> Iterator[Record]:
-    """Yield the readable records that may tell what a lost one said: of the same table, and of the
-    same shard elsewhere."""
-    for other in [table, *(t for t in store.tables() if t != table)]:
-        names: Iterable[str] = list_shards(store.root, other)
-        for name in names if other == table else [n for n in names if n == shard]:
-            try:
-                yield read_record(store.root, other, name)
-            except DamageError:
-                continue
 
 
 def _apply(root: Path, steps: list[Step]) -> None:
