@@ -179,8 +179,8 @@ def _check(model: Model, run: RunSettings, settings: CollectSettings) -> None:
         )
     if settings.padding == "drop" and settings.positions == "all":
         raise UsageError(
-            "--padding drop with --positions all: texts have different lengths, and a table has one "
-            "number of positions: use --positions random:N or mean, or keep the padding."
+            "--padding drop with --positions all: texts have different lengths, and a table has "
+            "one number of positions: use --positions random:N or mean, or keep the padding."
         )
     check_branch(model, run, settings.branch)
     named_steps(settings.timesteps)
@@ -243,7 +243,8 @@ def _check_tables(
             if found != words:
                 raise RunError(
                     f"attention/{hook} of {store.root} has the words {', '.join(found)}, now they "
-                    f"are {', '.join(words)}: use the same, or another --store. Nothing was changed."
+                    f"are {', '.join(words)}: use the same, or another --store. Nothing "
+                    f"was changed."
                 )
     for hook, one in kept.items():
         for table in (f"activations/{hook}", *(f"codes/{name}" for name in one.saes)):

@@ -36,8 +36,8 @@ def find_shard_samples(job: Job, samples: Sequence[Sample]) -> int:
         return before or (0 if whole else fitting(picture_bytes(job, samples[0]), batch))
     if before not in (None, asked):
         warnings.warn(
-            f"{job.store.root} was collected with {before} pictures per shard, now they are {asked}: "
-            f"what is missing is cut anew, and shards of both sizes stand side by side.",
+            f"{job.store.root} was collected with {before} pictures per shard, now they are "
+            f"{asked}: what is missing is cut anew, and shards of both sizes stand side by side.",
             stacklevel=2,
         )
     return asked

@@ -36,7 +36,8 @@ OTHERS = {"style": ("cat", "house", "star", "boat", "flower", "heart"), "object"
 
 
 def prompts(family: str) -> list[tuple[str, Prompt]]:
-    """Return the concepts shown, each with its prompt: with another object, or style, every time."""
+    """Return the concepts shown, each with its prompt: with another object, or style, every
+    time."""
     concepts = (STYLES if family == "style" else OBJECTS)[:N_CONCEPTS]
     found = []
     for concept, other in zip(concepts, OTHERS[family], strict=False):

@@ -39,8 +39,10 @@ def main() -> None:
     features = ", ".join(map(str, selection.features()))
     found = sql(
         audited,
-        f"""select prompt, round(sum(coalesce(sum, 0)) / count(distinct samples.sample_id), 1) as activation
-            from samples left join stats on samples.sample_id = stats.sample_id and feature in ({features})
+        f"""select prompt,
+                round(sum(coalesce(sum, 0)) / count(distinct samples.sample_id), 1) as activation
+            from samples
+            left join stats on samples.sample_id = stats.sample_id and feature in ({features})
             group by prompt order by activation desc, prompt""",
     )
     print(

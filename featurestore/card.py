@@ -17,12 +17,15 @@ _WHAT = {
     "labels": "labels that were corrected later, one row per (sample, family); of a sample's "
     "versions the largest counts",
     "activations": "one row per (sample, step, branch): activations of a hook",
-    "attention": "one row per (sample, step, word of its prompt): how much each position attends to it",
+    "attention": "one row per (sample, step, word of its prompt): how much each position attends "
+    "to it",
     "codes": "one row per (sample, step, branch): active features and their values, position by "
     "position",
     "stats": "one row per (sample, step, branch, feature) that fired",
-    "sums": "sums over the samples of a concept, one row per (family, concept, branch, step, feature)",
-    "totals": "sums over all samples of a concept family, one row per (family, branch, step, feature)",
+    "sums": "sums over the samples of a concept, one row per (family, concept, branch, step, "
+    "feature)",
+    "totals": "sums over all samples of a concept family, one row per (family, branch, step, "
+    "feature)",
     "feature_masks": "at which steps a feature fired in a sample, as bits, ordered by feature",
     "feature_samples": "a feature in each sample in which it fired, all steps together, ordered by "
     "feature",

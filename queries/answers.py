@@ -42,8 +42,8 @@ them too few"""
 
 
 def ask(
-    store: Store, name: str, parameters: Mapping[str, Value] | None = None, *, other: Store | None = None,
-    memory_limit: str | None = None, engine: Engine | None = None,
+    store: Store, name: str, parameters: Mapping[str, Value] | None = None, *,
+    other: Store | None = None, memory_limit: str | None = None, engine: Engine | None = None,
 ) -> pa.Table:  # fmt: skip
     """Return the answer to the question ``name``, its columns as ``questions.toml`` has them.
 
@@ -96,8 +96,8 @@ def ask_each(
 
 @contextmanager
 def opened(
-    store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine, other: Store | None = None,
-    found: Found | None = None, progress: bool = False,
+    store: Store, names: Sequence[str], values: Mapping[str, Value], *, engine: Engine,
+    other: Store | None = None, found: Found | None = None, progress: bool = False,
 ) -> Iterator[Answer]:  # fmt: skip
     """Have what answers some questions, by name and complete values, for the time of the block.
 

@@ -21,8 +21,8 @@ def decoder_table(store: Store, sae: str, branch: str = "cond") -> pa.Table:
 
     ``vector`` is the row of ``W_dec``, float32 ``[d_in]``. A family's columns are the concept that
     the feature has its largest mean score for, and that score; null where no mean is positive. A
-    family of one concept has no column. ``density`` is the share of the encoded samples in which it fires, ``peak`` its
-    largest activation, ``text`` all of that in words.
+    family of one concept has no column. ``density`` is the share of the encoded samples in which it
+    fires, ``peak`` its largest activation, ``text`` all of that in words.
 
     Raises:
         SAEError: there is no such SAE, or its file holds no decoder.
@@ -117,7 +117,8 @@ def _statistics(
     rows = sql(
         store,
         f"""select feature,
-                   count(distinct sample_id) / (select count(distinct sample_id) from codes where {of}) as density,
+                   count(distinct sample_id)
+                   / (select count(distinct sample_id) from codes where {of}) as density,
                    max("max") as peak
             from stats where {of} group by feature""",
     )

@@ -1,4 +1,5 @@
-"""Pictures of what questions answer: a concept, a feature, a family or an SAE in one figure each."""
+"""Pictures of what questions answer: a concept, a feature, a family or an SAE in one figure
+each."""
 
 import io
 import warnings
@@ -22,8 +23,8 @@ FORMATS = ("png", "svg")
 
 
 def plot(
-    store: Store, sae: str, family: str, concept: str, *, path: Path, kind: str = "lines", top: int = 10,
-    branch: str = "cond", engine: Engine | None = None,
+    store: Store, sae: str, family: str, concept: str, *, path: Path, kind: str = "lines",
+    top: int = 10, branch: str = "cond", engine: Engine | None = None,
 ) -> int:  # fmt: skip
     """Draw the ``top`` features of a concept by mean score, as ``lines`` or a ``heatmap``, or the
     best of each step with 95 % intervals (``interval``); return how many features there are.

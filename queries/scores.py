@@ -18,8 +18,8 @@ _ROWS_AT_ONCE = 2**22
 
 
 def score(
-    store: Store, sae: str, family: str, branch: str = "cond", *, top: int = 5, engine: Engine | None = None,
-    progress: bool = False,
+    store: Store, sae: str, family: str, branch: str = "cond", *, top: int = 5,
+    engine: Engine | None = None, progress: bool = False,
 ) -> tuple[Record, pa.Table]:  # fmt: skip
     """Compute the scores of a family (``importance.sql``) and keep them in the table
     ``scores/<sae>``.

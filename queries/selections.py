@@ -31,8 +31,8 @@ single step"""
 
 
 def select(
-    store: Store, sae: str, family: str, concept: str, *, top: int | None = None, percentile: float | None = None,
-    branch: str = "cond", engine: Engine | None = None,
+    store: Store, sae: str, family: str, concept: str, *, top: int | None = None,
+    percentile: float | None = None, branch: str = "cond", engine: Engine | None = None,
 ) -> Selection:  # fmt: skip
     """Select a concept's features at every step: the ``top`` n by score, or those above a
     percentile.
@@ -50,8 +50,9 @@ def select(
 
 
 def select_all(
-    store: Store, sae: str, family: str, concepts: Sequence[str] | None = None, *, top: int | None = None,
-    percentile: float | None = None, branch: str = "cond", engine: Engine | None = None, progress: bool = False,
+    store: Store, sae: str, family: str, concepts: Sequence[str] | None = None, *,
+    top: int | None = None, percentile: float | None = None, branch: str = "cond",
+    engine: Engine | None = None, progress: bool = False,
 ) -> list[Selection]:  # fmt: skip
     """Return the selections of several concepts (None: of all of the family, by name), scored once;
     see :func:`select`."""

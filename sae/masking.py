@@ -70,7 +70,9 @@ def encode_where(
         raise SAEError(f"no prompt that SAE {name!r} encoded has the word {' or '.join(words)}.")
     add_sae(store, made)
     there = {kind: store.committed_samples(f"{kind}/{new_name}") for kind in _KINDS}
-    for shard, ids in tqdm(items, desc=f"encode {new_name}", unit=" shards", disable=None if progress else True):  # fmt: skip
+    for shard, ids in tqdm(
+        items, desc=f"encode {new_name}", unit=" shards", disable=None if progress else True
+    ):
         masks = _masks(store, maps, words, ids)
         tables = _masked(
             _rows(store, codes, ids),
@@ -179,7 +181,10 @@ def _masked(
         _encoded(codes.slice(i, CHUNK_ROWS), masks, n_latents)
         for i in range(0, len(codes), CHUNK_ROWS)
     ]
-    told = {k.decode().removeprefix("featurestore."): v.decode() for k, v in codes.schema.metadata.items()}  # fmt: skip
+    told = {
+        k.decode().removeprefix("featurestore."): v.decode()
+        for k, v in codes.schema.metadata.items()
+    }
     told |= {"sae": made_by["sae"], "mask_from": canonical_json(made_by["mask_from"])}
     told.pop("replaces", None)
     sample_id, step, timestep = (codes[n].to_numpy() for n in ("sample_id", "step", "timestep"))

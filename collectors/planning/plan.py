@@ -75,7 +75,8 @@ def own_guidance(prompt: Prompt, guidance: float) -> float | None:
 
 def fitting(n_bytes: int, batch: int) -> int:
     """Return how many pictures of ``n_bytes`` make a shard: as many whole batches as make about
-    ``SHARD_BYTES``, one at least, and no more than ``MOST_SAMPLES`` pictures if they are several."""
+    ``SHARD_BYTES``, one at least, and no more than ``MOST_SAMPLES`` pictures if they are
+    several."""
     most = min(SHARD_BYTES // max(1, n_bytes), MOST_SAMPLES)
     return max(batch, most - most % batch)
 

@@ -70,8 +70,8 @@ class StreamingBuffer(HookBuffer):
             else "hook the image's stream, or the text encoder with --padding drop"
         )
         raise UsageError(
-            f"{self.hook!r} has {shape.n_positions} positions in one call and {n} in another, as its "
-            f"texts are filled up to several lengths: {way}."
+            f"{self.hook!r} has {shape.n_positions} positions in one call and {n} in another, as "
+            f"its texts are filled up to several lengths: {way}."
         )
 
     def _choose(

@@ -64,7 +64,8 @@ HELD: dict[str, Any] = {
     type=click.Choice(PROTOCOLS),
     default="each",
     show_default=True,
-    help="Remove one concept at a time, one after another without putting any back, or all at once.",
+    help="Remove one concept at a time, one after another without putting any back, or all at "
+    "once.",
 )
 @search_options
 @click.option(

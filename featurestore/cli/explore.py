@@ -62,8 +62,8 @@ def explore(
     features.
 
     Serves pages to this machine only, until Ctrl-C. Nothing is loaded from elsewhere. In the store
-    nothing is changed, but what 'featurestore encode' makes is made where it is missing: the sums of
-    scores, and statistics by feature.
+    nothing is changed, but what 'featurestore encode' makes is made where it is missing: the sums
+    of scores, and statistics by feature.
 
     \b
     Example:

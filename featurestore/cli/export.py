@@ -117,8 +117,8 @@ def export(
     else:
         wanted = _wanted(sae, concepts, family)
         _selections(
-            opened, str(sae), *wanted, output=output, form=form, engine=engine, alone=family is None,
-            rule={"top": top, "percentile": percentile, "branch": branch},
+            opened, str(sae), *wanted, output=output, form=form, engine=engine,
+            alone=family is None, rule={"top": top, "percentile": percentile, "branch": branch},
         )  # fmt: skip
 
 
@@ -181,8 +181,8 @@ def _wanted(
 
 
 def _selections(
-    store: "Store", sae: str, family: str, names: list[str] | None, *, output: Path | None, form: str, engine: str,
-    alone: bool, rule: dict,
+    store: "Store", sae: str, family: str, names: list[str] | None, *, output: Path | None,
+    form: str, engine: str, alone: bool, rule: dict,
 ) -> None:  # fmt: skip
     from queries.selections import select_all
 

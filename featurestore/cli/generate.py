@@ -35,8 +35,8 @@ def generate(
     """Generate pictures, with the features of selections ablated if there are any.
 
     Writes one PNG per (prompt, seed), and generated.jsonl, which says what each file is and how it
-    was made. --multiplier, --intervention, --branch, --window, --mask, --mask-from, --threshold, --toward
-    and --pull are given once for all selections, or once for each, in their order.
+    was made. --multiplier, --intervention, --branch, --window, --mask, --mask-from, --threshold,
+    --toward and --pull are given once for all selections, or once for each, in their order.
 
     \b
     Example:

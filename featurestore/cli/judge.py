@@ -35,8 +35,8 @@ from featurestore.cli.terminal.scores import scores_table
     "-o", "--output", type=click.Path(path_type=Path), help="Also write the figures as JSON."
 )
 def judge(
-    *, pictures: Path, judges: tuple[str, ...], targets: tuple[str, ...], names: tuple[str, ...], reference: Path | None,
-    device: str, output: Path | None,
+    *, pictures: Path, judges: tuple[str, ...], targets: tuple[str, ...], names: tuple[str, ...],
+    reference: Path | None, device: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Score a folder of pictures that were generated while concepts were removed.
 

@@ -96,9 +96,10 @@ _KEPT: "Mapping[str, tuple[str, ...]]" = {
     "--disk-price", type=click.FloatRange(0), help="Price of a terabyte per month, likewise."
 )
 def plan(
-    *, model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int, both_branches: bool,
-    positions: int | None, d_in: int | None, tflop: float | None, k: int, latents: int,
-    n_families: int, n_concepts: int, gpus: int, gpu_price: float | None, disk_price: float | None,
+    *, model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int,
+    both_branches: bool, positions: int | None, d_in: int | None, tflop: float | None, k: int,
+    latents: int, n_families: int, n_concepts: int, gpus: int, gpu_price: float | None,
+    disk_price: float | None,
 ) -> None:  # fmt: skip
     """Say what a corpus takes: bytes of each table, files, GPU hours, what SQL takes on one machine
     and on Spark, cost. Loads no model.
@@ -165,8 +166,8 @@ def _print_work(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | 
     )
     click.echo(
         f"SQL, once: sums and tables by feature in {made.derive_hours:,.2f} h on two cores within "
-        f"2 GB of memory; the sums on Spark in an hour with {made.spark_executors:,} executor(s) of "
-        f"four cores."
+        f"2 GB of memory; the sums on Spark in an hour with {made.spark_executors:,} executor(s) "
+        f"of four cores."
     )
     if corpus.model.name != "sd15":
         click.echo(

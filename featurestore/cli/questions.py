@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @ENGINE
 @output_options
 def query(
-    *, store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None, show_list: bool,
-    engine: str, out: OutputOptions,
+    *, store: Path | None, name: str | None, parameters: tuple[str, ...], other: Path | None,
+    show_list: bool, engine: str, out: OutputOptions,
 ) -> None:  # fmt: skip
     """Ask STORE a question of the library, by NAME.
 
@@ -86,8 +86,8 @@ def query(
 @click.option(
     "--kind",
     type=click.Choice(list(PLOTS)),
-    help="What is drawn, see above.  [default: lines, profile or overlap, as --concept, --feature or "
-    "--by is given; without any of them fvu]",
+    help="What is drawn, see above.  [default: lines, profile or overlap, as --concept, --feature "
+    "or --by is given; without any of them fvu]",
 )
 @click.option(
     "--top",
@@ -107,8 +107,8 @@ def query(
 )
 @ENGINE
 def plot(
-    *, store: Path, sae: str, concept: str | None, feature: int | None, family: str | None, kind: str | None,
-    top: int | None, branch: str, output: Path, engine: str,
+    *, store: Path, sae: str, concept: str | None, feature: int | None, family: str | None,
+    kind: str | None, top: int | None, branch: str, output: Path, engine: str,
 ) -> None:  # fmt: skip
     """Draw a concept, a feature, a family of concepts or an SAE over the timesteps.
 

@@ -19,7 +19,8 @@ from featurestore.vocabulary import CHECKPOINT_FORMATS, IO, WRITTEN_FORMATS
     "words",
     multiple=True,
     metavar="WORD",
-    help="Keep only the codes where this word of the prompt looks; several times for any of several.",
+    help="Keep only the codes where this word of the prompt looks; several times for any of "
+    "several.",
 )
 @click.option("--name", help="Of what is kept with --mask-from, an SAE of its own in the store.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -34,9 +35,9 @@ def encode(
     which scores are computed, and feature_masks/SAE, feature_samples/SAE and feature_steps/SAE,
     from which questions about one feature are answered.
 
-    With --mask-from, after the SAE's whole maps were encoded: the same SAE under --name, whose codes
-    and statistics are those of the positions where a word looks (collect --attention). Score and
-    export with that name. Samples whose prompt has none of the words are left out.
+    With --mask-from, after the SAE's whole maps were encoded: the same SAE under --name, whose
+    codes and statistics are those of the positions where a word looks (collect --attention). Score
+    and export with that name. Samples whose prompt has none of the words are left out.
 
     \b
     Example:

@@ -46,7 +46,8 @@ def unsealed(data: bytes) -> dict[str, Any] | None:
 
 
 def run_id(run: Mapping[str, Any]) -> str:
-    """Return the 16 hexadecimal digits that name a run's settings; its text encoders do not count."""
+    """Return the 16 hexadecimal digits that name a run's settings; its text encoders do not
+    count."""
     named = {key: value for key, value in run.items() if key != TEXT_ENCODERS}
     return sha256_text(canonical_json(named))[:16]
 

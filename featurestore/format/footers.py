@@ -18,7 +18,8 @@ from featurestore.format.records import Record
 from featurestore.vocabulary import IO
 
 MALFORMED = (
-    pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError,
+    pa.ArrowException, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    OverflowError, MemoryError,
 )  # fmt: skip
 """what reading a Parquet file can raise whose checksum is right but whose contents are not"""
 _PREFIX = b"featurestore."

@@ -106,7 +106,8 @@ class Field(NamedTuple):
 
 
 def whole(least: int, most: int = MAX_INT, optional: bool = False) -> Field:
-    """Return a field that holds a whole number of a range; ``true`` and 1.0 are not whole numbers."""
+    """Return a field that holds a whole number of a range; ``true`` and 1.0 are not whole
+    numbers."""
     return Field(
         lambda value: type(value) is int and least <= value <= most,
         f"a whole number from {least} to {most}",

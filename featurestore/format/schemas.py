@@ -64,8 +64,8 @@ def family_names(columns: Iterable[str]) -> list[str]:
 def samples_schema(
     families: Iterable[str], images: bool = False, starts: Collection[str] = ()
 ) -> pa.Schema:
-    """Return the schema of ``samples`` with one nullable string column per concept family; ``starts``
-    are the pictures that samples start from."""
+    """Return the schema of ``samples`` with one nullable string column per concept family;
+    ``starts`` are the pictures that samples start from."""
     labels = [pa.field(name, pa.string()) for name in families]
     kinds_of_start = [kind for kind in STARTS if kind in starts]
     hashes = _required({START_COLUMNS[kind][0]: pa.string() for kind in kinds_of_start})

@@ -47,8 +47,8 @@ class Compacted:
 def compact(
     store: Store, progress: Callable[[str], object] = lambda table: None
 ) -> list[Compacted]:
-    """Compact ``samples``, ``codes`` and ``stats`` of a store; return what became of each table that
-    was, or had files waiting.
+    """Compact ``samples``, ``codes`` and ``stats`` of a store; return what became of each table
+    that was, or had files waiting.
 
     Every file is compared with its record before it is read. ``progress`` is called with the name
     of a table for each shard that is written.

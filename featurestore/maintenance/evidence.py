@@ -1,4 +1,5 @@
-"""What a damaged store still tells: whose samples they are, and the record that a whole file had."""
+"""What a damaged store still tells: whose samples they are, and the record that a whole file
+had."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

@@ -241,7 +241,8 @@ def _walk(root: Path, expected: set[str]) -> Iterator[Problem]:
             elif name.endswith(".parquet") and relative not in expected:
                 yield Problem(
                     relative,
-                    "has no commit record: readers ignore it; running its command again replaces it",
+                    "has no commit record: readers ignore it; running its command again replaces "
+                    "it",
                     False,
                 )
     for error in refused:

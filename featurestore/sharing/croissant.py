@@ -1,5 +1,5 @@
-"""A store described in Croissant 1.1, the vocabulary of data sets that search engines and loaders of
-machine learning read (https://docs.mlcommons.org/croissant)."""
+"""A store described in Croissant 1.1, the vocabulary of data sets that search engines and loaders
+of machine learning read (https://docs.mlcommons.org/croissant)."""
 
 import json
 from collections.abc import Iterable
@@ -59,8 +59,8 @@ def croissant(store: Store) -> str:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": f"featurestore-{store.run_id}",
-        "description": "Activations and SAE features of a diffusion model, written by featurestore. "
-        f"Run: {json.dumps(store.run, sort_keys=True, ensure_ascii=False)}",
+        "description": "Activations and SAE features of a diffusion model, written by "
+        f"featurestore. Run: {json.dumps(store.run, sort_keys=True, ensure_ascii=False)}",
         "distribution": [_files(table) for table in tables],
         "recordSet": [found for table in tables if (found := _records(store, table))],
     }

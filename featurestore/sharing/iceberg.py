@@ -1,4 +1,5 @@
-"""A store's tables in an Apache Iceberg catalog, for engines that read Iceberg (docs/neighbours.md).
+"""A store's tables in an Apache Iceberg catalog, for engines that read Iceberg
+(docs/neighbours.md).
 
 Files are registered where they lie; copied are only those that Iceberg cannot read as they are.
 """

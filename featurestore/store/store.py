@@ -202,8 +202,8 @@ class Store:
         reader does first.
 
         Bytes by their SHA-256, Parquet footers by rows and columns.
-        :func:`featurestore.maintenance.verify.verify` is the inspection of a whole store, which reports
-        everything instead of stopping.
+        :func:`featurestore.maintenance.verify.verify` is the inspection of a whole store, which
+        reports everything instead of stopping.
 
         Raises:
             DamageError: a file is not what its record says; the first five such files are named.

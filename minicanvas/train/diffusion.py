@@ -172,8 +172,8 @@ def train_denoiser(
 ) -> dict[str, Tensor]:
     """Train until `n_steps`, resuming from `out`; return the running average of the weights.
 
-    With `torch.distributed` initialised every process takes `batch` pictures per step; the first one
-    writes `out`.
+    With `torch.distributed` initialised every process takes `batch` pictures per step; the first
+    one writes `out`.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     torch.manual_seed(seed)

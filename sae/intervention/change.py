@@ -77,9 +77,10 @@ def rules_change(sae: SAE, x: Tensor, rules: Rules | None) -> tuple[Tensor, Tens
     """Return which positions rules change, and by how much: ``(rows [m], change [m, d_in])``; ``x``
     is ``[n, d_in]``.
 
-    Equals :func:`~sae.intervention.rules.paper_rule` minus ``x`` at these positions, some of whose changes may be 0; all
-    other positions stay. Where two rules edit one feature at one position, the larger edit holds.
-    Where a rule has changed something, its fill raises what is kept. Differentiable in ``x``.
+    Equals :func:`~sae.intervention.rules.paper_rule` minus ``x`` at these positions, some of whose
+    changes may be 0; all other positions stay. Where two rules edit one feature at one position,
+    the larger edit holds. Where a rule has changed something, its fill raises what is kept.
+    Differentiable in ``x``.
     """
     rows, near, f = _firing(sae, x, rules)
     if rules is None or not len(rows):

@@ -183,8 +183,8 @@ def apply_(
             BP=64, BL=tile, BM=width, BK=32, SPAN=_SPAN, num_warps=8,
         )  # fmt: skip
     _apply[(triton.cdiv(n, 32), triton.cdiv(d_in, 64))](
-        *at, out, fused.decoder, pre, above, fused.theta, fused.growth, fused.threshold, fused.offset,
-        where, n, positions, d_in, m, fused.k or 1, n_layers, *out.stride(), **step,
+        *at, out, fused.decoder, pre, above, fused.theta, fused.growth, fused.threshold,
+        fused.offset, where, n, positions, d_in, m, fused.k or 1, n_layers, *out.stride(), **step,
         HAS_MASK=has_mask, BP=32, BM=width, BC=64,
     )  # fmt: skip
 

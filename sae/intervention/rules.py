@@ -26,8 +26,8 @@ def paper_rule(
     2501.18052, section 3).
 
     Encode everything, scale the selected latents where they exceed their mean, decode, keep the
-    SAE's error. This is the definition: :func:`sae.intervention.change.rules_change` computes the same without the full
-    encoder and decoder, and is tested to be equal.
+    SAE's error. This is the definition: :func:`sae.intervention.change.rules_change` computes the
+    same without the full encoder and decoder, and is tested to be equal.
 
     ``features [m]`` are the selected latents, ``strength`` is γ, ``mean_concept [m]`` is μ(i, t,
     D_c) and ``mean_all [m]`` is μ(i, t, D). The SAE must not normalise its inputs.

@@ -77,7 +77,10 @@ def _hindrance(call: DenoiserCall, steps: dict[int, _Met]) -> str:
     if any(one.given is None for one in steps.values()):
         return "the denoiser is given its timestep as a number, not as a tensor on the device"
     if any(one.fused is None for one in steps.values()):
-        return "only rules of at most 64 features per step can (paper, clamp and zero, towards nothing)"
+        return (
+            "only rules of at most 64 features per step can (paper, clamp and zero, towards "
+            "nothing)"
+        )
     return ""
 
 

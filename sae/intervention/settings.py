@@ -133,7 +133,8 @@ class Intervention:
     per token; None: everywhere"""
     mask_from: str = ""
     """a word: the intervention acts where the hook's attention to it is at least
-    :data:`sae.diffusion.attention.WORD_SHARE` of its largest value in the map; nowhere if the prompt lacks the word"""
+    :data:`sae.diffusion.attention.WORD_SHARE` of its largest value in the map; nowhere if the
+    prompt lacks the word"""
 
     toward: Selection | None = None
     """features of a concept that is kept, of the same SAE: wherever the rule changes something they

@@ -1,4 +1,5 @@
-"""What every command says that draws pictures: a model, prompts, how, and where the outcome goes."""
+"""What every command says that draws pictures: a model, prompts, how, and where the outcome
+goes."""
 
 import functools
 from collections.abc import Callable, Sequence

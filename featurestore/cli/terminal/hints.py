@@ -41,7 +41,8 @@ def warn_compared_anew() -> None:
     checksums = sys.modules.get("featurestore.format.checksums")
     for root, which in checksums.compared_anew().items() if checksums else ():
         click.echo(
-            f"Note: {root}: every command compares {which}. --verify says when it does so (docs/reliability.md).",
+            f"Note: {root}: every command compares {which}. --verify says when it does "
+            f"so (docs/reliability.md).",
             err=True,
         )
 

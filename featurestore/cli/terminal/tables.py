@@ -59,8 +59,8 @@ class OutputOptions:
         return replace(self, form=form)
 
     def show(self, table: "pa.Table") -> None:
-        """Write a table to the file, or to stdout if no file is named; what other programs may misread
-        is said on stderr."""
+        """Write a table to the file, or to stdout if no file is named; what other programs may
+        misread is said on stderr."""
         from featurestore.format import durable
 
         form = self.form or "table"

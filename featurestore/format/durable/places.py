@@ -1,5 +1,5 @@
-"""What in a store may be written by whom: nothing committed is ever replaced (docs/format.md, section
-3)."""
+"""What in a store may be written by whom: nothing committed is ever replaced (docs/format.md,
+section 3)."""
 
 import os
 from pathlib import Path

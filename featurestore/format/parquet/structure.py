@@ -1,4 +1,5 @@
-"""A Parquet file's footer and the headers of its pages, looked through before any library reads them.
+"""A Parquet file's footer and the headers of its pages, looked through before any library reads
+them.
 
 Libraries trust both: over some that contradict themselves they end the process, or take the memory
 that a header asks for. Names of fields below are those of ``parquet.thrift`` of the Parquet format.

@@ -36,9 +36,10 @@ _DIGEST, _AT_ONCE = 32, 4096
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _PART = pa.struct({"rows": pa.int64(), "bytes": pa.int64(), "sha256": pa.string()})
 _COLUMNS = {
-    "shard": pa.string(), "key": pa.binary(), "schema": pa.string(), "rows": pa.int64(), "bytes": pa.int64(),
-    "sha256": pa.string(), "made_by": _TEXT, "sample_ids": pa.list_(pa.int64()),
-    "holds": _TEXT, "parts": pa.list_(_PART), "replaces": pa.list_(pa.string()),
+    "shard": pa.string(), "key": pa.binary(), "schema": pa.string(), "rows": pa.int64(),
+    "bytes": pa.int64(), "sha256": pa.string(), "made_by": _TEXT,
+    "sample_ids": pa.list_(pa.int64()), "holds": _TEXT, "parts": pa.list_(_PART),
+    "replaces": pa.list_(pa.string()),
 }  # fmt: skip
 
 
@@ -258,9 +259,11 @@ def _save(path: Path, pairs: list[tuple[Found, Record]]) -> None:
         "shard": [one.shard for one, _ in pairs], "key": [one.key for one, _ in pairs],
         "schema": [r.schema for r, _, _ in of], "rows": [r.rows for r, _, _ in of],
         "bytes": [f.bytes for _, f, _ in of], "sha256": [f.sha256 for _, f, _ in of],
-        "made_by": _texts([dict(r.made_by) for r, _, _ in of]), "sample_ids": [r.sample_ids for r, _, _ in of],
+        "made_by": _texts([dict(r.made_by) for r, _, _ in of]),
+        "sample_ids": [r.sample_ids for r, _, _ in of],
         "holds": _texts([None if r.contents is None else c.holds for r, _, c in of]),
-        "parts": [[p._asdict() for p in c.parts] for _, _, c in of], "replaces": [c.replaces for _, _, c in of],
+        "parts": [[p._asdict() for p in c.parts] for _, _, c in of],
+        "replaces": [c.replaces for _, _, c in of],
     }  # fmt: skip
     sink = pa.BufferOutputStream()
     table = pa.table(columns, schema=pa.schema(list(_COLUMNS.items())))

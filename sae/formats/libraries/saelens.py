@@ -45,17 +45,20 @@ _FIELDS = {
     "topk": _COMMON | {"k", "rescale_acts_by_decoder_norm"},
 }
 _BEFORE_6 = {
-    "architecture", "activation_fn_str", "activation_fn_kwargs", "finetuning_scaling_factor", "hook_name", "hook_head_index",
+    "architecture", "activation_fn_str", "activation_fn_kwargs", "finetuning_scaling_factor",
+    "hook_name", "hook_head_index",
 }  # fmt: skip
 _ELSEWHERE = {
-    "model_name", "hook_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
-    "sae_lens_training_version", "sae_lens_version", "neuronpedia_id", "model_from_pretrained_kwargs", "seqpos_slice",
-    "seqpos", "from_pretrained_path", "hook_point", "hook_point_layer", "d_head",
+    "model_name", "hook_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code",
+    "context_size", "sae_lens_training_version", "sae_lens_version", "neuronpedia_id",
+    "model_from_pretrained_kwargs", "seqpos_slice", "seqpos", "from_pretrained_path", "hook_point",
+    "hook_point_layer", "d_head",
 }  # fmt: skip
 """what an older configuration says of data and model: it does not change the function"""
 _TRANSCODER = "it predicts another tensor than it reads"
 _OTHER = {
-    "gated": "a gate of its own decides which latents fire: two encoders, where an SAE here has one",
+    "gated": "a gate of its own decides which latents fire: two encoders, where an SAE here has "
+    "one",
     "transcoder": _TRANSCODER,
     "skip_transcoder": _TRANSCODER,
     "jumprelu_transcoder": _TRANSCODER,

@@ -1,1 +1,2 @@
-"""What a training leaves: an SAE that is measured, given a threshold if one is wanted, committed."""
+"""What a training leaves: an SAE that is measured, given a threshold if one is wanted,
+committed."""
