@@ -35,6 +35,8 @@ from queries.questions import tables as tables_of
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
 LEVEL = 0.95
+LOOKED = 16
+"""features of a concept and step whose scores bound what step_candidates.sql looks for"""
 ENOUGH_SAMPLES = 20
 """of a concept, below which intervals of scores are warned of: from there on simulated ones cover
 94 to 95 of 100 if activations vary by no more than their mean, with fewer 88 to 99, and more of
@@ -223,6 +225,7 @@ def complete(
     fixed = {
         "delta": DELTA,
         "unit": UNIT,
+        "looked": LOOKED,
         "only_positive": by_top,
         "only_fired": asked.only_fired and by_top,
     }

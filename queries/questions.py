@@ -119,7 +119,7 @@ class Question:
 PARTS = ("best_scores", "sample_totals")
 """questions whose answers others read as relations, and which then stand in one statement with
 them; pairs and importance are such, too"""
-MADE = ("mean_bounds", "candidates")
+MADE = ("members", "mean_bounds", "candidates", "step_candidates")
 """questions whose answers others read as relations, each made once, as a table, before them: they
 are read more than once, and Spark would compute them each time; those before are read by those
 after"""

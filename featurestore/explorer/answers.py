@@ -24,6 +24,8 @@ _DERIVED = frozenset({"sums", "totals", *BY_FEATURE})
 """made when a question first needs them: they change no answer"""
 
 T = TypeVar("T")
+Gone = Callable[[], Awaitable[bool]]
+"""says whether the one who asked has left"""
 
 
 class CancelledError(QueryError):
@@ -85,7 +87,7 @@ class Answers:
         key: tuple[Any, ...],
         compute: Callable[[], T],
         *,
-        gone: Callable[[], Awaitable[bool]] | None = None,
+        gone: Gone | None = None,
         seconds: float | None = None,
         size: Callable[[T], int] | None = None,
     ) -> T:
@@ -144,9 +146,7 @@ class Answers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def _wait(
-    job: _Job, gone: Callable[[], Awaitable[bool]] | None, seconds: float | None
-) -> Any:
+async def _wait(job: _Job, gone: Gone | None, seconds: float | None) -> Any:
     waiter = asyncio.wrap_future(job.future)
     waiter.add_done_callback(
         lambda done: done.cancelled() or done.exception()

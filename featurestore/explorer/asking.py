@@ -1,10 +1,9 @@
 """What a page can ask for: every number comes from a named question or the store's reader."""
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from featurestore.errors import FeatureStoreError, UsageError
-from featurestore.explorer.answers import Answers
+from featurestore.errors import UsageError
+from featurestore.explorer.ahead import Free
+from featurestore.explorer.answers import Answers, Gone
 from featurestore.explorer.basket.live import Studio
 from featurestore.explorer.directions import nearest_directions, python_lines
 from featurestore.explorer.kept import Kept
@@ -43,6 +43,7 @@ class Asking:
     def __init__(self, store: Store, answers: Answers, studio: Studio, memory_limit: str) -> None:
         self.store, self.answers, self.studio, self.memory = store, answers, studio, memory_limit
         self.pictures, self.kept = Pictures(store), Kept(store.root)
+        self.free = Free()
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -55,7 +56,8 @@ class Asking:
             "/api/tables": self.tables,
             "/pictures/{sample}/{size}": self.picture,
         }
-        return [*routes("GET", get), *routes("POST", {"/api/sql": self.sql})]
+        post: dict[str, Endpoint] = {"/api/sql": self.sql}
+        return [*routes("GET", self.free.counted(get)), *routes("POST", self.free.counted(post))]
 
     async def state(self, request: Request) -> Response:
         """Return a name for what the store holds now."""
@@ -95,9 +97,7 @@ class Asking:
         }
         return await self._table(request, table, name, about)
 
-    async def answer(
-        self, name: str, given: Parameters, gone: Callable[[], Awaitable[bool]] | None = None
-    ) -> pa.Table:
+    async def answer(self, name: str, given: Parameters, gone: Gone | None = None) -> pa.Table:
         """Return the answer to a named question: one that is being computed, kept here or on disk,
         or a new one."""
         from queries import ask
@@ -105,6 +105,10 @@ class Asking:
 
         if find_question(name).all_features and "sae" in given:
             await self.by_feature(str(given["sae"]), str(given.get("branch", "cond")), gone)
+        if "stats" in find_question(name).relations and given.get("sae") in self.store.names(
+            "stats"
+        ):
+            await self.check_stats(str(given["sae"]), gone)
         state = self.answers.state()
         return await self.answers.get(
             ("ask", name, tuple(sorted(given.items()))),
@@ -115,9 +119,7 @@ class Asking:
             size=_bytes,
         )
 
-    async def by_feature(
-        self, sae: str, branch: str, gone: Callable[[], Awaitable[bool]] | None = None
-    ) -> None:
+    async def by_feature(self, sae: str, branch: str, gone: Gone | None = None) -> None:
         """Make the tables that are ordered by feature, once for all who wait for them, if they are
         not there."""
         from queries.derived.by_feature import find_by_feature
@@ -131,20 +133,40 @@ class Asking:
             size=lambda _: 0,
         )
 
+    async def check_stats(self, sae: str, gone: Gone | None = None) -> None:
+        """Compare the statistics with their records, once for all whose questions read them."""
+        await self.answers.get(
+            ("checked", sae),
+            lambda: self.store.check(self.store.records(f"stats/{sae}")),
+            gone=gone,
+            size=lambda _: 0,
+        )
+
     async def prepare(self) -> None:
-        """Compute ahead what takes longest: the tables by feature, and what Concepts opens with."""
+        """Compute ahead what takes longest, one thing at a time and only while nobody waits for an
+        answer: the tables by feature, what Concepts opens with, and whether the statistics are what
+        their records say."""
         found = await self.answers.get(("overview",), lambda: overview(self.store))
         families = [one["name"] for one in found["families"] if len(one["concepts"]) > 1]
         for sae in found["saes"]:
             branch = next((name for name in BRANCHES if name in sae["steps"]), None)
             if branch is None:
                 continue
-            asked: Parameters = {"sae": sae["name"], "branch": branch}
-            with contextlib.suppress(FeatureStoreError):  # said where it is asked for
-                await self.by_feature(sae["name"], branch)
-                for family in families:
-                    await self.answer("best_scores", {**asked, "family": family, "top": "6"})
-                    await self.answer("overlap_matrix", {**asked, "family": family, "top": "2"})
+            name = sae["name"]
+            asked: Parameters = {"sae": name, "branch": branch}
+            await self.free.run(partial(self.by_feature, name, branch))
+            for family in families:
+                for question, top in (("best_scores", "6"), ("overlap_matrix", "2")):
+                    given = {**asked, "family": family, "top": top}
+                    await self.free.run(partial(self.answer, question, given))
+            for record in self.store.records(f"stats/{name}"):
+                await self.free.run(
+                    partial(
+                        self.answers.get,
+                        ("checked", name, record.shard),
+                        partial(self.store.check, [record]),
+                    )
+                )
 
     async def directions(self, request: Request) -> Response:
         """Return the features whose decoder rows lie nearest."""

@@ -2,6 +2,7 @@
 and footers."""
 
 import json
+import re
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -67,9 +68,15 @@ def _families(store: Store, columns: list[str]) -> list[dict[str, Any]]:
             for c in rows[name].value_counts().to_pylist()
             if c["values"] is not None
         }
-        concepts = [{"name": c, "n_samples": counts[c]} for c in sorted(counts, key=str.encode)]
+        concepts = [{"name": c, "n_samples": counts[c]} for c in sorted(counts, key=_natural)]
         counted.append({"name": name, "concepts": concepts})
     return counted
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return what names are ordered by: numbers in them as numbers, so that 10 comes after 9."""
+    parts = re.split("([0-9]{1,18})", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _table(name: str, records: list[Record]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 -- the $top-th largest lower bound, or misses it by no more than what two means may differ by that
 -- count as equal (they agree to 12 decimals).
 --
--- Relations: mean_bounds, the result of mean_bounds.sql; sums and totals.
+-- Relations: members and mean_bounds, the results of members.sql and mean_bounds.sql; sums, totals.
 -- Parameters: $sae, $branch, $family, $first_step, $last_step, $map_positions, $top.
 -- Columns: as pairs.sql.
 with
@@ -30,9 +30,7 @@ concept_sums as not materialized (
         concept,
         step,
         feature,
-        "sum" as feature_sum,
-        n_samples,
-        sum_all_features
+        "sum" as feature_sum
     from sums
     where
         sae = $sae
@@ -58,16 +56,6 @@ feature_totals as (
         and step between $first_step and $last_step
 ),
 
-members as (
-    select
-        concept,
-        step,
-        max(n_samples) as n_samples,
-        max(sum_all_features) as sum_all_features
-    from concept_sums
-    group by concept, step
-),
-
 own_sums as (
     select
         concept_sums.concept,
@@ -89,8 +77,8 @@ final as (
         greatest(total - coalesce(feature_sum, 0), 0) as sum_other,
         members.n_samples as n_concept,
         feature_totals.n_samples - members.n_samples as n_other,
-        sum_all_features as sum_all_concept,
-        total_all_features - sum_all_features as sum_all_other,
+        members.sum_all_features as sum_all_concept,
+        total_all_features - members.sum_all_features as sum_all_other,
         mean_all
     from chosen
     inner join feature_totals on chosen.feature = feature_totals.feature

@@ -1,34 +1,20 @@
--- mean_bounds: between what the mean scores of each concept and feature lie, from sums alone.
+-- mean_bounds: between what the mean scores of each concept and feature lie, from few numbers.
 --
 -- With a(c,t) = 1 / (sum of all features in c, + delta) and b(c,t) = 1 / (that in the other
--- concepts, + delta), a mean score over the steps is the mean of sum(f,t,c) * (a + b) - total(f,t)
--- * b. The first term needs the concept's own rows alone. Of the second, with least(t) the smallest
--- b(c,t) of a step, b(c,t) lies between least(t) times the smallest and times the largest
--- b(c,t) / least(t) of the concept; so one number for each feature bounds it from both sides.
+-- concepts, + delta), a mean score over all steps is the mean of sum(f,t,c) * (a + b) - total(f,t)
+-- * b. Of the first term, a + b lies between its least and its largest value over the steps at which
+-- anything fired in the concept, so the sum of the feature in the concept's samples, all steps
+-- together, bounds it from both sides. Of
+-- the second, with least(t) the smallest b(c,t) of a step, b(c,t) lies between least(t) times the
+-- smallest and times the largest b(c,t) / least(t) of the concept; so one number for each feature
+-- bounds it from both sides.
 --
--- Relations: sums and totals, the results of sums.sql and totals.sql.
--- Parameters: $sae, $branch, $family, $concept (null: all), $first_step, $last_step,
--- $map_positions, $delta.
+-- Relations: feature_samples; labelled(sample_id, concept): the encoded samples of the family;
+-- members and totals, the results of members.sql and totals.sql.
+-- Parameters: $sae, $branch, $family, $concept (null: all), $map_positions, $delta.
 -- Columns: concept, feature, lower_bound and upper_bound (the mean lies between them; both leave
--- room for what rounding can change).
+-- room for what rounding can change, 1e-10 of what they are the difference of).
 with
-concept_sums as not materialized (
-    select
-        concept,
-        step,
-        feature,
-        "sum" as feature_sum,
-        n_samples,
-        sum_all_features
-    from sums
-    where
-        sae = $sae
-        and family = $family
-        and branch = $branch
-        and ($concept is null or concept = $concept)
-        and step between $first_step and $last_step
-),
-
 feature_totals as not materialized (
     select
         step,
@@ -37,21 +23,7 @@ feature_totals as not materialized (
         n_samples,
         total_all_features
     from totals
-    where
-        sae = $sae
-        and family = $family
-        and branch = $branch
-        and step between $first_step and $last_step
-),
-
-members as (
-    select
-        concept,
-        step,
-        max(n_samples) as n_concept,
-        max(sum_all_features) as sum_all_concept
-    from concept_sums
-    group by concept, step
+    where sae = $sae and family = $family and branch = $branch
 ),
 
 step_totals as (
@@ -67,9 +39,12 @@ factors as (
     select
         members.concept,
         members.step,
-        1 / (sum_all - sum_all_concept + $delta * (n_all - n_concept) * $map_positions) as others
+        sum_all_features > 0 as fired,
+        1 / (sum_all_features + $delta * n_samples * $map_positions) as own,
+        1 / (sum_all - sum_all_features + $delta * (n_all - n_samples) * $map_positions) as others
     from members
     inner join step_totals on members.step = step_totals.step
+    where $concept is null or members.concept = $concept
 ),
 
 smallest as (
@@ -80,9 +55,11 @@ smallest as (
     group by step
 ),
 
-ratios as (
+ranges as (
     select
         factors.concept,
+        min(case when fired then factors.own + factors.others end) as least_factor,
+        max(case when fired then factors.own + factors.others end) as largest_factor,
         min(factors.others / smallest.others) as smallest_ratio,
         max(factors.others / smallest.others) as largest_ratio
     from factors
@@ -90,22 +67,18 @@ ratios as (
     group by factors.concept
 ),
 
-gains as (
+concept_sums as (
     select
-        concept_sums.concept,
-        concept_sums.feature,
-        sum(
-            concept_sums.feature_sum / (
-                concept_sums.sum_all_features + $delta * concept_sums.n_samples * $map_positions
-            )
-            + concept_sums.feature_sum / (
-                step_totals.sum_all - concept_sums.sum_all_features
-                + $delta * (step_totals.n_all - concept_sums.n_samples) * $map_positions
-            )
-        ) as gain
-    from concept_sums
-    inner join step_totals on concept_sums.step = step_totals.step
-    group by concept_sums.concept, concept_sums.feature
+        labelled.concept,
+        feature_samples.feature,
+        sum(feature_samples."sum") as feature_sum
+    from feature_samples
+    inner join labelled on feature_samples.sample_id = labelled.sample_id
+    where
+        feature_samples.sae = $sae
+        and feature_samples.branch = $branch
+        and ($concept is null or labelled.concept = $concept)
+    group by labelled.concept, feature_samples.feature
 ),
 
 losses as (
@@ -119,14 +92,16 @@ losses as (
 
 bounds as (
     select
-        ratios.concept,
+        ranges.concept,
         losses.feature,
-        coalesce(gain, 0) as gain,
+        coalesce(feature_sum * least_factor, 0) as least_gain,
+        coalesce(feature_sum * largest_factor, 0) as largest_gain,
         loss * smallest_ratio as least_loss,
         loss * largest_ratio as largest_loss
-    from ratios
+    from ranges
     cross join losses
-    left join gains on ratios.concept = gains.concept and losses.feature = gains.feature
+    left join concept_sums
+        on ranges.concept = concept_sums.concept and losses.feature = concept_sums.feature
 ),
 
 steps as (
@@ -137,8 +112,8 @@ final as (
     select
         concept,
         feature,
-        (gain - largest_loss - 1e-12 * (gain + largest_loss)) / n_steps as lower_bound,
-        (gain - least_loss + 1e-12 * (gain + least_loss)) / n_steps as upper_bound
+        (least_gain - largest_loss - 1e-10 * (least_gain + largest_loss)) / n_steps as lower_bound,
+        (largest_gain - least_loss + 1e-10 * (largest_gain + least_loss)) / n_steps as upper_bound
     from bounds
     cross join steps
     order by concept, feature

@@ -130,25 +130,36 @@ def pairs(case):
     return [row[1:2] + row[3:] for row in _by_concept(case, values)]
 
 
+def members(case):
+    rows = {(concept, step): (n, all_) for _, concept, _, step, _, _, _, n, all_ in sums(case)}
+    return sorted((key + row for key, row in rows.items()), key=lambda r: (r[0].encode(), r[1]))
+
+
 def mean_bounds(case):
-    """Between b(c,t) of the smallest and of the largest ratio to that of the step."""
+    """Sums over all steps times the least and largest a + b; b between its smallest and largest
+    ratio to the least one of a step."""
     n_positions, n_steps = case.z.shape[2], len({row[1] for row in pairs(case)})
-    gain, loss, least, b, ratios = {}, {}, {}, {}, {}
-    for concept, step, *_, n_other, _, sum_all_other, _ in pairs(case):
+    own, loss, least, a, b, ratios, factors = {}, {}, {}, {}, {}, {}, {}
+    for concept, step, *_, n, n_other, sum_all, sum_all_other, _ in pairs(case):
+        a[concept, step] = 1 / (sum_all + DELTA * n * n_positions)
         b[concept, step] = 1 / (sum_all_other + DELTA * n_other * n_positions)
         least[step] = min(least.get(step, math.inf), b[concept, step])
     for (concept, step), value in b.items():
         ratios.setdefault(concept, []).append(value / least[step])
-    for concept, step, _, feature, mean, other, n, _, sum_all, _, _ in pairs(case):
-        own, key = mean * n * n_positions, (concept, feature)
-        a = 1 / (sum_all + DELTA * n * n_positions)
-        gain[key] = gain.get(key, 0) + own * (a + b[concept, step])
-        loss[key] = loss.get(key, 0) + (own + other) * least[step]
+        if a[concept, step] < 1 / (2 * DELTA * n_positions * len(case.ids)):  # something fired
+            factors.setdefault(concept, []).append(a[concept, step] + value)
+    for concept, step, _, feature, mean, other, n, *_ in pairs(case):
+        mine, key = mean * n * n_positions, (concept, feature)
+        own[key] = own.get(key, 0) + mine
+        loss[key] = loss.get(key, 0) + (mine + other) * least[step]
     rows = []
-    for (concept, f), g in gain.items():
-        most, fewest = (loss[concept, f] * end(ratios[concept]) for end in (max, min))
-        low, high = g - most - 1e-12 * (g + most), g - fewest + 1e-12 * (g + fewest)
-        rows.append((concept, f, low / n_steps, high / n_steps))
+    for (concept, f), total in own.items():
+        bounds = []
+        for end, other_end, sign in ((min, max, -1), (max, min, 1)):
+            gain = total * end(factors.get(concept, [0]))
+            lost = loss[concept, f] * other_end(ratios[concept])
+            bounds.append((gain - lost + sign * 1e-10 * (gain + lost)) / n_steps)
+        rows.append((concept, f, *bounds))
     return sorted(rows, key=lambda row: (row[0].encode(), row[1]))
 
 
@@ -159,6 +170,22 @@ def candidates(case):
         bound = sorted((row[2] for row in mine), reverse=True)[: case.top][-1]
         kept |= {row[:2] for row in mine if row[3] >= bound - 2e-12}
     return [row for row in pairs(case) if (row[0], row[3]) in kept]
+
+
+def step_candidates(case):
+    """What reaches, as the concept's share, the smallest of a step's best scores; all of what the
+    concept has, where fewer are positive."""
+    scores, shares = oracle(case.z, case.style)[0], _shares(case)[0]
+    has = {(row[1], row[3], row[5]) for row in sums(case)}
+    kept = []
+    for row in pairs(case):
+        concept, step, _, feature = row[:4]
+        fired = [f for c, s, f in has if (c, s) == (concept, step)]
+        best = sorted((scores[concept][step, f] for f in fired), reverse=True)[: case.top]
+        bound = max(best[-1], 0) if len(best) == case.top else 0
+        if feature in fired and shares[concept][step, feature] >= bound * (1 - 1e-8):
+            kept.append(row)
+    return kept
 
 
 def importance(case):

@@ -94,7 +94,8 @@ function Interval({ answer, step, feature }) {
   const here = answer.data ? rows(answer.data).filter((r) => r.step === step.step) : [];
   if (!here.length) return null;
   const high = Math.max(...here.map((r) => r.high), 1e-9);
-  const at = (value) => `${Math.max(0, Math.min(100, (100 * value) / high))}%`;
+  const low = Math.min(0, ...here.map((r) => r.low));
+  const at = (value) => `${Math.max(0, Math.min(100, (100 * (value - low)) / (high - low)))}%`;
   return html`<ul class="intervals" aria-label="Best features of this step with 95 % intervals">${here.map((r) => html`<li class=${r.feature === feature ? "chosen" : ""}><a href=${to("feature", [r.feature])}>${r.feature}</a>
-    <span class="range" title=${`${number(r.score)}, 95 %: ${number(r.low)} to ${number(r.high)}`}><i style=${{ left: at(r.low), right: `calc(100% - ${at(r.high)})` }}></i><b style=${{ left: at(r.score) }}></b></span><small>${number(r.score)}</small></li>`)}</ul>`;
+    <span class="range" title=${`${number(r.score)}, 95 %: ${number(r.low)} to ${number(r.high)}`}><s style=${{ left: at(0) }}></s><i style=${{ left: at(r.low), right: `calc(100% - ${at(r.high)})` }}></i><b style=${{ left: at(r.score) }}></b></span><small>${number(r.score)}</small></li>`)}</ul>`;
 }

@@ -8,6 +8,11 @@ import { change, go, to } from "../state.js";
 import { Answered, Lacking, Number_, Panel, Tabs, Thumb } from "../ui.js";
 import { number, short } from "../words.js";
 
+const SHOWN = 20;
+
+// A value of each concept, in the order in which the overview has the family's concepts.
+const inOrder = (known, by) => known.concepts.filter((c) => by.has(c.name)).map((c) => [c.name, by.get(c.name)]);
+
 export function Concepts() {
   const { overview, address } = useShared();
   const { sae, saeName, branch, family, families } = useChosen();
@@ -35,15 +40,18 @@ function Scored({ asked, known, top }) {
   const samples = useLater("samples", () => provider.samples());
   const first = new Map();
   samples.data?.columns[known.name]?.forEach((concept, i) => { if (!first.has(concept)) first.set(concept, i); });
+  const { address } = useShared();
+  const all = address.params.all || known.concepts.length <= SHOWN + 4;
   const choose = html`<${Number_} label="Features" value=${top} min=${1} max=${24} onChange=${(n) => change({ top: n })} />`;
   return html`<${Panel} title="Best features of each concept" help="score" aside=${choose} answer=${best.data} busy=${best.loading} wide>
-      <${Answered} answer=${best} height=${420} empty="No feature fired in any of these samples.">${(data) => html`<ul class="concepts">${[...groups(rows(data), "concept")].map(([concept, list]) => html`<li key=${concept}>
+      <${Answered} answer=${best} height=${420} empty="No feature fired in any of these samples.">${(data) => html`<ul class="concepts">${inOrder(known, groups(rows(data), "concept")).slice(0, all ? undefined : SHOWN).map(([concept, list]) => html`<li key=${concept}>
         ${first.has(concept) && html`<${Thumb} aside size=${56} sample=${samples.data.columns.sample_id[first.get(concept)]} prompt=${concept} href=${to("concept", [known.name, concept])} />`}
         <div><h3><a data-item href=${to("concept", [known.name, concept])}>${short(concept, 60)}</a> <small class="muted">${number(known.concepts.find((c) => c.name === concept)?.n_samples)} samples</small></h3>
-        <ul class="chips">${[...groups(list, "feature")].map(([feature, steps]) => html`<li><${FeatureChip} feature=${feature} values=${steps.map((s) => s.score)} score=${steps[0].mean_score} /></li>`)}</ul></div></li>`)}</ul>`}</${Answered}></${Panel}>
+        <ul class="chips">${[...groups(list, "feature")].map(([feature, steps]) => html`<li><${FeatureChip} feature=${feature} values=${steps.map((s) => s.score)} score=${steps[0].mean_score} /></li>`)}</ul></div></li>`)}</ul>
+        ${!all && html`<div class="buttons"><button type="button" onClick=${() => change({ all: 1 }, true)}>Show all ${known.concepts.length}</button></div>`}`}</${Answered}></${Panel}>
     ${!best.error && html`<${Panel} title="What two concepts share" help="jaccard" answer=${shared.data} busy=${shared.loading} wide>
       <p class="muted">Of the two best features of each step. Choose a cell to open the concept of its row.</p>
-      <${Answered} answer=${shared} height=${240}>${(data) => html`<${Shared2} data=${data} family=${known.name} />`}</${Answered}></${Panel}>`}`;
+      <${Answered} answer=${shared} height=${240}>${(data) => html`<${Shared2} data=${data} known=${known} />`}</${Answered}></${Panel}>`}`;
 }
 
 export function FeatureChip({ feature, values, score, href }) {
@@ -51,16 +59,16 @@ export function FeatureChip({ feature, values, score, href }) {
   return html`<a class="chip" href=${href || to("feature", [feature])}><${Spark} values=${values} label=${`score over the steps, at most ${number(peak)}`} /><b>${feature}</b>${score !== undefined && html`<small>${number(score)}</small>`}</a>`;
 }
 
-function Shared2({ data, family }) {
+function Shared2({ data, known }) {
   const list = rows(data);
-  const names = [...new Set(list.map((r) => r.concept))];
-  const by = groups(list, "concept");
+  const concepts = inOrder(known, groups(list, "concept"));
+  const names = concepts.map(([name]) => name);
   // A concept shares everything with itself: left out, so that the others can be told apart.
-  const table = names.map((name) => ({
-    key: name, label: name, href: to("concept", [family, name]),
-    values: by.get(name).map((r) => (r.other_concept === name ? null : r.jaccard)),
-  }));
+  const table = concepts.map(([name, found]) => {
+    const by = new Map(found.map((r) => [r.other_concept, r.jaccard]));
+    return { key: name, label: name, href: to("concept", [known.name, name]), values: names.map((other) => (other === name ? null : by.get(other))) };
+  });
   if (list.every((r) => r.other_concept === r.concept || !r.jaccard)) return html`<p class="muted">No two concepts select the same feature at any step.</p>`;
   return html`<${HeatMap} label="Share of selected features that two concepts have in common" rows=${table} columns=${names.map((n) => ({ key: n, label: short(n, 9) }))}
-    rowHeight=${26} labelWidth=${104} columnName="and" onChoose=${({ row }) => go(to("concept", [family, names[row]]))} />`;
+    rowHeight=${26} labelWidth=${104} columnName="and" onChoose=${({ row }) => go(to("concept", [known.name, names[row]]))} />`;
 }
