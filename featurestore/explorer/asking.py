@@ -48,7 +48,6 @@ class Asking:
     def routes(self) -> list[Route]:
         """Return the routes."""
         get: dict[str, Endpoint] = {
-            "/api/state": self.state,
             "/api/overview": self.overview,
             "/api/samples": self.samples,
             "/api/ask/{name}": self.ask,
@@ -57,7 +56,11 @@ class Asking:
             "/pictures/{sample}/{size}": self.picture,
         }
         post: dict[str, Endpoint] = {"/api/sql": self.sql}
-        return [*routes("GET", self.free.counted(get)), *routes("POST", self.free.counted(post))]
+        polled: dict[str, Endpoint] = {"/api/state": self.state}  # by an open page: nobody waits
+        return [
+            *routes("GET", {**self.free.counted(get), **polled}),
+            *routes("POST", self.free.counted(post)),
+        ]
 
     async def state(self, request: Request) -> Response:
         """Return a name for what the store holds now."""
