@@ -13,7 +13,8 @@ from sae.diffusion.hooks import direct_calls
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import Model, RunSettings, call_arguments
 from sae.diffusion.reading.architectures import architecture
-from sae.diffusion.reading.calls import HALVES, Branches, bound
+from sae.diffusion.reading.calls import HALVES, Branches, batch_size, bound
+from sae.diffusion.reading.guidance import halves, with_perturbed, with_skipped_layers
 from sae.diffusion.starts import Starts
 
 
@@ -27,6 +28,9 @@ class Conditions(NamedTuple):
     branches: Branches
     guidance: float
     """of both halves, where there are two"""
+
+
+_BOTH_HALVES = (HALVES, halves, with_perturbed, with_skipped_layers)
 
 
 class _ReachedError(Exception):
@@ -48,12 +52,14 @@ def conditions(
     classifier-free guidance, so that a picture is one row.
 
     Raises:
-        ModelError: guidance is a second call of the denoiser.
+        ModelError: guidance is not both halves in one call of the denoiser, the unconditional
+            first, or something third is in the call.
     """
     pipe, kind = model.pipe, architecture(model.pipe)
-    if guided and kind.two_pass:
+    if guided and (kind.two_pass or kind.branches not in _BOTH_HALVES):
         raise ModelError(
-            f"{type(pipe).__name__} calls its denoiser twice for guidance: attack it without."
+            f"{type(pipe).__name__} does not call its denoiser with both halves of guidance at once, "
+            f"the unconditional first: attack it without guidance."
         )
     given = call_arguments(model, run, list(prompts), starts)
     given.pop("true_cfg_scale", None)
@@ -78,8 +84,15 @@ def conditions(
         raise ModelError(f"{type(pipe).__name__} did not call its denoiser.")
     finally:
         handle.remove()
+    branches = HALVES if guided else ("cond",)
+    if (rows := batch_size(arguments)) != len(branches) * len(prompts):
+        raise ModelError(
+            f"{type(pipe).__name__} calls its denoiser with {rows} rows for {len(prompts)} prompts, "
+            f"expected {' and '.join(branches)} of each: switch a third part of its guidance off "
+            f"(--argument pag_scale=0)."
+        )
     timesteps = tuple(float(t) for t in pipe.scheduler.timesteps)
-    return Conditions(arguments, timesteps, HALVES if guided else ("cond",), run.guidance)
+    return Conditions(arguments, timesteps, branches, run.guidance)
 
 
 def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Tensor:

@@ -1,11 +1,14 @@
 """The differentiable denoiser is the pipeline's own, of every architecture; its steps are its
 scheduler's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from featurestore.errors import ModelError
 from sae.diffusion.modules import denoiser
-from sae.diffusion.pipelines import RunSettings, generate
+from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.evaluation.attack.denoise import (
     conditions,
     denoised,
@@ -16,6 +19,7 @@ from sae.evaluation.attack.denoise import (
     predicted,
 )
 from tests.builders.architectures import CASES
+from tests.builders.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -54,6 +58,26 @@ def test_with_guidance_both_halves_are_taken_together(model):
     without, wanted = both.chunk(2)
     found = predicted(model, given, x[:1], given.timesteps[0])
     torch.testing.assert_close(found, without + 3 * (wanted - without), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["CogView4Pipeline", "Kandinsky5T2IPipeline", "ZImagePipeline"])
+def test_halves_that_are_not_in_one_call_in_this_order_are_refused(name, tmp_path):
+    model = Model("m", FAMILIES[name].build(tmp_path), 2, 3.0)
+    with pytest.raises(ModelError, match=rf"^{name} does not call its denoiser with both halves"):
+        conditions(model, RunSettings(2, 3.0), ["a cat"], guided=True)
+
+
+@pytest.mark.parametrize(("guided", "rows"), [(False, 4), (True, 6)])
+def test_a_third_part_beside_the_prompts_is_refused_until_it_is_off(guided, rows, tmp_path):
+    """Perturbed attention is on at its pipeline's own scale, with and without guidance."""
+    pipe = FAMILIES["StableDiffusionPAGPipeline"].build(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    model = Model("m", pipe, 2, 3.0)
+    run, prompts = RunSettings(2, 3.0, height=32, width=48), ["a cat", "dogs"]
+    with pytest.raises(ModelError, match=rf"with {rows} rows for 2 prompts, expected .*: switch a"):
+        conditions(model, run, prompts, guided=guided)
+    off = replace(run, arguments={"pag_scale": 0.0})
+    assert conditions(model, off, prompts, guided=guided).timesteps
 
 
 @pytest.mark.parametrize("name", ["SD-2", "SD3"])
