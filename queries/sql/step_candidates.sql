@@ -85,6 +85,7 @@ bounds as (
     select
         concept,
         step,
+        count(*) as n_scores,
         max_by(score, score, $top) as best
     from scores
     group by concept, step
@@ -95,7 +96,7 @@ needed as (
     select
         members.concept,
         members.step,
-        case when len(best) = $top then greatest(list_min(best), 0) else 0 end
+        case when n_scores >= $top then greatest(list_min(best), 0) else 0 end
         * (members.sum_all_features + $delta * members.n_samples * $map_positions)
         * (1 - 1e-9) as least
     from members
