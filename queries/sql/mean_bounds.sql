@@ -1,13 +1,12 @@
 -- mean_bounds: between what the mean scores of each concept and feature lie, from few numbers.
 --
 -- With a(c,t) = 1 / (sum of all features in c, + delta) and b(c,t) = 1 / (that in the other
--- concepts, + delta), a mean score over all steps is the mean of sum(f,t,c) * (a + b) - total(f,t)
--- * b. Of the first term, a + b lies between its least and its largest value over the steps at which
--- anything fired in the concept, so the sum of the feature in the concept's samples, all steps
--- together, bounds it from both sides. Of
--- the second, with least(t) the smallest b(c,t) of a step, b(c,t) lies between least(t) times the
--- smallest and times the largest b(c,t) / least(t) of the concept; so one number for each feature
--- bounds it from both sides.
+-- concepts, + delta), a mean score over all steps is the mean of
+-- sum(f,t,c) * (a + b) - total(f,t) * b. Of the first term, a + b lies between its least and its
+-- largest value over the steps at which anything fired in the concept, so the sum of the feature in
+-- the concept's samples, all steps together, bounds it from both sides. Of the second, with
+-- least(t) the smallest b(c,t) of a step, b(c,t) lies between least(t) times the smallest and times
+-- the largest b(c,t) / least(t) of the concept; so one number for each feature bounds it, too.
 --
 -- Relations: feature_samples; labelled(sample_id, concept): the encoded samples of the family;
 -- members and totals, the results of members.sql and totals.sql.

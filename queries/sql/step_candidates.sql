@@ -68,9 +68,9 @@ scores as (
     select
         looked_at.concept,
         looked_at.step,
-        entry.feature_sum
+        looked_at.entry.feature_sum
         / (looked_at.sum_all_features + $delta * looked_at.n_samples * $map_positions)
-        - (total - entry.feature_sum) / (
+        - (total - looked_at.entry.feature_sum) / (
             total_all_features - looked_at.sum_all_features
             + $delta * (feature_totals.n_samples - looked_at.n_samples) * $map_positions
         ) as score
