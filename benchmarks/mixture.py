@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 N_ACTIVE = 24
+_DIRECTIONS = 3_141_592_653
 
 
 class Mixture:
@@ -19,7 +20,8 @@ class Mixture:
     def __init__(
         self, d_in: int, n_latents: int, batch_size: int, *, seed: int = 0, device: str = "cpu"
     ) -> None:
-        generator = torch.Generator().manual_seed(0)
+        # Of no trainer's seed: drawn alike, its initial weights would be the directions to be found.
+        generator = torch.Generator().manual_seed(_DIRECTIONS)
         directions = torch.randn(2 * n_latents, d_in, generator=generator)
         self.d_in, self.batch_size, self.seed, self.device = d_in, batch_size, seed, device
         self._directions = torch.nn.functional.normalize(directions, dim=1)
