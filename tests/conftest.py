@@ -31,6 +31,15 @@ def cache_of_the_tests(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_to_say():
+    """What a test leaves to be said at the end of a command is not said by the next one's."""
+    yield
+    from featurestore.format import checksums
+
+    checksums._anew.clear()
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A saved random-weight Stable Diffusion pipeline."""
