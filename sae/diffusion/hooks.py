@@ -82,8 +82,7 @@ def watch(
 
     @torch.compiler.disable
     def observe(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        state._call = _read(module, args, kwargs, steps)
-        arguments = bound(module, args, kwargs)
+        state._call, arguments = _read(module, args, kwargs, steps)
         state.given = next((arguments[name] for name in TIMESTEP if name in arguments), None)
         if state._call.step == 0:
             check_no_cache(module)
@@ -99,12 +98,13 @@ def watch(
 
 def _read(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], steps: Steps
-) -> DenoiserCall:
+) -> tuple[DenoiserCall, Mapping[str, Any]]:
+    """Return what a denoiser call is, and its arguments by name."""
     call = running(
         module, args, kwargs, lambda owner: is_pipeline(owner) and owns_denoiser(owner, module)
     )
     if call is not None:
-        return architecture(call.pipe).read(call, steps)
+        return architecture(call.pipe).read(call, steps), call.arguments
     said = direct_call(module, args, kwargs)
     if said is None:
         raise ModelError(
@@ -112,7 +112,7 @@ def _read(
             "conditional: call the pipeline, or "
             f"say it with sae.diffusion.direct_calls; a pipeline of your own: {HOW_TO_DECLARE}"
         )
-    return said
+    return said, bound(module, args, kwargs)
 
 
 def direct_calls(

@@ -143,20 +143,17 @@ class Editor:
         )
         if is_recorded(seen.device):
             fused, timesteps = self._schedules.laid_out(kernels, watched.call, layout)
-            assert kernels is not None, "laid_out has refused"
-            edited = target.clone(memory_format=torch.contiguous_format)
             lookup = timesteps, timestep_of(watched.given)
-            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0], lookup)
-            return edited
-        at = self._at(watched.call, layout, seen.device)
-        edit = self._edit(at) if self.words is None else self._edit_by_words(at, watched.call)
-        fused = None if kernels is None else self._fuse(kernels, at, edit)
-        self._schedules.meet(watched.call, layout, fused, watched.given)
-        if edit.is_empty:
-            return None
+        else:
+            at = self._at(watched.call, layout, seen.device)
+            edit = self._edit(at) if self.words is None else self._edit_by_words(at, watched.call)
+            fused, lookup = None if kernels is None else self._fuse(kernels, at, edit), None
+            self._schedules.meet(watched.call, layout, fused, watched.given)
+            if edit.is_empty:
+                return None
         if kernels is not None and fused is not None:
             edited = target.clone(memory_format=torch.contiguous_format)
-            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0])
+            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0], lookup)
             return edited
         with torch.autocast(
             seen.device.type, enabled=False
