@@ -9,195 +9,22 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from benchmarks.unlearning.attacks import Attacks, attack_all, comes_back, victims
 from benchmarks.unlearning.ledger import Ledger
-from benchmarks.unlearning.methods import (
-    COMPETITORS,
-    CONTROLS,
-    FAMILIES,
-    Defence,
-    Grid,
-    features,
-    ours,
-)
+from benchmarks.unlearning.methods.defence import FAMILIES, Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
-from benchmarks.unlearning.run import Amounts, Run, cell, prepare
+from benchmarks.unlearning.table.run import Amounts, Run, prepare
+from benchmarks.unlearning.table.searching import METHODS, results, several
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record
-from queries.selections import select_all, split_concept
+from queries.selections import split_concept
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.measures.accuracy import grouped
-from sae.evaluation.outcomes import Outcome, sequence
-from sae.evaluation.search import (
-    Toward,
-    best,
-    first_that_holds,
-    in_order,
-    together,
-    value,
-)
-from sae.intervention.settings import Intervention
-
-HELD = "ours, held"
-"""our rule, with an attack in the search"""
-SAE_MARGIN = 0.1
-"""how much worse than the best an SAE may be when all are screened, for it to be searched
-further"""
-
-
-def perfect(outcome: Outcome) -> bool:
-    """Return whether every target was unlearned and everything else kept, in every picture."""
-    return value(outcome).mean == 1
-
-
-def searched(run: Run, groups: Sequence[Sequence[Defence]]) -> Defence:
-    """Return the best setting of the first group; with those of the next group beside it as long as
-    it is not perfect."""
-    tried: list[Defence] = []
-    for group in groups:
-        tried += group
-        chosen = best(tried, run.amounts.looks, partial(cell, run))
-        if group is groups[-1] or perfect(cell(run, chosen, run.amounts.looks[-1])):
-            break
-    return chosen
-
-
-def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
-    """Return each method's best defence against a concept; the controls take our own setting."""
-    mine = searched(run, [_ours(run, family, concept)])
-    chosen = {"ours": mine}
-    if HELD in methods:
-        chosen[HELD] = held(run, family, concept)
-    (intervention,) = mine.interventions
-    chosen |= {
-        name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods
-    }
-    return chosen | {
-        m: searched(run, COMPETITORS[m](run.bench, family, concept))
-        for m in COMPETITORS
-        if m in methods
-    }
-
-
-def _ours(
-    run: Run, family: str, concept: str, thresholds: Sequence[float] = (1.0,)
-) -> list[Defence]:
-    """Return the settings of the SAEs that are, at the first look and one setting, not far behind
-    the best."""
-    bench, grid = run.bench, run.bench.grid
-    top, multiplier = grid.screened
-    found = {}
-    for sae in bench.saes:
-        (one,) = ours(bench, sae, family, concept, [top], multipliers=[multiplier])
-        found[sae] = value(cell(run, one, run.amounts.looks[0])).mean
-    near = [sae for sae, mean in found.items() if mean >= max(found.values()) - SAE_MARGIN]
-    how = {"multipliers": grid.multipliers, "thresholds": thresholds}
-    return [one for sae in near for one in ours(bench, sae, family, concept, grid.tops, **how)]
-
-
-def held(run: Run, family: str, concept: str) -> Defence:
-    """Return our best setting that withstands an attack on the search's pictures, or the one that
-    withstands it best."""
-    candidates = _ours(run, family, concept, run.bench.grid.thresholds)
-    order = in_order(candidates, run.amounts.looks, partial(cell, run))
-    tried = order[: run.amounts.search_tries]
-    chosen = first_that_holds(tried, partial(comes_back, run, family, concept))
-    return features(run.bench, chosen.interventions, method=HELD)
-
-
-METHODS = ("ours", HELD, *CONTROLS, *COMPETITORS)
-COMPARED = ("ours", "ESD-x", "AdvUnlearn", "SalUn")
-"""on all concepts"""
-
-
-def results(
-    run: Run,
-    methods: Sequence[str] = METHODS,
-    attacks: bool = True,
-    share: tuple[int, int] = (0, 1),
-) -> dict[str, Any]:
-    """Run every cell that is not there yet; return outcomes and attacks, per family and method, and
-    the chosen defences.
-
-    ``share``: of so many processes this one does every n-th concept.
-    """
-    first, n = share
-    tables: dict[str, dict[str, list[Outcome]]] = {}
-    attacked: dict[str, Attacks] = {}
-    chosen: dict[str, dict[str, dict[str, Defence]]] = {}
-    for family, concepts in run.amounts.concepts.items():
-        defences = chosen.setdefault(family, {})
-        few = concepts[: run.amounts.few_concepts[family]]
-        for concept in concepts[first::n]:
-            click.echo(f"— {family}={concept}", err=True)
-            tried = [HELD, *COMPARED] if concept in victims(concepts, run) else COMPARED
-            wanted = [method for method in methods if method in tried or concept in few]
-            defences[concept] = one_concept(run, family, concept, wanted)
-            for method, defence in defences[concept].items():
-                tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
-        chosen_victims = [c for c in victims(concepts, run) if attacks and c in defences]
-        attacked[family] = (
-            attack_all(run, family, {c: defences[c] for c in chosen_victims})
-            if chosen_victims
-            else {}
-        )
-    return {"tables": tables, "attacks": attacked, "defences": chosen}
-
-
-def several(
-    run: Run,
-    defences: Mapping[str, Mapping[str, Mapping[str, Defence]]],
-    share: tuple[int, int] = (0, 1),
-) -> dict[str, list[Outcome]]:
-    """Remove concepts in a row, all styles but one, and a style with an object, beginning with each
-    concept's own setting.
-
-    ``share``: of so many processes this one does every n-th of the three.
-    """
-    mine = {
-        (f, c): methods["ours"].interventions
-        for f, of_concepts in defences.items()
-        for c, methods in of_concepts.items()
-    }
-    styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
-    requests = [{family: [concept]} for family, concept in styles[: run.amounts.sequence]]
-    wanted: dict[str, list[dict[str, list[str]]]] = {
-        "sequential": list(sequence(requests)),
-        "all but one": [grouped(styles[1:])] if len(styles) > 1 else [],
-        "joint": [grouped(pair) for pair in [*zip(styles, objects, strict=False)][:2]],
-    }
-    first, n = share
-    look = run.amounts.looks[-1].one_seed
-
-    def looked(interventions: Sequence[Intervention]) -> Outcome:
-        return cell(run, features(run.bench, interventions), look)
-
-    return {
-        name: [
-            cell(run, features(run.bench, edits))
-            for edits in together(wanted[name], mine, looked, _kept(run, wanted[name]))
-        ]
-        for name in [*wanted][first::n]
-    }
-
-
-def _kept(run: Run, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
-    """Return what removals of several concepts go towards: of each family and SAE the first concept
-    that none of them removes."""
-    found = []
-    for family in dict.fromkeys(family for targets in removals for family in targets):
-        removed = {concept for targets in removals for concept in targets.get(family, ())}
-        kept = [c for c in run.amounts.concepts[family] if c not in removed][:1]
-        for sae in run.bench.saes if kept else ():
-            found += select_all(run.bench.store, sae, family, kept, top=max(run.bench.grid.tops))
-    return Toward(found)
 
 
 def _in_processes(n: int, pace: Pace, arguments: Sequence[str]) -> None:
@@ -329,7 +156,7 @@ def main(
     if page is None:
         click.echo(f"{_held(kept)}. No page is written of a part: say where with --out.")
         return
-    from benchmarks.unlearning.tables import write_page
+    from benchmarks.unlearning.table.page import write_page
 
     write_page(page, run, found, together)
 

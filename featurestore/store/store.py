@@ -1,4 +1,5 @@
-"""A store: create, open, list, read; what writes stands in ``writing`` (docs/format.md)."""
+"""A store: create, open, list, read (docs/format.md); what writes stands in ``writing``, the labels
+of its samples in ``labels``."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from featurestore.errors import (
     TableError,
     nearest,
 )
-from featurestore.format import activations, durable, footers, schemas
+from featurestore.format import activations, durable
 from featurestore.format.canonical import run_id, sealed
 from featurestore.format.checksums import check_shards
 from featurestore.format.gate import inside
@@ -24,9 +25,8 @@ from featurestore.format.records import (
     list_tables,
     read_mark,
 )
-from featurestore.format.records.labels import corrected, label_version
 from featurestore.format.records.listing import read_records
-from featurestore.store import readers, shards, writing
+from featurestore.store import labels, readers, shards, writing
 from featurestore.vocabulary import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -184,19 +184,6 @@ class Store:
         """Return the ids of the samples that a table's committed shards hold."""
         return {i for record in self.records(table) for i in record.sample_ids}
 
-    def corrected_labels(self) -> pa.Table | None:
-        """Return the labels of the samples that were relabelled, or have families that ``samples``
-        has no column for.
-
-        ``sample_id`` and a column per family of the store, a row per such sample; None if there is
-        none.
-        """
-        records = self.records("labels")
-        self.check(records)
-        parts = ((record, readers.arrow(self.paths(record), None)) for record in records)
-        with footers.reading(self.root / "labels"):
-            return corrected(parts, self.families()) if records else None
-
     def check(self, records: Iterable[Record]) -> None:
         """Compare the files of some shards with their records, each once in a process: what every
         reader does first.
@@ -219,6 +206,10 @@ class Store:
     check_schema = writing.check_schema
     remove = writing.remove
 
+    families = labels.families
+    label_columns = labels.label_columns
+    corrected_labels = labels.corrected_labels
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
         """Keep others from beginning to read while the block runs; yield whether nobody else
@@ -227,18 +218,6 @@ class Store:
             self._reading = durable.Reading(self.root / MARK)
         with self._reading.alone() as alone:
             yield alone
-
-    def families(self) -> list[str]:
-        """Return the concept families that the samples are labelled with."""
-        own = self.label_columns()
-        later = {family for record in self.records("labels") for family in label_version(record)[1]}
-        return own + sorted(later - set(own))
-
-    def label_columns(self) -> list[str]:
-        """Return the concept families that are columns of ``samples``."""
-        records = self.require("samples")
-        self.check(records[:1])
-        return schemas.family_names(readers.names(self.paths(records[0])[0]))
 
     def activations(self, hook: str) -> Iterator["activations.ActivationShard"]:
         """Yield a hook's shards: columns in memory, tensors mapped from the files (decoded where

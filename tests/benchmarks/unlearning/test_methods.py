@@ -11,7 +11,7 @@ import torch
 from benchmarks.unlearning import adv_unlearn, esd, salun
 from benchmarks.unlearning.diffusion import embed, noise, noised, sampled_until, with_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
-from benchmarks.unlearning.random_features import random_selection
+from benchmarks.unlearning.methods.random_features import random_selection
 from featurestore.format.activations import read_shard
 from featurestore.format.schemas import SCORES
 from sae.diffusion.modules import find_module

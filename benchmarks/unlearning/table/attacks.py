@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.unlearning.methods import Defence
-from benchmarks.unlearning.run import Run, count_training
+from benchmarks.unlearning.methods.defence import Defence
+from benchmarks.unlearning.table.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt

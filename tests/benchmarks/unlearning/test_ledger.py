@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from benchmarks.unlearning import results as table
 from benchmarks.unlearning.ledger import Ledger, outcome_of, outcome_row
-from benchmarks.unlearning.methods import code_of
+from benchmarks.unlearning.methods.keys import code_of
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from featurestore.prompts import Prompt
 from sae.evaluation.measures.accuracy import Answer
@@ -109,7 +109,7 @@ def test_what_is_missing_is_counted_once_and_timed_by_what_was_measured(tmp_path
 
 
 def test_code_is_told_by_what_it_computes(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.unlearning.methods.__file__", str(tmp_path / "methods.py"))
+    monkeypatch.setattr("benchmarks.unlearning.methods.keys.CODE", tmp_path)
 
     def code(text):
         (tmp_path / "one.py").write_text(text)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import minicanvas
 from benchmarks.unlearning.ledger import LIBRARIES, Ledger, outcome_of, outcome_row
-from benchmarks.unlearning.methods import FAMILIES, Bench, Defence, Grid, removal
+from benchmarks.unlearning.methods.defence import FAMILIES, Bench, Defence, Grid, removal
+from benchmarks.unlearning.methods.keys import short_hash
 from benchmarks.unlearning.pace import Pace
 from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
-from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
 from featurestore.vocabulary import ATTACKS
@@ -131,7 +131,7 @@ def prepare(
         ledger,
         pace or Pace(),
         {"run": describe_run(model, run), "weights": _weights(), **_versions()},
-        _hash([[*p.identity, named(p.labels)] for p in styled]),
+        short_hash([[*p.identity, named(p.labels)] for p in styled]),
     )
     judge, chooser = (
         load_judge([f"minicanvas:{name}"], str(model.pipe.device))
@@ -170,11 +170,7 @@ def _weights() -> str:
     folder = Path(minicanvas.__file__).with_name("weights")
     files = sorted(path for path in folder.rglob("*.safetensors"))
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return _hash(digests)
-
-
-def _hash(what: Any) -> str:
-    return sha256_text(canonical_json(what))[:16]
+    return short_hash(digests)
 
 
 def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:

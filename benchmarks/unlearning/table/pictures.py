@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.unlearning.methods import Defence, removal
-from benchmarks.unlearning.run import Run
+from benchmarks.unlearning.methods.defence import Defence, removal
+from benchmarks.unlearning.table.run import Run
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
 

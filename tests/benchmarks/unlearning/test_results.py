@@ -8,23 +8,24 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from benchmarks.unlearning import results as table
-from benchmarks.unlearning import run as running
 from benchmarks.unlearning.adv_unlearn import AdvUnlearnSettings
 from benchmarks.unlearning.esd import ESDSettings
 from benchmarks.unlearning.ledger import Ledger
-from benchmarks.unlearning.methods import Grid
+from benchmarks.unlearning.methods.defence import Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
-from benchmarks.unlearning.pictures import LABEL, MARGIN, SIDE
+from benchmarks.unlearning.results import fast_bfloat16
 from benchmarks.unlearning.salun import SalUnSettings
-from benchmarks.unlearning.tables import page, write_page
+from benchmarks.unlearning.table import run as running
+from benchmarks.unlearning.table import searching as table
+from benchmarks.unlearning.table.page import page, write_page
+from benchmarks.unlearning.table.pictures import LABEL, MARGIN, SIDE
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import Look
 
-AMOUNTS = table.Amounts(
+AMOUNTS = running.Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
     train_steps=20, train_batch=32, expansion=2.0, sequence=2,
@@ -52,7 +53,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
     model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
     path = root / "kept/unlearning.jsonl"
-    run = table.prepare(root, model, settings, AMOUNTS, GRID, ledger=Ledger(path))
+    run = running.prepare(root, model, settings, AMOUNTS, GRID, ledger=Ledger(path))
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
     assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
         [{"style": ["neon"]}],
@@ -124,19 +125,20 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         )  # of two styles and two objects: 2 asked, 2 others
     for name in ("attacks", "weights"):  # Another machine has the ledger and the SAEs, no more.
         shutil.rmtree(root / name)
-    monkeypatch.setattr("benchmarks.unlearning.methods.generate_batch", None)
+    for drawing in ("defence", "competitors"):
+        monkeypatch.setattr(f"benchmarks.unlearning.methods.{drawing}.generate", None)
     monkeypatch.setattr("sae.evaluation.attack.attacking.generate", None)
     lines = path.read_text()
     counting = Pace(counting=True)
     given = {"ledger": Ledger(path), "pace": counting}
-    again = table.prepare(root, model, settings, AMOUNTS, GRID, **given)
+    again = running.prepare(root, model, settings, AMOUNTS, GRID, **given)
     read = table.results(again)
     assert page(again, read, table.several(again, read["defences"])) == text
     assert (path.read_text(), counting.told(given["ledger"], 1)) == (lines, "Nothing is missing.")
 
     # Without the ledger everything is counted, and nothing is made when the time is over.
     pace = Pace(counting=True)
-    new = table.prepare(
+    new = running.prepare(
         root, model, settings, AMOUNTS, GRID, ledger=Ledger(root / "new"), pace=pace
     )
     table.several(new, table.results(new)["defences"])
@@ -182,5 +184,5 @@ def test_perfect_is_every_target_gone_and_all_else_kept():
 
 
 def test_bfloat16_is_used_where_the_processor_has_it():
-    assert table.fast_bfloat16({"avx512_bf16": True}) and table.fast_bfloat16({"amx_bf16": True})
-    assert not table.fast_bfloat16({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False})
+    assert fast_bfloat16({"avx512_bf16": True}) and fast_bfloat16({"amx_bf16": True})
+    assert not fast_bfloat16({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False})

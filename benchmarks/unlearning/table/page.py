@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import machine
-from benchmarks.unlearning.attacks import SKIPPED, Attacks
-from benchmarks.unlearning.methods import Defence, training_seconds
-from benchmarks.unlearning.pictures import draw
-from benchmarks.unlearning.run import Run
+from benchmarks.unlearning.methods.defence import Defence
+from benchmarks.unlearning.methods.trained import training_seconds
+from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
+from benchmarks.unlearning.table.pictures import draw
+from benchmarks.unlearning.table.run import Run
 from featurestore.format import durable
 from sae.evaluation.attack.report import Rate
 from sae.evaluation.measures.accuracy import accuracy

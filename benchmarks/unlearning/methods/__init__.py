@@ -1,0 +1,1 @@
+"""Every method with the settings among which one is searched."""

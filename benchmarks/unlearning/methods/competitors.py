@@ -1,0 +1,191 @@
+"""What our rule is compared with: method → its settings for a concept."""
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.unlearning.adv_unlearn import train_adv_unlearn, trained_parameters
+from benchmarks.unlearning.esd import train_esd, trained_weights
+from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
+from benchmarks.unlearning.methods.defence import FAMILIES, Bench, Defence, Grid
+from benchmarks.unlearning.methods.keys import code_of, short_hash
+from benchmarks.unlearning.methods.trained import trained
+from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
+from minicanvas import OBJECTS, STYLES, prompt
+from sae.diffusion.pipelines import generate
+
+
+def negative_prompts(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return negative prompts that name the concept."""
+    texts = [concept, f"in {concept} style" if family == "style" else f"An image of {concept}."]
+    return [[
+        Defence(
+            {family: [concept]}, {"method": "negative prompt", "text": text}, contextlib.nullcontext,
+            replace(bench.run, negative_prompt=text),
+        )
+        for text in texts
+    ]]  # fmt: skip
+
+
+def mean_direction(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return differences of means over hooks and strengths, subtracted or projected out."""
+    found = []
+    for hook in bench.hooks:
+        directions = mean_directions(bench.store, hook, family, concept)
+        for strength, project in itertools.product(bench.grid.strengths, (False, True)):
+            found.append(
+                _steered(bench, family, concept, directions, strength=strength, project=project)
+            )
+    return [found]
+
+
+def _steered(
+    bench: Bench,
+    family: str,
+    concept: str,
+    directions: Directions,
+    *,
+    strength: float,
+    project: bool,
+) -> Defence:
+    setting = {
+        "method": "mean direction",
+        "hook": directions.hook,
+        "strength": strength,
+        "project": project,
+        "collected": bench.collected,
+        "code": code_of("mean_direction"),
+    }
+    return Defence(
+        {family: [concept]},
+        setting,
+        lambda: steered_away(bench.model.pipe, directions, strength, project),
+        bench.run,
+        2 * directions.difference.numel() * 4,
+    )
+
+
+def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return ESD-x over lengths of training, a group for each choice of what is erased."""
+
+    stored = _bytes(trained_weights(bench.model.pipe.unet))
+    code, found = code_of("esd", "diffusion"), []
+    for erased, settings in bench.grid.esd:
+        asked = _erased(erased, family, concept)
+        what = {"method": "ESD-x", "erased": erased, "texts": short_hash(asked), "code": code}
+        train = partial(train_esd, bench.model.pipe, asked, settings)
+        found.append(
+            trained(bench, family, concept, what, settings=settings, train=train, stored=stored)
+        )
+    return found
+
+
+def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return AdvUnlearn over lengths of training, a group for each choice of what is erased; what
+    is retained are prompts with the family's other concepts."""
+    others = [c for c in FAMILIES[family] if c != concept]
+    retained = [p for c in others for p in _prompts_of(family, c)]
+    stored = _bytes(trained_parameters(bench.model.pipe.text_encoder))
+    code, found = code_of("adv_unlearn", "esd", "diffusion"), []
+    for erased, settings in bench.grid.adv_unlearn:
+        asked = _erased(erased, family, concept)
+        texts = short_hash([asked, retained])
+        what = {"method": "AdvUnlearn", "erased": erased, "texts": texts, "code": code}
+        train = partial(train_adv_unlearn, bench.model.pipe, asked, retained, settings)
+        found.append(
+            trained(
+                bench,
+                family,
+                concept,
+                what,
+                settings=settings,
+                train=train,
+                stored=stored,
+                component="text_encoder",
+            )
+        )
+    return found
+
+
+def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+    """Return SalUn over lengths of training, a group for each training; the pictures are the
+    untouched model's own."""
+
+    asked, pseudo, kept = _example_prompts(bench.grid, family, concept)
+
+    def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
+        forget, retain = _drawn(bench, asked), _drawn(bench, kept)
+        return train_salun(bench.model.pipe, forget, pseudo, retain, settings)
+
+    texts, code = short_hash([asked, pseudo, kept]), code_of("salun", "diffusion")
+    what = {"method": "SalUn", "texts": texts, "code": code}
+    stored = _bytes(dict(bench.model.pipe.unet.named_parameters()))
+    return [
+        trained(
+            bench,
+            family,
+            concept,
+            what,
+            settings=settings,
+            train=partial(train, settings),
+            stored=stored,
+        )
+        for settings in bench.grid.salun
+    ]
+
+
+COMPETITORS: dict[str, Callable[[Bench, str, str], list[list[Defence]]]] = {
+    "negative prompt": negative_prompts,
+    "mean direction": mean_direction,
+    "ESD-x": esd,
+    "AdvUnlearn": adv_unlearn,
+    "SalUn": salun,
+}
+"""method → its settings for a concept, in groups: the next only if the best of those before is not
+perfect"""
+
+
+def _bytes(weights: dict[str, Any]) -> int:
+    """Return what weights take as float16."""
+    return 2 * sum(p.numel() for p in weights.values())
+
+
+def _erased(erased: str, family: str, concept: str) -> list[str]:
+    """Return the prompts that are erased: the concept's name alone, or all with it."""
+    if erased == "prompts":
+        return _prompts_of(family, concept)
+    return [f"An image in {concept} style." if family == "style" else prompt(concept)]
+
+
+def _prompts_of(family: str, concept: str) -> list[str]:
+    if family == "style":
+        return [prompt(o, concept) for o in OBJECTS]
+    return [prompt(concept, s) for s in STYLES]
+
+
+def _example_prompts(
+    grid: Grid, family: str, concept: str
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the prompts of pictures to forget, those to tie them to, and those to retain."""
+    concepts = [c for c in FAMILIES[family] if c != concept]
+    asked = [p for p in _prompts_of(family, concept) for _ in range(grid.examples_per_prompt)]
+    pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
+    others = [p for c in concepts for p in _prompts_of(family, c)]
+    kept = others[:: max(1, len(others) // grid.retained)][: grid.retained]
+    return asked, pseudo, kept
+
+
+def _drawn(bench: Bench, prompts: list[str]) -> Examples:
+    """Return pictures that the untouched model draws."""
+    latents = []
+    for start in range(0, len(prompts), bench.batch_size):
+        batch = prompts[start : start + bench.batch_size]
+        seeds = [100_000 + start + i for i in range(len(batch))]
+        latents += generate(bench.model, bench.run, batch, seeds, output_type="latent")
+    return Examples(torch.stack(latents), prompts)

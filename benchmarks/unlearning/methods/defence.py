@@ -1,0 +1,112 @@
+"""A defence is what is attached to the model; the settings that are tried, and what all defences
+are made from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.unlearning.adv_unlearn import AdvUnlearnSettings
+from benchmarks.unlearning.esd import ESDSettings
+from benchmarks.unlearning.ledger import Ledger
+from benchmarks.unlearning.pace import Pace
+from benchmarks.unlearning.salun import SalUnSettings
+from featurestore.prompts import Prompt
+from featurestore.store import Store
+from minicanvas import OBJECTS, STYLES
+from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.evaluation.outcomes import Removal
+from sae.intervention.settings import Intervention
+
+FAMILIES = {"style": STYLES, "object": OBJECTS}
+
+
+class Defence(NamedTuple):
+    """A method with one setting, for one or several concepts."""
+
+    targets: dict[str, list[str]]
+    setting: dict[str, Any]
+    attached: Callable[[], AbstractContextManager[Any]]
+    """attaches it to the model while the block runs"""
+    run: RunSettings
+    stored_bytes: int = 0
+    interventions: Sequence[Intervention] = ()
+    """what it is made of, if of SAE features"""
+    prepare: Callable[[], object] = lambda: None
+    """what has to be done once before it is attached: training"""
+    training: Path | None = None
+    """where ``prepare`` keeps the longest training; None: nothing is trained"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings that are tried, as fairly for each method as for ours."""
+
+    tops: Sequence[int] = (2, 8, 32)
+    multipliers: Sequence[float] = (-0.2, -0.5, -1.0, -2.0, -5.0, -10.0, -20.0)
+    screened: tuple[int, float] = (8, -5.0)
+    """features per step and multiplier at which SAEs are compared, before the best are searched"""
+    thresholds: Sequence[float] = (1.0, 0.0)
+    """in multiples of the features' means: searched where an attack is part of the search"""
+    strengths: Sequence[float] = (1.0, 2.0)
+    esd: Sequence[tuple[str, ESDSettings]] = (
+        ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
+        ("prompts", ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20)),
+    )
+    """what is erased, the concept's name alone or all prompts with it, and how; the next only if
+    none before is perfect"""
+    adv_unlearn: Sequence[tuple[str, AdvUnlearnSettings]] = (
+        ("name", AdvUnlearnSettings((60, 120, 200), 1e-4, n_steps=20, warm_up=20, attack_every=10)),
+        (
+            "prompts",
+            AdvUnlearnSettings((60, 120, 240), 1e-4, n_steps=20, warm_up=20, attack_every=10),
+        ),
+    )
+    """as ESD's"""
+    salun: Sequence[SalUnSettings] = (
+        SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
+        SalUnSettings(iterations=(240,), learning_rate=1e-4),
+    )
+    """the next only if none before is perfect"""
+    examples_per_prompt: int = 8
+    """SalUn's pictures to forget"""
+    retained: int = 90
+    """SalUn's pictures to retain, of one prompt each"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all methods are made from."""
+
+    root: Path
+    """where trained weights are kept"""
+    model: Model
+    run: RunSettings
+    store: Store
+    hooks: Sequence[str]
+    saes: Sequence[str]
+    """names of SAEs of these hooks"""
+    grid: Grid
+    ledger: Ledger
+    pace: Pace = field(default_factory=Pace)
+    basis: Mapping[str, Any] = field(default_factory=dict)
+    """what every outcome depends on beside its own setting: weights, libraries"""
+    collected: str = ""
+    """a hash of what the store was collected for"""
+    batch_size: int = 20
+
+
+def removal(bench: Bench, defence: Defence) -> Removal:
+    """Return a defence as what is evaluated; it is attached anew for every batch."""
+
+    def images(prompts: Sequence[Prompt]) -> Iterator[Any]:
+        for start in range(0, len(prompts), bench.batch_size):
+            batch = prompts[start : start + bench.batch_size]
+            with bench.pace.checked(defence.attached)():
+                pictures = generate(
+                    bench.model, defence.run, [p.prompt for p in batch], [p.seed for p in batch]
+                )
+            yield from pictures
+
+    return Removal(defence.targets, defence.setting, images, defence.stored_bytes)
