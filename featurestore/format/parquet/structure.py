@@ -5,6 +5,8 @@ Libraries trust both: over some that contradict themselves they end the process,
 that a header asks for. Names of fields below are those of ``parquet.thrift`` of the Parquet format.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +25,31 @@ _REPEATED, _BYTES = 2, 6
 _DATA, _INDEX, _DICTIONARY, _DATA_2 = range(4)
 _DESCRIPTION = {_DATA: 5, _INDEX: 6, _DICTIONARY: 7, _DATA_2: 8}
 """kind of a page → the field of its header that describes it"""
+
+
+def _tags(*kinds: int) -> bytes:
+    """Return the pattern of the first byte of a field of one of some types."""
+    return b"[%s]" % b"".join(b"\\x%02x" % (step << 4 | k) for step in range(1, 16) for k in kinds)
+
+
+_INT = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+_STATISTICS = b"|".join(
+    [
+        _tags(*thrift.WHOLE) + _INT,
+        _tags(thrift.BINARY) + b"(?:%s)" % b"|".join(b"\\x%02x.{%d}" % (n, n) for n in range(33)),
+        _tags(thrift.TRUE, thrift.FALSE),
+    ]
+)
+_USUAL = re.compile(
+    rb"\x15\x00\x15(%(int)s)\x15(%(int)s)(?:\x15%(int)s\x1c|\x2c)"
+    rb"\x15(%(int)s)(?:\x15%(int)s){3}(?:\x1c(?:%(statistics)s)*\x00)?\x00\x00"
+    % {b"int": _INT, b"statistics": _STATISTICS},
+    re.DOTALL,
+)
+"""the header of a data page as nearly all are: its bytes, not packed and packed, perhaps a
+checksum; how many values, three encodings, perhaps statistics. All headers of a file are looked
+through whenever it is verified: those of 1 GB of statistics, 77,000, took longer than the hash
+does, and by this pattern half as long (0.54 to 0.26 s of a processor)."""
 
 
 class _Leaf(NamedTuple):
@@ -179,28 +206,48 @@ def _check_pages(file: BinaryIO, chunk: _Chunk) -> None:
     """Follow the headers of a chunk's pages from its first byte to its last."""
     at, n_values, raw_left = chunk.first, 0, chunk.raw_bytes
     while at < chunk.end:
-        header, length = _page_header(file, at, chunk.end)
-        packed = _number(header, 3, chunk.end - at - length, "a page's header")
-        raw = _number(header, 2, raw_left, "a page's header")
-        if not chunk.is_compressed and raw != packed:
-            raise MalformedError(
-                f"a page of {packed} bytes that are not packed is said to be {raw}"
-            )
-        n_values += _page_values(header, chunk, is_first=at == chunk.first, raw=raw)
+        raw, n, behind = _usual_page(file, at, chunk, raw_left) or _page(file, at, chunk, raw_left)
+        n_values += n
         raw_left -= raw
-        at += length + packed
+        at = behind
     if at != chunk.end or n_values != chunk.n_values:
         raise MalformedError(
             f"the pages of a column have {n_values} values, its footer says {chunk.n_values}"
         )
 
 
+def _usual_page(
+    file: BinaryIO, at: int, chunk: _Chunk, raw_left: int
+) -> tuple[int, int, int] | None:
+    """Return what :func:`_page` does of a page that is sound and as nearly all are; None of any
+    other."""
+    found = _USUAL.match(os.pread(file.fileno(), min(_HEADER_BYTES, chunk.end - at), at))
+    if found is None:
+        return None
+    raw, packed, n = map(thrift.read_number, found.groups())
+    behind = at + found.end() + packed
+    fits = packed >= 0 and behind <= chunk.end and 0 <= raw <= raw_left
+    known = 0 <= n <= _VALUES_PER_BYTE * raw + _FEW_VALUES
+    return (raw, n, behind) if fits and known and (chunk.is_compressed or raw == packed) else None
+
+
+def _page(file: BinaryIO, at: int, chunk: _Chunk, raw_left: int) -> tuple[int, int, int]:
+    """Return the bytes of the page at an offset, not packed, how many of the column's values it
+    holds, and where it ends."""
+    header, length = _page_header(file, at, chunk.end)
+    packed = _number(header, 3, chunk.end - at - length, "a page's header")
+    raw = _number(header, 2, raw_left, "a page's header")
+    if not chunk.is_compressed and raw != packed:
+        raise MalformedError(f"a page of {packed} bytes that are not packed is said to be {raw}")
+    n_values = _page_values(header, is_first=at == chunk.first, raw=raw)
+    return raw, n_values, at + length + packed
+
+
 def _page_header(file: BinaryIO, at: int, end: int) -> tuple[thrift.Struct, int]:
     """Return the header of the page at an offset, and its length."""
     most = _HEADER_BYTES
     while True:
-        file.seek(at)
-        data = file.read(min(most, end - at))
+        data = os.pread(file.fileno(), min(most, end - at), at)
         try:
             return thrift.read_some(data)
         except ValueError:
@@ -211,7 +258,7 @@ def _page_header(file: BinaryIO, at: int, end: int) -> tuple[thrift.Struct, int]
             raise MalformedError("a page's header is nested too deeply") from error
 
 
-def _page_values(header: thrift.Struct, chunk: _Chunk, *, is_first: bool, raw: int) -> int:
+def _page_values(header: thrift.Struct, *, is_first: bool, raw: int) -> int:
     """Return how many of the column's values a page holds."""
     kind = _number(header, 1, _DATA_2, "a page's header")
     described, about = header.get(_DESCRIPTION[kind], (0, None))

@@ -10,6 +10,8 @@ from typing import Any
 
 TRUE, FALSE, I8, I16, I32, I64, DOUBLE, BINARY, LIST, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 12
 _BITS = {I16: 16, I32: 32, I64: 64}
+WHOLE = tuple(_BITS)
+"""the types of whole numbers"""
 
 Struct = dict[int, tuple[int, Any]]
 
@@ -26,11 +28,16 @@ def read(data: bytes) -> Struct:
 def read_some(data: bytes) -> tuple[Struct, int]:
     """Return the struct that ``data`` begins with, and how many bytes it takes; raises as
     :func:`read`."""
-    reader = _Reader(data)
     try:
-        return reader.fields(), reader._position
+        return _fields(data, 0)
     except (IndexError, struct.error) as error:
         raise ValueError("not a whole Thrift struct") from error
+
+
+def read_number(data: bytes) -> int:
+    """Return the whole number that ``data`` begins with; raises IndexError if it does not end
+    there."""
+    return _read_number(data, 0)[0]
 
 
 def write(fields: Struct) -> bytes:
@@ -84,63 +91,74 @@ def _value(kind: int, value: Any) -> bytes:
     return struct.pack("<b" if kind == I8 else "<d", value)
 
 
-class _Reader:
-    """Bytes and how far they were read."""
+# Each returns what it read and the position behind it. Whole numbers of one byte, as most are, are
+# read where they stand, without a call: a file's footer has many.
+def _fields(data: bytes, at: int) -> tuple[Struct, int]:
+    fields: Struct = {}
+    number = 0
+    while tag := data[at]:
+        kind, step = tag & 0x0F, tag >> 4
+        at += 1
+        if step:
+            number += step
+        else:
+            number, at = _read_number(data, at)
+        if kind in _BITS:  # most of what there is
+            byte = data[at]
+            if byte < 0x80:
+                fields[number] = kind, byte >> 1 ^ -(byte & 1)
+                at += 1
+                continue
+            value, at = _read_number(data, at)
+            fields[number] = kind, value
+        elif kind in (TRUE, FALSE):
+            fields[number] = kind, kind == TRUE
+        else:
+            value, at = _read_value(data, at, kind)
+            fields[number] = kind, value
+    return fields, at + 1
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
 
-    def fields(self) -> Struct:
-        fields: Struct = {}
-        number = 0
-        while tag := self._byte():
-            kind, step = tag & 0x0F, tag >> 4
-            number = number + step if step else self._zigzag()
-            if kind in _BITS:  # most of what there is
-                fields[number] = kind, self._zigzag()
-            else:
-                fields[number] = kind, kind == TRUE if kind in (TRUE, FALSE) else self._value(kind)
-        return fields
-
-    def _value(self, kind: int) -> Any:
-        if kind in _BITS:
-            return self._zigzag()
-        if kind == BINARY:
-            return self._take(self._varint())
-        if kind == STRUCT:
-            return self.fields()
-        if kind == LIST:
-            size = self._byte()
-            n, of = self._varint() if size >> 4 == 15 else size >> 4, size & 0x0F
-            return of, [self._value(of) for _ in range(n)]
-        if kind in (TRUE, FALSE):
-            return self._byte() == TRUE
-        if kind not in (I8, DOUBLE):
-            raise ValueError(f"Parquet uses no Thrift type {kind}")
-        format = "<b" if kind == I8 else "<d"
-        return struct.unpack(format, self._take(struct.calcsize(format)))[0]
-
-    def _byte(self) -> int:
-        self._position += 1
-        return self._data[self._position - 1]
-
-    def _take(self, n: int) -> bytes:
+def _read_value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    if kind == BINARY:
+        n, at = _read_varint(data, at)
         # Fewer at the end of the data: then the byte that ends the struct is missing too, and
         # reading it fails.
-        self._position += n
-        return self._data[self._position - n : self._position]
+        return data[at : at + n], at + n
+    if kind == STRUCT:
+        return _fields(data, at)
+    if kind in _BITS:
+        return _read_number(data, at)
+    if kind == LIST:
+        n, of = data[at] >> 4, data[at] & 0x0F
+        at += 1
+        if n == 15:
+            n, at = _read_varint(data, at)
+        items = []
+        for _ in range(n):
+            item, at = _read_value(data, at, of)
+            items.append(item)
+        return (of, items), at
+    if kind in (TRUE, FALSE):
+        return data[at] == TRUE, at + 1
+    if kind not in (I8, DOUBLE):
+        raise ValueError(f"Parquet uses no Thrift type {kind}")
+    format = "<b" if kind == I8 else "<d"
+    size = struct.calcsize(format)
+    return struct.unpack(format, data[at : at + size])[0], at + size
 
-    def _varint(self) -> int:
-        byte = self._byte()
-        if byte < 0x80:
-            return byte
-        result, shift = byte & 0x7F, 7
-        while (byte := self._byte()) >= 0x80:
-            result |= (byte & 0x7F) << shift
-            shift += 7
-        return result | byte << shift
 
-    def _zigzag(self) -> int:
-        number = self._varint()
-        return number >> 1 ^ -(number & 1)
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    byte = data[at]
+    result, shift = byte & 0x7F, 7
+    while byte >= 0x80:
+        at += 1
+        byte = data[at]
+        result |= (byte & 0x7F) << shift
+        shift += 7
+    return result, at + 1
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+    number, at = _read_varint(data, at)
+    return number >> 1 ^ -(number & 1), at

@@ -10,7 +10,7 @@ import pytest
 
 from featurestore.format.footers import MALFORMED, check_footer, read_schema
 from featurestore.format.gate import MalformedError
-from featurestore.format.parquet import thrift
+from featurestore.format.parquet import structure, thrift
 from featurestore.format.parquet.structure import check_structure
 from featurestore.format.parquet.thrift import I32, I64, LIST, STRUCT
 from featurestore.format.records import Record
@@ -164,3 +164,44 @@ def test_a_changed_page_is_refused_or_reads_as_a_table_of_as_many_rows(tmp_path)
         except MALFORMED:
             refused += 1
     assert 30 < refused < 300
+
+
+@pytest.mark.parametrize("way", ["plain", "dictionary", "small pages", "groups"])
+def test_pages_looked_through_by_the_pattern_are_those_that_are_sound_without_it(
+    tmp_path, monkeypatch, way
+):
+    """The fast way accepts what the whole header says is sound, and decides nothing else."""
+    path = tmp_path / "x.parquet"
+    rng, data = random.Random(1), written(**WAYS[way])
+
+    def found(usual):
+        with monkeypatch.context() as patch:
+            patch.setattr(structure, "_usual_page", usual)
+            try:
+                check_structure(path)
+            except MALFORMED as error:
+                return str(error)
+            return "sound"
+
+    seen, usual = [], structure._usual_page
+
+    def noted(*args):
+        seen.append(usual(*args))
+        return seen[-1]
+
+    outcomes = set()
+    for change in [lambda data, rng: data] + [mutate_pages] * 60 + [with_a_byte_changed] * 60:
+        path.write_bytes(change(data, rng))
+        outcomes.add(expected := found(lambda *args: None))
+        assert found(noted) == expected
+    assert any(seen)
+    assert None in seen
+    assert "sound" in outcomes
+    assert len(outcomes) > 1
+
+
+def with_a_byte_changed(data, rng):
+    """A file of which a byte of the first page's header is another."""
+    changed = bytearray(data)
+    changed[rng.randrange(4, 60)] ^= 1 << rng.randrange(8)
+    return bytes(changed)
