@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from featurestore import Store
 from featurestore.cli.demo.settings import STUDIES, Study
 from featurestore.prompts import Prompt
-from minicanvas.prompts import OBJECTS, STYLES, prompt
+from minicanvas import OBJECTS, STYLES, prompt
 from queries import ask, plots, select
 from sae import Intervention, RunSettings, load_model
 from sae.evaluation.judge import load_judge

@@ -1,4 +1,5 @@
-"""Measure the pipeline: how often a picture shows the style and the object its prompt asks for.
+"""Measure a pipeline: how often a picture shows the style and the object its prompt asks for, and
+what it is taken for where it does not.
 
 Run as `python -m minicanvas.measure --seeds 5 --steps 20 --grid out.png`.
 """
@@ -15,20 +16,29 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from minicanvas import GUIDANCE, OBJECTS, PLAIN, STEPS, STYLES, LabelledPrompt, all_prompts
+from minicanvas import CANVASES, GUIDANCE, PLAIN, SMALL, STEPS, Canvas, LabelledPrompt
 from minicanvas.classifier import Classifier, Name, load_classifier
 from minicanvas.pipeline import load_pipeline
 
 
 class Result(NamedTuple):
-    """Pictures uint8 [n, 64, 64, 3] with the labels asked for and whether each was found, bool
-    [n]."""
+    """Pictures uint8 [n, 64, 64, 3] with the labels asked for and those found, str [n]."""
 
     images: np.ndarray
-    styles: list[str]
-    objects: list[str]
-    style_found: np.ndarray
-    object_found: np.ndarray
+    styles: np.ndarray
+    objects: np.ndarray
+    found_styles: np.ndarray
+    found_objects: np.ndarray
+
+    @property
+    def style_found(self) -> np.ndarray:
+        """Whether each picture shows the style asked for, bool [n]."""
+        return np.asarray(self.styles == self.found_styles)
+
+    @property
+    def object_found(self) -> np.ndarray:
+        """Whether each picture shows the object asked for, bool [n]."""
+        return np.asarray(self.objects == self.found_objects)
 
 
 def generate(
@@ -71,36 +81,59 @@ def measure(
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
+    batch: int = 20,
 ) -> Result:
     """Generate every prompt with every seed, seeds outermost, and classify the pictures."""
     asked = [labelled for _ in seeds for labelled in prompts]
     each_seed = [seed for seed in seeds for _ in prompts]
     texts = [labelled["prompt"] for labelled in asked]
-    images = generate(pipeline, texts, each_seed, steps=steps, guidance=guidance)
-    styles = [labelled["style"] or PLAIN for labelled in asked]
-    objects = [labelled["object"] for labelled in asked]
+    images = generate(pipeline, texts, each_seed, steps=steps, guidance=guidance, batch=batch)
     found_styles, found_objects = classifier.classify(images)
     return Result(
         images,
-        styles,
-        objects,
-        np.array([found == label for found, label in zip(found_styles, styles, strict=True)]),
-        np.array([found == label for found, label in zip(found_objects, objects, strict=True)]),
+        np.array([labelled["style"] or PLAIN for labelled in asked]),
+        np.array([labelled["object"] for labelled in asked]),
+        np.array(found_styles),
+        np.array(found_objects),
     )
 
 
-def table(result: Result) -> str:
-    """Return accuracies a style, an object and in all as lines of text; the totals leave the plain
-    pictures out."""
-    styles, objects = np.array(result.styles), np.array(result.objects)
+def table(result: Result, canvas: Canvas = SMALL) -> str:
+    """Return accuracies per style, per object and in all as lines of text; the totals leave the
+    plain pictures out."""
     lines = [f"{'':12}{'style':>8}{'object':>8}{'n':>6}"]
-    for names, labels in (((*STYLES, PLAIN), styles), (OBJECTS, objects)):
+    styled = result.styles != PLAIN
+    for names, labels in (
+        (canvas.style_labels, result.styles),
+        (canvas.objects, result.objects),
+    ):
         for name in names:
-            rows = (labels == name) & ((styles != PLAIN) | (name == PLAIN))
+            rows = (labels == name) & (styled | (name == PLAIN))
             if rows.any():
                 lines.append(_line(name, result, rows))
         lines.append("")
-    return "\n".join([*lines, _line("all styled", result, styles != PLAIN)])
+    return "\n".join([*lines, _line("all styled", result, styled)])
+
+
+def confusions(result: Result, canvas: Canvas = SMALL) -> str:
+    """Return as lines of text how often what was asked for was taken for something else: every pair
+    of look-alikes, then whatever else was mistaken; empty where there is neither."""
+    lines = []
+    listed = {(a, b) for group in canvas.look_alikes for a in group for b in group if a != b}
+    for asked, found in (
+        (result.styles, result.found_styles),
+        (result.objects, result.found_objects),
+    ):
+        for one in dict.fromkeys(asked.tolist()):
+            rows = asked == one
+            for other in canvas.style_labels + canvas.objects:
+                n = int((rows & (found == other)).sum())
+                if one != other and (n or (one, other) in listed):
+                    kind = "look-alike" if (one, other) in listed else ""
+                    share = n / rows.sum()
+                    lines.append((kind == "", -share, f"{one:12}{other:12}{share:8.3f}  {kind}"))
+    header = f"{'asked for':12}{'found':12}{'share':>8}"
+    return "\n".join([header, *(line for *_, line in sorted(lines))] if lines else [])
 
 
 def _line(name: str, result: Result, rows: np.ndarray) -> str:
@@ -119,6 +152,14 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
 
 
 @click.command()
+@click.option(
+    "--canvas",
+    "name",
+    type=click.Choice(list(CANVASES)),
+    default=SMALL.name,
+    show_default=True,
+    help="The benchmark.",
+)
 @click.option("--seeds", default=5, show_default=True, help="Pictures of each prompt.")
 @click.option(
     "--first-seed", default=0, show_default=True, help="Seeds are counted up from this one."
@@ -133,7 +174,7 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
 @click.option(
     "--model",
     type=click.Path(path_type=Path, exists=True),
-    help="Pipeline directory [default: the shipped].",
+    help="Directory that training left, or a pipeline's [default: the shipped].",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
@@ -144,6 +185,7 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
 )
 def main(
     *,
+    name: str,
     seeds: int,
     first_seed: int,
     steps: int,
@@ -153,28 +195,33 @@ def main(
     device: str,
     grid_path: Path | None,
 ) -> None:
-    """Print the accuracy of generated pictures, a line a style and a line an object.
+    """Print the accuracy of generated pictures, a line per style and per object, and what is taken
+    for what.
 
     Example: python -m minicanvas.measure --seeds 5 --steps 20 --grid out.png
     """
-    pipeline = (
-        load_pipeline(device=device)
-        if model is None
-        else load_pipeline(device=device, directory=model)
-    )
-    judge = load_classifier(cast(Name, classifier), device=device)
-    prompts = all_prompts(include_plain=True)
+    canvas, judges = CANVASES[name], None
+    if model is not None and (model / "pipeline").is_dir():
+        model, judges = model / "pipeline", model / "classifiers"
+    try:
+        pipeline = load_pipeline(device=device, canvas=canvas, directory=model)
+        judge = load_classifier(
+            cast(Name, classifier), canvas=canvas, directory=judges, device=device
+        )
+    except (FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    prompts = canvas.all_prompts(include_plain=True)
     start = time.perf_counter()
     wanted = range(first_seed, first_seed + seeds)
     result = measure(pipeline, judge, prompts, wanted, steps=steps, guidance=guidance)
     seconds = (time.perf_counter() - start) / len(result.images)
-    click.echo(table(result))
+    click.echo("\n\n".join(filter(None, (table(result, canvas), confusions(result, canvas)))))
     click.echo(
         f"\n{seconds:.3f} s per picture, {steps} steps, guidance {guidance:g}, judged by "
         f"{classifier!r}"
     )
     if grid_path is not None:
-        grid(result.images[: len(prompts)], len(OBJECTS)).save(grid_path, optimize=True)
+        grid(result.images[: len(prompts)], len(canvas.objects)).save(grid_path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The objects as flat parts, and the drawing of an object at a random place, size and angle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -203,8 +203,9 @@ SHAPES: Final[dict[str, Callable[[], list[Part]]]] = {
 }
 
 
-def draw(object: str, rng: np.random.Generator) -> Drawing:
-    """Draw an object at a random size, angle, place and side, its colours a little off."""
+def draw(shape: Sequence[Part], rng: np.random.Generator) -> Drawing:
+    """Draw the parts of an object at a random size, angle, place and side, their colours a little
+    off."""
     scale = SIZE / 2 * rng.uniform(0.68, 0.83)
     stretch = rng.uniform(0.94, 1.06)
     angle = np.deg2rad(rng.uniform(-14, 14))
@@ -216,7 +217,7 @@ def draw(object: str, rng: np.random.Generator) -> Drawing:
     canvas = Image.new("L", (SIZE, SIZE))
     pen = ImageDraw.Draw(canvas)
     parts = []
-    for index, part in enumerate(SHAPES[object]()):
+    for index, part in enumerate(shape):
         points = (part.points * (mirror * stretch, 1 / stretch)) @ turn.T * scale + centre
         pen.polygon([(float(x), float(y)) for x, y in points], fill=index + 1)
         red, green, blue = np.clip(np.array(part.colour) + shift, 0, 255).astype(int)

@@ -2,6 +2,7 @@
 gradients."""
 
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
-from minicanvas.train.state import learning_rate, load_state, save_state
+from minicanvas.train.plans import SMALL_PLAN, Plan
+from minicanvas.train.state import learning_rate, resumed_steps, set_rate
 from minicanvas.train.text import HIDDEN, new_text_encoder, new_tokenizer
 
 EMPTY_PROMPT_SHARE = 0.1
-SAVE_SECONDS = 120
+TRIAL_STEPS = 10
 
 
 class Corpus(NamedTuple):
@@ -29,14 +31,18 @@ class Corpus(NamedTuple):
     prompt_rows: Tensor
     token_ids: Tensor
 
+    def to(self, device: str) -> "Corpus":
+        """Return the same on a device."""
+        return Corpus(*(tensor.to(device) for tensor in self))
 
-def new_unet() -> UNet2DConditionModel:
+
+def new_unet(plan: Plan = SMALL_PLAN) -> UNet2DConditionModel:
     """Return an untrained UNet, three levels of 16, 8 and 4 positions a side."""
     return UNet2DConditionModel(
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(64, 128, 128),
+        in_channels=plan.latent_channels,
+        out_channels=plan.latent_channels,
+        block_out_channels=plan.denoiser_channels,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -64,13 +70,13 @@ def new_scheduler() -> DDIMScheduler:
 class Denoiser(nn.Module):
     """What is trained: the text encoder and the UNet that it conditions."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan = SMALL_PLAN) -> None:
         super().__init__()
-        self.text_encoder: CLIPTextModel = new_text_encoder(new_tokenizer())
-        self.unet: UNet2DConditionModel = new_unet()
+        self.text_encoder: CLIPTextModel = new_text_encoder(new_tokenizer(plan.canvas))
+        self.unet: UNet2DConditionModel = new_unet(plan)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Return the predicted velocity [batch, 4, 16, 16]."""
+        """Return the predicted velocity [batch, channels, 16, 16]."""
         states = self.text_encoder(token_ids)[0]
         return self.unet(noisy, timesteps, encoder_hidden_states=states).sample
 
@@ -83,25 +89,31 @@ def loss_of(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the velocity error of a random batch; everything random comes from `generator`."""
-    device = next(model.parameters()).device
-    rows = torch.randint(len(corpus.latents), (batch,), generator=generator)
+    """Return the velocity error of a random batch; everything random comes from `generator`, which
+    is where the corpus and the model are."""
+
+    def uniform(n: int) -> Tensor:
+        return torch.rand(n, generator=generator, device=device)
+
+    def normal() -> Tensor:
+        return torch.randn(mean.shape, generator=generator, device=device)
+
+    device = generator.device
+    rows = torch.randint(len(corpus.latents), (batch,), generator=generator, device=device)
     mean, deviation = corpus.latents[rows].float().chunk(2, dim=1)
-    latents = mean + deviation * torch.randn(mean.shape, generator=generator)
-    noise = torch.randn(mean.shape, generator=generator)
+    latents = mean + deviation * normal()
+    noise = normal()
     # One timestep from each of `batch` equal intervals: less variance between batches than
     # independent draws.
-    strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    strata = (torch.arange(batch, device=device) + uniform(batch)) / batch
     timesteps = (strata * scheduler.config.num_train_timesteps).long()
-    prompts = corpus.prompt_rows[rows].clone()
-    prompts[torch.rand(batch, generator=generator) < EMPTY_PROMPT_SHARE] = len(corpus.token_ids) - 1
+    empty = uniform(batch) < EMPTY_PROMPT_SHARE
+    prompts = corpus.prompt_rows[rows].masked_fill(empty, len(corpus.token_ids) - 1)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        predicted = model(
-            noisy.to(device), timesteps.to(device), corpus.token_ids[prompts].to(device)
-        )
-    return F.mse_loss(predicted.float(), target.to(device))
+        predicted = model(noisy, timesteps, corpus.token_ids[prompts])
+    return F.mse_loss(predicted.float(), target)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -115,86 +127,78 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 class Trainer:
-    """The denoiser with its optimiser and the running average of its weights; saved and restored
-    together."""
+    """The denoiser with its optimiser and the running average of its weights."""
 
-    def __init__(self, device: str, lr: float) -> None:
-        self.model = Denoiser().to(device).train()
-        self.average = {
-            key: value.detach().clone() for key, value in self.model.state_dict().items()
-        }
+    def __init__(self, plan: Plan, device: str, lr: float) -> None:
+        self.model = Denoiser(plan).to(device).train()
+        self.average = deepcopy(self.model).requires_grad_(False)
         self.parameters = list(self.model.parameters())
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True
         )
 
-    def restore(self, path: Path) -> int:
-        """Read a checkpoint if there is one; return the number of steps done."""
-        state = load_state(path)
-        if state is None:
-            return 0
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        for key, value in state["average"].items():
-            self.average[key].copy_(value)
-        return int(state["step"])
-
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint after `step` steps."""
-        content = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        save_state(path, {**content, "average": self.average, "step": step})
-
-    def update(self, loss: Tensor, lr: float, decay: float) -> None:
+    def update(self, loss: Tensor, rate: float, decay: float) -> None:
         """Go one step down the gradient, averaged over the processes, and follow it with the
         average."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimiser, rate)
         self.optimiser.zero_grad()
         loss.backward()
         average_gradients(self.parameters)
         clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         with torch.no_grad():
-            for key, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[key].lerp_(value, 1 - decay)
+            for kept, new in zip(self.average.parameters(), self.parameters, strict=True):
+                kept.lerp_(new, 1 - decay)
 
 
 def train_denoiser(
     corpus: Corpus,
     out: Path,
+    plan: Plan,
     *,
-    n_steps: int,
-    batch: int = 32,
+    batch: int,
+    n_steps: int | None = None,
     lr: float = 1e-3,
     seed: int = 21,
     device: str = "cpu",
-) -> dict[str, Tensor]:
-    """Train until `n_steps`, resuming from `out`; return the running average of the weights.
+) -> Denoiser:
+    """Train for as many steps as the plan has, or until `n_steps`, resuming from `out`; return the
+    running average of the weights.
 
     With `torch.distributed` initialised every process takes `batch` pictures per step; the first
     one writes `out`.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
+    n_steps = plan.denoiser_steps if n_steps is None else n_steps
     torch.manual_seed(seed)
-    trainer = Trainer(device, lr)
-    start = trainer.restore(out)
-    scheduler, saved = new_scheduler(), time.monotonic()
-    losses: list[float] = []
-    progress = tqdm(
-        range(start, n_steps), initial=start, total=n_steps, disable=rank > 0, mininterval=20
-    )
-    for step in progress:
-        generator = torch.Generator().manual_seed((seed * 1_000_000 + step) * 64 + rank)
+    trainer, corpus, scheduler = Trainer(plan, device, lr), corpus.to(device), new_scheduler()
+    parts = {
+        "model": trainer.model,
+        "optimiser": trainer.optimiser,
+        "average": trainer.average,
+    }
+    losses: list[Tensor] = []
+    for step in resumed_steps(out, n_steps, parts, title="denoiser", writes=rank == 0):
+        generator = torch.Generator(device).manual_seed((seed * 1_000_000 + step) * 64 + rank)
         loss = loss_of(trainer.model, corpus, scheduler, batch, generator=generator)
         rate = learning_rate(step, n_steps, lr, rise=200, floor=0.01)
         trainer.update(loss, rate, decay=min(0.999, (step + 1) / (step + 10)))
-        losses.append(loss.item())
+        losses = [*losses[-99:], loss.detach()]
         if rank == 0 and (step + 1) % 100 == 0:
-            tqdm.write(
-                f"denoiser step {step + 1} loss {sum(losses[-100:]) / len(losses[-100:]):.4f}"
-            )
-        if rank == 0 and (time.monotonic() - saved > SAVE_SECONDS or step + 1 == n_steps):
-            saved = time.monotonic()
-            trainer.save(out, step + 1)
+            tqdm.write(f"denoiser step {step + 1} loss {torch.stack(losses).mean().item():.4f}")
     return trainer.average
+
+
+def seconds_per_step(corpus: Corpus, plan: Plan, *, batch: int, device: str) -> float:
+    """Return how long a step takes here, tried on weights that are thrown away."""
+    trainer, corpus, scheduler = Trainer(plan, device, 0.0), corpus.to(device), new_scheduler()
+    generator = torch.Generator(device).manual_seed(0)
+    start = 0.0
+    for step in range(2 * TRIAL_STEPS):
+        if step == TRIAL_STEPS:
+            trainer.parameters[0].sum().item()  # waits for what a GPU has not done yet
+            start = time.perf_counter()
+        loss = loss_of(trainer.model, corpus, scheduler, batch, generator=generator)
+        trainer.update(loss, 0.0, 0.0)
+    trainer.parameters[0].sum().item()
+    return (time.perf_counter() - start) / TRIAL_STEPS

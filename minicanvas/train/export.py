@@ -9,20 +9,21 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
 from minicanvas.train.diffusion import Denoiser, new_scheduler
+from minicanvas.train.plans import SMALL_PLAN, Plan
 from minicanvas.train.text import new_tokenizer
 
 
 def build_pipeline(
-    autoencoder: AutoencoderKL, weights: dict[str, Tensor]
+    autoencoder: AutoencoderKL, weights: dict[str, Tensor], plan: Plan = SMALL_PLAN
 ) -> StableDiffusionPipeline:
     """Return a pipeline of a trained autoencoder and the weights of a `Denoiser`."""
-    denoiser = Denoiser()
+    denoiser = Denoiser(plan)
     denoiser.load_state_dict(weights)
     denoiser.eval()
     return StableDiffusionPipeline(
         vae=autoencoder.eval(),
         text_encoder=denoiser.text_encoder,
-        tokenizer=new_tokenizer(),
+        tokenizer=new_tokenizer(plan.canvas),
         unet=denoiser.unet,
         scheduler=new_scheduler(),
         safety_checker=None,

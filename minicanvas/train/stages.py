@@ -1,158 +1,214 @@
 """The stages of training, each reading what the ones before it left in the working directory."""
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL
 
-from minicanvas.prompts import OBJECTS, STYLE_LABELS, prompt
+from minicanvas.classifier import Classifier, Name, load_classifier
+from minicanvas.measure import confusions, grid, measure, table
+from minicanvas.pipeline import load_pipeline
 from minicanvas.train import classifiers, diffusion
 from minicanvas.train.autoencoder import (
+    decode_all,
     encode_all,
     new_autoencoder,
     normalise_latents,
     train_autoencoder,
 )
-from minicanvas.train.data import pictures
+from minicanvas.train.data import Pictures, pictures
 from minicanvas.train.export import build_pipeline, export
-from minicanvas.train.state import load_state, save_state
+from minicanvas.train.plans import Plan, device_name
+from minicanvas.train.state import needed_state, save_state
 from minicanvas.train.text import new_tokenizer, tokenize
 
 PICTURE_SEED: Final = 7
 HELD_OUT_SEED: Final = 999
+SECONDS_TO_FINISH: Final = 45
+"""what exporting and measuring take on a GPU, kept free of what `--minutes` gives"""
 
 
-class Plan(NamedTuple):
-    """How much to train; the defaults made the shipped weights."""
+class Run(NamedTuple):
+    """Where is trained, what, with how many processes, and until when."""
 
-    n_pictures: int = 33_000
-    n_classifier_pictures: int = 11_000
-    n_held_out: int = 2_200
-    autoencoder_steps: int = 3_000
-    classifier_steps: int = 1_200
-    denoiser_steps: int = 3_600
-    denoiser_batch: int = 64
-    n_processes: int = 2
+    out: Path
+    plan: Plan
+    n_processes: int = 1
+    deadline: float | None = None
+    """`time.monotonic()` at which all should be done; the denoiser takes the steps that fit"""
+
+    def pictures(self, name: str) -> Pictures:
+        """Return a set of pictures: those to train on, a classifier's own, or the held-out."""
+        plan = self.plan
+        seed, n = {
+            "pictures": (PICTURE_SEED, plan.n_pictures),
+            "held_out": (HELD_OUT_SEED, plan.n_held_out),
+            **{
+                name: (recipe.seed, plan.n_classifier_pictures)
+                for name, recipe in classifiers.RECIPES[plan.name].items()
+            },
+        }[name]
+        cache = self.out / f"{name}.npy"
+        return pictures(seed, n, cache, self.n_processes, canvas=plan.canvas)
+
+    def autoencoder(self, name: str, stage: str) -> AutoencoderKL:
+        """Return a trained autoencoder.
+
+        Raises:
+            FileNotFoundError: the stage that writes it has not run.
+        """
+        model = new_autoencoder(self.plan)
+        model.load_state_dict(needed_state(self.out / name, stage)["model"])
+        return model.eval().to(device_name())
 
 
-def train_pictures(out: Path, plan: Plan) -> np.ndarray:
-    """Return the pictures that the autoencoder and the UNet learn from."""
-    return pictures(PICTURE_SEED, plan.n_pictures, out / "pictures.npy", plan.n_processes).images
+def pictures_stage(run: Run) -> None:
+    """Render all pictures, once."""
+    for name in ("pictures", "held_out", *classifiers.RECIPES[run.plan.name]):
+        run.pictures(name)
 
 
-def device_name() -> str:
-    """Return the device the autoencoder and the UNet train on: a GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def autoencoder_stage(out: Path, plan: Plan) -> None:
+def autoencoder_stage(run: Run) -> None:
     """Train the autoencoder."""
-    images = train_pictures(out, plan)
-    train_autoencoder(
-        images, out / "autoencoder.pt", n_steps=plan.autoencoder_steps, device=device_name()
-    )
+    images, out = run.pictures("pictures").images, run.out / "autoencoder.pt"
+    train_autoencoder(images, out, run.plan, device=device_name())
 
 
-def latents_stage(out: Path, plan: Plan) -> None:
+def latents_stage(run: Run) -> None:
     """Normalise the latents and encode all pictures."""
-    images = train_pictures(out, plan)
-    model = load_autoencoder(out / "autoencoder.pt").to(device_name())
+    if (run.out / "latents.pt").exists():
+        return
+    model, images = (
+        run.autoencoder("autoencoder.pt", "autoencoder"),
+        run.pictures("pictures").images,
+    )
     normalise_latents(model, images)
-    save_state(out / "normalised.pt", {"model": model.cpu().state_dict()})
-    save_state(out / "latents.pt", {"latents": encode_all(model.to(device_name()), images)})
+    save_state(run.out / "normalised.pt", {"model": model.state_dict()})
+    save_state(run.out / "latents.pt", {"latents": encode_all(model, images)})
 
 
-def load_autoencoder(path: Path) -> AutoencoderKL:
-    """Return a trained autoencoder.
-
-    Raises:
-        FileNotFoundError: the stage that writes it has not run.
-    """
-    state = load_state(path)
-    if state is None:
-        raise FileNotFoundError(f"{path} is missing; run the stage that writes it first")
-    model = new_autoencoder()
-    model.load_state_dict(state["model"])
-    return model.eval()
-
-
-def classifiers_stage(out: Path, plan: Plan) -> None:
+def classifiers_stage(run: Run) -> None:
     """Train both classifiers, each on pictures of its own."""
-    held_out = pictures(HELD_OUT_SEED, plan.n_held_out, out / "held_out.npy", plan.n_processes)
-    for name, recipe in classifiers.RECIPES.items():
-        own = pictures(
-            recipe.seed, plan.n_classifier_pictures, out / f"{name}.npy", plan.n_processes
+    held_out, canvas = run.pictures("held_out"), run.plan.canvas
+    for name, recipe in classifiers.RECIPES[run.plan.name].items():
+        network = classifiers.train_classifier(
+            run.pictures(name), recipe, run.out / f"{name}.pt", run.plan, device=device_name()
         )
-        network = classifiers.train_classifier(own, recipe, n_steps=plan.classifier_steps)
-        accuracy = classifiers.held_out_accuracy(network, held_out.images)
-        classifiers.save_classifier(network, recipe, accuracy, out / "classifiers" / name)
+        classifiers.save_classifier(
+            network,
+            recipe,
+            canvas,
+            held_out=classifiers.accuracy(Classifier(network, {}, canvas=canvas), held_out),
+            path=run.out / "classifiers" / name,
+        )
 
 
-def corpus(out: Path) -> diffusion.Corpus:
+def corpus(run: Run) -> diffusion.Corpus:
     """Return the latents with their prompts.
 
     Raises:
         FileNotFoundError: the stage that writes the latents has not run.
     """
-    state = load_state(out / "latents.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'latents.pt'} is missing; run `--stage latents` first")
-    texts = [prompt(object_, style) for style in STYLE_LABELS for object_ in OBJECTS]
-    token_ids = tokenize(new_tokenizer(), [*texts, ""])
-    return diffusion.Corpus(
-        state["latents"], torch.arange(len(state["latents"])) % len(texts), token_ids
-    )
+    latents = needed_state(run.out / "latents.pt", "latents")["latents"]
+    canvas = run.plan.canvas
+    texts = [labelled["prompt"] for labelled in canvas.all_prompts(include_plain=True)]
+    token_ids = tokenize(new_tokenizer(canvas), [*texts, ""])
+    return diffusion.Corpus(latents, torch.arange(len(latents)) % len(texts), token_ids)
 
 
-def denoiser_stage(out: Path, plan: Plan) -> None:
+def denoiser_stage(run: Run) -> None:
     """Train the text encoder and the UNet, on the CPU in several processes of one thread each."""
-    if device_name() == "cuda" or plan.n_processes == 1:
-        _denoiser_process(0, 1, out, plan, "")
+    n_steps = run.plan.denoiser_steps
+    if run.deadline is not None:
+        n_steps = min(n_steps, _steps_that_fit(run, run.deadline))
+    if device_name() == "cuda" or run.n_processes == 1:
+        _denoiser_process(0, run._replace(n_processes=1), n_steps, "")
         return
     with tempfile.TemporaryDirectory() as directory:
-        meeting = f"file://{directory}/meeting"
-        arguments = (plan.n_processes, out, plan, meeting)
-        torch.multiprocessing.spawn(_denoiser_process, arguments, nprocs=plan.n_processes)
+        arguments = (run, n_steps, f"file://{directory}/meeting")
+        torch.multiprocessing.spawn(_denoiser_process, arguments, nprocs=run.n_processes)
 
 
-def _denoiser_process(  # noqa: PLR0917 torch hands them over by position
-    rank: int, n_processes: int, out: Path, plan: Plan, meeting: str
-) -> None:
-    batch = plan.denoiser_batch // n_processes
-    if n_processes > 1:
+def _steps_that_fit(run: Run, deadline: float) -> int:
+    """Return how many steps there will be by the deadline, with those done before."""
+    n = 1 if device_name() == "cuda" else run.n_processes
+    batch = run.plan.denoiser_batch // n
+    seconds = diffusion.seconds_per_step(corpus(run), run.plan, batch=batch, device=device_name())
+    path = run.out / "denoiser.pt"
+    done = int(needed_state(path, "denoiser")["step"]) if path.exists() else 0
+    left = deadline - SECONDS_TO_FINISH - time.monotonic()
+    return done + max(int(left / seconds), 1)
+
+
+def _denoiser_process(rank: int, run: Run, n_steps: int, meeting: str) -> None:
+    n = run.n_processes
+    if n > 1:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n_processes)
-    device = device_name() if n_processes == 1 else "cpu"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n)
     diffusion.train_denoiser(
-        corpus(out), out / "denoiser.pt", n_steps=plan.denoiser_steps, batch=batch, device=device
+        corpus(run),
+        run.out / "denoiser.pt",
+        run.plan,
+        batch=run.plan.denoiser_batch // n,
+        n_steps=n_steps,
+        device=device_name() if n == 1 else "cpu",
     )
-    if n_processes > 1:
+    if n > 1:
         dist.destroy_process_group()
 
 
-def export_stage(out: Path, plan: Plan) -> None:
+def export_stage(run: Run) -> None:
     """Write the pipeline directory from the average of the weights, finished or not.
 
     Raises:
         FileNotFoundError: the UNet has no checkpoint yet.
     """
-    state = load_state(out / "denoiser.pt")
-    if state is None:
-        raise FileNotFoundError(f"{out / 'denoiser.pt'} is missing; run `--stage denoiser` first")
-    export(
-        build_pipeline(load_autoencoder(out / "normalised.pt"), state["average"]), out / "pipeline"
-    )
+    average: dict[str, Any] = needed_state(run.out / "denoiser.pt", "denoiser")["average"]
+    autoencoder = run.autoencoder("normalised.pt", "latents").cpu()
+    export(build_pipeline(autoencoder, average, run.plan), run.out / "pipeline")
 
 
-STAGES: Final[dict[str, Callable[[Path, Plan], None]]] = {
+def measure_stage(run: Run) -> None:
+    """Write how good it is: held-out pictures, the same through the autoencoder, and pictures of
+    every prompt, by both classifiers."""
+    out, canvas, held_out = run.out, run.plan.canvas, run.pictures("held_out")
+    pipeline = load_pipeline(device=device_name(), directory=out / "pipeline")
+    through = held_out._replace(images=decode_all(pipeline.vae, held_out.images))
+    prompts = canvas.all_prompts(include_plain=True)
+    lines: list[str] = []
+    names: tuple[Name, ...] = ("selection", "judge")
+    for name in names:
+        judge = load_classifier(
+            name, canvas=canvas, directory=out / "classifiers", device=device_name()
+        )
+        for what, shown in (("held-out", held_out), ("through the autoencoder", through)):
+            style, object_ = classifiers.accuracy(judge, shown)
+            lines.append(f"{name}, {what}: style {style:.3f} object {object_:.3f}")
+    batch = 250 if device_name() == "cuda" else 20
+    result = measure(pipeline, judge, prompts, range(run.plan.n_measured), batch=batch)
+    lines += ["", table(result, canvas), "", confusions(result, canvas)]
+    (out / "accuracy.txt").write_text("\n".join(lines).rstrip() + "\n")
+    grid(result.images[: len(prompts)], len(canvas.objects)).save(out / "grid.png", optimize=True)
+
+
+STAGES: Final[dict[str, Callable[[Run], None]]] = {
+    "pictures": pictures_stage,
     "autoencoder": autoencoder_stage,
     "latents": latents_stage,
     "classifiers": classifiers_stage,
     "denoiser": denoiser_stage,
     "export": export_stage,
+    "measure": measure_stage,
 }
+
+
+def ship(run: Run) -> None:
+    """Put the trained weights where the package looks for its benchmark's."""
+    for part in ("pipeline", "classifiers"):
+        shutil.copytree(run.out / part, run.plan.canvas.folder / part, dirs_exist_ok=True)

@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from minicanvas.prompts import all_prompts
+from minicanvas.canvases import SMALL, Canvas
 
 N_POSITIONS = 16
 HIDDEN = 64
@@ -49,10 +49,11 @@ def merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer for which every word of the prompts is one token and every byte is
-    known."""
-    merges = learn_merges([labelled["prompt"] for labelled in all_prompts(include_plain=True)])
+def new_tokenizer(canvas: Canvas = SMALL) -> CLIPTokenizer:
+    """Return a CLIP tokenizer for which every word of a benchmark's prompts is one token and every
+    byte is known."""
+    asked = canvas.all_prompts(include_plain=True)
+    merges = learn_merges([labelled["prompt"] for labelled in asked])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [
         *alphabet,
