@@ -1,9 +1,10 @@
 """The embedded benchmark: a small text-to-image model, ten styles × ten objects, shipped with its
-weights; and a larger one, twenty × twenty, with look-alikes.
+weights.
 
-Importing this package loads neither torch nor diffusers; `minicanvas.pipeline`,
-`minicanvas.classifier`, `minicanvas.measure` and `minicanvas.train` do. The names here that hold a
-vocabulary are the small benchmark's; each benchmark's own are on `SMALL` and `LARGE`.
+A larger one has twenty × twenty, with look-alikes. Importing this package loads neither torch nor
+diffusers; `minicanvas.pipeline`, `minicanvas.classifier`, `minicanvas.measure` and
+`minicanvas.train` do. The names here that hold a vocabulary are the small benchmark's; each
+benchmark's own are on `SMALL` and `LARGE`.
 """
 
 from typing import Final

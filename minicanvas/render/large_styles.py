@@ -129,7 +129,7 @@ def glass(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     """Paint jewel-coloured panes of uneven shape between dark leads."""
     n = 6
     cell = SIZE / n
-    grid = np.stack(np.mgrid[:n, :n], axis=-1).reshape(-1, 2)
+    grid = np.mgrid[:n, :n].reshape(2, -1).T
     seeds = ((grid + rng.uniform(0.1, 0.9, grid.shape)) * cell).astype(np.float32)
     half = np.arange(0, SIZE, 2, dtype=np.float32)
     down = (half[:, None] - seeds[:, 0]) ** 2

@@ -72,11 +72,11 @@ def main(
             click.echo(f"stage {each}")
             STAGES[each](run)
             click.echo(f"stage {each} took {(time.monotonic() - start) / 60:.1f} min")
+        if ships:
+            ship(run)
+            click.echo(f"the weights are in {run.plan.canvas.folder}")
     except (FileNotFoundError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    if ships:
-        ship(run)
-        click.echo(f"the weights are in {run.plan.canvas.folder}")
 
 
 if __name__ == "__main__":

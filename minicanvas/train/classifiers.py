@@ -17,7 +17,7 @@ from minicanvas.canvases import LARGE, SMALL, Canvas
 from minicanvas.classifier import Classifier, Network, as_tensor
 from minicanvas.train.data import Pictures
 from minicanvas.train.plans import Plan
-from minicanvas.train.state import learning_rate, resumed_steps, set_rate
+from minicanvas.train.state import Stateful, learning_rate, resumed_steps, set_rate
 
 Damage = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -36,8 +36,8 @@ def damage(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cover(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures [n, 3, 64, 64], moved by up to 4 pixels, with a square covered by grey; all
-    change in contrast, a third is sharpened or softened, noise is coarse."""
+    """Return pictures [n, 3, 64, 64], moved by up to 4 pixels, softened or sharpened, changed in
+    contrast, a part covered by grey, with coarse noise."""
     shift = _uniform(images, generator, -0.125, 0.125, 2, 1)
     theta = torch.cat([torch.eye(2, device=images.device).expand(len(images), 2, 2), shift], dim=2)
     where = F.affine_grid(theta, list(images.shape), align_corners=False)
@@ -111,7 +111,7 @@ def train_classifier(
     )
     network = network.to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.02)
-    parts = {"model": network, "optimiser": optimiser}
+    parts: dict[str, Stateful] = {"model": network, "optimiser": optimiser}
     for step in resumed_steps(out, n_steps, parts, title=out.stem):
         set_rate(optimiser, learning_rate(step, n_steps, lr))
         rng = np.random.default_rng((recipe.seed, step))

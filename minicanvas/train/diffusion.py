@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel
 
 from minicanvas.train.plans import SMALL_PLAN, Plan
-from minicanvas.train.state import learning_rate, resumed_steps, set_rate
+from minicanvas.train.state import Stateful, learning_rate, resumed_steps, set_rate
 from minicanvas.train.text import HIDDEN, new_text_encoder, new_tokenizer
 
 EMPTY_PROMPT_SHARE = 0.1
@@ -172,7 +172,7 @@ def train_denoiser(
     n_steps = plan.denoiser_steps if n_steps is None else n_steps
     torch.manual_seed(seed)
     trainer, corpus, scheduler = Trainer(plan, device, lr), corpus.to(device), new_scheduler()
-    parts = {
+    parts: dict[str, Stateful] = {
         "model": trainer.model,
         "optimiser": trainer.optimiser,
         "average": trainer.average,

@@ -3,7 +3,7 @@ GPU."""
 
 import json
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -82,8 +82,9 @@ def kept_plan(out: Path, name: str) -> Plan:
             plan = LARGE_GPU_PLAN if device_name() == "cuda" else LARGE_PLAN
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plan._asdict(), indent=2) + "\n")
-    entries = json.loads(path.read_text())
-    plan = Plan(**{key: tuple(v) if isinstance(v, list) else v for key, v in entries.items()})
+    entries: dict[str, Any] = json.loads(path.read_text())
+    shapes = {key: tuple(value) for key, value in entries.items() if isinstance(value, list)}
+    plan = Plan(**(entries | shapes))
     if plan.name != name:
         raise ValueError(
             f"{out} holds a training of {plan.name}, expected {name}: give another --out, or "

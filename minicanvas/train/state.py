@@ -20,7 +20,7 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` restores."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """Become what was saved."""
 
 

@@ -73,8 +73,9 @@ class Judge(NamedTuple):
 
 
 def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
-    """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``, or directories of
-    timm models, one per family.
+    """Load classifiers: ``minicanvas`` (its judge), ``minicanvas:selection``,
+    ``minicanvas:large``, ``minicanvas:large:selection``, or directories of timm models, one per
+    family.
 
     A directory has ``model.safetensors`` and ``config.json``:
     ``{"timm": <model>, "family": <name>, "labels": [<concept>, …], "image_size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``,
@@ -126,21 +127,30 @@ def check_labels(judge: Judge, asked: Iterable[Mapping[str, str | None]]) -> Non
 
 
 def _minicanvas(source: str, device: str) -> Judge:
-    from minicanvas import OBJECTS, STYLE_LABELS
+    from minicanvas import LARGE, SMALL
     from minicanvas.classifier import load_classifier
 
-    name = source.partition(":")[2] or "judge"
+    canvas = LARGE if f"{source}:".startswith(f"{LARGE.name}:") else SMALL
+    name = source.removeprefix(canvas.name).removeprefix(":") or "judge"
     if name not in ("judge", "selection"):
-        raise ModelError(f"no judge {source!r}: expected minicanvas:judge or minicanvas:selection.")
-    classifier = load_classifier("judge" if name == "judge" else "selection", device=device)
+        raise ModelError(
+            f"no judge {source!r}: expected minicanvas:judge or minicanvas:selection, or "
+            f"minicanvas:large:judge or minicanvas:large:selection."
+        )
+    try:
+        classifier = load_classifier(
+            "judge" if name == "judge" else "selection", canvas=canvas, device=device
+        )
+    except FileNotFoundError as error:
+        raise ModelError(str(error)) from error
 
     def probabilities(images: Pictures) -> dict[str, npt.NDArray[np.float32]]:
         styles, objects = classifier.probabilities(images)
         return {"style": styles, "object": objects}
 
     return Judge(
-        f"minicanvas:{name}",
-        {"style": STYLE_LABELS, "object": OBJECTS},
+        f"{canvas.name}:{name}",
+        {"style": canvas.style_labels, "object": canvas.objects},
         probabilities,
         classifier.features,
     )

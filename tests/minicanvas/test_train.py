@@ -148,7 +148,8 @@ def test_a_training_goes_on_as_it_began(tmp_path, monkeypatch):
         kept_plan(tmp_path, SMALL.name)
 
 
-def test_the_commands_say_what_is_wrong_in_one_line(tmp_path):
+def test_the_commands_say_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(CANVASES, LARGE.name, replace(LARGE, folder=tmp_path / "absent"))
     kept_plan(tmp_path, LARGE.name)
     for command, arguments, expected in (
         (train_command, ["--out", tmp_path], "give another --out, or --canvas minicanvas:large"),

@@ -16,7 +16,7 @@ from sae.diffusion.loading.parts import load_controlnet, load_part, module_class
 from sae.diffusion.loading.single_file import from_single_file
 from sae.diffusion.starts import sibling
 
-EMBEDDED = "minicanvas"
+EMBEDDED = ("minicanvas", "minicanvas:large")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _REASONS = (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError)
 """what diffusers and transformers raise for files that are not what they expect"""
@@ -67,8 +67,8 @@ class LoadSettings:
 def load_model(
     name: str, device: str = "auto", dtype: str = "auto", settings: LoadSettings = LoadSettings()
 ) -> Model:
-    """Load a diffusers pipeline: ``minicanvas``, a local directory, a single-file checkpoint or a
-    hub id.
+    """Load a diffusers pipeline: ``minicanvas``, ``minicanvas:large``, a local directory, a
+    single-file checkpoint or a hub id.
 
     ``device`` and ``dtype`` may be ``auto``: CUDA and float16 where there is a GPU, else CPU and
     float32.
@@ -86,10 +86,13 @@ def load_model(
         ("float16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
     ]
     source, label = name, name
-    if name == EMBEDDED:
+    if name in EMBEDDED:
         import minicanvas
 
-        source = str(minicanvas.MODEL_DIR)
+        try:
+            source = str(minicanvas.CANVASES[name].directory("pipeline"))
+        except FileNotFoundError as error:
+            raise ModelError(str(error)) from error
     elif Path(name).exists():
         label = Path(name).resolve().name
     pipe = _load(source, weights, settings)
@@ -103,7 +106,7 @@ def load_model(
         take_scheduler(pipe, settings.scheduler)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    if name == EMBEDDED:
+    if name in EMBEDDED:
         return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE, additions=additions)
     own = inspect.signature(type(pipe).__call__).parameters
     return Model(
@@ -155,7 +158,7 @@ def _load(source: str, dtype: torch.dtype, settings: LoadSettings) -> Any:
     if not local.exists() and source.count("/") != 1:
         raise ModelError(
             f"no model {source!r}: no such directory, and no hub id "
-            f"('owner/name').{nearest(source, [EMBEDDED])}"
+            f"('owner/name').{nearest(source, EMBEDDED)}"
         )
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()

@@ -131,6 +131,24 @@ def test_minicanvas_judges_its_own_pictures():
     assert load_judge(["minicanvas"]).features(images).shape[0] == 2
 
 
+def test_minicanvas_large_has_judges_of_its_own(monkeypatch):
+    asked = []
+
+    def loaded(name, *, canvas, device):
+        asked.append((name, canvas.name))
+        raise FileNotFoundError("the weights are not here")
+
+    monkeypatch.setattr("minicanvas.classifier.load_classifier", loaded)
+    for source in ("minicanvas:large", "minicanvas:large:selection", "minicanvas:selection"):
+        with pytest.raises(ModelError, match="the weights are not here"):
+            load_judge([source])
+    assert asked == [
+        ("judge", "minicanvas:large"),
+        ("selection", "minicanvas:large"),
+        ("selection", "minicanvas"),
+    ]
+
+
 def test_what_is_no_judge_is_one_line(timm, tmp_path, monkeypatch):
     good = colour_judge(tmp_path / "hue", "hue", ["red", "green"], [[1, 0, 0], [0, 1, 0]])
     cases = [
@@ -138,6 +156,10 @@ def test_what_is_no_judge_is_one_line(timm, tmp_path, monkeypatch):
         (
             lambda: load_judge(["minicanvas:best"]),
             "expected minicanvas:judge or minicanvas:selection",
+        ),
+        (
+            lambda: load_judge(["minicanvas:larger"]),
+            "no judge 'minicanvas:larger': expected minicanvas:judge",
         ),
         (lambda: load_judge([str(tmp_path / "absent")]), "has no readable config.json"),
         (

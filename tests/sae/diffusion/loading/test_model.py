@@ -3,6 +3,7 @@ one."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -11,6 +12,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from featurestore.errors import ModelError, UsageError
+from minicanvas import CANVASES, GUIDANCE, LARGE, SMALL, STEPS
 from sae.diffusion.loading.model import LoadSettings, load_model
 from sae.diffusion.loading.weights import model_hash, same_model
 from sae.diffusion.pipelines import RunSettings, describe_run
@@ -290,3 +292,18 @@ def test_the_safety_checker_of_a_single_file_is_that_of_its_base(directory, othe
     assert checked.feature_extractor is not None
     plain = load_model(str(path), "cpu", settings=LoadSettings(base=str(directory))).pipe
     assert plain.safety_checker is None
+
+
+def test_a_benchmark_whose_weights_do_not_ship_says_how_to_get_them(monkeypatch, tmp_path):
+    absent = replace(LARGE, folder=tmp_path / "absent")
+    monkeypatch.setitem(CANVASES, LARGE.name, absent)
+    with pytest.raises(ModelError) as refused:
+        load_model("minicanvas:large")
+    (line,) = str(refused.value).splitlines()
+    assert "not in this package" in line and "--canvas minicanvas:large --out DIR --ship" in line
+
+
+def test_a_benchmark_is_loaded_by_name_with_its_steps_and_guidance(monkeypatch):
+    monkeypatch.setitem(CANVASES, LARGE.name, replace(LARGE, folder=SMALL.folder))
+    model = load_model("minicanvas:large", "cpu")
+    assert (model.name, model.steps, model.guidance) == ("minicanvas:large", STEPS, GUIDANCE)
