@@ -1,12 +1,14 @@
-"""Scores of a family's concepts, kept in the store."""
+"""Scores of a family's concepts, kept in the store, and of features that were selected."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from featurestore.card import write_card
 from featurestore.format.records import Record
 from featurestore.format.schemas import SCORES
+from featurestore.selection import Selection
 from featurestore.store import Store
 from queries.answers import ask, complete, opened
 from queries.derived.sums import MEMORY, find_sums, remove_older, shard_name, source, windows
@@ -56,3 +58,38 @@ def score(
             record = store.append_parts(f"scores/{sae}", name, SCORES, parts(), made_by=made_by)
         write_card(store)
     return record, ask(store, "best_features", {**given, "top": top}, engine=engine)
+
+
+def suspects(family: str, concept: str, selections: Sequence[Selection]) -> list[tuple[str, int]]:
+    """Return the features of some selections, those that belong most to another concept first: by
+    the sum of their scores for it at the steps at which they are selected
+    (``feature_scores.sql``).
+
+    A feature is ``(sae_hash, feature)``; scores are those of the store that its selection names.
+
+    Raises:
+        NotAStoreError: there is no such store.
+        QueryError: the family or the concept is not there.
+    """
+    added: dict[tuple[str, int], float] = {}
+    for sae_hash in dict.fromkeys(one.sae_hash for one in selections):
+        own = [one for one in selections if one.sae_hash == sae_hash]
+        taken = {
+            pair
+            for one in own
+            for pair in zip(
+                one.rows["step"].to_pylist(), one.rows["feature"].to_pylist(), strict=True
+            )
+        }
+        asked = {
+            "sae": own[0].sae,
+            "branch": own[0].branch,
+            "family": family,
+            "concept": concept,
+            "features": ",".join(map(str, sorted({feature for _, feature in taken}))),
+        }
+        for row in ask(Store.open(Path(own[0].store)), "feature_scores", asked).to_pylist():
+            if (row["step"], row["feature"]) in taken:
+                key = sae_hash, row["feature"]
+                added[key] = added.get(key, 0.0) + row["score"]
+    return sorted(added, key=lambda key: (-added[key], key))

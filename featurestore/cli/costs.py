@@ -1,9 +1,6 @@
 """``featurestore costs``."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +13,6 @@ from featurestore.cli.options import (
     mode_option,
 )
 from featurestore.cli.terminal.hints import say_progress
-
-if TYPE_CHECKING:
-    from featurestore.selection import Selection
 
 FILE = "costs.json"
 
@@ -59,6 +53,7 @@ def costs(
 
     from featurestore.cli.terminal.tables import as_text
     from featurestore.format import durable
+    from queries.scores import suspects
     from sae.evaluation.costs import costs as measure
 
     interventions = edits.interventions()
@@ -83,33 +78,3 @@ def costs(
         return
     shown = [{**row, **{k: f"{row[k]:.3f}" for k in ("p_removed", "p_spared")}} for row in rows]
     click.echo(as_text(pa.Table.from_pylist(shown), rows=None))
-
-
-def suspects(family: str, concept: str, selections: "Sequence[Selection]") -> list[tuple[str, int]]:
-    """Return the features that are selected, by how much they belong to a concept: their scores at
-    the steps at which they are selected, added up, by SQL over the selections' store."""
-    from featurestore.store import Store
-    from queries import ask
-
-    added: dict[tuple[str, int], float] = {}
-    for sae_hash in dict.fromkeys(one.sae_hash for one in selections):
-        own = [one for one in selections if one.sae_hash == sae_hash]
-        taken = {
-            pair
-            for one in own
-            for pair in zip(
-                one.rows["step"].to_pylist(), one.rows["feature"].to_pylist(), strict=True
-            )
-        }
-        named = ",".join(map(str, sorted({feature for _, feature in taken})))
-        about = {"sae": own[0].sae, "branch": own[0].branch, "family": family}
-        scores = ask(
-            Store.open(Path(own[0].store)),
-            "feature_scores",
-            {**about, "concept": concept, "features": named},
-        )
-        for row in scores.to_pylist():
-            if (row["step"], row["feature"]) in taken:
-                key = sae_hash, row["feature"]
-                added[key] = added.get(key, 0.0) + row["score"]
-    return sorted(added, key=lambda key: (-added[key], key))

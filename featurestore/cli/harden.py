@@ -1,8 +1,9 @@
 """``featurestore harden``."""
 
+import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +20,6 @@ from featurestore.cli.options import (
 from featurestore.cli.terminal.hints import say_next, say_progress
 
 if TYPE_CHECKING:
-    from sae.evaluation.attack.hardening import Learn
     from sae.intervention.settings import Intervention
 
 
@@ -85,9 +85,11 @@ def harden(
       featurestore harden demo/store --model minicanvas --prompts prompts.jsonl --seeds 50-52 --judge minicanvas:selection \\
           --ablate neon.json --multiplier -1 --n-tokens 3 --out hardened
     """  # fmt: skip
+    from collectors.learner import learner
     from featurestore.errors import UsageError
     from featurestore.format import durable
     from featurestore.store import Store
+    from queries import select
     from sae.evaluation.attack.hardening import HardenSettings
     from sae.evaluation.attack.hardening import harden as make_hold
 
@@ -109,7 +111,14 @@ def harden(
         given,
         prompts=asked,
         judge=judging,
-        learn=learner(opened, loaded, run, top=top, batch_size=drawing.run.batch_size, quiet=quiet),
+        learn=learner(
+            opened,
+            loaded,
+            run,
+            select=functools.partial(select, top=top),
+            batch_size=drawing.run.batch_size,
+            progress=not quiet,
+        ),
         out=drawing.out,
         settings=settings,
         run=run,
@@ -145,49 +154,3 @@ def _toward(one: "Intervention", out: Path) -> str:
     path = out / f"toward-{file_name(one.toward)}.json"
     one.toward.save(path)
     return f" --toward {path} --pull {one.pull:g}"
-
-
-def learner(store: Any, model: Any, run: Any, *, top: int, batch_size: int, quiet: bool) -> "Learn":
-    """Return what learns from prompts that bring a concept back: collect, encode, score by SQL,
-    select."""
-    from collections.abc import Sequence
-
-    from collectors import CollectSettings, collect
-    from featurestore.prompts import Prompt
-    from featurestore.selection import Selection
-    from featurestore.store import Store
-    from queries.selections import select
-    from sae.encoding import encode
-    from sae.intervention.ablate import ablate
-    from sae.intervention.settings import Intervention
-
-    def learn(
-        family: str, concept: str, prompts: Sequence[Prompt], edits: Sequence[Intervention]
-    ) -> Selection:
-        own = next(
-            e for e in edits if (e.selection.family, e.selection.concept) == (family, concept)
-        ).selection
-        label = f"{concept} (attacked)"
-        labels: dict[str, str | None] = dict.fromkeys(store.families())
-        samples = [
-            Prompt(p.prompt, p.seed, {**labels, family: label}, i, starts=p.starts)
-            for i, p in enumerate(prompts, 1)
-        ]
-        kept: dict[str, Any] = {"hooks": [own.hook], "io": own.io, "branch": own.branch}
-        if f"activations/{own.hook}" not in store.tables():
-            kept = {"saes": [own.sae], "activations": False, "io": own.io, "branch": own.branch}
-        with ablate(model.pipe, list(edits)):
-            collect(
-                store.root,
-                model,
-                samples,
-                run,
-                CollectSettings(**kept, batch_size=batch_size),
-                progress=not quiet,
-            )
-        opened = Store.open(store.root)
-        if "hooks" in kept:
-            encode(opened, own.sae, progress=not quiet)
-        return select(Store.open(store.root), own.sae, family, label, top=top, branch=own.branch)
-
-    return learn

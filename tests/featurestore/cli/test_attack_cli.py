@@ -1,13 +1,14 @@
 """``featurestore attack`` on the included model, as short as can be."""
 
+import functools
 import json
 import shutil
 
 import pytest
 
+from collectors.learner import learner
 from featurestore import Selection, Store
 from featurestore.cli import main
-from featurestore.cli.harden import learner
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from minicanvas import OBJECTS, prompt
@@ -141,7 +142,9 @@ def test_what_an_attack_brings_back_is_collected_scored_and_selected(study):
     then SQL."""
     store, model = Store.open(study / "store"), load_model("minicanvas", "cpu")
     edit = Intervention(Selection.load(study / "neon.json"), strength=-1.0)
-    learn = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
+    best = functools.partial(select, top=3)
+    how = {"select": best, "batch_size": 2, "progress": False}
+    learn = learner(store, model, RunSettings(4, model.guidance), **how)
     texts = [Prompt(f"cat cat {prompt(o, 'neon')}", 60, {"style": "neon"}, 0) for o in OBJECTS[:2]]
     selection = learn("style", "neon", texts, [edit])
     assert (selection.family, selection.concept, selection.rule) == (
@@ -158,7 +161,7 @@ def test_what_an_attack_brings_back_is_collected_scored_and_selected(study):
     )
     means = selection.rows["mean_concept"].to_pylist()
     assert min(means) > 0 and len(means) <= 3 * 4
-    plain = learner(store, model, RunSettings(4, model.guidance), top=3, batch_size=2, quiet=True)
+    plain = learner(store, model, RunSettings(4, model.guidance), **how)
     assert plain("style", "neon", texts, [edit]).rows.equals(selection.rows)  # Collected once.
 
 
