@@ -229,7 +229,7 @@ def write(job: Job, gathered: Gathered, claim: Claim, n_new: int) -> None:
                 record = job.store.append_shard(name, item.shard, files[name], ids, made_by=made_by)
             else:
                 record = job.store.append(name, item.shard, tables[name], ids, made_by=made_by)
-            return sum(entry.bytes for entry in record.files)
+            return record.n_bytes
 
         # `samples` last: a sample that is there has everything else.
         names = [*files, *(name for name in tables if name != "samples")]

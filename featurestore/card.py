@@ -91,7 +91,7 @@ def make_card(store: Store) -> str:
     ]
     for table in tables:
         records = store.records(table)
-        rows, size = sum(r.rows for r in records), sum(e.bytes for r in records for e in r.files)
+        rows, size = sum(r.rows for r in records), sum(r.n_bytes for r in records)
         what = _WHAT[table.split("/")[0]]
         lines.append(
             f"| `{schemas.config_name(table)}` | {rows} | {len(records)} | {size / 1e6:.1f} | "

@@ -90,18 +90,14 @@ def disk(where: Path) -> Iterator[Finding]:
     """Yield free space where stores, spilled queries and downloaded models go, and whether a store
     can lie at ``where``."""
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    for what, path in (
-        ("stores", where),
-        ("temporary files", Path(tempfile.gettempdir())),
-        ("models", cache),
+    for what, path, way in (
+        ("stores", where, "another --store"),
+        ("temporary files", Path(tempfile.gettempdir()), "TMPDIR=/larger/disk"),
+        ("models", cache, "HF_HOME=/larger/disk"),
     ):
-        there = next(p for p in (path, *path.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(durable.nearest_existing(path)).free
         enough = free >= LEAST_FREE
-        option = {"temporary files": "TMPDIR=/larger/disk", "models": "HF_HOME=/larger/disk"}.get(
-            what, "another --store"
-        )
-        mend = "" if enough else f"free some, or use {option}"
+        mend = "" if enough else f"free some, or use {way}"
         yield Finding(
             f"disk for {what}",
             f"{free / 1e9:.1f} GB free at {path}",
@@ -113,10 +109,7 @@ def disk(where: Path) -> Iterator[Finding]:
 
 def _file_system(where: Path) -> Finding:
     """Return whether the file system at ``where`` has what commits need: hard links and locks."""
-    what, there = (
-        "hard links and locks",
-        next(p for p in (where, *where.absolute().parents) if p.exists()),
-    )
+    what, there = "hard links and locks", durable.nearest_existing(where)
     try:
         with tempfile.TemporaryDirectory(prefix=".featurestore-doctor-", dir=there) as directory:
             durable.create_once(Path(directory, "record"), b"")

@@ -61,6 +61,8 @@ _FIELDS = {
 }
 _MAX_CONFIG_BYTES = 2**20
 _MAX_METRICS_BYTES = 2**26
+_IDENTIFYING = ("config.json", "sae.safetensors")
+"""files that make an SAE another one, in this order"""
 
 
 class EncodedShare(NamedTuple):
@@ -94,17 +96,10 @@ def load_config(store: Store, name: str) -> dict[str, Any]:
             it must be.
     """
     entry = _entry(sae_record(store, name), "config.json")
-    wrong = check_file(store.root, entry)
-    if wrong:
-        raise SAEError(
-            f"{store.root / entry.path} {wrong}: run 'featurestore verify {store.root}'."
-        )
-    path = inside(store.root, entry.path)
     try:
-        config = parse_json(read_regular(path, _MAX_CONFIG_BYTES))
-        return closed(config, _FIELDS)
-    except (MalformedError, OSError) as error:
-        raise SAEError(f"{path}: {error}.") from error
+        return closed(_read_json(store, entry, _MAX_CONFIG_BYTES), _FIELDS)
+    except MalformedError as error:
+        raise SAEError(f"{store.root / entry.path}: {error}.") from error
 
 
 def load_metrics(store: Store, name: str) -> dict[str, Any] | None:
@@ -114,11 +109,15 @@ def load_metrics(store: Store, name: str) -> dict[str, Any] | None:
     Raises:
         SAEError: there is no such SAE, or the file is not what its record says.
     """
-    entry = next(
-        (e for e in sae_record(store, name).files if e.path.endswith("/metrics.json")), None
-    )
-    if entry is None:
+    record = sae_record(store, name)
+    if not any(entry.path.endswith("/metrics.json") for entry in record.files):
         return None
+    metrics = _read_json(store, _entry(record, "metrics.json"), _MAX_METRICS_BYTES)
+    return metrics if isinstance(metrics, dict) else None
+
+
+def _read_json(store: Store, entry: FileEntry, limit: int) -> Any:
+    """Return what a JSON file of an SAE says, once it is what its record says; raises SAEError."""
     wrong = check_file(store.root, entry)
     if wrong:
         raise SAEError(
@@ -126,10 +125,9 @@ def load_metrics(store: Store, name: str) -> dict[str, Any] | None:
         )
     path = inside(store.root, entry.path)
     try:
-        metrics = parse_json(read_regular(path, _MAX_METRICS_BYTES))
+        return parse_json(read_regular(path, limit))
     except (MalformedError, OSError) as error:
         raise SAEError(f"{path}: {error}.") from error
-    return metrics if isinstance(metrics, dict) else None
 
 
 def weights_path(store: Store, name: str) -> Path:
@@ -145,9 +143,7 @@ def weights_path(store: Store, name: str) -> Path:
 def sae_hash(record: Record) -> str:
     """Return an SAE's identity: SHA-256 over the SHA-256 of its configuration and that of its
     weights."""
-    return sha256_text(
-        _entry(record, "config.json").sha256 + _entry(record, "sae.safetensors").sha256
-    )
+    return _identity({name: _entry(record, name).sha256 for name in _IDENTIFYING})
 
 
 def sae_files_hash(directory: Path) -> str:
@@ -156,13 +152,17 @@ def sae_files_hash(directory: Path) -> str:
     Raises:
         SAEError: a file cannot be read.
     """
-    digests = []
-    for name in ("config.json", "sae.safetensors"):
+    digests = {}
+    for name in _IDENTIFYING:
         try:
-            digests.append(hashlib.sha256((directory / name).read_bytes()).hexdigest())
+            digests[name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
         except OSError as error:
             raise SAEError(f"{directory / name} cannot be read: {error.strerror}.") from error
-    return sha256_text("".join(digests))
+    return _identity(digests)
+
+
+def _identity(digests: Mapping[str, str]) -> str:
+    return sha256_text("".join(digests[name] for name in _IDENTIFYING))
 
 
 def commit_sae(
@@ -177,14 +177,12 @@ def commit_sae(
     with store.claim("saes", name):
         there = store.record("saes", name)
         if there is not None:
-            if sae_hash(there) == _hash(
-                {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-            ):
+            mine = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+            if sae_hash(there) == _identity(mine):
                 return there
             raise TakenError(
                 f"{store.root}: another process has committed an SAE {name!r} in the meantime. It "
-                f"stays; nothing of "
-                f"this one was written: use another name."
+                f"stays; nothing of this one was written: use another name."
             )
         entries = []
         for file, data in files.items():
@@ -214,10 +212,6 @@ def training_of(store: Store, name: str) -> Iterator[None]:
 
 def _writer(data: bytes) -> Callable[[BinaryIO], object]:
     return lambda file: file.write(data)
-
-
-def _hash(digests: Mapping[str, str]) -> str:
-    return sha256_text(digests["config.json"] + digests["sae.safetensors"])
 
 
 def _entry(record: Record, name: str) -> FileEntry:

@@ -143,8 +143,8 @@ def collect(
     """  # fmt: skip
     from collectors import collection as collecting
     from collectors.planning.shares import find_share
-    from featurestore.cli.store import human_bytes
     from featurestore.cli.terminal.hints import after_collecting
+    from featurestore.cli.terminal.text import human_bytes
     from queries.derived.keep import keep_derived
 
     share = find_share(rank, world_size)
@@ -170,11 +170,8 @@ def collect(
     click.echo(f"{report.n_samples} samples collected{skipped}.")
     for table in report.tables:
         records = report.store.records(table)
-        size = human_bytes(sum(entry.bytes for record in records for entry in record.files))
-        click.echo(
-            f"  {table}: {sum(record.rows for record in records):,} rows, {size}, {len(records)} "
-            f"shards in {store}"
-        )
+        n, size = sum(r.rows for r in records), sum(r.n_bytes for r in records)
+        click.echo(f"  {table}: {n:,} rows, {human_bytes(size)}, {len(records)} shards in {store}")
     for table in report.tables if report.whole else ():
         if table.startswith("stats/"):
             keep_derived(report.store, table.removeprefix("stats/"), progress=not quiet)
@@ -185,8 +182,7 @@ def collect(
 
 def _print_estimate(estimate: "Estimate") -> None:
     from collectors.planning.estimate import free_bytes
-    from featurestore.cli.store import human_bytes
-    from featurestore.cli.terminal.text import text_table
+    from featurestore.cli.terminal.text import human_bytes, human_seconds, text_table
 
     rows = [[table, f"{n:,}", human_bytes(size)] for table, (n, size) in estimate.tables.items()]
     click.echo(text_table(["table", "rows", "size"], rows, [False, True, True]))
@@ -194,19 +190,10 @@ def _print_estimate(estimate: "Estimate") -> None:
     fits = "" if estimate.bytes <= free else "  It does not fit."
     click.echo(
         f"{estimate.n_samples:,} samples, {estimate.n_shards:,} shards, "
-        f"{human_bytes(estimate.bytes)} "
-        f"of {human_bytes(free)} free.{fits}"
+        f"{human_bytes(estimate.bytes)} of {human_bytes(free)} free.{fits}"
     )
     click.echo(
         f"About {human_seconds(estimate.seconds)} in one process, from one batch (the first is "
         f"slower)."
     )
     click.echo("Nothing was written.")
-
-
-def human_seconds(seconds: float) -> str:
-    """Return a duration as people say it: 12 s, 3.4 min, 5.6 h, 2.1 days."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -126,8 +126,7 @@ def plan(
 
 
 def _print_disk(corpus: "Corpus", made: "Budget", price: float | None) -> None:
-    from featurestore.cli.store import human_bytes
-    from featurestore.cli.terminal.text import text_table
+    from featurestore.cli.terminal.text import human_bytes, text_table
 
     click.echo(
         f"{corpus.samples:,} pictures × {corpus.model.n_steps} steps × {corpus.n_hooks} hook(s) of "

@@ -25,7 +25,7 @@ def pack(store: Path, bundle: Path) -> None:
     """
     from tqdm import tqdm
 
-    from featurestore.cli.store import human_bytes
+    from featurestore.cli.terminal.text import human_bytes
     from featurestore.sharing.bundle import pack as run_pack
     from featurestore.sharing.snapshot import data_files
     from featurestore.store import Store
@@ -100,7 +100,7 @@ def _push_page(store: "Store", repo: str, private: bool) -> str:
     """Write a store's page to a temporary folder and upload it."""
     from tempfile import TemporaryDirectory
 
-    from featurestore.cli.store import human_bytes
+    from featurestore.cli.terminal.text import human_bytes
     from featurestore.explorer.export import export
     from featurestore.sharing.hub import push_page
 

@@ -1,6 +1,5 @@
 """``featurestore train``, and what ``train-live`` shares with it."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -212,10 +211,11 @@ def train_settings(steps: int | None, batch_size: int, what: dict[str, Any]) -> 
 
 def summary(store: "Store", record: "Record", seconds: float) -> str:
     """Return what an SAE is and how good, for people."""
-    files = {Path(entry.path).name: store.root / entry.path for entry in record.files}
-    config, metrics = (
-        json.loads(files[name].read_bytes()) for name in ("config.json", "metrics.json")
-    )
+    from featurestore.saes import load_config, load_metrics
+
+    config, metrics = load_config(store, record.shard), load_metrics(store, record.shard)
+    assert metrics is not None, "training measures"
+    directory = store.root / "saes" / record.shard
     where = "held-out samples" if metrics["held_out"] else "the training samples: there is only one"
     fvu = "undefined" if metrics["fvu"] is None else f"{metrics['fvu']:.4f}"
     return "\n".join(
@@ -226,8 +226,8 @@ def summary(store: "Store", record: "Record", seconds: float) -> str:
             f"  L0    {metrics['l0']:.1f}",
             f"  dead  {metrics['n_dead']} of {config['n_latents']} never fired there",
             f"  time  {seconds:.0f} s",
-            f"  plot  {files['config.json'].parent / 'training.png'}",
-            f"  in    {files['config.json'].parent}",
+            f"  plot  {directory / 'training.png'}",
+            f"  in    {directory}",
         ]
     )
 

@@ -34,6 +34,7 @@ from featurestore.sharing.snapshot import (
     data_files,
     is_shared,
     record_files,
+    refuse_existing,
 )
 from featurestore.sharing.tar import Member, members
 from featurestore.store import Store
@@ -130,8 +131,7 @@ def unpack(bundle: Path, out: Path, progress: Progress = lambda n: None) -> Stor
             what it holds is no store; or ``out`` exists.
         DiskError: the operating system refused, or the disk has not enough space.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ShareError(f"{out} exists: name a new directory.")
+    refuse_existing(out)
     try:
         with _opened(bundle) as file, durable.new_directory(out, "unpacking") as partial:
             listed = _unpack(file, partial, progress)

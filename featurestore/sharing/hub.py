@@ -11,7 +11,7 @@ from featurestore.format.gate import inside
 from featurestore.format.records import FileEntry
 from featurestore.maintenance.verify import verify
 from featurestore.sharing.croissant import CROISSANT
-from featurestore.sharing.snapshot import CARD, data_files, record_files
+from featurestore.sharing.snapshot import CARD, data_files, record_files, refuse_existing
 from featurestore.store import Store
 from featurestore.vocabulary import PLAIN_TABLES, TABLE_KINDS
 
@@ -119,8 +119,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Store:
     """
     from huggingface_hub import snapshot_download
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ShareError(f"{out} exists: name a new directory.")
+    refuse_existing(out)
     partial = out.with_name(f".{out.name}.pulling")
     with _hub_errors(repo):
         snapshot_download(
@@ -147,8 +146,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Store:
         first = damaged[0]
         raise ShareError(
             f"{repo}: {first.path} {first.what} ({len(damaged)} files in all). What came is in "
-            f"{partial}: "
-            f"remove it and pull again."
+            f"{partial}: remove it and pull again."
         )
     if out.exists():
         out.rmdir()

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.errors import ShareError, UsageError
+from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.format.footers import read_schema, read_table
 from featurestore.format.records import Record
 from featurestore.format.records.labels import apply_labels
+from featurestore.sharing.snapshot import refuse_existing
 from featurestore.store import Store
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def export_iceberg(store: Store, warehouse: Path) -> list[Exported]:
         ShareError: ``warehouse`` exists.
         DamageError: a file is not what its record says; nothing is left.
     """
-    if warehouse.exists() and (not warehouse.is_dir() or any(warehouse.iterdir())):
-        raise ShareError(f"{warehouse} exists: name a new directory.")
+    refuse_existing(warehouse)
     if warehouse.resolve().is_relative_to(store.root.resolve()):
         raise UsageError(f"{warehouse} lies in the store {store.root}: name a directory elsewhere.")
     tables = [table for table in store.tables() if table.split("/")[0] in KINDS]

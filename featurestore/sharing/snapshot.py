@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from featurestore.card import write_card
-from featurestore.errors import DamageError
+from featurestore.errors import DamageError, ShareError
 from featurestore.format import durable
 from featurestore.format.footers import check_footer
 from featurestore.format.gate import inside, read_inside
@@ -16,6 +17,16 @@ from featurestore.store import Store
 CARD = "README.md"
 MAX_LIST_BYTES = 512 * 2**20
 """of a ledger, or of the list of a bundle"""
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse a path where something is, or the current directory; an empty one elsewhere will do.
+
+    Raises:
+        ShareError: it is not free.
+    """
+    if path.exists() and (not path.name or not path.is_dir() or any(path.iterdir())):
+        raise ShareError(f"{path} exists: name a new directory.")
 
 
 def data_files(store: Store) -> Iterator[FileEntry]:

@@ -39,9 +39,7 @@ class Demo:
 def store_bytes(store: Store) -> int:
     """Return the size of a store's committed files."""
     tables = [*store.tables(), "saes"]
-    return sum(
-        entry.bytes for table in tables for record in store.records(table) for entry in record.files
-    )
+    return sum(record.n_bytes for table in tables for record in store.records(table))
 
 
 def rows_of_table(demo: Demo) -> list[list[str]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from featurestore.cli.demo import figures
 from featurestore.cli.demo.outcome import Demo, Result, rows_of_table, store_bytes
-from featurestore.cli.store import human_bytes
+from featurestore.cli.terminal.text import human_bytes
 from featurestore.format import durable
 from featurestore.saes import load_config, load_metrics
 from featurestore.selection import Selection

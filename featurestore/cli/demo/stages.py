@@ -21,8 +21,7 @@ from featurestore.cli.demo.settings import (
     K,
     Study,
 )
-from featurestore.cli.store import human_bytes
-from featurestore.cli.terminal.text import text_table
+from featurestore.cli.terminal.text import human_bytes, text_table
 from featurestore.format import durable
 from featurestore.prompts import read_prompts
 from featurestore.selection import Selection

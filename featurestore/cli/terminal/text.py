@@ -1,4 +1,4 @@
-"""Aligned tables of text, no wider than the terminal."""
+"""Text for people: aligned tables, no wider than the terminal; sizes and durations."""
 
 import shutil
 import sys
@@ -23,9 +23,7 @@ def text_table(
     right = right or [False] * len(names)
     cells = [[visible(cell) for cell in row] for row in (names, *rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    widths, n_shown = _fitted(
-        widths, right, shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    )
+    widths, n_shown = _fitted(widths, right, terminal_width())
     fitted = [
         [cut(cell, width) for cell, width in zip(row[:n_shown], widths, strict=False)]
         for row in cells
@@ -40,6 +38,11 @@ def text_table(
         f"\n… and the columns {', '.join(cells[0][n_shown:])}" if n_shown < len(names) else ""
     )
     return text + left_out
+
+
+def terminal_width() -> int | None:
+    """Return how many characters a line of the terminal has; None where the output is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _fitted(widths: list[int], right: Sequence[bool], total: int | None) -> tuple[list[int], int]:
@@ -75,3 +78,20 @@ def cut(text: str, width: int) -> str:
     while text and _width(text) > width - 1:
         text = text[:-1]
     return f"{text}…"
+
+
+def human_bytes(size: float) -> str:
+    """Return a size with a decimal unit: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 12 s, 3.4 min, 5.6 h, 2.1 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

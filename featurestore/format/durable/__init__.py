@@ -16,7 +16,7 @@ from featurestore.format.durable.directories import (
     set_aside,
     sync_tree,
 )
-from featurestore.format.durable.disk import disk_errors
+from featurestore.format.durable.disk import disk_errors, nearest_existing
 from featurestore.format.durable.files import (
     AnyOrderFile,
     Written,
@@ -43,6 +43,7 @@ __all__ = [
     "hash_only",
     "link_file",
     "make_directory",
+    "nearest_existing",
     "new_directory",
     "place_file",
     "remove",

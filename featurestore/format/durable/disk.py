@@ -29,12 +29,16 @@ def disk_errors(path: Path, n_bytes: Callable[[], int] = lambda: 0) -> Iterator[
 
 def _advice(path: Path, needed: int) -> str:
     at_least = f" It needs at least {needed:,} bytes" if needed else " It needs space"
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(path.parent)).free
     return (
         f"{at_least}, {free:,} are free: free some and run the same command again, it goes on "
         f"where it stopped."
     )
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path if something is there, or else the nearest directory above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def sync_file(file: BinaryIO) -> None:

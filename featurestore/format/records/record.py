@@ -40,6 +40,11 @@ class Record:
         return Path("manifest", *self.table.split("/"), f"{self.shard}.json")
 
     @property
+    def n_bytes(self) -> int:
+        """The size of the files together, in bytes."""
+        return sum(entry.bytes for entry in self.files)
+
+    @property
     def version(self) -> int:
         """The format version that the record is of."""
         later = self.__dict__.get("_later")

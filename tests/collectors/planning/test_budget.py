@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from collectors.planning.budget import KNOWN, Corpus, budget, model_sizes
-from featurestore.cli.store import human_bytes
+from featurestore.cli.terminal.text import human_bytes
 from featurestore.errors import UsageError
 from tests.builders.cli import run
 
