@@ -71,6 +71,7 @@ def _is_rule(rule: Any) -> bool:
 _COUNT = whole(1, 2**31 - 1)
 _FIELDS = {
     **{name: text() for name in _TEXTS},
+    "store": text(r"[^\0]*", "a path"),
     "format": text(),
     "format_version": _COUNT,
     "branch": one_of(BRANCHES),

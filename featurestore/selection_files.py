@@ -156,19 +156,29 @@ def _to_csv(header: dict[str, Any], rows: pa.Table) -> bytes:
 def _from_csv(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     first, _, body = data.decode().partition("\n")
     header = parse_header(first.removeprefix("#"), path)
-    reader = csv.DictReader(io.StringIO(body, newline=""))
-    if reader.fieldnames != ROWS.names:
+    cells = [row for row in csv.reader(io.StringIO(body, newline="")) if row]
+    return _counted(path, header, cells, body.endswith("\n"))
+
+
+def _counted(path: Path, header: Any, cells: list[list[str]], ended: bool) -> tuple[Any, pa.Table]:
+    """Return the header and the rows of a file of text: the names of the columns, then as many rows
+    as the header counts; ``ended`` says whether the last line is whole."""
+    names = cells[0] if cells else []
+    if names != ROWS.names:
         raise SelectionError(
-            f"{path}: expected the columns {', '.join(ROWS.names)}, found {reader.fieldnames}."
+            f"{path}: expected the columns {', '.join(ROWS.names)}, found {', '.join(names)}."
         )
-    whole = ("step", "feature")
-    rows = [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in reader]
-    if len(rows) != header["n_rows"] or not body.endswith("\n"):
+    n_rows = header.get("n_rows") if isinstance(header, dict) else None
+    if len(cells) - 1 != n_rows or not ended or len(cells[-1]) != len(names):
         raise SelectionError(
-            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are "
-            f"there; "
+            f"{path} is no selection: its header counts {n_rows} rows, {len(cells) - 1} are there; "
             f"it was cut short, or edited without its n_rows."
         )
+    kinds = [int if name in ("step", "feature") else float for name in names]
+    rows = [
+        {name: kind(cell) for name, kind, cell in zip(names, kinds, row, strict=True)}
+        for row in cells[1:]
+    ]
     return header, _table(rows)
 
 
@@ -242,21 +252,10 @@ def _from_markdown(data: bytes, path: Path) -> tuple[Any, pa.Table]:
     _, _, fenced = data.decode().partition("\n```json\n")
     first, _, body = fenced.partition("\n```\n")
     header = parse_header(first, path)
-    names, _, *lines = [line for line in body.split("\n") if line.startswith("|")]
-    if [cell.strip() for cell in names.strip("|").split("|")] != ROWS.names:
-        raise SelectionError(
-            f"{path}: expected the columns {', '.join(ROWS.names)}, found {names}."
-        )
-    whole = ("step", "feature")
-    cells = [zip(ROWS.names, line.strip().strip("|").split("|"), strict=True) for line in lines]
-    rows = [{k: int(v) if k in whole else float(v) for k, v in row} for row in cells]
-    if len(rows) != header["n_rows"] or not body.endswith("\n"):
-        raise SelectionError(
-            f"{path} is no selection: its header counts {header['n_rows']} rows, {len(rows)} are "
-            f"there; "
-            f"it was cut short, or edited without its n_rows."
-        )
-    return header, _table(rows)
+    lines = [line.strip().strip("|") for line in body.split("\n") if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    del cells[1:2]  # the rule below the names
+    return _counted(path, header, cells, body.endswith("\n"))
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

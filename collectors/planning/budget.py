@@ -173,9 +173,8 @@ def model_sizes(
     known = KNOWN.get(name, KNOWN["sd15"])
     if name not in KNOWN and None in (positions, d_in, tflop, n_steps):
         raise UsageError(
-            f"no sizes are kept of model {name!r}.{nearest(name, KNOWN)} Known: "
-            f"{', '.join(KNOWN)}. "
-            f"Another model: give --positions and --d-in of its hook, --tflop and --steps."
+            f"no sizes are kept of model {name!r}.{nearest(name, KNOWN)} Another model: give "
+            f"--positions and --d-in of its hook, --tflop and --steps."
         )
     return KnownModel(
         name=name,

@@ -128,6 +128,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
             click.echo(f"Error: {visible(str(error))}", err=True)
             sys.exit(1)
+        except OSError as error:  # of a path that a user or a file named, and the system refuses
+            if error.filename is None:
+                raise
+            from featurestore.cli.terminal.values import visible
+
+            where = visible(os.fsdecode(error.filename))
+            click.echo(f"Error: {where}: the system refuses it ({error.strerror}).", err=True)
+            sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

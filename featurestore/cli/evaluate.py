@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from featurestore.cli.options import (
     DrawingOptions,
@@ -18,6 +17,7 @@ from featurestore.cli.options import (
     search_options,
     target_options,
 )
+from featurestore.cli.options.gathering import given_options
 from featurestore.cli.terminal.hints import say_next, say_progress
 from featurestore.cli.terminal.scores import scores_table, sequential_table
 from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
@@ -157,5 +157,4 @@ def evaluate(
 
 def _unless_given(name: str, value: Any) -> Any:
     """Return what ``--hold`` stands for, unless the option was given."""
-    source = click.get_current_context().get_parameter_source(name)
-    return HELD[name] if source is ParameterSource.DEFAULT else value
+    return value if given_options(name) else HELD[name]

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.options.gathering import given_options
+
 if TYPE_CHECKING:
     from featurestore.store import Store
+
+_EXPORTING, _SERVING = ("features", "samples", "ladder", "yes"), ("model", "port", "browser")
 
 
 @click.command()
@@ -71,9 +75,17 @@ def explore(
       featurestore explore ./store --no-browser --port 9000
       featurestore explore ./store --export ./page --ladder
     """
+    from featurestore.errors import UsageError
     from featurestore.explorer.server import serve
     from featurestore.store import Store
 
+    idle = given_options(*(_EXPORTING if out is None else _SERVING))
+    if idle and out is None:
+        raise UsageError(f"{', '.join(idle)}: part of --export, which is not given.")
+    if idle:
+        raise UsageError(
+            f"--export writes a folder and serves nothing: leave out {', '.join(idle)}."
+        )
     opened = Store.open(store)
     if out is not None:
         export_page(opened, out, features=features, samples=samples, ladder=ladder, yes=yes)

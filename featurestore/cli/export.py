@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.options.gathering import given_options
 from featurestore.cli.queries import ENGINE, running
 from featurestore.cli.terminal.hints import say_next, warn_unencoded
 from featurestore.cli.terminal.stopping import stoppable
@@ -104,10 +105,11 @@ def export(
     named = [option for option, value in instead.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"give one of {', '.join(named)}.")
-    if named and (concepts or family or output or (sae and decoder is None)):
-        rest = "--concept, --by and -o" if decoder else "--sae, --concept, --by and -o"
+    selecting = ("concepts", "family", "top", "percentile", "output", "form", "engine")
+    idle = given_options(*selecting, *(() if decoder else ("sae", "branch"))) if named else []
+    if idle:
         what = "an SAE's decoder" if decoder else "the whole store"
-        raise UsageError(f"{named[0]} exports {what}: leave out {rest}.")
+        raise UsageError(f"{named[0]} exports {what}: leave out {', '.join(idle)}.")
     if database is not None:
         _database(opened, database)
     elif warehouse is not None:

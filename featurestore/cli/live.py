@@ -121,14 +121,5 @@ def train_live(
         )
     for record in records:
         click.echo(summary(Store.open(store), record, time.monotonic() - began))
-    say_next(
-        "collect",
-        "--store",
-        store,
-        "--sae",
-        records[0].shard,
-        "--no-activations",
-        "--model",
-        model.model,
-        "…",
-    )
+    kept = ("--store", store, "--sae", records[0].shard, "--no-activations")
+    say_next("collect", *kept, "--model", model.model, "--prompts", str(prompts.source))

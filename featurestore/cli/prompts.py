@@ -48,18 +48,8 @@ def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | N
         lines = [f"{json.dumps(_body(prompt), ensure_ascii=False)}\n" for prompt in file.prompts]
         durable.write_bytes(Path(output), "".join(lines).encode())
         click.echo(f"{len(lines):,} lines → {output}")
-    say_next(
-        "collect",
-        "--model",
-        "MODEL",
-        "--hook",
-        "HOOK",
-        "--store",
-        "STORE",
-        "--prompts",
-        str(prompts.source),
-        "…",
-    )
+    about = ("--model", "MODEL", "--hook", "HOOK", "--store", "STORE")
+    say_next("collect", *about, "--prompts", str(prompts.source))
 
 
 def _show(file: "PromptFile", rows: int) -> None:

@@ -1,4 +1,4 @@
-"""``featurestore info``, ``featurestore verify`` and ``featurestore repair``."""
+"""``featurestore info``, ``verify``, ``repair`` and ``compact``."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from featurestore.store import Store
 
 
+_INDENT = 19
+"""characters before the value of a run's setting"""
+
+
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
 def info(store: Path) -> None:
@@ -22,20 +26,18 @@ def info(store: Path) -> None:
     Example:
       featurestore info ./store
     """
-    from featurestore.cli.terminal.text import text_table
+    from featurestore.cli.terminal.text import human_bytes, text_table
     from featurestore.store import Store
 
     opened = Store.open(store)
     tables = {table: opened.records(table) for table in opened.tables()}
     click.echo(f"{opened.root}  ({_format(opened, tables.values())}, run {opened.run_id})")
     for key, value in sorted((opened.run or {}).items()):
-        click.echo(f"  {key:16} {_short(value)}")
+        click.echo(f"  {key:{_INDENT - 3}} {_short(value)}")
     rows = []
     for table, records in tables.items():
-        size = sum(entry.bytes for record in records for entry in record.files)
-        rows.append(
-            [table, f"{sum(r.rows for r in records):,}", f"{len(records):,}", human_bytes(size)]
-        )
+        n, size = sum(r.rows for r in records), sum(r.n_bytes for r in records)
+        rows.append([table, f"{n:,}", f"{len(records):,}", human_bytes(size)])
     click.echo(
         "\n" + text_table(["table", "rows", "shards", "size"], rows, [False, True, True, True])
     )
@@ -83,6 +85,7 @@ def verify(store: Path, deep: bool) -> None:
     """
     from tqdm import tqdm
 
+    from featurestore.cli.terminal.values import visible
     from featurestore.maintenance.verify import verify as check
     from featurestore.store import Store
 
@@ -96,9 +99,8 @@ def verify(store: Path, deep: bool) -> None:
 
         problems = check(opened, deep, progress)
     for problem in problems:
-        click.echo(
-            f"{'damaged ' if problem.damage else 'leftover'}  {problem.path}: {problem.what}"
-        )
+        state = "damaged " if problem.damage else "leftover"
+        click.echo(f"{state}  {visible(f'{problem.path}: {problem.what}')}")
     n_damaged = sum(problem.damage for problem in problems)
     if n_damaged:
         click.echo(
@@ -128,13 +130,13 @@ def repair(store: Path, dry_run: bool, deep: bool) -> None:
       featurestore repair ./store --dry-run
       featurestore repair ./store
     """
+    from featurestore.cli.terminal.values import visible
     from featurestore.maintenance.repair import repair as mend
 
     steps = mend(store, deep, dry_run)
     for step in steps:
-        click.echo(
-            f"{step.does:10}  {step.path}: {step.found}{f'; {step.advice}' if step.advice else ''}"
-        )
+        advice = f"; {step.advice}" if step.advice else ""
+        click.echo(f"{step.does:10}  {visible(f'{step.path}: {step.found}{advice}')}")
     left = sum(step.does == "left" for step in steps)
     done = "would be dealt with" if dry_run else "dealt with"
     click.echo(f"{len(steps) - left} problems {done}, {left} left.")
@@ -175,17 +177,8 @@ def compact(store: Path) -> None:
         click.echo("Nothing to compact.")
 
 
-def human_bytes(size: float) -> str:
-    """Return a size with a decimal unit: 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def _short(value: object) -> str:
+    from featurestore.cli.terminal.text import cut, terminal_width
     from featurestore.cli.terminal.values import visible
 
-    text = visible(str(value))
-    return text if len(text) <= 90 else f"{text[:87]}…"
+    return cut(visible(str(value)), min(88, (terminal_width() or 107) - _INDENT))

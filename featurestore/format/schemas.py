@@ -8,9 +8,12 @@ from collections.abc import Collection, Iterable
 import pyarrow as pa
 
 from featurestore.errors import TableError
+from featurestore.format.gate import short
 from featurestore.vocabulary import STARTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MAX_NAME = 200
+"""characters of a name: a file's name has room for it, a suffix and what a temporary file adds"""
 FAMILY = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -266,16 +269,21 @@ def schema_id(schema: pa.Schema) -> str:
     return hashlib.sha256("".join(f"{f.name}:{f.type}\n" for f in schema).encode()).hexdigest()[:16]
 
 
+def is_name(name: str) -> bool:
+    """Say whether a text can name a table's second part, or a shard."""
+    return len(name) <= _MAX_NAME and NAME.fullmatch(name) is not None
+
+
 def check_name(name: str, what: str) -> str:
     """Return ``name`` if it can name a table; ``what`` says in the error what it names.
 
     Raises:
         TableError: it cannot.
     """
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise TableError(
-            f"{what} {name!r} cannot be a name in a store: use letters, digits, '_', '-' and '.', "
-            f"not first."
+            f"{what} {short(name)} cannot be a name in a store: use at most {_MAX_NAME} letters, "
+            f"digits, '_', '-' and '.'; the first must be a letter or a digit."
         )
     return name
 

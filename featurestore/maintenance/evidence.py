@@ -2,14 +2,14 @@
 had."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from featurestore import __version__
-from featurestore.errors import DamageError
+from featurestore.errors import DamageError, VersionError
 from featurestore.format import footers, schemas
 from featurestore.format.canonical import run_id, sample_id
 from featurestore.format.checksums import check_shard
@@ -31,7 +31,7 @@ def _id_of(run: dict, row: dict) -> int:
         for kind, (name, _) in schemas.START_COLUMNS.items()
         if name in row and row[name] != shared.get(kind)
     }
-    guidance = None if row["guidance"] == run["guidance"] else row["guidance"]
+    guidance = None if row["guidance"] == run.get("guidance") else row["guidance"]
     return sample_id(run_id(run), row["prompt"], row["seed"], guidance, starts=starts)
 
 
@@ -40,7 +40,7 @@ def gives_ids(root: Path, run: dict) -> bool:
     for shard in list_shards(root, "samples"):
         try:
             record = read_record(root, "samples", shard)
-        except DamageError:
+        except (DamageError, VersionError):
             continue
         if check_shard(root, record, record.files[0]) is None:
             table = footers.read_table(root / record.files[0].path)
@@ -106,9 +106,10 @@ def _relatives(store: Store, table: str, shard: str) -> Iterator[Record]:
     """Yield the readable records that may tell what a lost one said: of the same table, and of the
     same shard elsewhere."""
     for other in [table, *(t for t in store.tables() if t != table)]:
-        names: Iterable[str] = list_shards(store.root, other)
-        for name in names if other == table else [n for n in names if n == shard]:
+        for name in list_shards(store.root, other):
+            if other != table and name != shard:
+                continue
             try:
                 yield read_record(store.root, other, name)
-            except DamageError:
+            except (DamageError, VersionError):
                 continue

@@ -74,6 +74,10 @@ class PromptColumns:
                 )
         for family in {*(self.labels or {}), *self.split_labels}:
             check_family(source, family)
+        if self.split_labels and not self.separator:
+            raise PromptsError(
+                f"{source}: --separator is empty: name what stands between the labels of a cell."
+            )
         both = sorted(set(self.labels or {}) & set(self.split_labels))
         if both:
             raise PromptsError(

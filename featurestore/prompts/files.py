@@ -25,6 +25,8 @@ def read_rows(
     Raises:
         PromptsError: it cannot be read; the message names the place.
     """
+    if not source:
+        raise PromptsError("the name of the prompts file is empty: name a file or a data set.")
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir() or (not path.exists() and suffix not in SUFFIXES and _HUB.fullmatch(source)):

@@ -55,7 +55,7 @@ def start_of(row: Row, column: str, beside: Path, known: dict[Path, StartPicture
         PromptsError: the cell is no text, or names no file.
     """
     found = row.values.get(column)
-    if not isinstance(found, str) or not found:
+    if not isinstance(found, str) or not found or "\0" in found:
         shown = repr(found)[:60]
         raise PromptsError(f"{row.where}: {column!r} is {shown}, expected the path of a picture.")
     path = beside / found

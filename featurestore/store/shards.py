@@ -19,6 +19,8 @@ from featurestore.format.records import (
     any_shard,
     check_record,
     compacted_shards,
+    is_name,
+    is_table,
     list_shards,
     read_record,
     shard_files,
@@ -39,6 +41,8 @@ class NewShard(NamedTuple):
 
 def find_record(root: Path, table: str, shard: str) -> Record | None:
     """Return a shard's commit record, or None; raises DamageError."""
+    if not (is_table(table) and is_name(shard)):
+        return None  # a user may ask for any
     path = inside(root, f"manifest/{table}/{shard}.json")
     return read_record(root, table, shard) if path.exists() else None
 
@@ -80,8 +84,7 @@ def _replaced_by(root: Path, table: str, shard: str) -> frozenset[str]:
 def write_shard(
     root: Path, new: NewShard, schema: pa.Schema, write: Callable[[BinaryIO], object]
 ) -> Record:
-    """Write a shard's file by ``write(file)`` and commit it; one that
-    exists is left as it is.
+    """Write a shard's file by ``write(file)`` and commit it; one that exists is left as it is.
 
     Raises:
         TableError: the table's other shards have other columns.

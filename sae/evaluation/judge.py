@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featurestore.errors import ModelError, UsageError
+from sae.checkpoint import pick_device
 from sae.evaluation.measures.accuracy import Answer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -84,7 +85,9 @@ def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:
     Raises:
         ModelError: there is no such classifier, timm is needed and missing, or two answer for one
             family.
+        UsageError: the device is not there.
     """  # noqa: E501
+    device = str(pick_device(device))
     judges = [
         _minicanvas(one, device)
         if one.partition(":")[0] == "minicanvas"

@@ -42,7 +42,7 @@ def read_checkpoint(path: Path, name: str = "auto", choice: Choice = Choice()) -
         SAEError: it is of no known format, malformed, or says what cannot be honoured.
     """
     if not path.exists():
-        raise SAEError(f"there is no {path}.")
+        raise SAEError(f"there is no file or directory {path}.")
     if name == "auto":
         name = detect(path)
     elif name not in FORMATS:

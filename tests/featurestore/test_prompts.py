@@ -351,3 +351,21 @@ def test_batches_have_one_guidance_scale():
         [5],
         [6],
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"starts": {"image": "pic"}}, r"line 1: 'pic' is 'a\\x00b', expected the path of a"),
+        ({"split_labels": {"tags": "pic"}, "separator": ""}, "--separator is empty: name what"),
+    ],
+)
+def test_cells_that_nothing_can_be_made_of(tmp_path, columns, message):
+    path = write(tmp_path, json.dumps({"prompt": "a cat", "pic": "a\0b"}))
+    with pytest.raises(PromptsError, match=message):
+        read_prompts(path, columns=PromptColumns(**columns))
+
+
+def test_a_source_without_a_name():
+    with pytest.raises(PromptsError, match="the name of the prompts file is empty"):
+        read_prompts("")

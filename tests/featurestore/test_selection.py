@@ -106,6 +106,24 @@ def test_a_timestep_that_the_scheduler_repeats_keeps_its_steps_apart(tmp_path, s
     assert loaded.features() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "# []\n{names}\n", "its header counts None rows, 0 are there"),
+        ("a.csv", '# {{"n_rows": 1}}\n{names}\n1,2\n', "its header counts 1 rows, 1 are there"),
+        ("a.csv", "# {{}}\nstep,x\n", "expected the columns step, .*, found step, x"),
+        ("a.csv", "", "its header: it is not JSON"),
+        ("a.md", "# x\n\n```json\n{{}}\n```\n\n| step |\n", "expected the columns .*, found step"),
+        ("a.md", "", "its header: it is not JSON"),
+    ],
+)
+def test_text_that_is_no_selection_is_told_in_words(tmp_path, name, text, message):
+    names = "step,timestep,feature,score,mean_concept,mean_other,mean_all"
+    (tmp_path / name).write_text(text.format(names=names))
+    with pytest.raises(SelectionError, match=message):
+        Selection.load(tmp_path / name)
+
+
 def test_files_that_are_no_selection(tmp_path):
     with pytest.raises(SelectionError, match=r"one of \.json, \.csv, \.parquet, \.jsonl\.zst"):
         make().save(tmp_path / "neon.txt")

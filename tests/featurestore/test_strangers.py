@@ -117,6 +117,8 @@ HOSTILE = [
     (lambda body: body.update(shard="a/b"), "shard is 'a/b', expected a shard's name"),
     (lambda body: body.update(schema="zz"), "schema is 'zz', expected 16 hexadecimal digits"),
     (lambda body: body.update(made_by=[]), "made_by is a list, expected an object"),
+    (lambda body: body.update(made_by={"mask_from": 3}), "made_by is a dict, expected an object, with words"),
+    (lambda body: body.update(made_by={"faults": ["x"]}), "made_by is a dict, expected an object, with words"),
     (lambda body: body.update(extra=1), "it has a field 'extra', which nothing knows"),
     (lambda body: body.pop("rows") and None, "it lacks rows"),
     (lambda body: body.update(made_by=nested(100)), "nested more than 32 deep"),
@@ -176,6 +178,10 @@ def test_json_that_is_none_is_one_line(store, capsys, old, new, message):
         ),
         (
             {"format": "featurestore", "format_version": 1, "run": {"n_steps": 3}},
+            "run is a dict, expected an object or null",
+        ),
+        (
+            {"format": "featurestore", "format_version": 1, "run": {"model": "m", "start": 3}},
             "run is a dict, expected an object or null",
         ),
         (
@@ -321,6 +327,7 @@ def test_the_rows_of_a_selection_are_checked(tmp_path, features, message):
         ({"branch": "left"}, "branch is 'left', expected one of cond, uncond"),
         ({"io": "x"}, "io is 'x', expected one of output, input, difference"),
         ({"pickle": "x"}, "a field 'pickle', which nothing knows"),
+        ({"store": "a\0b"}, r"store is 'a\\x00b', expected a path"),
         (
             {"timesteps": [{"step": 0, "timestep": True, "features": []}]},
             "timestep is True, expected a number",

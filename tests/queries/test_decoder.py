@@ -53,7 +53,9 @@ def test_what_the_command_needs(capsys, store, tmp_path):
         (["--decoder", tmp_path / "x.parquet"], "--decoder needs --sae."),
         (["--decoder", tmp_path / "x.csv", "--sae", "s"], "is written as .parquet"),
         (["--decoder", tmp_path / "x.parquet", "--sae", "s", "--by", "style"],
-         "--decoder exports an SAE's decoder: leave out --concept, --by and -o."),
+         "--decoder exports an SAE's decoder: leave out --by."),
+        (["--decoder", tmp_path / "x.parquet", "--sae", "s", "--top", 2, "-o", "x", "--format", "csv"],
+         "--decoder exports an SAE's decoder: leave out --top, -o, --format."),
         (["--decoder", "x.parquet", "--duckdb", "y", "--sae", "s"],
          "give one of --duckdb, --decoder."),
     ]:  # fmt: skip

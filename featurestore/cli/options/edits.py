@@ -172,4 +172,5 @@ def _read_mask(path: Path) -> Any:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("L")) > 127)
     except OSError as error:
-        raise UsageError(f"mask {path} cannot be read as a picture: {error}.") from error
+        reason = error.strerror or "it is none that is known"
+        raise UsageError(f"--mask {path} cannot be read as a picture: {reason}.") from error

@@ -5,6 +5,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
+from click.core import ParameterSource
+
 
 def gathered(
     command: Callable[..., Any],
@@ -27,6 +30,18 @@ def gathered(
     for option in reversed(options):
         added = option(added)
     return added
+
+
+def given_options(*names: str) -> list[str]:
+    """Return those of the running command's options, named as its function has them, that the user
+    gave; as they are written."""
+    context = click.get_current_context()
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+    ]
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 _SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST_SEEDS = 10**6
 
 
 class Seeds(click.ParamType):
@@ -29,8 +30,15 @@ class Seeds(click.ParamType):
                     ctx,
                 )
             first, last = int(match[1]), int(match[2] or match[1])
+            if not first <= last < first + _MOST_SEEDS:
+                self.fail(
+                    f"{part.strip()!r}: expected the smaller seed first, and at most "
+                    f"{_MOST_SEEDS:,} seeds.",
+                    param,
+                    ctx,
+                )
             seeds += range(first, last + 1)
-        if len(set(seeds)) < len(seeds) or not seeds or max(seeds) >= 2**63:
+        if len(set(seeds)) < len(seeds) or max(seeds) >= 2**63:
             self.fail(f"{value!r}: seeds must be distinct, and below 2^63.", param, ctx)
         return seeds
 

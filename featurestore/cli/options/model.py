@@ -31,6 +31,7 @@ class ModelOptions:
     def load(self, starts: Collection[str] = ()) -> "Model":
         """Load the model whose samples start from ``starts``; under torchrun and the like, where
         this process's device is."""
+        from sae.checkpoint import pick_device
         from sae.diffusion.pipelines import LoadSettings, load_model
         from sae.training.processes import local_device
 
@@ -44,7 +45,8 @@ class ModelOptions:
             controlnet=self.controlnet,
             safety_checker=self.safety_checker,
         )
-        return load_model(self.model, local_device(self.device), self.model_dtype, settings)
+        device = str(pick_device(local_device(self.device)))
+        return load_model(self.model, device, self.model_dtype, settings)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 def warn_unencoded(store: "Store", sae: str) -> None:
     """Say on stderr how many of the samples an SAE has not encoded, and what encodes them."""
+    from featurestore.cli.terminal.values import visible
     from featurestore.saes import encoded_share, sae_record
 
     share, made_by = encoded_share(store, sae), sae_record(store, sae).made_by
     if 0 < share.n_encoded < share.n_samples and (words := made_by.get("mask_from")):
         click.echo(
             f"Note: the answer is of the {share.n_encoded:,} of {share.n_samples:,} samples that "
-            f"{sae!r} has codes of: those whose prompt has {' or '.join(words)}.",
+            f"{sae!r} has codes of: those whose prompt has {visible(' or '.join(words))}.",
             err=True,
         )
     elif 0 < share.n_encoded < share.n_samples:
@@ -59,7 +60,10 @@ def say_next(*words: object) -> None:
     A script, which reads the output, and a log are told nothing.
     """
     if sys.stderr.isatty():
-        click.echo(f"Next: featurestore {shlex.join(map(str, words))}", err=True)
+        from featurestore.cli.terminal.values import visible
+
+        # Names in a store may be a stranger's.
+        click.echo(f"Next: featurestore {visible(shlex.join(map(str, words)))}", err=True)
 
 
 def after_collecting(store: "Store") -> None:

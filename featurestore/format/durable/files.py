@@ -224,6 +224,8 @@ def hash_only(write: Callable[[BinaryIO], object]) -> Written:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    if not path.name:  # "." or "/": no file can lie beside it under a name of its own
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     make_missing(path.parent)
     clear_once(path)
     while True:

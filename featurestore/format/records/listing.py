@@ -16,17 +16,15 @@ import secrets
 from collections.abc import Iterator
 from contextvars import ContextVar
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from featurestore.errors import DamageError
 from featurestore.format.canonical import canonical_json
 from featurestore.format.contents import Contents, Part
-from featurestore.format.gate import entries, inside
 from featurestore.format.records.parsing import read_record
-from featurestore.format.records.places import is_name
+from featurestore.format.records.places import record_entries
 from featurestore.format.records.record import FileEntry, Record
 from featurestore.format.verified import cache_directory, settled_before, why_not
 
@@ -128,19 +126,8 @@ def _uncollected() -> Iterator[None]:
 
 def _found(root: Path, table: str) -> Iterator[Found]:
     """Yield the files of a table's records in the order of their shards' names."""
-    directory = PurePosixPath("manifest", table)
-    names = []
-    for entry in entries(root, directory):
-        if not entry.name.endswith(".json") or entry.name.startswith("."):
-            continue
-        if entry.is_symlink():
-            inside(root, directory / entry.name)
-        shard = entry.name[:-5]
-        if not is_name(shard):
-            raise DamageError(f"{root / directory / entry.name}: no shard can have this name")
-        names.append((shard, entry))
     settled = settled_before()
-    for shard, entry in sorted(names, key=itemgetter(0)):
+    for shard, entry in sorted(record_entries(root, table), key=itemgetter(0)):
         try:
             s = entry.stat(follow_symlinks=False)
         except FileNotFoundError:  # superseded a moment ago

@@ -10,7 +10,6 @@ from featurestore.format.canonical import unsealed
 from featurestore.format.contents import COMPACTED, parse_contents
 from featurestore.format.gate import (
     MAX_INT,
-    OBJECT,
     Field,
     MalformedError,
     closed,
@@ -35,6 +34,7 @@ _RUN = {
     "guidance": real(1e38, optional=True),
     "negative_prompt": text(optional=True),
     "dtype": text(optional=True),
+    "start": Field(lambda value: isinstance(value, dict), "an object", True),
 }
 """settings of a run that are read again; others may stand beside them"""
 
@@ -44,6 +44,21 @@ def _is_run(run: Any) -> bool:
         return run is None or run == {}
     return all(
         field.fits(run[key]) if key in run else field.optional for key, field in _RUN.items()
+    )
+
+
+_MADE_BY = {
+    "faults": Field(lambda value: isinstance(value, dict), "an object", True),
+    "mask_from": list_of(text(), "a list of words", optional=True),
+    "settings": Field(lambda value: isinstance(value, dict), "an object", True),
+    "words": list_of(text(), "a list of words", optional=True),
+}
+"""of what made a shard, that which is read again; other things may stand beside it"""
+
+
+def _is_made_by(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        field.fits(value[key]) for key, field in _MADE_BY.items() if key in value
     )
 
 
@@ -57,7 +72,7 @@ _FIELDS = {
     "rows": whole(0),
     "sample_ids": list_of(whole(0, MAX_INT), "a list of distinct sample ids", distinct=True),
     "files": Field(lambda files: isinstance(files, list) and bool(files), "a list of files"),
-    "made_by": OBJECT,
+    "made_by": Field(_is_made_by, "an object, with words and settings where those belong"),
 }
 _LATER_FIELDS = {"contents": Field(lambda body: isinstance(body, dict), "an object", True)}
 _FILE_FIELDS = {"path": text(), "bytes": whole(0), "sha256": _SHA256}

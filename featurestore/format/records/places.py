@@ -7,18 +7,12 @@ from pathlib import Path, PurePosixPath
 from featurestore.errors import DamageError
 from featurestore.format.contents import COMPACTED
 from featurestore.format.gate import entries, inside, scan
-from featurestore.format.schemas import NAME
+from featurestore.format.schemas import is_name
 from featurestore.vocabulary import PLAIN_TABLES, TABLE_KINDS
 
 MARK = PurePosixPath("manifest/store.json")
 SAE_FILES = ("config.json", "sae.safetensors", "metrics.json")
 """of ``saes/<name>``; the last is optional"""
-_MAX_NAME = 200
-
-
-def is_name(name: str) -> bool:
-    """Say whether a text can name a table's second part, or a shard."""
-    return len(name) <= _MAX_NAME and NAME.fullmatch(name) is not None
 
 
 def is_table(table: str) -> bool:
@@ -87,16 +81,12 @@ def any_shard(root: Path, table: str) -> str | None:
 
     It is the first that is found, so a table of many costs no more than one of few.
     """
-    directory = PurePosixPath("manifest", table)
-    for entry in scan(root, directory):
-        if (shard := _shard_of(root, directory, entry)) is not None:
-            return shard
-    return None
+    return next((shard for shard, _ in record_entries(root, table)), None)
 
 
 def compacted_shards(root: Path, table: str) -> list[str]:
     """Return the names of the shards of a table that hold the rows of others."""
-    names = (entry.name for entry in scan(root, PurePosixPath("manifest", table)))
+    names = (entry.name for entry in _scan(root, table))
     return sorted(
         name[:-5]
         for name in names
@@ -104,26 +94,33 @@ def compacted_shards(root: Path, table: str) -> list[str]:
     )
 
 
-def _shard_of(root: Path, directory: PurePosixPath, entry: "os.DirEntry[str]") -> str | None:
-    """Return the shard whose record a directory's entry is, or None."""
-    if not entry.name.endswith(".json") or entry.name.startswith("."):
-        return None
-    shard = entry.name.removesuffix(".json")
-    if entry.is_symlink():
-        inside(root, directory / entry.name)
-    if not is_name(shard):
-        raise DamageError(f"{root / directory / entry.name}: no shard can have this name")
-    return shard
+def _scan(root: Path, table: str) -> "Iterator[os.DirEntry[str]]":
+    """Yield what lies where the records of a table are, in no order; nothing if ``table``, which a
+    user may have typed, can name none."""
+    if is_table(table):
+        yield from scan(root, PurePosixPath("manifest", table))
 
 
-def list_shards(root: Path, table: str) -> Iterator[str]:
-    """Yield the names of the shards of a table that have a record, in their order.
+def record_entries(root: Path, table: str) -> "Iterator[tuple[str, os.DirEntry[str]]]":
+    """Yield the names of the shards of a table that have a record, each with the record's file, in
+    no order; raises as :func:`list_shards`."""
+    for entry in _scan(root, table):
+        if not entry.name.endswith(".json") or entry.name.startswith("."):
+            continue
+        shard = entry.name.removesuffix(".json")
+        path = PurePosixPath("manifest", table, entry.name)
+        if entry.is_symlink():
+            inside(root, path)
+        if not is_name(shard):
+            raise DamageError(f"{root / path}: no shard can have this name")
+        yield shard, entry
+
+
+def list_shards(root: Path, table: str) -> list[str]:
+    """Return the names of the shards of a table that have a record, in their order.
 
     Raises:
         DamageError: the directory of records cannot be read, or one of them is a link or has no
             shard's name.
     """
-    directory = PurePosixPath("manifest", table)
-    for entry in entries(root, directory):
-        if (shard := _shard_of(root, directory, entry)) is not None:
-            yield shard
+    return sorted(shard for shard, _ in record_entries(root, table))

@@ -122,7 +122,70 @@ def test_seeds(text, seeds):
     assert Seeds().convert(text, None, None) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "x", "1,1", "3-1", "-1", "1.5"])
-def test_seeds_that_are_none(text):
-    with pytest.raises(click.BadParameter):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'' is no list of seeds: expected something like 0, 0,1,5 or 0-4."),
+        ("x", "'x' is no list of seeds"),
+        ("-1", "'-1' is no list of seeds"),
+        ("1.5", "'1.5' is no list of seeds"),
+        ("1,1", "'1,1': seeds must be distinct, and below 2^63."),
+        ("3-1", "'3-1': expected the smaller seed first, and at most 1,000,000 seeds."),
+        ("0-99999999999", "'0-99999999999': expected the smaller seed first, and at most"),
+    ],
+)
+def test_seeds_that_are_none(text, message):
+    with pytest.raises(click.BadParameter) as error:
         Seeds().convert(text, None, None)
+    assert error.value.message.startswith(message)
+
+
+def one_line(capsys, *words):
+    """What a command that is refused says, on one line."""
+    status, out, err = run(capsys, *words)
+    assert (status, out, err.count("\n")) == (1, "", 1), (out, err)
+    return err.removeprefix("Error: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "/etc", "a" * 5000, ""])
+def test_a_name_that_no_sae_can_have_is_one_that_the_store_lacks(capsys, tmp_path, name):
+    store = make_store(tmp_path / "s", np.ones((2, 1, 1, 2), np.float32), {"style": ["a", "b"]})
+    for words in (("score", "--by", "style"), ("plot", "--kind", "fvu", "-o", "x.png")):
+        said = one_line(capsys, words[0], store.root, "--sae", name, *words[1:])
+        assert said == f"{store.root} has no SAE {name!r}. Known: s."
+    assert store.records(f"stats/{name}") == [] and store.shard_names(f"codes/{name}") == set()
+    assert store.any_record(name) is store.record(name, name) is store.done("samples", name) is None
+
+
+def test_a_path_that_the_system_refuses_is_one_line(capsys, tmp_path):
+    long = tmp_path / ("a" * 5000)
+    for words in (("unpack", tmp_path, long), ("prompts", long)):
+        said = one_line(capsys, *words)
+        assert said == f"{long}: the system refuses it (File name too long)."
+
+
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_directory_is_no_file_to_write(capsys, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a cat\n")
+    status, _, err = run(capsys, "prompts", "p.txt", "-o", path)
+    where = path or "."
+    said = f"Error: cannot write {where}: Is a directory; nothing half-written is left.\n"
+    assert (status, err) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--ladder", "--features", 3),
+            "--features, --ladder: part of --export, which is not given.",
+        ),
+        (
+            ("--export", "page", "--port", 8000, "--no-browser"),
+            "--export writes a folder and serves nothing: leave out --port, --no-browser.",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(capsys, tmp_path, words, message):
+    assert one_line(capsys, "explore", tmp_path, *words) == message

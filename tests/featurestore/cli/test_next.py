@@ -12,6 +12,7 @@ import pytest
 
 from featurestore.cli import cli
 from featurestore.cli.options import DrawingOptions
+from featurestore.cli.terminal.hints import say_next
 from tests.builders.cli import run
 from tests.builders.selection_files import selection
 from tests.torture import flips
@@ -52,6 +53,21 @@ def test_after_drawing_importance(capsys, tmp_path):
     assert told(capsys, *plot) == [
         "export", str(store), "--sae", "s", "--concept", "style=a", "-o", "SELECTION.json"
     ]  # fmt: skip
+
+
+def test_after_reading_prompts(capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n")
+    assert told(capsys, "prompts", tmp_path / "p.txt") == [
+        "collect", "--model", "MODEL", "--hook", "HOOK", "--store", "STORE", "--prompts",
+        str(tmp_path / "p.txt"),
+    ]  # fmt: skip
+
+
+def test_a_name_of_a_stranger_is_shown_and_not_obeyed(capsys):
+    with mock.patch.object(sys.stderr, "isatty", lambda: True):
+        say_next("generate", "--model", "\x1b]0;owned\x07 x")
+    err = capsys.readouterr().err
+    assert err == "Next: featurestore generate --model '\\x1b]0;owned\\x07 x'\n"
 
 
 def test_after_exporting_an_sae(capsys, tmp_path):

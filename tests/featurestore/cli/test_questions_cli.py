@@ -168,7 +168,10 @@ def test_several_concepts_go_into_the_store_or_a_directory(capsys, store, tmp_pa
             "either --concept FAMILY=CONCEPT or --by FAMILY",
         ),
         (["--concept", "style=neon"], "give --sae"),
-        (["--duckdb", tmp_path / "x", "--sae", "s"], "--duckdb exports the whole store"),
+        (
+            ["--duckdb", tmp_path / "x", "--sae", "s", "--percentile", 99],
+            "--duckdb exports the whole store: leave out --sae, --percentile.",
+        ),
     ]:
         status, _, err = run(capsys, "export", store.root, *arguments)
         assert (status, message in err) == (1, True), err

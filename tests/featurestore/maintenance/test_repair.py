@@ -161,6 +161,22 @@ def test_a_lost_mark_is_made_anew_if_the_samples_agree(store, content):
         repair(store.root)
 
 
+@pytest.mark.parametrize("run", ['{"model": "m"}', "{}", "[1]", '{"model": "m", "start": 3}'])
+def test_a_card_that_tells_another_run_is_not_believed(store, run):
+    (store.root / "manifest/store.json").unlink()
+    (store.root / "README.md").write_text(f"\n```json\n{run}\n```\n")
+    with pytest.raises(DamageError, match=r"the run in README\.md is not that of the samples"):
+        repair(store.root)
+
+
+def test_what_a_file_is_called_is_shown_and_not_obeyed(store, capsys):
+    """A stranger's file may have ESC in its name."""
+    (store.root / "samples/\x1b[2Jx.parquet").write_bytes(b"")
+    for command in ("verify", "repair"):
+        _, out, err = run(capsys, command, store.root)
+        assert "\x1b" not in out + err and "\\x1b[2Jx.parquet: has no commit record" in out
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe not text", b"", b"x" * 10**6, None])
 def test_a_damaged_card_is_written_anew(store, tmp_path, capsys, content):
     """A5: README.md is derived: whatever stands there, `score` and `pack` rewrite it."""
