@@ -99,6 +99,8 @@ def _chosen(
     as fewer features were chosen at some step than it leaves above itself, the concept is asked
     about again with all its scores.
     """
+    if values["top"] is not None:
+        values = {**values, "top": min(int(values["top"]), scope.n_latents)}
     top, rank = values["top"], float(values["percentile"] or 0) / 100 * (scope.n_latents - 1)
     n_best = scope.n_latents - math.floor(rank) if top is None else int(top)
     concepts = list(scope.concepts) if concept is None else [concept]
@@ -216,15 +218,15 @@ def _slug(selection: Selection) -> str:
     return f"{selection.family}-{slug}"
 
 
-def split_concept(text: str) -> tuple[str, str]:
-    """Return the family and the concept of ``family=concept``.
+def split_concept(text: str, option: str = "--concept") -> tuple[str, str]:
+    """Return the family and the concept of ``family=concept``, which a user gave to ``option``.
 
     Raises:
         UsageError: there is no ``=``.
     """
     family, equals, concept = text.partition("=")
     if not equals or not family or not concept:
-        raise UsageError(f"--concept {text!r}: expected FAMILY=CONCEPT, such as style=neon.")
+        raise UsageError(f"{option} {text!r}: expected FAMILY=CONCEPT, such as style=neon.")
     return family, concept
 
 

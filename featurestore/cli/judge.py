@@ -55,8 +55,8 @@ def judge(
     from sae.evaluation.measures.accuracy import grouped
     from sae.evaluation.outcomes import summary
 
+    removed = grouped(split_concept(text, "--target") for text in targets)
     network = load_judge(judges, device)
-    removed = grouped(map(split_concept, targets))
     outcome = score_folder(
         pictures, judge=network, targets=removed, names=names, reference=reference
     )

@@ -167,6 +167,11 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) 
     """
     rows, run = source.rows, store.run or {}
     n_latents = settings.n_latents or max(1, round(settings.expansion * rows.d_in))
+    if n_latents >= 2**31:
+        raise UsageError(
+            f"{n_latents:,} latents are more than an SAE can have (2^31 - 1): use a smaller "
+            f"--expansion."
+        )
     if settings.k > n_latents:
         raise UsageError(
             f"k = {settings.k} is more than the {n_latents} latents: use a smaller --k or a "

@@ -81,6 +81,7 @@ def test_top_n_takes_positive_scores_and_breaks_ties_by_feature(tmp_path):
     store = make_store(tmp_path / "store", z, {"style": ["a", "b"]})
     assert select(store, "s", "style", "a", top=2).rows["feature"].to_pylist() == [1, 3]
     assert select(store, "s", "style", "a", top=6).rows["feature"].to_pylist() == [1, 3, 4]
+    assert select(store, "s", "style", "a", top=10**9).rows["feature"].to_pylist() == [1, 3, 4]
 
 
 def test_samples_that_were_not_encoded_do_not_count(tmp_path):

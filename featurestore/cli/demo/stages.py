@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,26 +124,27 @@ def _generate(demo: Demo, model: Model, run: RunSettings, amounts: Amounts) -> N
 
 
 def _collect_command(out: Path, amounts: Amounts) -> str:
-    hooks = " ".join(f"--hook {study.hook}" for study in STUDIES)
+    hooks, to = " ".join(f"--hook {study.hook}" for study in STUDIES), shlex.quote(str(out))
     seeds = ",".join(map(str, amounts.collect_seeds))
-    how = f"--model minicanvas --prompts {out}/prompts.jsonl --seeds {seeds} --images"
-    return f"featurestore collect {how} {hooks} --store {out}/store"
+    how = f"--model minicanvas --prompts {to}/prompts.jsonl --seeds {seeds} --images"
+    return f"featurestore collect {how} {hooks} --store {to}/store"
 
 
 def _learn_commands(out: Path, study: Study, amounts: Amounts) -> list[str]:
     train = (
         f"--k {K} --expansion {EXPANSION:g} --steps {amounts.train_steps} --batch-size {BATCH_SIZE}"
     )
+    to = shlex.quote(str(out))
     concept = f"{study.family}={study.concept}"
     return [
-        f"featurestore train --store {out}/store --hook {study.hook} {train} --name {study.sae}",
-        f"featurestore encode --store {out}/store --sae {study.sae}",
-        f"featurestore score {out}/store --sae {study.sae} --by {study.family}",
-        f"featurestore export {out}/store --sae {study.sae} --concept {concept} --top {study.top} "
-        f"-o {out}/{study.concept}.json",
-        f"featurestore generate --model minicanvas --prompts {out}/prompts.jsonl "
-        f"--seeds {','.join(map(str, amounts.test_seeds))} --ablate {out}/{study.concept}.json "
-        f"--multiplier {study.strength:g} --out {out}/without-{study.concept}",
+        f"featurestore train --store {to}/store --hook {study.hook} {train} --name {study.sae}",
+        f"featurestore encode --store {to}/store --sae {study.sae}",
+        f"featurestore score {to}/store --sae {study.sae} --by {study.family}",
+        f"featurestore export {to}/store --sae {study.sae} --concept {concept} --top {study.top} "
+        f"-o {to}/{study.concept}.json",
+        f"featurestore generate --model minicanvas --prompts {to}/prompts.jsonl "
+        f"--seeds {','.join(map(str, amounts.test_seeds))} --ablate {to}/{study.concept}.json "
+        f"--multiplier {study.strength:g} --out {to}/without-{study.concept}",
     ]
 
 

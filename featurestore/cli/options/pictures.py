@@ -1,6 +1,5 @@
 """How pictures are generated."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +68,8 @@ def _arguments(
     context: click.Context, parameter: click.Parameter, texts: Sequence[str]
 ) -> dict[str, Any]:
     """Return what texts such as ``pag_scale=3`` say: JSON, or else the text itself."""
+    from featurestore.format.gate import MalformedError, parse_json
+
     said: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -76,8 +77,8 @@ def _arguments(
             fault = "is given twice" if name in said else "is not NAME=VALUE"
             raise click.BadParameter(f"{text!r} {fault}.")
         try:
-            said[name] = json.loads(value)
-        except ValueError:
+            said[name] = parse_json(value)
+        except MalformedError:
             said[name] = value
     return said
 

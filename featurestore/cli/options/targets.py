@@ -99,7 +99,7 @@ class TargetOptions:
         if self.store is None:
             return Toward([Selection.load(path) for path in self.towards], pulls)
         opened, kept = Store.open(self.store), []
-        named = [split_concept(text) for text in self.towards]
+        named = [split_concept(text, "--toward") for text in self.towards]
         removed = {(r.family, r.concept) for r in wanted}
         for family in sorted({family for family, _ in removed}):
             for sae in dict.fromkeys("+".join(self.saes).split("+")):

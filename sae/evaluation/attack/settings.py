@@ -1,5 +1,6 @@
 """How an attack is made, and what a defence is."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class AttackSettings:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, type(number)(number))
         for name in ("n_tokens", "rounds", "iterations", "learning_rate"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(
                     f"attack {self.method}: {name} = {getattr(self, name)}, expected more than 0."
                 )

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,22 @@ def test_every_command_has_an_example():
             whole = name if one is command else f"{name} {one.name}"
             example = (one.help or "").rstrip().rpartition("\n\n")[2]  # the help ends in it
             assert "Example:\n" in example and f"featurestore {whole}" in example, whole
+
+
+def test_every_example_is_one_that_the_command_line_takes():
+    context = click.Context(cli, **cli.context_settings)
+    examples = [
+        shlex.split(line)
+        for line in reference().replace("\\\n", " ").splitlines()
+        if line.startswith("    ") and " featurestore " in f" {line.strip()} "
+    ]
+    assert len(examples) > 60
+    for words in examples:
+        command, rest = cli, words[words.index("featurestore") + 1 :]
+        while isinstance(command, click.Group):
+            command = command.get_command(context, rest.pop(0))
+        with contextlib.suppress(click.exceptions.Exit):  # --help
+            command.make_context("example", rest, parent=context)
 
 
 def test_the_documented_command_line_is_the_real_one():
@@ -189,3 +207,8 @@ def test_a_directory_is_no_file_to_write(capsys, tmp_path, monkeypatch, path):
 )
 def test_an_option_that_would_do_nothing_is_refused(capsys, tmp_path, words, message):
     assert one_line(capsys, "explore", tmp_path, *words) == message
+
+
+def test_a_concept_without_a_family_is_named_with_its_option(capsys, tmp_path):
+    said = one_line(capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "neon")
+    assert said == "--target 'neon': expected FAMILY=CONCEPT, such as style=neon."

@@ -234,6 +234,13 @@ def test_a_third_part_is_scored_exported_and_edited_by_its_name(capsys, tmp_path
     assert line["ablated"][0]["branches"] == ["perturbed"]
 
 
+@pytest.mark.parametrize("name", ["guidance", "true_cfg", "strength"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_of_a_run_are_finite(name, value):
+    with pytest.raises(UsageError, match=rf"^{name} {value}: expected a finite number\.$"):
+        replace(RunSettings(2, 1.0), **{name: value})
+
+
 def test_arguments_of_the_call_are_checked(model_dir):
     model = load_model(str(model_dir), "cpu")
     for name, message in (

@@ -1,6 +1,7 @@
 """An attack from outside: what is kept, continued and reported; what is refused, in one line."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
     with pytest.raises(UsageError, match=r"^nothing to attack: no selection is ablated.$"):
         attack(model, [], prompts=PROMPTS, judge=Scripted([1])(), out=tmp_path)
     for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, " "embedding, " "" "latents"),
+                           ({"learning_rate": math.nan}, "learning_rate = nan, expected more than 0"),
                            ({"rounds": 0}, "attack tokens: rounds = 0, expected more than 0")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             AttackSettings(**wrong)
