@@ -84,8 +84,7 @@ class LazyGroup(click.Group):
     "--verify",
     type=click.Choice(VERIFICATION),
     help="Compare files with their records: once for as long as they do not change, once in every "
-    "process, or not at "
-    "all.  [default: cached]",
+    "process, or not at all.  [default: cached]",
 )
 def cli(verify: str | None) -> None:
     """Which SAE features of a diffusion model carry a concept, when, and what happens without them.

@@ -33,7 +33,7 @@ def forget() -> None:
 
 
 def compared_anew() -> dict[Path, str]:
-    """Return the stores of which every process compares files again, though it was to remember
+    """Return the stores whose files every process compares again, although it should remember
     them; store → which files, and why."""
     return dict(_anew)
 

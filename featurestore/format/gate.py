@@ -198,8 +198,7 @@ def inside(root: Path, relative: str | PurePosixPath) -> Path:
         if os.path.islink(path):  # noqa: PTH114
             raise DamageError(
                 f"{path} is a symbolic link: a store holds its files itself, and no link is "
-                f"followed. "
-                f"Put what it points at in its place."
+                f"followed. Put what it points at in its place."
             )
     return Path(path)
 

@@ -56,8 +56,7 @@ def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -
     if not known:
         raise PromptsError(
             f"none of the {len(prompts):,} prompts is a sample of {store.root}: prompt, seed and "
-            f"guidance scale must be those "
-            f"it was collected with."
+            f"guidance scale must be those it was collected with."
         )
     families = sorted({*store.families(), *(prompts[0].labels if prompts else ())})
     changed = {}

@@ -213,8 +213,8 @@ def _check_sums(store: Store, record: Record, stats: pa.Table) -> Iterator[str]:
 
 
 def _holders(store: Store, table: str, ids: set[int]) -> list[Record]:
-    """Return the shards of a table that hold some samples; none if a record is damaged, of which
-    is said elsewhere."""
+    """Return the shards of a table that hold some samples; none if a record is damaged, which is
+    reported elsewhere."""
     try:
         return [one for one in store.records(table) if not ids.isdisjoint(one.sample_ids)]
     except (DamageError, VersionError):

@@ -163,8 +163,7 @@ def label_of(row: Row, family: str, column: str) -> str | None:
             return str(found)
     raise PromptsError(
         f"{row.where}: label {family!r} is {str(found)[:60]}, expected one text, number, true, "
-        f"false or null; "
-        f"--split-label {family} takes several."
+        f"false or null; --split-label {family} takes several."
     )
 
 
@@ -198,7 +197,6 @@ def _kept(where: str, column: str, text: str) -> str:
         half = f"\\u{ord(text[error.start]):04x}"
         raise PromptsError(
             f"{where}: {column!r} holds half a character ({half}, a lone surrogate), which no "
-            f"file can keep: "
-            f"write the character whole."
+            f"file can keep: write the character whole."
         ) from error
     return text

@@ -35,8 +35,7 @@ def label_warnings(prompts: Sequence[Prompt]) -> list[str]:
         if len(named) > _MANY and 2 * len(named) > sum(named.values()):
             warnings.append(
                 f"label {family!r} has {len(named):,} concepts for {sum(named.values()):,} "
-                f"samples: "
-                f"if it is no label, say which columns are with --label."
+                f"samples: if it is no label, say which columns are with --label."
             )
     return warnings
 

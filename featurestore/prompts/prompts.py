@@ -184,8 +184,7 @@ def _split_labels(
             if first.setdefault(name, label).casefold() != label.casefold():
                 raise PromptsError(
                     f"{row.where}: the labels {first[name]!r} and {label!r} of {column!r} would "
-                    f"both be {name!r}: "
-                    f"write one of them otherwise."
+                    f"both be {name!r}: write one of them otherwise."
                 )
         cells.append(None if cell is None else set(cell))
     return cells, sorted(first)

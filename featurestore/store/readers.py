@@ -110,7 +110,7 @@ def _own(file: Path, wanted: list[str] | None, labels: pa.Table | None) -> list[
 
 
 def _known(file: Path, columns: Iterable[str] | None, labels: pa.Table | None) -> list[str] | None:
-    """Return columns, all of which a file or the labels must have: not every reader would say so.
+    """Return the columns once the file or the labels have each: not every reader would say so.
 
     Raises:
         TableError: they lack one.

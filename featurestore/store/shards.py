@@ -29,7 +29,7 @@ from featurestore.vocabulary import TEXT_ENCODERS
 
 
 class NewShard(NamedTuple):
-    """What a shard is to be called, of which samples, and what made it."""
+    """A shard that is to be written: its name, its samples, and what made it."""
 
     table: str
     shard: str
@@ -164,9 +164,8 @@ def check_run(root: Path, mine: Mapping[str, Any], run: Mapping[str, Any]) -> No
                 else ""
             )
             raise RunError(
-                f"{root} holds a run with {key} = {found!r}, this one has "
-                f"{wanted!r}{rounded}: "
-                f"use the same settings or another --store. Nothing was changed."
+                f"{root} holds a run with {key} = {found!r}, this one has {wanted!r}{rounded}: use "
+                f"the same settings or another --store. Nothing was changed."
             )
 
 
@@ -201,9 +200,8 @@ def claim(root: Path, table: str, shard: str) -> durable.Claim:
 
 def _taken(root: Path, record: Record) -> str:
     return (
-        f"{root}: another process has just committed shard {record.shard!r} of "
-        f"{record.table!r} with "
-        f"other contents. What it committed stays; nothing of this one was written."
+        f"{root}: another process has just committed shard {record.shard!r} of {record.table!r} "
+        f"with other contents. What it committed stays; nothing of this one was written."
     )
 
 

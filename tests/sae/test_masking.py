@@ -193,7 +193,10 @@ def test_the_command_line_scores_and_exports_them(tmp_path, capsys):
     status, _, err = shell(
         capsys, "export", store.root, "--sae", "at", "--concept", "style=neon", "--top", 2, "-o", path
     )  # fmt: skip
-    note = "Note: the answer is of the 3 of 6 samples that 'at' has codes of: those whose prompt has cat.\n"
+    note = (
+        "Note: 'at' has codes of 3 of 6 samples, those whose prompt has cat; the answer is about "
+        "these alone.\n"
+    )
     assert (status, err) == (0, note)
     chosen, (left, _) = Selection.load(path), masked(z, maps, ["cat"])
     scores = oracle(left[[0, 2, 5]], ["neon", "plain", "neon"])[0]["neon"]

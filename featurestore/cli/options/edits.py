@@ -95,8 +95,7 @@ def intervention_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=float,
             multiple=True,
             help="Strength: γ (selected features are scaled by γ · their mean), c of clamp, α of "
-            "add.  "
-            f"[default: {DEFAULT_STRENGTH:g}]",
+            f"add.  [default: {DEFAULT_STRENGTH:g}]",
         ),
         click.option(
             "--intervention",
@@ -172,5 +171,5 @@ def _read_mask(path: Path) -> Any:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("L")) > 127)
     except OSError as error:
-        reason = error.strerror or "it is none that is known"
+        reason = error.strerror or "no known format of pictures"
         raise UsageError(f"--mask {path} cannot be read as a picture: {reason}.") from error

@@ -18,8 +18,8 @@ def warn_unencoded(store: "Store", sae: str) -> None:
     share, made_by = encoded_share(store, sae), sae_record(store, sae).made_by
     if 0 < share.n_encoded < share.n_samples and (words := made_by.get("mask_from")):
         click.echo(
-            f"Note: the answer is of the {share.n_encoded:,} of {share.n_samples:,} samples that "
-            f"{sae!r} has codes of: those whose prompt has {visible(' or '.join(words))}.",
+            f"Note: {sae!r} has codes of {share.n_encoded:,} of {share.n_samples:,} samples, those "
+            f"whose prompt has {visible(' or '.join(words))}; the answer is about these alone.",
             err=True,
         )
     elif 0 < share.n_encoded < share.n_samples:
@@ -30,8 +30,7 @@ def warn_unencoded(store: "Store", sae: str) -> None:
         )
         click.echo(
             f"Warning: {share.n_encoded:,} of {share.n_samples:,} samples are encoded with SAE "
-            f"{sae!r}, and the answer is of "
-            f"these alone: '{way}' encodes the others.",
+            f"{sae!r}, and the answer is about these alone: '{way}' encodes the others.",
             err=True,
         )
 

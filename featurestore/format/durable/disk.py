@@ -15,8 +15,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def disk_errors(path: Path, n_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Turn an OSError of the block into a DiskError about ``path``, of which ``n_bytes()`` were to
-    be written so far."""
+    """Turn an OSError of the block into a DiskError about ``path``; ``n_bytes()`` says how much was
+    to be written to it so far."""
     try:
         yield
     except OSError as error:

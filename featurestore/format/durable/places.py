@@ -46,9 +46,8 @@ def refuse_in_store(path: Path) -> None:
         found = store_of(one)
         if found is not None and _is_shared(found[1]):
             raise DiskError(
-                f"{path} lies where the store {found[0]} has its own files, of which none is ever "
-                f"replaced: "
-                f"name another file."
+                f"{path} lies where the store {found[0]} has its own files, which are never "
+                f"replaced: name another file."
             )
 
 

@@ -48,8 +48,7 @@ def list_tables(root: Path) -> Iterator[str]:
                     continue
                 raise DamageError(
                     f"{root / 'manifest' / table}: {table[:80]!r} is no table that this version "
-                    f"knows. "
-                    f"Run 'featurestore repair {root}', which sets it aside."
+                    f"knows. Run 'featurestore repair {root}', which sets it aside."
                 )
             if any_shard(root, table) is not None:
                 yield table

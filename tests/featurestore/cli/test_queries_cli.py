@@ -277,7 +277,7 @@ def test_samples_that_are_not_encoded_are_counted(capsys, tmp_path):
         status, _, err = run(capsys, *command)
         assert status == 0
         assert (
-            "Warning: 2 of 4 samples are encoded with SAE 's', and the answer is of these alone"
+            "Warning: 2 of 4 samples are encoded with SAE 's', and the answer is about these alone"
             in err
         ), command
         assert (

@@ -183,11 +183,11 @@ def test_nobody_writes_over_a_committed_file(tmp_path, capsys):
     ):
         with pytest.raises(
             DiskError,
-            match=r"lies where the store .* has its own files, of which none is ever replaced",
+            match=r"lies where the store .* has its own files, which are never replaced",
         ):
             durable.write_bytes(path, b"x")
     status, _, err = run(capsys, "pack", store.root, store.root / record.files[0].path)
-    assert (status, err.count("\n")) == (1, 1) and "of which none is ever replaced" in err
+    assert (status, err.count("\n")) == (1, 1) and "which are never replaced" in err
     assert (store.root / record.files[0].path).read_bytes() == before
 
 
