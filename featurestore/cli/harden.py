@@ -17,6 +17,7 @@ from featurestore.cli.options import (
     judge_option,
     quiet_option,
 )
+from featurestore.cli.options.kinds import Finite
 from featurestore.cli.terminal.hints import say_next, say_progress
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     default=0.02,
     show_default=True,
     help="By how much the mean of IRA and CRA may fall.",

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.options.kinds import Finite
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -49,9 +51,7 @@ _KEPT: "Mapping[str, tuple[str, ...]]" = {
 @click.option("--both-branches", is_flag=True, help="Keep the unconditional half too.")
 @click.option("--positions", type=click.IntRange(1), help="Of the hook's map.")
 @click.option("--d-in", type=click.IntRange(1), help="Channels of the hook.")
-@click.option(
-    "--tflop", type=click.FloatRange(0, min_open=True), help="Of one sample's denoiser call."
-)
+@click.option("--tflop", type=Finite(0, min_open=True), help="Of one sample's denoiser call.")
 @click.option(
     "--k",
     type=click.IntRange(1),
@@ -89,12 +89,8 @@ _KEPT: "Mapping[str, tuple[str, ...]]" = {
     show_default=True,
     help="GPUs that work side by side.",
 )
-@click.option(
-    "--gpu-price", type=click.FloatRange(0), help="Price of a GPU hour, to add up the cost."
-)
-@click.option(
-    "--disk-price", type=click.FloatRange(0), help="Price of a terabyte per month, likewise."
-)
+@click.option("--gpu-price", type=Finite(0), help="Price of a GPU hour, to add up the cost.")
+@click.option("--disk-price", type=Finite(0), help="Price of a terabyte per month, likewise.")
 def plan(
     *, model: str, n_prompts: int, n_seeds: int, steps: int | None, n_hooks: int,
     both_branches: bool, positions: int | None, d_in: int | None, tflop: float | None, k: int,

@@ -1,5 +1,6 @@
 """Kinds of values that several options take."""
 
+import math
 import re
 from typing import Any
 
@@ -41,6 +42,19 @@ class Seeds(click.ParamType):
         if len(set(seeds)) < len(seeds) or max(seeds) >= 2**63:
             self.fail(f"{value!r}: seeds must be distinct, and below 2^63.", param, ctx)
         return seeds
+
+
+class Finite(click.FloatRange):
+    """A number of a range; click lets NaN, and an infinity without a limit, through."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 class Numbers(click.ParamType):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.options import gathered
+from featurestore.cli.options.kinds import Finite
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +99,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--timeout",
-            type=click.FloatRange(0, min_open=True),
+            type=Finite(0, min_open=True),
             metavar="SECONDS",
             help="Stop the query after this time.",
         ),

@@ -212,3 +212,9 @@ def test_an_option_that_would_do_nothing_is_refused(capsys, tmp_path, words, mes
 def test_a_concept_without_a_family_is_named_with_its_option(capsys, tmp_path):
     said = one_line(capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "neon")
     assert said == "--target 'neon': expected FAMILY=CONCEPT, such as style=neon."
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_a_number_that_is_not_finite_is_a_usage_error(capsys, value):
+    status, _, err = run(capsys, "plan", "--prompts", 1, "--gpu-price", value)
+    assert status == 2 and f"Invalid value for '--gpu-price': '{value}' is not a finite" in err
