@@ -24,22 +24,11 @@ from featurestore.format.gate import (
     real,
     whole,
 )
+from featurestore.format.schemas import SCORES
 
 METADATA_KEY = b"featurestore.selection"
-ROWS = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "step": pa.int32(),
-            "timestep": pa.float32(),
-            "feature": pa.int32(),
-            "score": pa.float64(),
-            "mean_concept": pa.float64(),
-            "mean_other": pa.float64(),
-            "mean_all": pa.float64(),
-        }.items()
-    ]
-)
+_VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
+ROWS = pa.schema([SCORES.field(name) for name in ("step", "timestep", *_VALUES)])
 _MALFORMED = (*footers.MALFORMED, zstandard.ZstdError)
 MAX_BYTES = 256 * 2**20
 """of a selection's text; that of a compressed one is also at most ``_MAX_RATIO`` times its file,
@@ -59,7 +48,6 @@ _STEP = {
     "timestep": real(LIMIT),
     "features": Field(lambda value: isinstance(value, list), "a list"),
 }
-_VALUES = ("feature", "score", "mean_concept", "mean_other", "mean_all")
 
 
 def write(path: Path, header: dict[str, Any], rows: pa.Table) -> None:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from featurestore.cli.options.gathering import given_options
-from featurestore.cli.queries import ENGINE, running
+from featurestore.cli.queries import BRANCH, ENGINE, running
 from featurestore.cli.terminal.hints import say_next, warn_unencoded
 from featurestore.cli.terminal.stopping import stoppable
-from featurestore.vocabulary import BRANCHES
 
 if TYPE_CHECKING:
     from featurestore.selection import Selection
@@ -36,13 +35,7 @@ if TYPE_CHECKING:
     type=float,
     help="Instead: features above this percentile of all latents' scores, such as 99.99.",
 )
-@click.option(
-    "--branch",
-    type=click.Choice(BRANCHES),
-    default="cond",
-    show_default=True,
-    help="Half of guidance.",
-)
+@BRANCH
 @click.option(
     "-o",
     "--output",

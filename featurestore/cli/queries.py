@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 _SAE = click.option("--sae", required=True, help="Name of the SAE.")
-_BRANCH = click.option(
+BRANCH = click.option(
     "--branch",
     type=click.Choice(BRANCHES),
     default="cond",
@@ -58,7 +58,7 @@ def running(engine: str) -> "Iterator[Engine | None]":
 @click.option(
     "--by", "family", required=True, help="Concept family: a label column of the samples."
 )
-@_BRANCH
+@BRANCH
 @click.option(
     "--top",
     type=click.IntRange(1),

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.queries import ENGINE, running
+from featurestore.cli.queries import BRANCH, ENGINE, running
 from featurestore.cli.terminal.hints import say_next, warn_unencoded
 from featurestore.cli.terminal.stopping import stoppable
 from featurestore.cli.terminal.tables import OutputOptions, output_options
-from featurestore.vocabulary import BRANCHES, PLOTS
+from featurestore.vocabulary import PLOTS
 
 if TYPE_CHECKING:
     from featurestore.store import Store
@@ -95,13 +95,7 @@ def query(
     help="Features with the largest mean scores, or per step of interval and overlap; pictures of "
     "map.  [default: 10; interval: 2; map: 4]",
 )
-@click.option(
-    "--branch",
-    type=click.Choice(BRANCHES),
-    default="cond",
-    show_default=True,
-    help="Half of guidance.",
-)
+@BRANCH
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .png or .svg file."
 )
