@@ -89,7 +89,8 @@ def names() -> Iterator[Finding]:
 def disk(where: Path) -> Iterator[Finding]:
     """Yield free space where stores, spilled queries and downloaded models go, and whether a store
     can lie at ``where``."""
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = os.path.expanduser("~")  # noqa: PTH111 - which raises nothing where there is no home
+    cache = Path(os.environ.get("HF_HOME") or Path(home, ".cache", "huggingface"))
     for what, path, way in (
         ("stores", where, "another --store"),
         ("temporary files", Path(tempfile.gettempdir()), "TMPDIR=/larger/disk"),

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -40,12 +41,15 @@ _AT_ONCE = 500
 
 def cache_directory() -> Path:
     """Return the directory of what this user's programs may forget: ``FEATURESTORE_CACHE``, or that
-    of the system."""
+    of the system; for a user without a home, such as one of a container, one of its own in the
+    directory for temporary files."""
     named = os.environ.get("FEATURESTORE_CACHE")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base, "featurestore") if base else Path("~/.cache/featurestore").expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    if base.startswith("~"):
+        return Path(tempfile.gettempdir(), f"featurestore-{os.geteuid()}")
+    return Path(base, "featurestore")
 
 
 def key_of(status: os.stat_result, record: bytes) -> bytes:

@@ -3,14 +3,16 @@
 import hashlib
 import multiprocessing
 import os
+import pwd
 import sqlite3
+import tempfile
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from featurestore import Store
+from featurestore import Store, doctor
 from featurestore.errors import DamageError, UsageError
 from featurestore.format import checksums, verified
 from tests.builders.cli import run
@@ -293,3 +295,17 @@ def test_the_command_line_chooses(store, cache, hashed, capsys, monkeypatch):
     monkeypatch.setenv("FEATURESTORE_VERIFY", "often")
     with pytest.raises(UsageError, match="FEATURESTORE_VERIFY is 'often'"):
         Store.open(store.root).arrow("stats/s")
+
+
+def test_the_cache_of_a_user_without_a_home_is_a_directory_of_its_own(tmp_path, monkeypatch):
+    """A container's user often has neither HOME nor an entry in the system's list of users."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "FEATURESTORE_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert verified.cache_directory() == tmp_path / f"featurestore-{os.geteuid()}"
+    assert {finding.what for finding in doctor.disk(tmp_path)} >= {"disk for models"}
