@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--top",
     type=click.IntRange(1),
-    help="Features a step with the largest positive scores.  [default: 2]",
+    help="Features per step: those with the largest positive scores.  [default: 2]",
 )
 @click.option(
     "--percentile",

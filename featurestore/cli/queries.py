@@ -104,8 +104,8 @@ def sql(store: Path, statement: str | None, out: OutputOptions) -> None:
     others.
 
     Also activations (column hook), sums, totals, selections and saes; what belongs to an SAE has a
-    column sae. labels has a row a label; labelled_activations, labelled_codes and labelled_stats
-    have a column a concept family. The statement can read the store and nothing else, and changes
+    column sae. labels has a row per label; labelled_activations, labelled_codes and labelled_stats
+    have a column per concept family. The statement can read the store and nothing else, and changes
     nothing. 'describe stats' lists columns. At the prompt, or piped in, a statement ends with ';'
     and may take several lines; Ctrl-D leaves.
 

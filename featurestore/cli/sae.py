@@ -103,7 +103,7 @@ def sae() -> None:
 @click.option("--hook", help="Module path that it belongs to.  [default: as the checkpoint says]")
 @click.option("--io", type=click.Choice(IO), help="What of the module it was trained on.")
 @click.option(
-    "--k", type=click.IntRange(1), help="Latents active at a position, where the file does not say."
+    "--k", type=click.IntRange(1), help="Latents active per position, where the file does not say."
 )
 @click.option("--threshold", type=float, help="Of a BatchTopK SAE, where the file does not say.")
 @click.option(

@@ -51,7 +51,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             default=32,
             show_default=True,
-            help="Latents active at a position.",
+            help="Latents active per position.",
         ),
         click.option(
             "--expansion",
@@ -133,7 +133,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.IntRange(2),
     default=4096,
     show_default=True,
-    help="Positions a step.",
+    help="Positions per step.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @train_options

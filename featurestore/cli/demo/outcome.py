@@ -43,7 +43,7 @@ def store_bytes(store: Store) -> int:
 
 
 def rows_of_table(demo: Demo) -> list[list[str]]:
-    """Return the result table: a header and a row a study."""
+    """Return the result table: a header and a row per study."""
     rows = [
         [
             "taken out",
