@@ -44,15 +44,16 @@ def write_card(store: Store) -> None:
     """
     update_ledger(store.root)
     path = store.root / "README.md"
-    while (card := make_card(store).encode()) != _there(path, len(card)):
+    while not holds(path, card := make_card(store).encode()):
         durable.write_bytes(path, card)
 
 
-def _there(path: Path, size: int) -> bytes | None:
+def holds(path: Path, data: bytes) -> bool:
+    """Say whether a derived file has these bytes: else it is written anew."""
     try:
-        return read_regular(path, size)
+        return read_regular(path, len(data)) == data
     except (MalformedError, OSError):
-        return None
+        return False
 
 
 def make_card(store: Store) -> str:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from featurestore.card import write_card
+from featurestore.card import holds, write_card
 from featurestore.errors import DamageError, ShareError
 from featurestore.format import durable
 from featurestore.format.footers import check_footer
@@ -40,7 +40,9 @@ def record_files(store: Store) -> Iterator[FileEntry]:
     """Yield the commit records, the store's mark, ledger, card and ``croissant.json``, brought up
     to date: what makes the data files count."""
     write_card(store)
-    durable.write_bytes(store.root / CROISSANT, croissant(store).encode())
+    described = croissant(store).encode()
+    if not holds(store.root / CROISSANT, described):
+        durable.write_bytes(store.root / CROISSANT, described)
     records = [
         record.location.as_posix()
         for table in (*store.tables(), "saes")

@@ -62,6 +62,14 @@ def test_the_same_store_gives_the_same_bundle(store, bundle, tmp_path):
     )
 
 
+def test_packing_again_writes_nothing_into_the_store(store, bundle, tmp_path):
+    """So a store that may only be read can be packed once it was."""
+    derived = [store.root / name for name in ("README.md", "croissant.json", "manifest/SHA256SUMS")]
+    before = [path.stat().st_ino for path in derived]
+    pack(Store.open(store.root), tmp_path / "again")
+    assert [path.stat().st_ino for path in derived] == before
+
+
 def test_a_damaged_store_is_not_packed(store, tmp_path):
     (path,) = store.files("samples")
     data = bytearray(path.read_bytes())
