@@ -11,7 +11,7 @@ from featurestore.errors import RunError, TableError, TakenError
 from featurestore.format import durable, footers, schemas
 from featurestore.format.canonical import same_model, same_signs
 from featurestore.format.contents import COMPACTED, describe
-from featurestore.format.gate import inside
+from featurestore.format.gate import inside, short
 from featurestore.format.parquet.in_place import TensorFile
 from featurestore.format.records import (
     FileEntry,
@@ -191,11 +191,27 @@ def claim(root: Path, table: str, shard: str) -> durable.Claim:
     block runs.
 
     Raises:
+        TableError: no table, or no shard, can have that name.
         DiskError: the operating system refused, or the file system has no locks.
     """
+    check_names(table, shard)
     taken = durable.Claim.take(root / ".work" / "claims" / table / shard, wait=True)
     assert taken is not None, "waited for"
     return taken
+
+
+def check_names(table: str, shard: str) -> None:
+    """Refuse a shard that cannot exist.
+
+    Raises:
+        TableError: no table, or no shard, can have that name.
+    """
+    if not (is_table(table) and is_name(shard)):
+        raise TableError(
+            f"shard {short(shard)} of table {short(table)} cannot exist: expected the table "
+            f"samples, labels, saes or KIND/NAME, and names of at most 200 letters, digits, '_', "
+            f"'-' and '.'."
+        )
 
 
 def _taken(root: Path, record: Record) -> str:

@@ -44,7 +44,8 @@ def append(
     returns.
 
     Raises:
-        TableError: ``rows`` have other columns than the table's other shards.
+        TableError: ``rows`` have other columns than the table's other shards, or no shard can have
+            that name.
         DiskError: the operating system refused; nothing was committed.
     """
     new = shards.NewShard(table, shard, tuple(sample_ids), made_by)
@@ -61,9 +62,10 @@ def begin_shard(
     tensor. Nothing that others see of the store is made or changed yet.
 
     Raises:
-        TableError: the table's other shards have other columns.
+        TableError: the table's other shards have other columns, or no shard can have that name.
         DiskError: the operating system refused.
     """
+    shards.check_names(table, shard)
     check_schema(store, table, schema)
     (path,) = shard_files(table, shard)
     return TensorFile(inside(store.root, path), others, schema, store.root / ".work" / "filling")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Store
-from featurestore.errors import DiskError, FeatureStoreError, TakenError
+from featurestore.errors import DiskError, FeatureStoreError, TableError, TakenError
 from featurestore.format import durable
 from featurestore.format.durable import claims, files
 from featurestore.maintenance.verify import verify
@@ -55,6 +55,20 @@ def at_once(n, work):
 
 def rows(number):
     return pa.table({"x": pa.array([number] * 50, pa.int64())})
+
+
+@pytest.mark.parametrize(
+    ("table", "shard"),
+    [("../x", "a"), ("stats/..", "a"), ("stats/s", "../a"), ("nix/s", "a"), ("stats/s", "a" * 201)],
+)
+def test_a_shard_that_cannot_exist_is_refused_before_anything_is_written(tmp_path, table, shard):
+    store = Store.create(tmp_path / "deep" / "store", {"model": "m"})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(TableError, match=r"^shard '.* of table '.*' cannot exist: expected the"):
+        store.append(table, shard, rows(1), [], made_by={})
+    with pytest.raises(TableError, match="cannot exist"):
+        store.begin_shard(table, shard, rows(1), rows(1).schema)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_shards_of_two_writers_with_other_bytes_stay_whole(tmp_path):
