@@ -165,7 +165,9 @@ def test_export_then_import_again(root, tmp_path, capsys):
 
 def test_mistakes_of_import_are_one_line(root, tmp_path, capsys):
     place = ["--store", root, "--name", "theirs"]
-    assert "there is no /absent." in refused(capsys, "sae", "import", "/absent", *place)
+    assert "there is no file or directory /absent." in refused(
+        capsys, "sae", "import", "/absent", *place
+    )
     (tmp_path / "empty").mkdir()
     error = refused(capsys, "sae", "import", tmp_path / "empty", *place)
     assert (

@@ -423,7 +423,7 @@ def test_what_is_no_checkpoint_is_listed(tmp_path):
         read_checkpoint(tmp_path)
     with pytest.raises(SAEError, match=f"model.bin is no checkpoint of a known format: {expected}"):
         read_checkpoint(tmp_path / "model.bin")
-    with pytest.raises(SAEError, match=r"there is no .*absent\."):
+    with pytest.raises(SAEError, match=r"there is no file or directory .*absent\."):
         read_checkpoint(tmp_path / "absent")
     with pytest.raises(SAEError, match=r"format 'onnx' is not known. Known: sparsify, saelens"):
         read_checkpoint(tmp_path, "onnx")
