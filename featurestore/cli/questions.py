@@ -63,17 +63,15 @@ def query(
             "expected STORE and NAME; 'featurestore query --list' shows the questions."
         )
     out = out.resolved()
-    _warn(Store.open(store), _parsed(parameters))
+    opened, asked = Store.open(store), _parsed(parameters)
+    _warn(opened, asked)
     second = None if other is None else Store.open(other)
     if engine == "spark":
         option = "--memory" if out.memory else "--timeout" if out.timeout else None
         if option is not None:
             raise UsageError(f"{option} is of DuckDB: Spark has a configuration of its own.")
     with stoppable(out.timeout), running(engine) as chosen:
-        asked = _parsed(parameters)
-        table = ask(
-            Store.open(store), name, asked, other=second, memory_limit=out.memory, engine=chosen
-        )
+        table = ask(opened, name, asked, other=second, memory_limit=out.memory, engine=chosen)
     out.show(table)
 
 
