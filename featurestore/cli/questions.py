@@ -69,7 +69,7 @@ def query(
     if engine == "spark":
         option = "--memory" if out.memory else "--timeout" if out.timeout else None
         if option is not None:
-            raise UsageError(f"{option} is of DuckDB: Spark has a configuration of its own.")
+            raise UsageError(f"{option} is for DuckDB; Spark has a configuration of its own.")
     with stoppable(out.timeout), running(engine) as chosen:
         table = ask(opened, name, asked, other=second, memory_limit=out.memory, engine=chosen)
     out.show(table)

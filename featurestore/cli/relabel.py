@@ -82,6 +82,6 @@ def _show_outdated(store: "Store") -> None:
         )
         for family in families:
             click.echo(
-                f"scores/{sae} is of the former labels: featurestore score {store.root} --sae "
-                f"{sae} --by {family}"
+                f"scores/{sae} was computed from the former labels: featurestore score "
+                f"{store.root} --sae {sae} --by {family}"
             )

@@ -46,7 +46,7 @@ class Record:
 
     @property
     def version(self) -> int:
-        """The format version that the record is of."""
+        """The format version of the record."""
         later = self.__dict__.get("_later")
         told = self.contents is not None if later is None else later.told
         return 2 if told else 1

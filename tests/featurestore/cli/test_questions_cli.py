@@ -89,7 +89,7 @@ def test_parameters_that_are_wrong(capsys, store):
             ["overlap", "-p", "concept=neon", "-p", "other_concept=no"],
             "found several, style, object: add -p family=…",
         ),
-        (["concepts", "--engine", "spark", "--memory", "1GB"], "--memory is of DuckDB"),
+        (["concepts", "--engine", "spark", "--memory", "1GB"], "--memory is for DuckDB"),
         ([], "expected STORE and NAME"),
     ]:
         status, out, err = run(capsys, "query", store.root, *extra)
