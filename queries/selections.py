@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +20,7 @@ from featurestore.selection import Selection
 from featurestore.selection_files import METADATA_KEY, ROWS
 from featurestore.store import Store
 from queries.answers import Answer, check_percentile, complete, opened
-from queries.derived.scope import Scope
+from queries.derived.scope import Scope, find_scope
 from queries.derived.sums import MEMORY, find_sums, windows
 from queries.engine import DuckDB, Engine
 from queries.questions import Value, find_question
@@ -87,6 +87,25 @@ def select_all(
     chosen = _by_concept(pa.concat_tables(rows))
     nothing = rows[0].slice(0, 0)
     return [_selection(scope, concept, rule, chosen.get(concept, nothing)) for concept in wanted]
+
+
+def select_kept(
+    store: Store, saes: Sequence[str], removed: Collection[tuple[str, str]], *,
+    named: Sequence[tuple[str, str]] = (), top: int,
+) -> list[Selection]:  # fmt: skip
+    """Select what several concepts that are removed together can be edited towards: of each family
+    of theirs the concepts that are ``named``, or else the first that is kept, by each SAE.
+
+    ``removed`` and ``named``: (family, concept). Raises as :func:`select`.
+    """
+    kept = []
+    for family in sorted({family for family, _ in removed}):
+        for sae in saes:
+            own = [concept for name, concept in named if name == family]
+            known = find_scope(store, sae, family, "cond").concepts
+            own = own or [c for c in known if (family, c) not in removed][:1]
+            kept += select_all(store, sae, family, own, top=top) if own else []
+    return kept
 
 
 def _chosen(

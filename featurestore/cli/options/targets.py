@@ -82,8 +82,7 @@ class TargetOptions:
         from featurestore.errors import UsageError
         from featurestore.selection import Selection
         from featurestore.store import Store
-        from queries.derived.scope import find_scope
-        from queries.selections import select_all, split_concept
+        from queries.selections import select_kept, split_concept
         from sae.evaluation.search import PULLS, Toward
 
         pulls = tuple(self.pulls) if self.pulls else PULLS
@@ -98,15 +97,13 @@ class TargetOptions:
             return Toward()
         if self.store is None:
             return Toward([Selection.load(path) for path in self.towards], pulls)
-        opened, kept = Store.open(self.store), []
-        named = [split_concept(text, "--toward") for text in self.towards]
-        removed = {(r.family, r.concept) for r in wanted}
-        for family in sorted({family for family, _ in removed}):
-            for sae in dict.fromkeys("+".join(self.saes).split("+")):
-                own = [concept for name, concept in named if name == family]
-                known = find_scope(opened, sae, family, "cond").concepts
-                own = own or [c for c in known if (family, c) not in removed][:1]
-                kept += select_all(opened, sae, family, own, top=TOWARD_TOP) if own else []
+        kept = select_kept(
+            Store.open(self.store),
+            list(dict.fromkeys("+".join(self.saes).split("+"))),
+            {(r.family, r.concept) for r in wanted},
+            named=[split_concept(text, "--toward") for text in self.towards],
+            top=TOWARD_TOP,
+        )
         return Toward(kept, pulls)
 
 
