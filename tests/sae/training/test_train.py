@@ -240,7 +240,7 @@ def test_names_and_k_are_checked(trained):
     with pytest.raises(UsageError, match=r"k = 49 is more than the 48 latents"):
         run(trained[0], "b", dataclasses.replace(SETTINGS, k=49))
     with pytest.raises(UsageError, match=r"latents are more than an SAE can have \(2\^31 - 1\)"):
-        run(trained[0], "b", dataclasses.replace(SETTINGS, expansion=1e12))
+        run(trained[0], "b", dataclasses.replace(SETTINGS, n_latents=2**31))
     with pytest.raises(TableError, match=r"an SAE's name '../b' cannot be a name"):
         run(trained[0], "../b")
     with pytest.raises(UsageError, match="device 'cudaa' cannot be used here"):
