@@ -27,9 +27,15 @@ from record import record
 
 from featurestore import Store
 from queries import ask
-from queries.derived.by_feature import keep_by_feature
-from queries.derived.sums import keep_sums
+from queries.derived.keep import keep_derived
 from tests.builders.browser import Visit, chromium
+
+COMPLETE = """() => new Promise((done) => {
+  const look = () => document.querySelector("main .waiting, main [aria-busy=true]")
+    ? setTimeout(look, 5) : done();
+  look();
+})"""
+"""Playwright's own waiting looks every half second after the first."""
 
 
 def start(root: Path) -> tuple[subprocess.Popen, str, float]:
@@ -114,8 +120,7 @@ def walk(
         visit.page.evaluate("address => { location.hash = address; }", target)
         visit.page.get_by_text("There is no view").wait_for(state="detached")
         painted = time.perf_counter() - began
-        for waiting in ("main .waiting", "main [aria-busy=true]"):
-            visit.page.locator(waiting).first.wait_for(state="detached")
+        visit.page.evaluate(COMPLETE)
         seconds[name] = (painted, time.perf_counter() - began)
     assert not visit.problems, visit.problems
     context.close()
@@ -147,8 +152,7 @@ def main(root: Path) -> None:
     """Measure a store's explorer and record it."""
     store = Store.open(root)
     for sae in store.names("codes"):
-        keep_sums(store, sae)
-        keep_by_feature(store, sae)
+        keep_derived(store, sae)
     views = addresses(store)
     rows = sum(
         record.rows for name in store.names("stats") for record in store.records(f"stats/{name}")

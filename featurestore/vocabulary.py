@@ -15,9 +15,12 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 """of stores and records that can be read"""
 BY_FEATURE = ("feature_masks", "feature_samples", "feature_steps")
 """the derived tables that are ordered by feature, in the order in which they are made"""
+CANDIDATES = ("candidates", "step_candidates")
+"""the derived tables of what can score best: mean scores, and the scores of a step"""
 TABLE_KINDS = (
     *("activations", "attention", "codes", "stats", "sums", "totals", "scores", "selections"),
     *BY_FEATURE,
+    *CANDIDATES,
 )
 """the first part of a table's name; the tables ``samples`` and ``labels`` have no second part"""
 

@@ -1,46 +1,22 @@
-"""Ask a question of the library over a store: name its relations, bind its parameters, return its
-answer."""
+"""Ask a question of the library over a store: complete its parameters, return its answer."""
 
-import math
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import pyarrow as pa
 
 from featurestore.errors import QueryError, UsageError
-from featurestore.format.records import Record
 from featurestore.format.records.listing import one_state
-from featurestore.quantiles import student_t
 from featurestore.saes import load_config
 from featurestore.store import Store
-from featurestore.vocabulary import BY_FEATURE
-from queries.derived.by_feature import find_by_feature
-from queries.derived.scope import check_scored, encoded, labelled
-from queries.derived.sums import (
-    ALL_FEATURES,
-    ALL_STEPS,
-    DELTA,
-    UNIT,
-    Found,
-    find_every_sums,
-    find_sums,
-)
-from queries.engine import DuckDB, Engine, Relations
-from queries.questions import MADE, Question, Value, find_question, whole_sql
-from queries.questions import tables as tables_of
+from queries.derived.candidates import LOOKED
+from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found
+from queries.engine import DuckDB, Engine
+from queries.questions import Question, Value, find_question, whole_sql
+from queries.relations.finding import find_relations
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
 """answers a question, by name and complete values"""
-LEVEL = 0.95
-LOOKED = 16
-"""features of a concept and step whose scores bound what step_candidates.sql looks for"""
-ENOUGH_SAMPLES = 20
-"""of a concept, below which intervals of scores are warned of: from there on simulated ones cover
-94 to 95 of 100 if activations vary by no more than their mean, with fewer 88 to 99, and more of
-them too few"""
 
 
 def ask(
@@ -106,44 +82,9 @@ def opened(
     ``found``: what :func:`queries.derived.sums.find_sums` has found before, with sums. Raises as
     :func:`ask`.
     """
-    for name in set(names) & set(engine.cannot):
-        raise QueryError(
-            f"question {name!r} cannot run on Spark: {engine.cannot[name]}. Ask it without "
-            f"--engine spark."
-        )
-    wanted = {table for name in names for table in tables_of(find_question(name))}
-    derived: dict[str, Sequence[Record]] = {}
-    sae, branch, family = str(values["sae"]), str(values["branch"]), values.get("family")
-    saes = [sae] if values.get("other_sae") is None else [sae, str(values["other_sae"])]
-    for name in saes if family is None else saes[1:]:  # find_sums checks the one with a family
-        check_scored(store, name, None, branch)
-    made: dict[str, tuple[str, Mapping[str, Value]]] = {}
-    if family is not None:
-        make = engine.keeps and os.access(store.root, os.W_OK)
-        scope, kept = found or find_sums(
-            store, sae, str(family), branch, make=make and "sums" in wanted, progress=progress
-        )
-        for key in ("concept", "other_concept"):
-            if values.get(key) is not None:
-                scope.check_concept(str(values[key]))
-        for kind in ("sums", "totals"):
-            if kind in wanted and kept["totals"]:
-                derived[kind] = kept[kind]
-            elif kind in wanted:
-                made[kind] = find_question(kind).sql, {**values, **ALL_STEPS}
-                wanted |= set(find_question(kind).relations)
-    if wanted & {*BY_FEATURE, "feature_sums"}:
-        every = any(find_question(name).all_features for name in names)
-        by_feature, missing = _by_feature(store, engine, wanted, values, every=every)
-        derived |= by_feature
-        made |= missing
-        wanted |= {relation for kind in missing for relation in find_question(kind).relations}
-    if family is None and not derived:  # what is derived is of an encoded branch
-        for name in saes:
-            encoded(store, name, branch)
-    made |= {kind: (find_question(kind).sql, values) for kind in MADE if kind in wanted}
-    tables = _tables(store, wanted, values)
-    relations = Relations(store, frozenset(wanted), saes, branch, derived, made, tables, other)
+    relations = find_relations(
+        store, names, values, engine=engine, other=other, found=found, progress=progress
+    )
     with engine.open(relations) as run:
 
         def answer(name: str, given: Mapping[str, Value]) -> pa.Table:
@@ -152,27 +93,6 @@ def opened(
             return rows.select(list(asked.columns)).cast(schema(asked))
 
         yield answer
-
-
-def _by_feature(
-    store: Store, engine: Engine, wanted: set[str], values: Mapping[str, Value], *, every: bool
-) -> tuple[dict[str, Sequence[Record]], dict[str, tuple[str, Mapping[str, Value]]]]:
-    """Return the tables by feature, and sums of all families, that are kept, and what makes the
-    others for a question: of its feature alone, unless it needs ``every`` feature; then the tables
-    are made at once, and kept."""
-    sae, branch = str(values["sae"]), str(values["branch"])
-    make = every and engine.keeps and os.access(store.root, os.W_OK)
-    kept: dict[str, Sequence[Record]] = {}
-    if wanted & set(BY_FEATURE):
-        kept |= find_by_feature(store, sae, branch, make=make)
-    if "feature_sums" in wanted and (sums := find_every_sums(store, sae, branch)):
-        kept["feature_sums"] = sums
-    kinds = sorted(wanted & {*BY_FEATURE, "feature_sums"})
-    feature = None if every else values.get("feature")
-    range_ = {} if feature is None else {"first_feature": feature, "last_feature": feature}
-    given = {**values, **ALL_FEATURES, **range_}
-    there = {kind: kept[kind] for kind in kinds if kind in kept}
-    return there, {kind: (find_question(kind).sql, given) for kind in kinds if kind not in kept}
 
 
 def schema(asked: Question) -> pa.Schema:
@@ -232,70 +152,6 @@ def complete(
     at = values.get("at_step")
     steps = ALL_STEPS if at is None else {"first_step": at, "last_step": at}
     return {"concept": None, **values, **sizes, **fixed, **steps, **ALL_FEATURES}
-
-
-def _tables(store: Store, wanted: set[str], values: Mapping[str, Value]) -> dict[str, pa.Table]:
-    """Return the relations that Python computes."""
-    tables = {}
-    if wanted & {"labelled", "resamples"}:
-        sae, family, branch = (str(values[key]) for key in ("sae", "family", "branch"))
-        tables["labelled"], _ = labelled(store, sae, family, branch)
-    if "resamples" in wanted:
-        pairs = list(
-            zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True)
-        )
-        tables["resamples"] = resamples(pairs, _int(values, "replicates"), values)
-    if "shuffled" in wanted:
-        tables["shuffled"] = shuffled(_int(values, "n_latents"), _int(values, "random_seed"))
-    return tables
-
-
-def resamples(
-    labelled: list[tuple[int, str]], replicates: int, values: Mapping[str, Value]
-) -> pa.Table:
-    """Return ``replicate, sample_id, weight, widening``: samples drawn with replacement within
-    their concept.
-
-    Zero weights are left out. ``widening`` is by how much replicates' standard deviation of the
-    concept's samples has to be multiplied for half an interval: Student's t of n − 1 degrees of
-    freedom, and √(n / (n − 1)), as n samples drawn from n vary less than n new ones (Hesterberg
-    2015, section 3.2); null for a single sample, of which nothing is known. ``labelled`` are the
-    samples and their concepts, ordered. The same for the same samples and ``random_seed``.
-
-    Warns where the concept asked about has fewer than :data:`ENOUGH_SAMPLES`.
-    """
-    random = np.random.default_rng(_int(values, "random_seed"))
-    level, asked = float(values.get("level", LEVEL) or 0), values.get("concept")
-    parts = []
-    for concept in sorted({concept for _, concept in labelled}):
-        ids = np.array([sample_id for sample_id, other in labelled if other == concept], np.int64)
-        n = len(ids)
-        if concept == asked and n < ENOUGH_SAMPLES:
-            warnings.warn(
-                f"{n} samples of {concept!r} are few for an interval: with fewer than "
-                f"{ENOUGH_SAMPLES} the true score is "
-                f"outside of a 95 % interval in up to one of six cases. Collect more seeds or "
-                f"prompts of it.",
-                stacklevel=2,
-            )
-        weights = random.multinomial(n, np.full(n, 1 / n), size=replicates)
-        replicate, sample = np.nonzero(weights)
-        widening = student_t(level, n - 1) * math.sqrt(n / (n - 1)) if n > 1 else None
-        columns = {
-            "replicate": replicate,
-            "sample_id": ids[sample],
-            "weight": weights[replicate, sample],
-        }
-        parts.append(
-            pa.table({**columns, "widening": pa.array([widening] * len(sample), pa.float64())})
-        )
-    return pa.concat_tables(parts)
-
-
-def shuffled(n_latents: int, seed: int) -> pa.Table:
-    """Return ``feature, place``: the latents in a random order that ``seed`` decides."""
-    order = np.random.default_rng(seed).permutation(n_latents)
-    return pa.table({"feature": order.astype(np.int32), "place": np.arange(n_latents)})
 
 
 def _only(store: Store, names: list[str], parameter: str, what: str) -> str:

@@ -5,7 +5,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,8 +72,11 @@ class Question:
     """whether it needs of importance only the features that fired in a concept's own samples"""
     all_features: bool
     """whether it needs the tables by feature of other features than the one it is about"""
-    pairs: str
-    """the question whose answer its importance is computed from"""
+    chosen: str
+    """the question whose answer is its relation chosen_sums, of which its importance is computed;
+    empty: importance is of all pairs"""
+    within: tuple[str, ...]
+    """those of :data:`MADE` that stand in its statement all the same"""
     columns: Mapping[str, str]
     """name → Arrow type"""
     nullable: tuple[str, ...]
@@ -116,10 +119,13 @@ class Question:
         return values
 
 
-PARTS = ("best_scores", "sample_totals")
+SCOPE = ("concept_sums", "feature_totals", "chosen_pairs")
+"""parts that are read for the filters of those that read them, which DuckDB puts into the scan of
+the files unless it makes a table of the part"""
+PARTS = (*SCOPE, "best_scores", "sample_totals")
 """questions whose answers others read as relations, and which then stand in one statement with
 them; pairs and importance are such, too"""
-MADE = ("members", "mean_bounds", "candidates", "step_candidates")
+MADE = ("members", "mean_bounds", "candidates", "largest_sums", "step_candidates")
 """questions whose answers others read as relations, each made once, as a table, before them: they
 are read more than once, and Spark would compute them each time; those before are read by those
 after"""
@@ -157,31 +163,39 @@ def whole_sql(asked: Question) -> str:
     heads = []
     for relation in asked.relations:
         part = _answering(asked, relation)
-        if part is not None and part.name not in MADE:
-            heads.append(f"{relation} as (\n{without_order(whole_sql(part))}\n),\n\n")
+        if part is not None and not _is_table(asked, part):
+            how = "as not materialized" if part.name in SCOPE else "as"
+            heads.append(f"{relation} {how} (\n{without_order(whole_sql(part))}\n),\n\n")
         elif part is not None and part.name != relation:
             heads.append(f"{relation} as (select * from {part.name}),\n\n")
     return f"with\n{''.join(heads)}{code(asked.sql).strip().removeprefix('with')}"
 
 
-def tables(asked: Question) -> set[str]:
+def tables(asked: Question, kept: Collection[str] = ()) -> set[str]:
     """Return the relations that are there before a question's statement, and before those of
-    :data:`MADE` that are among them."""
+    :data:`MADE` that are among them, but for what only makes those of ``kept``."""
     found = set()
     for relation in asked.relations:
         part = _answering(asked, relation)
-        if part is None or part.name in MADE:
+        if part is None or _is_table(asked, part):
             found.add(relation if part is None else part.name)
-        found |= set() if part is None else tables(part)
+        found |= set() if part is None or part.name in kept else tables(part, kept)
     return found
+
+
+def _is_table(asked: Question, part: Question) -> bool:
+    return part.name in MADE and part.name not in asked.within
 
 
 def _answering(asked: Question, relation: str) -> Question | None:
     """Return the question whose answer a relation is; None if it is a table."""
+    if relation == "chosen_sums":
+        return find_question(asked.chosen or "concept_sums")
     if relation == "pairs":
-        return find_question(asked.pairs)
+        relation = "chosen_pairs" if asked.chosen else "pairs"
+        return replace(find_question(relation), chosen=asked.chosen)
     if relation == "importance":
-        return replace(find_question(relation), pairs=asked.pairs)
+        return replace(find_question(relation), chosen=asked.chosen)
     return find_question(relation) if relation in (*PARTS, *MADE) else None
 
 
@@ -210,7 +224,8 @@ def _question(
         tuple(entry["relations"]),
         entry.get("only_fired", False),
         entry.get("all_features", False),
-        entry.get("pairs", "pairs"),
+        entry.get("chosen", ""),
+        tuple(entry.get("within", ())),
         entry["columns"],
         tuple(entry.get("nullable", ())),
         tuple(entry["key"]),

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from featurestore.errors import QueryError
 from featurestore.store import Store
-from featurestore.vocabulary import BY_FEATURE
+from featurestore.vocabulary import BY_FEATURE, CANDIDATES
 
 THREADS = 3
 KEPT_BYTES = 128 * 2**20
 _STATE_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
-_DERIVED = frozenset({"sums", "totals", *BY_FEATURE})
+_DERIVED = frozenset({"sums", "totals", *BY_FEATURE, *CANDIDATES})
 """made when a question first needs them: they change no answer"""
 
 T = TypeVar("T")

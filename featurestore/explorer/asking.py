@@ -19,6 +19,7 @@ from featurestore.explorer.directions import nearest_directions, python_lines
 from featurestore.explorer.kept import Kept
 from featurestore.explorer.overview import overview
 from featurestore.explorer.pictures import Pictures, media_type, samples_table
+from featurestore.explorer.tables import as_json
 from featurestore.explorer.web import (
     FOREVER,
     NEVER,
@@ -81,7 +82,7 @@ class Asking:
     async def samples(self, request: Request) -> Response:
         """Return the samples with their labels."""
         table = await self.answers.get(("samples",), lambda: samples_table(self.store), size=_bytes)
-        return await self._table(request, table, "samples", {})
+        return await self._table(request, table, "samples", {}, key=("samples",))
 
     async def ask(self, request: Request) -> Response:
         """Return the answer to a named question."""
@@ -98,7 +99,8 @@ class Asking:
             "command": f"featurestore query {self.store.root} {name} {options}".strip(),
             "seconds": round(time.perf_counter() - began, 4),
         }
-        return await self._table(request, table, name, about)
+        key = ("ask", name, tuple(sorted(given.items())))
+        return await self._table(request, table, name, about, key=key)
 
     async def answer(self, name: str, given: Parameters, gone: Gone | None = None) -> pa.Table:
         """Return the answer to a named question: one that is being computed, kept here or on disk,
@@ -181,7 +183,8 @@ class Asking:
             size=_bytes,
         )
         how = python_lines(self.store, sae, feature, top)
-        return await self._table(request, found, "directions", {"python": how})
+        key = ("directions", sae, feature, top)
+        return await self._table(request, found, "directions", {"python": how}, key=key)
 
     async def tables(self, request: Request) -> Response:
         """Return the views that a statement can name, with their columns."""
@@ -224,7 +227,8 @@ class Asking:
             "truncated": table.num_rows > rows,
             "seconds": round(time.perf_counter() - began, 4),
         }
-        return await self._table(request, table.slice(0, rows), "answer", more)
+        shown = table.slice(0, rows)
+        return await self._table(request, shown, "answer", more, key=("sql", statement, rows))
 
     async def picture(self, request: Request) -> Response:
         """Return a sample's picture, or its thumbnail."""
@@ -235,9 +239,19 @@ class Asking:
         return Response(data, media_type=media_type(data), headers=FOREVER)
 
     async def _table(
-        self, request: Request, table: pa.Table, name: str, more: dict[str, Any]
+        self,
+        request: Request,
+        table: pa.Table,
+        name: str,
+        more: dict[str, Any],
+        *,
+        key: tuple[Any, ...],
     ) -> Response:
-        return await table_response(request, table, name, {"state": self.answers.state(), **more})
+        """Return a table as a page takes it; its text is kept under ``key``, beside the table: that
+        of 30,000 rows takes longer to write than to find."""
+        more = {"state": self.answers.state(), **more}
+        text = partial(self.answers.get, ("text", *key), partial(as_json, table), size=len)
+        return await table_response(request, table, name, more, as_text=text)
 
 
 def _bytes(table: pa.Table) -> int:

@@ -22,16 +22,22 @@ MEDIA = {
 }
 
 
-def as_json(table: pa.Table, more: dict[str, Any]) -> str:
-    """Return ``{columns: {name: [values]}, types, n_rows, …more}``; ids as text, no NaN and no
-    infinity but null."""
+def as_json(table: pa.Table) -> str:
+    """Return ``{columns: {name: [values]}, types, n_rows}``; ids as text, no NaN and no infinity
+    but null."""
     columns = {name: column_values(name, table.column(name)) for name in table.column_names}
     types = {field.name: str(field.type) for field in table.schema}
-    return json.dumps(
-        {"columns": columns, "types": types, "n_rows": table.num_rows, **more},
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    return _dumps({"columns": columns, "types": types, "n_rows": table.num_rows})
+
+
+def with_more(text: str, more: dict[str, Any]) -> str:
+    """Return what :func:`as_json` has returned with more beside it, such as what differs from
+    request to request."""
+    return f"{text[:-1]}, {_dumps(more)[1:]}"
+
+
+def _dumps(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def column_values(name: str, column: pa.ChunkedArray) -> list[Any]:

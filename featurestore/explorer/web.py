@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from featurestore.errors import FeatureStoreError, UsageError
-from featurestore.explorer.tables import as_json, download
+from featurestore.explorer.tables import download, with_more
 
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 NEVER = {"Cache-Control": "no-store"}
@@ -36,9 +36,15 @@ def refusing(call: Endpoint) -> Endpoint:
 
 
 async def table_response(
-    request: Request, table: pa.Table, name: str, more: dict[str, Any]
+    request: Request,
+    table: pa.Table,
+    name: str,
+    more: dict[str, Any],
+    *,
+    as_text: Callable[[], Awaitable[str]],
 ) -> Response:
-    """Return a table as JSON with what else is said of it, or as a file of the form asked for."""
+    """Return a table as JSON with what else is said of it, or as a file of the form asked for;
+    ``as_text`` gives the table's own JSON."""
     form = request.query_params.get("format")
     if form:
         data, kind = await asyncio.to_thread(download, table, form)
@@ -47,7 +53,7 @@ async def table_response(
             headers={"Content-Disposition": f'attachment; filename="{name}.{form}"', **NEVER},
             media_type=kind,
         )
-    text = await asyncio.to_thread(as_json, table, {"name": name, **more})
+    text = with_more(await as_text(), {"name": name, **more})
     return Response(text, media_type="application/json", headers=NEVER)
 
 

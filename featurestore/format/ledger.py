@@ -23,10 +23,10 @@ from featurestore.format.records import (
     list_shards,
     list_tables,
 )
-from featurestore.vocabulary import BY_FEATURE
+from featurestore.vocabulary import BY_FEATURE, CANDIDATES
 
 LEDGER = f"manifest/{durable.LEDGER}"
-DERIVED = ("totals", "scores", "sums", *BY_FEATURE)
+DERIVED = ("totals", "scores", "sums", *BY_FEATURE, *CANDIDATES)
 """kinds of table that are computed anew from others, and may lose a shard at any time"""
 _LINE = re.compile(r"([0-9a-f]{64})  manifest/([^\n]+)/([^/\n]+)\.json")
 _MAX_BYTES = 512 * 2**20

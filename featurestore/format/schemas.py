@@ -237,6 +237,8 @@ _FIXED = {
     "feature_samples": FEATURE_SAMPLES,
     "feature_steps": FEATURE_STEPS,
     "feature_masks": FEATURE_MASKS,
+    "candidates": SUMS,
+    "step_candidates": SUMS,
     "scores": SCORES,
     "selections": SCORES,
 }

@@ -41,6 +41,8 @@ EMPTY = {
     "feature_masks": FEATURE_MASKS,
     "feature_samples": FEATURE_SAMPLES,
     "feature_steps": FEATURE_STEPS,
+    "candidates": SUMS,
+    "step_candidates": SUMS,
     "scores": SCORES,
     "selections": SCORES,
 }

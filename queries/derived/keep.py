@@ -2,12 +2,14 @@
 
 from featurestore.store import Store
 from queries.derived.by_feature import keep_by_feature
+from queries.derived.candidates import keep_candidates
 from queries.derived.sums import keep_sums
 
 
 def keep_derived(store: Store, sae: str, progress: bool = False) -> None:
     """Make the tables that scores, and questions about one feature, are answered from: sums and
-    totals of every family, and what is ordered by feature; those that are up to date stay.
+    totals of every family, what is ordered by feature, and the sums of what can score best; those
+    that are up to date stay.
 
     Raises:
         DamageError: a file is not what its record says.
@@ -15,3 +17,4 @@ def keep_derived(store: Store, sae: str, progress: bool = False) -> None:
     """
     keep_sums(store, sae, progress=progress)
     keep_by_feature(store, sae, progress=progress)
+    keep_candidates(store, sae)

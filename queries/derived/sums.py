@@ -200,7 +200,7 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
             check_features(store, sae, scope.n_latents, part["feature"])
             totals.append(part)
             shard = f"{name}-{window['first_step']:05d}"
-            store.append_parts(f"sums/{sae}", shard, SUMS, _by_concept(sums), made_by=made_by)
+            store.append_parts(f"sums/{sae}", shard, SUMS, by_concept(sums), made_by=made_by)
             bar.update(
                 sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps)
             )
@@ -238,7 +238,7 @@ def _window(
         raise QueryError(one_line(error)) from error
 
 
-def _by_concept(sums: pa.Table) -> Iterator[pa.Table]:
+def by_concept(sums: pa.Table) -> Iterator[pa.Table]:
     """Yield the rows, which are ordered by concept, in slices of whole concepts."""
     concept = sums["concept"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = [*(np.flatnonzero(concept[1:] != concept[:-1]) + 1).tolist(), len(concept)]

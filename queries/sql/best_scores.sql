@@ -4,18 +4,24 @@
 -- changes a bit. Those that agree to 12 decimals count as equal; of equal ones the smaller feature
 -- comes first.
 --
--- Relations: importance, the result of importance.sql over candidates.sql; totals.
--- Parameters: $sae, $branch, $family, $first_step, $last_step, $top, $unit.
+-- Relations: importance, the result of importance.sql over candidates.sql; feature_totals, the
+-- result of feature_totals.sql.
+-- Parameters: $concept (null: all), $top, $unit.
 -- Columns: concept, feature, place (1: the best), mean_score, step, timestep, score.
 with
+scores as (
+    select
+        concept,
+        feature,
+        step,
+        timestep,
+        score
+    from importance
+    where $concept is null or concept = $concept
+),
+
 steps as (
-    select count(distinct step) as n_steps
-    from totals
-    where
-        sae = $sae
-        and family = $family
-        and branch = $branch
-        and step between $first_step and $last_step
+    select count(distinct step) as n_steps from feature_totals
 ),
 
 features as (
@@ -23,7 +29,7 @@ features as (
         concept,
         feature,
         sum((score * $unit)::decimal(38, 0)) as units
-    from importance
+    from scores
     group by concept, feature
 ),
 
@@ -49,17 +55,17 @@ ranked as (
 
 final as (
     select
-        importance.concept,
-        importance.feature,
+        scores.concept,
+        scores.feature,
         place,
         mean_score,
-        importance.step,
-        importance.timestep,
-        importance.score
-    from importance
-    inner join ranked on importance.concept = ranked.concept and importance.feature = ranked.feature
+        scores.step,
+        scores.timestep,
+        scores.score
+    from scores
+    inner join ranked on scores.concept = ranked.concept and scores.feature = ranked.feature
     where place <= $top
-    order by importance.concept, place, importance.step
+    order by scores.concept, place, scores.step
 )
 
 select * from final

@@ -6,9 +6,10 @@
 -- quantiles, which cover 50 to 80 of 100 true scores where 95 are promised if a concept has 2 to 5
 -- samples (docs/queries.md).
 --
--- Relations: importance, stats, labelled, and resamples(replicate, sample_id, weight, widening):
--- how often a replicate has drawn a sample, and by how much a standard deviation is multiplied for
--- its concept; null if the concept has one sample: then the interval is -1 to 1.
+-- Relations: importance, the result of importance.sql over step_candidates.sql; stats, labelled,
+-- and resamples(replicate, sample_id, weight, widening): how often a replicate has drawn a sample,
+-- and by how much a standard deviation is multiplied for its concept; null if the concept has one
+-- sample: then the interval is -1 to 1.
 -- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta, $first_step, $last_step (by
 -- at_step: that step); the resamples have level, replicates and random_seed.
 -- Columns: step, timestep, feature, score (of all samples), low, high.

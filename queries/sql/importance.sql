@@ -6,7 +6,7 @@
 -- absent codes counting as 0; D_other pools the samples of all other concepts. A sample without a
 -- label belongs to neither.
 --
--- Relations: pairs, the result of pairs.sql, or of candidates.sql.
+-- Relations: pairs, the result of pairs.sql, or of chosen_pairs.sql.
 -- Parameters: $branch, $family, $map_positions, $delta.
 -- Columns: as the table scores (docs/format.md), and share_concept and share_other, the two terms
 -- of the score; a row for each of pairs.

@@ -9,22 +9,11 @@
 -- the largest b(c,t) / least(t) of the concept; so one number for each feature bounds it, too.
 --
 -- Relations: feature_samples; labelled(sample_id, concept): the encoded samples of the family;
--- members and totals, the results of members.sql and totals.sql.
--- Parameters: $sae, $branch, $family, $concept (null: all), $map_positions, $delta.
+-- members and feature_totals, the results of members.sql and feature_totals.sql.
+-- Parameters: $sae, $branch, $concept (null: all), $map_positions, $delta.
 -- Columns: concept, feature, lower_bound and upper_bound (the mean lies between them; both leave
 -- room for what rounding can change, 1e-10 of what they are the difference of).
 with
-feature_totals as not materialized (
-    select
-        step,
-        feature,
-        total,
-        n_samples,
-        total_all_features
-    from totals
-    where sae = $sae and family = $family and branch = $branch
-),
-
 step_totals as (
     select
         step,

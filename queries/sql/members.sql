@@ -1,7 +1,7 @@
 -- members: how many samples a concept has, and what all features have in them, step by step.
 --
--- Relations: sums, the result of sums.sql.
--- Parameters: $sae, $branch, $family.
+-- Relations: concept_sums, the result of concept_sums.sql.
+-- Parameters: none.
 -- Columns: concept, step, n_samples, sum_all_features.
 with
 final as (
@@ -10,8 +10,7 @@ final as (
         step,
         max(n_samples) as n_samples,
         max(sum_all_features) as sum_all_features
-    from sums
-    where sae = $sae and family = $family and branch = $branch
+    from concept_sums
     group by concept, step
     order by concept, step
 )

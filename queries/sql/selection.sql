@@ -6,9 +6,9 @@
 -- $only_positive leaves out scores that are not positive: none of them is chosen, and they decide
 -- nothing, where the percentile is positive.
 --
--- Relations: importance, the result of importance.sql, and totals.
--- Parameters: $sae, $branch, $family, $concept (null: all), $n_latents, $only_positive, and one of
--- $top and $percentile; the other is null.
+-- Relations: importance and feature_totals, the results of the files of these names.
+-- Parameters: $concept (null: all), $n_latents, $only_positive, and one of $top and $percentile;
+-- the other is null.
 -- Columns: concept, step, timestep, feature, score, mean_concept, mean_other, mean_all.
 with
 scored as (
@@ -31,8 +31,7 @@ fired as (
     select
         step,
         feature
-    from totals
-    where sae = $sae and family = $family and branch = $branch
+    from feature_totals
 ),
 
 latents as (

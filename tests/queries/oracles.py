@@ -130,6 +130,29 @@ def pairs(case):
     return [row[1:2] + row[3:] for row in _by_concept(case, values)]
 
 
+def concept_sums(case):
+    return [(row[1], *row[3:]) for row in sums(case)]
+
+
+def feature_totals(case):
+    return [row[2:] for row in totals(case)]
+
+
+def chosen_pairs(case):
+    has = {(row[0], row[1], row[3]) for row in concept_sums(case)}
+    return [row for row in pairs(case) if (row[0], row[1], row[3]) in has]
+
+
+def _rows_of_sums(case, rows):
+    """What the concepts' own samples have of the features of some pairs."""
+    n_positions = case.z.shape[2]
+    return [(*row[:4], row[4] * row[6] * n_positions, row[6], row[8]) for row in rows]
+
+
+def largest_sums(case):
+    return concept_sums(case)  # a case has fewer features than are looked at
+
+
 def members(case):
     rows = {(concept, step): (n, all_) for _, concept, _, step, _, _, _, n, all_ in sums(case)}
     return sorted((key + row for key, row in rows.items()), key=lambda r: (r[0].encode(), r[1]))
@@ -169,7 +192,7 @@ def candidates(case):
         mine = [row for row in bounds if row[0] == concept]
         bound = sorted((row[2] for row in mine), reverse=True)[: case.top][-1]
         kept |= {row[:2] for row in mine if row[3] >= bound - 2e-12}
-    return [row for row in pairs(case) if (row[0], row[3]) in kept]
+    return _rows_of_sums(case, [row for row in pairs(case) if (row[0], row[3]) in kept])
 
 
 def step_candidates(case):
@@ -185,7 +208,7 @@ def step_candidates(case):
         bound = max(best[-1], 0) if len(best) == case.top else 0
         if feature in fired and shares[concept][step, feature] >= bound * (1 - 1e-8):
             kept.append(row)
-    return kept
+    return _rows_of_sums(case, kept)
 
 
 def importance(case):

@@ -218,7 +218,7 @@ def test_memory_that_does_not_suffice_is_said(tmp_path, example):
 
 
 def test_the_resampled_samples_stay_within_their_concepts(example):
-    from queries.answers import resamples
+    from queries.relations.drawn import resamples
 
     labelled = [(1, "a"), (2, "b"), (3, "a")]
     rows = resamples(labelled, 50, {"random_seed": 1}).to_pylist()
@@ -241,7 +241,7 @@ def test_intervals_of_one_step_are_those_of_all_steps(example):
 
 
 def test_few_samples_are_warned_of_and_one_is_no_interval(tmp_path):
-    from queries.answers import resamples
+    from queries.relations.drawn import resamples
 
     labels = ["neon", *["other"] * 20]
     store = make_store(tmp_path / "store", random_codes(2, samples=21), {"style": labels})
@@ -268,7 +268,7 @@ def test_intervals_of_scores_cover_what_they_promise(n):
     Samples of two concepts with one feature of known mean beside others; the interval is that of
     bootstrap.sql.
     """
-    from queries.answers import resamples
+    from queries.relations.drawn import resamples
 
     rng = np.random.default_rng(0)
     labelled = [(i, "a") for i in range(n)] + [(i, "b") for i in range(n, 5 * n)]

@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from featurestore import Store
-from featurestore.vocabulary import BY_FEATURE
+from featurestore.vocabulary import BY_FEATURE, CANDIDATES
 from tests.builders.cli import run
 
 HOOK = "unet.up_blocks.1.attentions.1"
@@ -343,7 +343,8 @@ def test_a_dry_run_and_codes_without_activations(capsys, model_dir, prompts, sto
     )
     # What is derived is there, as after `encode`.
     made = {table for table in Store.open(tmp_path / "new").tables() if table.endswith("/small")}
-    assert made == {f"{kind}/small" for kind in ("codes", "stats", "sums", "totals", *BY_FEATURE)}
+    derived = ("sums", "totals", *BY_FEATURE, *CANDIDATES)
+    assert made == {f"{kind}/small" for kind in ("codes", "stats", *derived)}
     assert run(capsys, "score", tmp_path / "new", "--sae", "small", "--by", "style")[0] == 0
     status, out, err = run(capsys, *collect, "--timesteps", "every:2")
     assert (status, err.count("\n")) == (

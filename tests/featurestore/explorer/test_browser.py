@@ -8,7 +8,9 @@ import pytest
 
 from queries import ask
 from tests.builders.browser import browsing, chromium, find_browser, serving
-from tests.builders.explored import HOSTILE, explored_store
+from tests.builders.codes import random_codes
+from tests.builders.explored import HOSTILE, explored_store, weights
+from tests.builders.stores import make_store
 
 pytestmark = [
     pytest.mark.browser,
@@ -279,6 +281,53 @@ def test_names_that_are_meant_to_harm_are_shown_as_text(tmp_path, browser):
             visit.settled()
             assert page.locator(".heat-canvas").count() == 1
             assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A store of 26 styles, one sample each."""
+    labels = {"style": [f"style {i}" for i in range(26)]}
+    return make_store(
+        tmp_path_factory.mktemp("many") / "store",
+        random_codes(5, samples=26),
+        labels,
+        size=(2, 2),
+        weights=weights(),
+    )
+
+
+def test_concepts_come_in_the_order_of_their_numbers_and_all_when_asked(many, browser):
+    with serving(many) as base, browsing(base, browser=browser) as visit:
+        page = visit.open("#/concepts")
+        names = page.locator(".concepts h3 a")
+        assert names.all_inner_texts() == [f"style {i}" for i in range(20)]
+        page.get_by_role("button", name="Show all 26").click()
+        visit.settled()
+        assert names.all_inner_texts() == [f"style {i}" for i in range(26)]
+        assert page.get_by_role("button", name="Show all").count() == 0
+        page.reload()
+        visit.settled()
+        assert names.count() == 26
+
+
+def test_an_interval_that_reaches_below_zero_has_zero_within(many, browser):
+    asked = {"sae": "s", "family": "style", "concept": "style 3", "top": 8, "at_step": 1}
+    rows = ask(many, "bootstrap", asked).to_pylist()
+    low, high = min(r["low"] for r in rows), max(r["high"] for r in rows)
+    assert low < 0 < high
+    with serving(many) as base, browsing(base, browser=browser) as visit:
+        page = visit.open("#/concept/style/style%203?step=1")
+        page.locator(".intervals .range").first.wait_for()
+        drawn = page.locator(".intervals .range").evaluate_all(
+            "all => all.map((range) => ['s', 'i', 'b'].map((part) => "
+            "parseFloat(range.querySelector(part).style.left)))"
+        )
+    places = [
+        [100 * (r - low) / (high - low) for r in (0, row["low"], row["score"])] for row in rows
+    ]
+    assert len(drawn) == len(places) > 0
+    for found, expected in zip(drawn, places, strict=True):
+        assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_a_store_that_grows_is_noticed(tmp_path, browser):

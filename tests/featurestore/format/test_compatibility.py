@@ -12,7 +12,7 @@ import pytest
 from collectors.collection import CollectSettings, collect
 from featurestore import Store
 from featurestore.prompts import Prompt
-from featurestore.vocabulary import BY_FEATURE
+from featurestore.vocabulary import BY_FEATURE, CANDIDATES
 from sae.diffusion.pipelines import RunSettings
 
 HOOK = "unet.up_blocks.1.attentions.1"
@@ -53,7 +53,7 @@ READER = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    from queries.derived.by_feature import keep_by_feature
+    from queries.derived.keep import keep_derived
     from queries.scores import score
     from queries.selections import save_selection, select
     from sae.encoding import encode
@@ -80,7 +80,7 @@ def store(model, tmp_path_factory):
         progress=False,
     )
     encode(store, "small", progress=False)
-    keep_by_feature(store, "small")
+    keep_derived(store, "small")
     score(store, "small", "style")
     save_selection(store, select(store, "small", "style", "a"))
     return store
@@ -96,6 +96,7 @@ def test_everyone_reads_the_same(store, tmp_path):
         "sums",
         "totals",
         *BY_FEATURE,
+        *CANDIDATES,
         "scores",
         "selections",
     }

@@ -12,12 +12,13 @@ from featurestore.format import durable
 from featurestore.maintenance.relabel import relabel
 from featurestore.prompts.prompts import Prompt
 from featurestore.vocabulary import BY_FEATURE
-from queries import answers, ask
+from queries import ask
 from queries.answers import ask_each
 from queries.derived import by_feature
 from queries.derived.by_feature import find_by_feature, keep_by_feature
 from queries.derived.sums import keep_sums
 from queries.questions import questions
+from queries.relations import finding
 from tests.builders.codes import LABELS, make_shards, noisy, random_codes
 from tests.builders.stores import make_store
 
@@ -76,7 +77,7 @@ def test_kept_and_made_for_the_question_answer_the_same_to_the_last_bit(
     monkeypatch.setattr(by_feature, "_ROWS_AT_ONCE", max(rows // 2, 1))
     store = make_shards(tmp_path_factory.mktemp("s") / "store", z, {"style": labels}, cuts)
     with monkeypatch.context() as patch:
-        patch.setattr(answers.os, "access", lambda *_: False)
+        patch.setattr(finding.os, "access", lambda *_: False)
         expected = every(store)
         assert not kept(store)
     keep_by_feature(store, "s")

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamageError
-from queries import answers, ask, score, select, selections
+from queries import ask, score, select, selections
 from queries.derived import sums
 from queries.derived.sums import find_sums, keep_sums
+from queries.relations import finding
 from queries.selections import select_all
 from tests.builders.codes import (
     LABELS,
@@ -180,7 +181,7 @@ def test_a_store_that_cannot_be_written_is_scored_without_keeping_anything(tmp_p
     store = make_store(tmp_path / "store", z, {"style": labels})
     expected = ask(store, "importance")
     other = make_store(tmp_path / "other", z, {"style": labels})
-    monkeypatch.setattr(answers.os, "access", lambda *_: False)
+    monkeypatch.setattr(finding.os, "access", lambda *_: False)
     assert ask(other, "importance").equals(expected)
     assert other.records("sums/s") == other.records("totals/s") == []
 
@@ -235,7 +236,7 @@ def test_an_interruption_leaves_no_files(tmp_path, monkeypatch):
     store = make_shards(
         tmp_path / "store", random_codes(1, samples=4), {"style": ["a", "b"] * 2}, 2
     )
-    monkeypatch.setattr(sums, "_by_concept", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(sums, "by_concept", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         score(store, "s", "style")
     assert store.records("scores/s") == store.records("totals/s") == store.records("sums/s") == []

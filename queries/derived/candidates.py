@@ -1,0 +1,107 @@
+"""The derived tables ``candidates`` and ``step_candidates``: the sums of what can score best, found
+by the SQL files of their names and kept as ``sums`` are."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from featurestore.card import write_card
+from featurestore.errors import QueryError
+from featurestore.format.records import Record
+from featurestore.format.schemas import SUMS, schema_id
+from featurestore.store import Store
+from featurestore.vocabulary import BRANCHES, CANDIDATES
+from queries.derived.by_feature import find_by_feature
+from queries.derived.scope import labelled
+from queries.derived.sums import (
+    ALL_STEPS,
+    DELTA,
+    MEMORY,
+    Found,
+    by_concept,
+    find_sums,
+    remove_older,
+    shard_name,
+    source,
+    windows,
+)
+from queries.engine import DuckDB, Relations
+from queries.questions import MADE, Value, find_question, tables, whole_sql
+
+TOP = {"candidates": 32, "step_candidates": 8}
+"""how many best features the kept tables hold every candidate for; of more, they are found anew"""
+LOOKED = 16
+"""features of a concept and step whose scores bound what step_candidates.sql looks for"""
+_ROWS_AT_ONCE = 2**22
+"""of an answer on its way into the file, if a step has as many candidates as it usually does"""
+_USUAL = 5
+"""candidates for one that is best, of a concept and step"""
+
+
+def find_candidates(store: Store, found: Found, kind: str, *, make: bool = True) -> list[Record]:
+    """Return the shard of one of the two tables: that of the present sums, or a new one; none where
+    it, or the sums, are missing and not made.
+
+    Raises:
+        QueryError: the branch or the codes are not there.
+        DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
+    """
+    scope, sums = found
+    made_by = {**source(store, scope.sae), "top": TOP[kind]}
+    name = shard_name(made_by, scope.family, scope.branch)
+    table = f"{kind}/{scope.sae}"
+    record = store.record(table, name)
+    if record is not None and record.schema == schema_id(SUMS):
+        return [record]
+    if not make or not sums["totals"]:
+        return []
+    remove_older(store, table, name, SUMS)
+    record = store.append_parts(table, name, SUMS, _rows(store, found, kind), made_by=made_by)
+    write_card(store)
+    return [record]
+
+
+def keep_candidates(store: Store, sae: str) -> None:
+    """Make both tables of every family and branch that can be scored; those that are there and up
+    to date stay.
+
+    Raises:
+        DamageError: a file is not what its record says.
+        DiskError: the operating system refused.
+    """
+    for family in store.families() if store.records("samples") else []:
+        for branch in BRANCHES:
+            try:
+                found = find_sums(store, sae, family, branch)
+            except QueryError:
+                continue
+            for kind in CANDIDATES:
+                find_candidates(store, found, kind)
+
+
+def _rows(store: Store, found: Found, kind: str) -> Iterator[pa.Table]:
+    """Yield the rows of a table, a window of steps after another, in slices of whole concepts."""
+    scope, sums = found
+    asked, top = find_question(kind), TOP[kind]
+    about = {"sae": scope.sae, "branch": scope.branch, "family": scope.family, "concept": None}
+    numbers = {"map_positions": scope.n_positions, "delta": DELTA, "looked": LOOKED, "top": top}
+    values: dict[str, Value] = {**about, **numbers, **ALL_STEPS}
+    wanted = tables(asked)
+    derived, computed = dict(sums), {}
+    if "feature_samples" in wanted:
+        derived |= {
+            "feature_samples": find_by_feature(store, scope.sae, scope.branch)["feature_samples"]
+        }
+        computed["labelled"], _ = labelled(store, scope.sae, scope.family, scope.branch)
+    made = {name: (whole_sql(find_question(name)), values) for name in MADE if name in wanted}
+    relations = Relations(
+        store, frozenset(wanted), [scope.sae], scope.branch, derived, made, computed
+    )
+    same = {"family": scope.family, "branch": scope.branch}
+    with DuckDB(MEMORY).open(relations) as run:
+        for window in windows(scope, len(scope.concepts) * top * _USUAL, _ROWS_AT_ONCE):
+            rows = run(whole_sql(asked), {**values, **window})
+            for name, value in same.items():
+                rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
+            yield from by_concept(rows.select(SUMS.names).cast(SUMS))

@@ -1,0 +1,1 @@
+"""What a question reads: tables that are kept, made for it alone, or drawn at random."""
