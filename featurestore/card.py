@@ -31,8 +31,8 @@ _WHAT = {
     "feature",
     "feature_steps": "a feature at each step at which it fired, all samples together, ordered by "
     "feature",
-    "candidates": "of sums, what can have the best mean scores of a concept",
-    "step_candidates": "of sums, what can have the best scores of a concept at a step",
+    "candidates": "of sums, what has the best mean scores of a concept",
+    "step_candidates": "of sums, what has the best scores of a concept at a step",
     "scores": "importance of features for concepts, one row per (concept, step, feature)",
     "selections": "saved selections of features for a concept",
 }

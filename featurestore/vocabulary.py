@@ -16,7 +16,7 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 BY_FEATURE = ("feature_masks", "feature_samples", "feature_steps")
 """the derived tables that are ordered by feature, in the order in which they are made"""
 CANDIDATES = ("candidates", "step_candidates")
-"""the derived tables of what can score best: mean scores, and the scores of a step"""
+"""the derived tables of what scores best: mean scores, and the scores of a step"""
 TABLE_KINDS = (
     *("activations", "attention", "codes", "stats", "sums", "totals", "scores", "selections"),
     *BY_FEATURE,

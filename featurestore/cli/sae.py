@@ -34,7 +34,7 @@ def encode(
     sums/SAE and totals/SAE, the sums over the samples of each concept and of each family, from
     which scores are computed, feature_masks/SAE, feature_samples/SAE and feature_steps/SAE, from
     which questions about one feature are answered, and candidates/SAE and step_candidates/SAE, the
-    sums of what can score best.
+    sums of what scores best.
 
     With --mask-from, after the SAE's whole maps were encoded: the same SAE under --name, whose
     codes and statistics are those of the positions where a word looks (collect --attention). Score

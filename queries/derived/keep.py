@@ -8,7 +8,7 @@ from queries.derived.sums import keep_sums
 
 def keep_derived(store: Store, sae: str, progress: bool = False) -> None:
     """Make the tables that scores, and questions about one feature, are answered from: sums and
-    totals of every family, what is ordered by feature, and the sums of what can score best; those
+    totals of every family, what is ordered by feature, and the sums of what scores best; those
     that are up to date stay.
 
     Raises:

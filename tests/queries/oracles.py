@@ -211,6 +211,23 @@ def step_candidates(case):
     return _rows_of_sums(case, kept)
 
 
+def best_sums(case):
+    best = {(row[0], row[1]) for row in best_scores(case)}
+    return [row for row in candidates(case) if (row[0], row[3]) in best]
+
+
+def best_step_sums(case):
+    scores = {(r["concept"], r["step"], r["feature"]): r["score"] for r in case.importance}
+    rows = []
+    for key in sorted(
+        {row[:2] for row in step_candidates(case)}, key=lambda k: (k[0].encode(), k[1])
+    ):
+        mine = [row for row in step_candidates(case) if row[:2] == key]
+        best = sorted(mine, key=lambda row: (-scores[*key, row[3]], row[3]))[: case.top]
+        rows += sorted(best, key=lambda row: row[3])
+    return rows
+
+
 def importance(case):
     scores, means, others, mean_all = oracle(case.z, case.style)
     return list(_by_concept(case, {c: (scores[c], means[c], others[c], mean_all) for c in scores}))
