@@ -5,6 +5,7 @@ Run as `python -m minicanvas.measure --seeds 5 --steps 20 --grid out.png`.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -116,24 +117,21 @@ def table(result: Result, canvas: Canvas = SMALL) -> str:
 
 
 def confusions(result: Result, canvas: Canvas = SMALL) -> str:
-    """Return as lines of text how often what was asked for was taken for something else: every pair
-    of look-alikes, then whatever else was mistaken; empty where there is neither."""
+    """Return as lines of text what was taken for something else, and how often; look-alikes first.
+    Empty where nothing was."""
     lines = []
-    listed = {(a, b) for group in canvas.look_alikes for a in group for b in group if a != b}
+    alike = {(a, b) for group in canvas.look_alikes for a in group for b in group if a != b}
     for asked, found in (
         (result.styles, result.found_styles),
         (result.objects, result.found_objects),
     ):
-        for one in dict.fromkeys(asked.tolist()):
-            rows = asked == one
-            for other in canvas.style_labels + canvas.objects:
-                n = int((rows & (found == other)).sum())
-                if one != other and (n or (one, other) in listed):
-                    kind = "look-alike" if (one, other) in listed else ""
-                    share = n / rows.sum()
-                    lines.append((kind == "", -share, f"{one:12}{other:12}{share:8.3f}  {kind}"))
+        for pair, n in Counter(zip(asked.tolist(), found.tolist(), strict=True)).items():
+            one, other = pair
+            if one != other:
+                share, kind = n / (asked == one).sum(), "look-alike" if pair in alike else ""
+                lines.append((kind == "", -share, f"{one:12}{other:12}{share:8.3f}  {kind}"))
     header = f"{'asked for':12}{'found':12}{'share':>8}"
-    return "\n".join([header, *(line for *_, line in sorted(lines))] if lines else [])
+    return "\n".join([header, *(line.rstrip() for *_, line in sorted(lines))] if lines else [])
 
 
 def _line(name: str, result: Result, rows: np.ndarray) -> str:

@@ -27,14 +27,14 @@ def test_accuracies_are_those_of_the_pictures_asked_for():
 
 def test_look_alikes_come_first_and_other_mistakes_after_them():
     lines = [line.split() for line in confusions(SHOWN, LARGE).splitlines()]
-    assert lines[:3] == [
+    assert lines == [
         ["asked", "for", "found", "share"],
         ["ink", "sketch", "0.500", "look-alike"],
         ["cat", "fox", "0.333", "look-alike"],
+        ["neon", "night", "1.000"],
+        ["cat", "house", "0.333"],
     ]
-    assert ["ink", "engraving", "0.000", "look-alike"] in lines
-    assert lines[-2:] == [["neon", "night", "1.000"], ["cat", "house", "0.333"]]
 
 
-def test_without_look_alikes_and_mistakes_there_is_nothing_to_list():
+def test_without_mistakes_there_is_nothing_to_list():
     assert confusions(result(*[["neon"] * 4] * 2, *[["cat"] * 4] * 2)) == ""

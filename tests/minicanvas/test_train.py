@@ -80,7 +80,7 @@ def test_every_stage_leaves_what_ships_of_another_benchmark_and_size(trained):
 def test_what_was_trained_is_measured(trained):
     said = (trained.out / "accuracy.txt").read_text()
     assert "judge, held-out: style " in said and "judge, through the autoencoder: style " in said
-    assert "all styled" in said and "look-alike" in said
+    assert "all styled" in said and "asked for" in said
     with Image.open(trained.out / "grid.png") as picture:
         assert picture.size == (2 * 64, 3 * 64)
 
