@@ -1,12 +1,13 @@
 """What every command and question that reads costs, and how it grows with shards and with rows.
 
-python benchmarks/scale.py DIRECTORY                    all of it, an hour on a quiet machine
-python benchmarks/scale.py DIRECTORY --scales 1 10 --rows 0.1 0.3 --only sql --seconds 300
-python benchmarks/scale.py DIRECTORY --record           write what was measured into the results
+python benchmarks/scale.py DIRECTORY                    all of it, hours on a quiet machine
+python benchmarks/scale.py DIRECTORY --scales 1 10 --rows 0.1 1 --only sql --seconds 300
+python benchmarks/scale.py DIRECTORY --record NOTE      write what was measured into the results
+python benchmarks/scale.py DIRECTORY --page             put the last results into docs/scale.md
 
 Stores of 1, 10 and 100 times the published number of shards of ``samples`` (5,200, of 16 rows; at
-100 × the files of a style are one file of many names), and of statistics a tenth, three tenths, 1
-and 3 times the published rows (benchmarks/large_store.py; 188 million), made in DIRECTORY. Each
+100 × the files of a style are one file of many names), and of statistics a tenth, 1, 3 and 10 times
+the published rows (benchmarks/large_store.py; 188 million), made in DIRECTORY. Each
 command runs in a process of its own and is watched from outside (scaling/watch.py). What is
 measured is kept in DIRECTORY/scale.jsonl and not measured again, so this can be called in pieces;
 at the end the tables are printed. ``--former``: the same by a checkout of another version, over the
@@ -26,13 +27,12 @@ from typing import Any, NamedTuple
 
 import large_store
 from scaling.many_shards import SHARDS, as_former, make_shards
+from scaling.page import write_page
 from scaling.tasks import Task, row_peers, row_tasks, shard_peers, shard_tasks
 from scaling.watch import run
 
 LINKED = 100
 """times the published number of shards from which on files are links"""
-LIMIT_S = 240.0
-"""after which a command is stopped"""
 GROW = ("cpu", "mb", "files", "read_mb")
 TOLD = ("kind", "scale", "version", "name")
 """what tells a measurement apart"""
@@ -67,7 +67,7 @@ def jobs(place: Place, former: Path | None) -> Iterator[tuple[str, Path, Path, T
     for task in chain(place.tasks(place.root), place.peers(place.root)):
         yield "now", here, place.root, task
     if former is not None and place.scale < LINKED:
-        old = as_former(place.root) if place.kind == "shards" else place.root
+        old = as_former(place.root)
         for task in place.tasks(old):
             if task.former:
                 yield "0.1", former, old, task
@@ -75,17 +75,19 @@ def jobs(place: Place, former: Path | None) -> Iterator[tuple[str, Path, Path, T
 
 def measure(task: Task, root: Path, *, code: Path, cache: Path) -> Row:
     """Return the figures of a task: of its second run, or of its only one."""
+    if task.fresh:
+        shutil.rmtree(cache, ignore_errors=True)
     if not task.copied:
-        took = run(task.argv, root, code=code, cache=cache, limit=LIMIT_S)
-        if task.once or "failed" in took:
+        took = run(task.argv, root, code=code, cache=cache, limit=task.limit)
+        if task.once or task.fresh or "failed" in took:
             return took
-        return run(task.argv, root, code=code, cache=cache, limit=LIMIT_S)
+        return run(task.argv, root, code=code, cache=cache, limit=task.limit)
     copy = root.with_name(f"{root.name}-copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(root, copy)
     try:
         argv = [str(copy) if word == str(root) else word for word in task.argv]
-        return run(argv, copy, code=code, cache=cache, limit=LIMIT_S)
+        return run(argv, copy, code=code, cache=cache, limit=task.limit)
     finally:
         shutil.rmtree(copy)
 
@@ -116,7 +118,7 @@ def tables(rows: Iterable[Row]) -> str:
     """Return the figures as Markdown tables: what was measured, and the law of growth."""
     rows = sorted(rows, key=lambda r: (r["kind"], r["name"], r["version"], r["scale"]))
     lines = [
-        "| | × | version | s | processor s | MB | files opened | MB read | MB hashed |",
+        "| | × | version | s | processor s | MB | files opened | MB read | MB of files hashed |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
@@ -127,7 +129,7 @@ def tables(rows: Iterable[Row]) -> str:
         seconds = f"{row['s']:.2f}" if row["others"] < row["s"] / 10 else ""
         files = "too many to count" if row["files"] is None else f"{row['files']:,}"
         numbers = [f"{row['cpu']:.2f}", f"{row['mb']:,.0f}", files]
-        numbers += [f"{row[key]:,.1f}" for key in ("read_mb", "hashed_mb")]
+        numbers += [f"{row.get(key, math.nan):,.1f}" for key in ("read_mb", "files_hashed_mb")]
         lines.append(f"{start} {seconds} | {' | '.join(numbers)} |")
     lines += ["", "Grows with size to the power:", ""]
     lines += ["| | version | processor s | MB | files | MB read |", "|---|---|---:|---:|---:|---:|"]
@@ -158,18 +160,21 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--scales", type=float, nargs="*", default=[1, 10, 100])
-    parser.add_argument("--rows", type=float, nargs="*", default=[0.1, 0.3, 1, 3])
+    parser.add_argument("--rows", type=float, nargs="*", default=[0.1, 1, 3, 10])
     parser.add_argument("--former", type=Path, help="a checkout of version 0.1 (16584f0)")
     parser.add_argument("--only", default="", help="tasks whose name contains this")
     parser.add_argument("--again", action="store_true", help="also what was measured")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin none after these")
     parser.add_argument("--record", metavar="NOTE", help="write the results, with this beside them")
+    parser.add_argument("--page", action="store_true", help="only write docs/scale.md anew")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure what was not yet, and print the tables."""
     options, began = parse(), time.monotonic()
+    if options.page:
+        return write_page()
     directory: Path = options.directory
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "scale.jsonl"
@@ -184,7 +189,7 @@ def main() -> None:
                 continue
             if time.monotonic() - began > options.seconds:
                 break
-            cache = directory / f"cache-{version}"
+            cache = directory / f"cache-{version}-{place.kind}"
             row = {**told, **measure(task, root, code=code, cache=cache)}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

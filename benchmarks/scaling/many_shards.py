@@ -13,6 +13,7 @@ import pyarrow as pa
 from featurestore import Store
 from featurestore.format import durable
 from featurestore.format.canonical import sample_id, sealed, shard_name
+from featurestore.format.ledger import DERIVED
 from featurestore.format.parquet import layout
 from featurestore.format.records import Record
 from featurestore.format.schemas import samples_schema
@@ -98,15 +99,18 @@ def _first_shard(root: Path, number: int, style: int) -> tuple[Record, Path]:
 
 
 def as_former(root: Path) -> Path:
-    """Return a store of the same files whose records version 0.1 reads."""
+    """Return a store of the same files whose records version 0.1 reads, without the tables that it
+    does not know."""
     former = root.with_name(f"{root.name}-former")
     if not (former / "whole").exists():
         shutil.rmtree(former, ignore_errors=True)
-        shutil.copytree(root, former)
+        later = shutil.ignore_patterns(".work", "SHA256SUMS", *DERIVED)
+        shutil.copytree(root, former, ignore=later, copy_function=os.link)
         for path in (former / "manifest").rglob("*.json"):
             body = json.loads(path.read_bytes())
             for key in ("contents", "sha256"):
                 body.pop(key, None)
             path.unlink()
             path.write_bytes(sealed(body | {"format_version": 1}))
+        (former / "whole").touch()
     return former

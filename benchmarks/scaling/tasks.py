@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore import Store
-from queries.questions import Question, questions
+from queries.questions import MADE, SCOPE, Question, questions
 from scaling.many_shards import shard_of
 
 
@@ -23,16 +23,27 @@ class Task:
     copied: bool = False
     """whether it changes the store, and is given a copy"""
     files: bool = True
-    """whether it opens every file, which 520,000 are too many of"""
+    """whether it opens few files: with 520,000 others are left out"""
+    fresh: bool = False
+    """whether it is measured with nothing remembered from before"""
+    limit: float = 240.0
+    """seconds of the processors after which it is stopped"""
 
 
 WHOLE_TABLES = (
     "sums", "totals", "feature_masks", "feature_samples", "feature_steps", "importance",
     "importance_one_vs_max", "importance_log_ratio", "importance_auroc", "feature_names",
-    "random_control", "concepts", "sample_totals",
+    "random_control", "concepts", "pairs", "feature_sums", "best_sums", "best_step_sums",
+    "sample_totals", *SCOPE, *MADE,
 )  # fmt: skip
-"""questions that answer with a row for every feature, concept and step: what they cost is their
-answer; the tables that are kept are measured where they are made"""
+"""questions that answer with a row for every feature, concept and step, or are parts of others:
+what they cost is their answer (17 GB of memory for ``pairs`` at the published size); the tables
+that are kept are measured where they are made"""
+FORMER = (
+    "selection", "best_features", "bootstrap", "overlap", "timestep_profile", "feature_card",
+    "top_samples", "dead_features", "dense_features", "coactivation", "drift", "compare_stores",
+)  # fmt: skip
+"""questions that version 0.1 has too, whole tables left out"""
 LEFT_OUT = ("top_positions", "feature_map", "position_features", "compare_saes")
 """questions that read features of ``codes``, which the large store leaves out; and the one that
 compares every two features that fire together, for which 20,480 latents twice are too many"""
@@ -42,9 +53,14 @@ _APPEND = (
     "one = {n: pa.array(['cond'] if n == 'branch' else [1], STATS.field(n).type) for n in STATS.names}; "
     "s.append('stats/x', str(os.getpid()), pa.table(one, schema=STATS), [os.getpid()], made_by={})"
 )
-_AGAIN = (
-    "from queries.derived.{0} import keep_{0}; "
-    "[s.remove(r) for k in {1} for r in s.records(k + '/s')]; keep_{0}(s, 's')"
+_SUMS = (
+    "from queries.derived.sums import find_sums; "
+    "[s.remove(r) for k in ('totals', 'sums') for r in s.records(k + '/s') "
+    "if r.shard.startswith('{0}-')]; find_sums(s, 's', '{0}', 'cond')"
+)
+_BY_FEATURE = (
+    "from queries.derived.by_feature import BY_FEATURE, keep_by_feature; "
+    "[s.remove(r) for k in BY_FEATURE for r in s.records(k + '/s')]; keep_by_feature(s, 's')"
 )
 _DUCKDB = (
     "import sys, duckdb; f = sys.argv[1]; "
@@ -97,17 +113,19 @@ def shard_tasks(root: Path) -> Iterator[Task]:
     yield Task("open", ["-c", _OPEN, store], True)
     yield Task("tables", ["-c", _OPEN + "s.tables()", store], True)
     yield Task("append one shard", ["-c", _OPEN + _APPEND, store])
+    counted = [*sql, "select count(*) from samples"]
+    yield Task("sql: count(*), the first time", counted, fresh=True, limit=7200)
     yield Task("records", ["-c", _OPEN + "assert len(s.records('samples'))", store], True)
     resumed = _OPEN + "assert len(s.committed_samples('samples'))"
     yield Task("collect's resume: committed samples", ["-c", resumed, store], True)
     yield Task("info", [*command, "info", store], True)
-    yield Task("sql: count(*)", [*sql, "select count(*) from samples"], True)
+    yield Task("sql: count(*)", counted, True)
     yield Task("sql: one sample", [*sql, where], True)
     style = "select count(prompt) from samples where style = 'style 7'"
     yield Task("sql: one style", [*sql, style], True)
     rows = "select style, count(prompt) from samples group by style order by style"
     yield Task("sql: every row", [*sql, rows], True, files=False)
-    yield Task("verify", [*command, "verify", store], files=False)
+    yield Task("verify", [*command, "verify", store], True, files=False)
     yield Task("repair --dry-run", [*command, "repair", store, "--dry-run"], files=False)
     packed = str(root.parent / "packed.tar.zst")
     yield Task("pack", [*command, "pack", store, packed], once=True, files=False)
@@ -118,24 +136,24 @@ def row_tasks(root: Path) -> Iterator[Task]:
     """Yield what is asked of a store of many rows of statistics."""
     store, command = str(root), ["-m", "featurestore"]
     sample = Store.open(root).records("stats/s")[0].sample_ids[2]
-    derived = {"sums": ["sums", "totals"], "by_feature": ["feature_masks", "feature_samples", "feature_steps"]}  # fmt: skip
-    for kind, tables in derived.items():
-        again = _OPEN + _AGAIN.format(kind, tables)
-        yield Task(f"make {kind.replace('_', ' ')}", ["-c", again, store], once=True)
+    made = {f"sums of {family}": _SUMS.format(family) for family in ("style", "object")}
+    for what, code in {**made, "tables by feature": _BY_FEATURE}.items():
+        yield Task(f"make {what}", ["-c", _OPEN + code, store], once=True, limit=7200)
     yield Task("open", ["-c", _OPEN, store], True)
     yield Task("info", [*command, "info", store], True)
-    yield Task("verify", [*command, "verify", store])
+    yield Task("verify", [*command, "verify", store], True)
     sql = [*command, "sql", store]
     yield Task("sql: one sample of stats", [*sql, f"select sum(sum) from stats where sample_id = {sample}"], True)  # fmt: skip
     yield Task("sql: all of stats", [*sql, "select sum(n_positions) from stats"], True)
     about = ["--sae", "s", "--concept", "style=style 7"]
     out = str(root.parent / "selection.json")
-    yield Task("export: one concept", [*command, "export", store, *about, "-o", out])
+    yield Task("export: one concept", [*command, "export", store, *about, "-o", out], True)
     picture = str(root.parent / "plot.png")
-    yield Task("plot: lines", [*command, "plot", store, *about, "-o", picture])
+    yield Task("plot: lines", [*command, "plot", store, *about, "-o", picture], True)
     for question in questions().values():
         if question.name not in (*WHOLE_TABLES, *LEFT_OUT):
-            yield Task(f"query: {question.name}", _ask(question, store, sample))
+            asked, former = _ask(question, store, sample), question.name in FORMER
+            yield Task(f"query: {question.name}", asked, former)
 
 
 def _ask(question: Question, store: str, sample: int) -> list[str]:

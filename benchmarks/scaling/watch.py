@@ -16,33 +16,34 @@ from typing import Any
 INSIDE = """
 import atexit, hashlib, os, runpy, sys
 from pathlib import Path
-counted = [0]
+counted = [0, 0]
 
 def counting(make):
     class Counted:
         def __init__(self, data=b"", **options):
-            self._own, self.digest_size = make(**options), 32
-            self.update(data)
-        def update(self, data):
+            self._own, self.digest_size = make(data, **options), 32
             counted[0] += memoryview(data).nbytes
+        def update(self, data):
+            counted[1] += memoryview(data).nbytes
             self._own.update(data)
         def __getattr__(self, name):
             return getattr(self._own, name)
     return Counted
 
 def file_digest(file, *how, whole=hashlib.file_digest):
-    counted[0] += os.fstat(file.fileno()).st_size
+    counted[1] += os.fstat(file.fileno()).st_size
     return whole(file, *how)
 
 hashlib.sha256, hashlib.file_digest = counting(hashlib.sha256), file_digest
-atexit.register(lambda to=sys.argv[1]: Path(to).write_text(str(counted[0])))
+atexit.register(lambda to=sys.argv[1]: Path(to).write_text("%d %d" % tuple(counted)))
 kind, what, *sys.argv[1:] = sys.argv[2:]
 if kind == "-m":
     runpy.run_module(what, run_name="__main__", alter_sys=True)
 else:
     exec(what, {"__name__": "__main__"})
 """
-"""runs ``-m module …`` or ``-c code …`` and writes down how many bytes it hashed"""
+"""runs ``-m module …`` or ``-c code …`` and writes down how many bytes it hashed: at once, as
+records and keys are, and in pieces or as a file, as the files of tables are"""
 _OPEN, _OVERFLOW, _DIRECTORY, _EVENT = 0x20, 0x4000, 0x40000000, struct.Struct("iIII")
 _TICK = os.sysconf("SC_CLK_TCK")
 _PEAK = re.compile(r"VmHWM:\s+([0-9]+)")
@@ -90,7 +91,8 @@ class Opened(threading.Thread):
 
 
 class Tree(threading.Thread):
-    """Looks, a hundred times per second, at what a process and its children take."""
+    """Looks at what a process and its children take: a hundred times per second, and less often
+    the longer they run, as it takes time itself."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -101,10 +103,11 @@ class Tree(threading.Thread):
 
     def run(self) -> None:
         """Look until :meth:`stop` is called."""
+        began = time.monotonic()
         while not self._end.is_set():
             for pid in _family(self._pid):
                 self._look(pid)
-            time.sleep(0.01)
+            self._end.wait(min(1.0, max(0.01, (time.monotonic() - began) / 200)))
 
     def _look(self, pid: int) -> None:
         try:
@@ -117,6 +120,10 @@ class Tree(threading.Thread):
             self._peak[pid] = int(peak[1])
         self._cpu[pid] = (int(spent[11]) + int(spent[12])) / _TICK
         self._read[pid] = int(read[1])
+
+    def spent(self) -> float:
+        """Return the processor seconds of all so far."""
+        return sum(list(self._cpu.values()))
 
     def stop(self) -> dict[str, float]:
         """Return megabytes at most and megabytes read, by all, and what the children spent."""
@@ -149,12 +156,26 @@ def _children_seconds() -> float:
     return times.children_user + times.children_system
 
 
+def _within(limit: float, process: "subprocess.Popen[bytes]", tree: Tree) -> tuple[bytes, bytes]:
+    """Return what a process wrote; it is ended when it has had so many seconds of the processors,
+    which other processes cannot take from it as they do those of the clock."""
+    while True:
+        try:
+            return process.communicate(timeout=1)
+        except subprocess.TimeoutExpired:
+            if tree.spent() > limit:
+                process.kill()
+                process.communicate()
+                return b"", f"more than {limit:.0f} processor s".encode()
+
+
 def run(argv: list[str], root: Path, *, code: Path, cache: Path, limit: float) -> dict[str, Any]:
     """Run a command over a store in a new process, and return what it took.
 
     Seconds, those of the processors, and those that other processes had meanwhile; megabytes of
-    memory at most, read (libraries among them), and hashed; files of the store that were opened;
-    the first digits of the hash of what it printed. Or ``failed``: its last line, or the limit.
+    memory at most, read (libraries among them), hashed of records and the like, and of the files
+    of tables; files of the store that were opened; the first digits of the hash of what it printed.
+    Or ``failed``: its last line, or the limit.
     """
     environment = {**os.environ, "PYTHONPATH": str(code), "FEATURESTORE_CACHE": str(cache)}
     told = root.parent / f"hashed-{os.getpid()}.txt"
@@ -168,19 +189,15 @@ def run(argv: list[str], root: Path, *, code: Path, cache: Path, limit: float) -
     ) as process:  # fmt: skip
         tree = Tree(process.pid)
         tree.start()
-        try:
-            out, err = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = b"", f"more than {limit:.0f} s".encode()
-            process.wait()
+        out, err = _within(limit, process, tree)
     seconds = time.perf_counter() - began
     found, files = tree.stop(), opened.count()
     cpu = _children_seconds() - spent + found.pop("children")
     if process.returncode:
         return {"failed": (err.decode(errors="replace").strip().splitlines() or [""])[-1][:200]}
+    records, data = map(int, told.read_text(encoding="ascii").split())
     figures = {
         "s": seconds, "cpu": cpu, "others": busy_seconds() - before - cpu, **found,
-        "hashed_mb": int(told.read_text(encoding="ascii")) / 1e6, "files": files,
+        "records_hashed_mb": records / 1e6, "files_hashed_mb": data / 1e6, "files": files,
     }  # fmt: skip
     return {**figures, "answer": hashlib.sha256(out).hexdigest()[:12]}

@@ -8,13 +8,16 @@ from typing import Any
 from featurestore.format.gate import parse_json
 from featurestore.vocabulary import TEXT_ENCODERS
 
+_SEAL = "sha256"
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
 
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, no spaces and unescaped UTF-8; NaN and infinity raise
     ValueError."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _ENCODER.encode(value)
 
 
 def sha256_text(text: str) -> str:
@@ -24,8 +27,15 @@ def sha256_text(text: str) -> str:
 
 def sealed(fields: Mapping[str, Any]) -> bytes:
     """Return the fields as one line of canonical JSON with their own checksum under ``sha256``."""
-    body = dict(fields)
-    return (canonical_json({**body, "sha256": sha256_text(canonical_json(body))}) + "\n").encode()
+    # Keys are sorted, so the checksum stands between two parts of the text that it is of.
+    before = canonical_json({key: fields[key] for key in fields if key < _SEAL})[1:-1]
+    after = canonical_json({key: fields[key] for key in fields if key > _SEAL})[1:-1]
+    digest = sha256_text(_object(before, after))
+    return (_object(before, f'"{_SEAL}":"{digest}"', after) + "\n").encode()
+
+
+def _object(*members: str) -> str:
+    return "{" + ",".join(filter(None, members)) + "}"
 
 
 def unsealed(data: bytes) -> dict[str, Any] | None:
@@ -36,12 +46,9 @@ def unsealed(data: bytes) -> dict[str, Any] | None:
         MalformedError: it is not JSON.
     """
     body = parse_json(data)
-    if (
-        not isinstance(body, dict)
-        or sealed({k: v for k, v in body.items() if k != "sha256"}) != data
-    ):
+    if not isinstance(body, dict) or sealed(body) != data:
         return None
-    del body["sha256"]
+    del body[_SEAL]
     return body
 
 

@@ -80,19 +80,15 @@ def _is_holds(holds: Any) -> bool:
 
 
 def _are_values(values: list[Any]) -> bool:
-    def fits(value: Any) -> bool:
-        return (
-            value is None
-            or (isinstance(value, str) and len(value) <= _MAX_TEXT)
-            or (type(value) is int and abs(value) <= MAX_INT)
-        )
-
-    return (
-        len(values) <= MOST_VALUES
-        and all(map(fits, values))
-        and len(set(values)) == len(values)
-        and len({type(value) for value in values if value is not None}) <= 1
-    )
+    told = [value for value in values if value is not None]
+    kinds = set(map(type, told))
+    if len(values) > MOST_VALUES or len(values) - len(told) > 1:
+        return False
+    if kinds == {str}:
+        fits = max(map(len, told)) <= _MAX_TEXT
+    else:
+        fits = not told or (kinds == {int} and max(map(abs, told)) <= MAX_INT)
+    return fits and len(set(told)) == len(told)
 
 
 _FIELDS = {

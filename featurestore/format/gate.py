@@ -47,7 +47,10 @@ def parse_json(data: bytes | str) -> Any:
         raise MalformedError(f"byte {error.start} is not UTF-8") from error
     except ValueError as error:
         raise MalformedError(f"it is not JSON ({error})") from error
-    _check_tree(value)
+    # A record in ASCII has fewer brackets than may be nested: there is nothing to look for.
+    plain = text.isascii() and "\\u" not in text
+    if not plain or text.count("{") + text.count("[") >= MAX_DEPTH:
+        _check_tree(value)
     return value
 
 
@@ -115,6 +118,19 @@ def whole(least: int, most: int = MAX_INT, optional: bool = False) -> Field:
     )
 
 
+def distinct_numbers(most: int, said: str) -> Field:
+    """Return a field that holds a list of whole numbers from 0, none of them twice."""
+    return Field(
+        lambda value: (
+            isinstance(value, list)
+            and set(map(type, value)) <= {int}
+            and (not value or (min(value) >= 0 and max(value) <= most))
+            and len(set(value)) == len(value)
+        ),
+        said,
+    )
+
+
 def real(limit: float, optional: bool = False) -> Field:
     """Return a field that holds a finite number of at most ``limit`` in magnitude."""
     return Field(
@@ -165,9 +181,10 @@ def closed(body: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise MalformedError(f"{short(body)} stands where an object is expected")
-    lacking = [name for name, field in fields.items() if name not in body and not field.optional]
-    if lacking:
-        raise MalformedError(f"it lacks {', '.join(lacking)}")
+    if body.keys() != fields.keys():
+        missing = [name for name, field in fields.items() if name not in body]
+        if lacking := [name for name in missing if not fields[name].optional]:
+            raise MalformedError(f"it lacks {', '.join(lacking)}")
     for name, value in body.items():
         if name not in fields:
             raise MalformedError(f"it has a field {name[:60]!r}, which nothing knows")
@@ -191,9 +208,12 @@ def inside(root: Path, relative: str | PurePosixPath) -> Path:
     Raises:
         DamageError: it is, or lies behind, a symbolic link.
     """
-    path = os.fspath(root)
-    for part in PurePosixPath(relative).parts:
-        assert part not in ("..", "/"), "checked before"
+    path, names = os.fspath(root), os.fspath(relative)
+    assert not names.startswith("/"), "checked before"
+    for part in names.split("/"):
+        assert part != "..", "checked before"
+        if part in ("", "."):
+            continue
         path = os.path.join(path, part)  # noqa: PTH118
         if os.path.islink(path):  # noqa: PTH114
             raise DamageError(
@@ -210,7 +230,12 @@ def read_inside(root: Path, relative: str | PurePosixPath, limit: int) -> bytes:
         DamageError: it is missing, cannot be read, is not a regular file, lies behind a symbolic
             link, or has more than ``limit`` bytes.
     """
-    path = inside(root, relative)
+    return read_placed(inside(root, relative), limit)
+
+
+def read_placed(path: Path | str, limit: int) -> bytes:
+    """Return the bytes of a regular file at whose directory :func:`inside` has looked; raises as
+    :func:`read_inside`, and reads no link."""
     try:
         return read_regular(path, limit)
     except MalformedError as error:
@@ -219,7 +244,7 @@ def read_inside(root: Path, relative: str | PurePosixPath, limit: int) -> bytes:
         raise DamageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path | str, limit: int) -> bytes:
     """Return the bytes of a regular file that has at most ``limit`` of them; a pipe is not waited
     for.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from featurestore.errors import DamageError, TableError, VersionError
@@ -13,8 +13,11 @@ from featurestore.format.gate import (
     Field,
     MalformedError,
     closed,
+    distinct_numbers,
+    inside,
     list_of,
     read_inside,
+    read_placed,
     real,
     text,
     whole,
@@ -70,7 +73,7 @@ _FIELDS = {
     "shard": Field(lambda shard: isinstance(shard, str) and is_name(shard), "a shard's name"),
     "schema": text("([0-9a-f]{16})?", "16 hexadecimal digits"),
     "rows": whole(0),
-    "sample_ids": list_of(whole(0, MAX_INT), "a list of distinct sample ids", distinct=True),
+    "sample_ids": distinct_numbers(MAX_INT, "a list of distinct sample ids"),
     "files": Field(lambda files: isinstance(files, list) and bool(files), "a list of files"),
     "made_by": Field(_is_made_by, "an object, with words and settings where those belong"),
 }
@@ -139,7 +142,7 @@ def _check_paths(table: str, shard: str, paths: list[str]) -> None:
         raise MalformedError(f"its files are {', '.join(paths)}, expected {', '.join(needed)}")
 
 
-def parse_sealed(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
+def parse_sealed(data: bytes, path: Path | str) -> tuple[dict[str, Any], int]:
     """Return the fields of a file of sealed JSON, after its checksum and its format, and its
     version; ``path`` is its own.
 
@@ -193,11 +196,16 @@ def read_record(root: Path, table: str, shard: str) -> Record:
         DamageError: it is not what was written, or not a record of this shard.
         VersionError: it has another format version.
     """
-    location = PurePosixPath("manifest", table, f"{shard}.json")
-    return record_from(read_inside(root, location, MAX_RECORD_BYTES), root / location, table, shard)
+    return read_placed_record(inside(root, f"manifest/{table}/{shard}.json"), table, shard)
 
 
-def record_from(data: bytes, path: Path, table: str, shard: str) -> Record:
+def read_placed_record(path: Path | str, table: str, shard: str) -> Record:
+    """Read a shard's commit record in a directory that was looked at; raises as
+    :func:`read_record`."""
+    return record_from(read_placed(path, MAX_RECORD_BYTES), path, table, shard)
+
+
+def record_from(data: bytes, path: Path | str, table: str, shard: str) -> Record:
     """Return the record that ``path`` holds, as :func:`read_record` does; raises as it does."""
     try:
         record = parse_record(*parse_sealed(data, path))

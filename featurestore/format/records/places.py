@@ -107,11 +107,10 @@ def record_entries(root: Path, table: str) -> "Iterator[tuple[str, os.DirEntry[s
         if not entry.name.endswith(".json") or entry.name.startswith("."):
             continue
         shard = entry.name.removesuffix(".json")
-        path = PurePosixPath("manifest", table, entry.name)
         if entry.is_symlink():
-            inside(root, path)
+            inside(root, f"manifest/{table}/{entry.name}")
         if not is_name(shard):
-            raise DamageError(f"{root / path}: no shard can have this name")
+            raise DamageError(f"{root}/manifest/{table}/{entry.name}: no shard can have this name")
         yield shard, entry
 
 

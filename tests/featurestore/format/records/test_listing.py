@@ -10,7 +10,7 @@ from featurestore import Store
 from featurestore.errors import DamageError
 from featurestore.format import verified
 from featurestore.format.contents import Contents, Part
-from featurestore.format.records import FileEntry, Record, listing, read_record
+from featurestore.format.records import FileEntry, Record, listing, parsing
 
 IDS = tuple(range(5))
 
@@ -50,9 +50,11 @@ def store(tmp_path):
 def read(monkeypatch):
     """The shards whose records were read from their own files."""
     seen = []
-    monkeypatch.setattr(
-        listing, "read_record", lambda *where: seen.append(where[2]) or read_record(*where)
-    )
+    for name in ("read_record", "read_placed_record"):
+        reads = getattr(parsing, name)
+        monkeypatch.setattr(
+            listing, name, lambda *where, reads=reads: seen.append(where[2]) or reads(*where)
+        )
     return seen
 
 
@@ -63,6 +65,20 @@ def test_records_are_read_once_and_are_the_same(store, cache, read):
     assert [r.version for r in again] == [r.version for r in first] == [2, 1] * 5
     assert again == first and len(read) == 10
     assert [hash(r.files) for r in first] == [hash(r.files) for r in store.records("samples")]
+
+
+def test_a_snapshot_is_written_without_what_imports_pandas(store, cache, read, monkeypatch):
+    for name in ("array", "table", "scalar"):
+        monkeypatch.delattr(pa, name)
+    first = store.records("samples")
+    assert store.records("samples") == first and len(read) == 10
+
+
+def test_a_first_look_holds_no_more_in_memory_than_a_second(store, cache, read):
+    """Of each record only what is asked for, made of the snapshot's columns: a fifth of it."""
+    for records in (store.records("samples"), store.records("samples")):
+        assert all("files" not in one.__dict__ for one in records)
+        assert [one.files for one in records] == [record(n).files for n in range(10)]
 
 
 def test_what_is_new_changed_or_gone_is_seen(store, cache, read):
