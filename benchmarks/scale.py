@@ -126,7 +126,7 @@ def tables(rows: Iterable[Row]) -> str:
         if "failed" in row:
             lines.append(f"{start} {row['failed']} | | | | | |")
             continue
-        seconds = f"{row['s']:.2f}" if row["others"] < row["s"] / 10 else ""
+        seconds = f"{row['s']:.2f}" if row.get("others", math.inf) < row["s"] / 10 else ""
         files = "too many to count" if row["files"] is None else f"{row['files']:,}"
         numbers = [f"{row['cpu']:.2f}", f"{row['mb']:,.0f}", files]
         numbers += [f"{row.get(key, math.nan):,.1f}" for key in ("read_mb", "files_hashed_mb")]
