@@ -3,7 +3,8 @@
 -- The features of best_scores.sql. A feature is among the best of a step if its score is positive
 -- and one of the $top largest; of equal scores the smaller feature comes first.
 --
--- Relations: best_scores, the result of best_scores.sql; importance, the result of importance.sql.
+-- Relations: best_scores, the result of best_scores.sql; importance, the result of importance.sql
+-- over step_candidates.sql.
 -- Parameters: $top.
 -- Columns: concept, feature, mean_score, best_score, best_timestep (where the score is largest; of
 -- several the first), n_steps_in_top.
