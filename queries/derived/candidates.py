@@ -111,8 +111,8 @@ def _rows(store: Store, found: Found, kind: str) -> Iterator[pa.Table]:
     same = {"family": scope.family, "branch": scope.branch}
     with DuckDB(MEMORY).open(relations) as run:
         # A mean is over all steps; the best of a step are the same in any window.
-        rows_per_step = len(scope.concepts) * top if kind == "step_candidates" else 0
-        for window in windows(scope, rows_per_step, _ROWS_AT_ONCE):
+        by_step = windows(scope, len(scope.concepts) * top, _ROWS_AT_ONCE)
+        for window in [ALL_STEPS] if kind == "candidates" else by_step:
             rows = run(whole_sql(asked), {**values, **window})
             for name, value in same.items():
                 rows = rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
