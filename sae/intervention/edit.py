@@ -58,12 +58,12 @@ class At(NamedTuple):
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
-    """Return the fused kernels for a device; None unless it is CUDA with Triton."""
+    """Return :mod:`sae.intervention.fused` for a device; None unless it is CUDA with Triton."""
     if not has_kernels(device):
         return None
-    from sae.intervention import kernels
+    from sae.intervention import fused
 
-    return kernels
+    return fused
 
 
 class Editor:
@@ -153,7 +153,8 @@ class Editor:
                 return None
         if kernels is not None and fused is not None:
             edited = target.clone(memory_format=torch.contiguous_format)
-            kernels.apply_(self.sae, fused, positions, as_positions(edited[part])[0], lookup)
+            out, _ = as_positions(edited[part])
+            kernels.apply_(self.sae, fused, positions, out, lookup=lookup)
             return edited
         with torch.autocast(
             seen.device.type, enabled=False

@@ -28,7 +28,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def fused_change(sae, rules, x):
     """``x [batch, positions, d_in]`` edited by the kernels, and by the arithmetic that they
     replace."""
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     fused = kernels.fuse(sae, rules)
     assert fused is not None
@@ -126,7 +126,7 @@ def test_one_of_all_latents_and_all_of_them(k):
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
 def test_of_a_schedule_the_step_is_applied_whose_timestep_is_given(architecture):
     """Steps with other numbers of rules and layers, with a mask, and one without any rule."""
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     sae = random_sae(16, 130, 5, architecture=architecture).requires_grad_(False).to(DEVICE)
     generator = torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def test_of_a_schedule_the_step_is_applied_whose_timestep_is_given(architecture)
     for timestep, step in zip(known, steps, strict=True):
         expected, found = x.clone(), x.clone()
         kernels.apply_(sae, step, x, expected)
-        kernels.apply_(sae, schedule, x, found, (known, timestep[None]))
+        kernels.apply_(sae, schedule, x, found, lookup=(known, timestep[None]))
         assert torch.equal(found, expected)
         changed += not torch.equal(found, x)
     assert changed == 3
@@ -154,7 +154,7 @@ def test_of_a_schedule_the_step_is_applied_whose_timestep_is_given(architecture)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_maps_of_half_precision_are_edited_where_they_lie(dtype):
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     sae = random_sae(24, 200, 4).requires_grad_(False).to(DEVICE)
     maps = torch.randn(2, 24, 5, 7, device=DEVICE).to(dtype)
@@ -172,7 +172,7 @@ def test_maps_of_half_precision_are_edited_where_they_lie(dtype):
 
 
 def test_what_the_kernels_cannot_express_is_left_to_the_arithmetic():
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     rules = join([Rule(torch.arange(65), torch.zeros(65), torch.zeros(65))])
     assert kernels.fuse(random_sae(16, 100, 4), rules) is None
@@ -183,13 +183,15 @@ def test_what_the_kernels_cannot_express_is_left_to_the_arithmetic():
 
 @pytest.mark.parametrize("kind", ["paper", "clamp", "replace"])
 def test_pictures_are_the_same_with_the_kernels(model, monkeypatch, kind):
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     edits = [Intervention(strong(model, features=EVERY_THIRD[:5]), kind, -2.0, branch="both")]
     with ablate(model.pipe, edits, saes=make_sae(3)):
         expected = generate(model, RUN, ["a"], [0], output_type="latent")
     calls, apply_ = [], kernels.apply_
-    monkeypatch.setattr(kernels, "apply_", lambda *args: calls.append(args) or apply_(*args))
+    monkeypatch.setattr(
+        kernels, "apply_", lambda *args, **k: calls.append(args) or apply_(*args, **k)
+    )
     monkeypatch.setattr(editing, "kernels_for", lambda device: kernels)
     with ablate(model.pipe, edits, saes=make_sae(3)):
         found = generate(model, RUN, ["a"], [0], output_type="latent")
@@ -205,7 +207,7 @@ def test_on_a_cpu_there_are_no_kernels():
 @pytest.mark.gpu
 def test_an_edit_can_be_recorded_in_a_graph():
     """So nothing in it waits for the host or is decided there."""
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     sae = random_sae(24, 200, 4).requires_grad_(False).to("cuda")
     x = torch.randn(2, 30, 24, device="cuda")
@@ -232,7 +234,7 @@ real, whole, byte = "*fp32", "*i32", "*i8"
 pointers = {"features": whole, "above": whole, "fires": byte, "where": "*u8", "x": "*fp16", "out": "*fp16"}
 numbers = "n positions d_in m k n_layers n_latents n_steps".split()
 sizes = {"BP": 32, "BM": 16, "BK": 32, "BL": 64, "BC": 64, "SPAN": 512, "HAS_MASK": True}
-for kernel, sizes["STEPS"] in itertools.product((kernels._select, kernels._count, kernels._apply), (1, 64)):
+for kernel, sizes["STEPS"] in itertools.product((kernels.select, kernels.count, kernels.apply), (1, 64)):
     fixed = {name: sizes[name] for name in kernel.arg_names if name in sizes}
     strides = [name for name in kernel.arg_names if name.split("_")[0] in ("x", "out") and "_" in name]
     signature = {
@@ -250,5 +252,5 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "ignore", "-c", COMPILED]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    each = [word for name in ("_select", "_count", "_apply") for word in 2 * [name, "True"]]
+    each = [word for name in ("select", "count", "apply") for word in 2 * [name, "True"]]
     assert done.stdout.split() == each, done.stderr

@@ -26,7 +26,7 @@ def call(step, schedule=SCHEDULE, branches=("uncond", "cond")):
 def test_a_recorded_denoiser_edits_as_one_that_is_not(model, monkeypatch):
     """Each step by its own rules, and one without any."""
     pytest.importorskip("triton")
-    from sae.intervention import kernels
+    from sae.intervention import fused as kernels
 
     edits = [
         Intervention(
@@ -38,7 +38,11 @@ def test_a_recorded_denoiser_edits_as_one_that_is_not(model, monkeypatch):
     monkeypatch.setattr(editing, "kernels_for", lambda device: kernels)
     with ablate(model.pipe, edits, saes=make_sae(3)):
         expected = generate(model, RUN, ["a"], [0], output_type="latent")
-        monkeypatch.setattr(kernels, "apply_", lambda *a: lookups.append(a[4]) or apply_(*a))
+        monkeypatch.setattr(
+            kernels,
+            "apply_",
+            lambda *a, lookup: lookups.append(lookup) or apply_(*a, lookup=lookup),
+        )
         monkeypatch.setattr(editing, "is_recorded", lambda device: True)
         found = generate(model, RUN, ["a"], [0], output_type="latent")
     plain = generate(model, RUN, ["a"], [0], output_type="latent")
