@@ -3,6 +3,7 @@ hook, and nnsight.
 
 python benchmarks/ablate.py --saeuron DIR      CPU, float32; DIR is a checkout of SAeUron
 python benchmarks/ablate.py --device cuda --dtype float16
+python benchmarks/ablate.py --rehearse         a tiny UNet, in seconds
 
 The UNet and the SAE (d_in 1280, 20480 latents, k 32) have random weights. A concept has two
 features, those that fire at the most positions; it is present where they exceed the median of their
@@ -26,17 +27,15 @@ from typing import Any
 import torch
 from ablate_contenders import dense, nnsight, ours, saeuron, saeuron_dense
 from ablate_setup import (
-    D_IN,
     HOOK,
-    N_LATENTS,
     RUN,
-    K,
     Setup,
     edited_positions,
     features,
     halves,
     make_setup,
     run,
+    sizes,
 )
 from record import record
 from torch import Tensor
@@ -131,8 +130,10 @@ def main() -> None:
     parser.add_argument("--saeuron", type=Path)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rehearse", action="store_true", help="a tiny UNet, one run")
     options = parser.parse_args()
-    setup = make_setup(options.device, DTYPES[options.dtype], options.batch)
+    dtype = DTYPES[options.dtype]
+    setup = make_setup(options.device, dtype, options.batch, small=options.rehearse)
     absent, one, ten = (
         features(setup, 2, False),
         features(setup, 2, True),
@@ -163,7 +164,7 @@ def main() -> None:
     hooks: dict[str, list[float]] = {name: [] for name in contenders}
     firsts: dict[str, list[float]] = {name: [] for name in contenders}
     calls: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(options.runs):
+    for _ in range(1 if options.rehearse else options.runs):
         for name, attached in contenders.items():
             with attached():
                 if not name.startswith("saeuron"):  # which counts calls: it makes one generation
@@ -190,13 +191,7 @@ def _figures(
     hooks: dict[str, list[float]],
     calls: dict[str, list[float]],
 ) -> dict[str, Any]:
-    shape = {
-        "device": options.device,
-        "dtype": options.dtype,
-        "d_in": D_IN,
-        "n_latents": N_LATENTS,
-        "k": K,
-    }
+    shape = {"device": options.device, "dtype": options.dtype, **sizes(setup)}
     shape["batch"] = setup.batch
     plain = statistics.median(calls["plain"])
     figures: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from ablate_setup import D_IN, FACTOR, HOOK, N_LATENTS, Feature, Features, K, Setup
+from ablate_setup import FACTOR, HOOK, Feature, Features, Setup, sizes
 from torch import Tensor
 
 from featurestore.selection import Selection
@@ -60,7 +60,7 @@ def _selection(setup: Setup, chosen: Features, concept: str) -> Selection:
     )
     return Selection(
         family="style", concept=concept, branch="cond", rule={"top": 2}, model=setup.model.name, hook=HOOK, io="output",
-        model_hash=model_hash(setup.model.pipe.unet), sae="s", sae_hash="s", d_in=D_IN, n_latents=N_LATENTS, k=K, run={},
+        model_hash=model_hash(setup.model.pipe.unet), sae="s", sae_hash="s", **sizes(setup), run={},
         store="", timesteps=tuple(timesteps), rows=table,
     )  # fmt: skip
 
@@ -71,8 +71,9 @@ def saeuron(setup: Setup, chosen: Features) -> Iterator[None]:
     hooks, sae_module, config = (
         importlib.import_module(name) for name in ("utils.hooks", "SAE.sae", "SAE.config")
     )
+    d_in, n_latents, k = sizes(setup).values()
     theirs = sae_module.Sae(
-        D_IN, config.SaeConfig(num_latents=N_LATENTS, k=K), setup.sae.W_enc.device
+        d_in, config.SaeConfig(num_latents=n_latents, k=k), setup.sae.W_enc.device
     )
     with torch.no_grad():
         theirs.encoder.weight.copy_(setup.sae.W_enc)

@@ -10,7 +10,7 @@ from collectors.rows.capture import Captured, capture
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.model import SAE, SAEConfig
 
-HOOK, D_IN, N_LATENTS, K, FACTOR = "unet.up_blocks.1.attentions.1", 1280, 20480, 32, -1.0
+HOOK, FACTOR = "unet.up_blocks.1.attentions.1", -1.0
 
 
 RUN = RunSettings(2, 7.5)
@@ -40,11 +40,19 @@ class Setup(NamedTuple):
     """pictures at once"""
 
 
-def make_setup(device: str, dtype: torch.dtype, batch: int) -> Setup:
-    """Return a pipeline, an SAE, and what the hook sees at each step without any edit."""
+def sizes(setup: Setup) -> dict[str, int]:
+    """Return the sizes of the SAE."""
+    config = setup.sae.config
+    return {"d_in": config.d_in, "n_latents": config.n_latents, "k": config.k}
+
+
+def make_setup(device: str, dtype: torch.dtype, batch: int, *, small: bool = False) -> Setup:
+    """Return a pipeline, an SAE, and what the hook sees at each step without any edit; ``small``:
+    for a rehearsal."""
     torch.manual_seed(0)
-    model = sd15_shape(device, dtype)
-    sae = SAE(SAEConfig(d_in=D_IN, n_latents=N_LATENTS, k=K)).to(device).requires_grad_(False)
+    model = sd15_shape(device, dtype, small=small)
+    d_in, n_latents, k = (32, 256, 8) if small else (1280, 20480, 32)
+    sae = SAE(SAEConfig(d_in=d_in, n_latents=n_latents, k=k)).to(device).requires_grad_(False)
     setup = Setup(model, sae, [], [], batch)
 
     def keep(found: Captured) -> None:
@@ -58,7 +66,7 @@ def make_setup(device: str, dtype: torch.dtype, batch: int) -> Setup:
 
 def halves(values: Tensor) -> Tensor:
     """Return a copy of ``[2 · batch, positions, d_in]`` as it is in :attr:`Setup.x`."""
-    return values.float().reshape(2, -1, D_IN).clone()
+    return values.float().reshape(2, -1, values.shape[-1]).clone()
 
 
 def run(setup: Setup) -> None:

@@ -3,6 +3,7 @@ on the same tensors.
 
 python benchmarks/collect.py              on the included model, CPU
 python benchmarks/collect.py --cuda       Stable Diffusion 1.5's shape, random weights, float16
+python benchmarks/collect.py --rehearse   the same steps on the included model, in seconds
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from record import interleaved, record
 from rows import activation_rows
@@ -32,10 +34,10 @@ from sae.diffusion.pipelines import RunSettings, generate, load_model
 PICTURES, BATCH = 16, 8
 
 
-def sd15_rows(n_samples: int = 4) -> dict[str, pa.Table]:
-    """Return activations of SD-1.5's shape (256 positions of 1280, 50 steps) at two hooks, as a
-    collection holds them."""
-    rng, shape = np.random.default_rng(0), (n_samples, 50, 256, 1280)
+def sd15_rows(n_samples: int = 4, n_steps: int = 50) -> dict[str, pa.Table]:
+    """Return activations of SD-1.5's shape (256 positions of 1280) at two hooks, as a collection
+    holds them."""
+    rng, shape = np.random.default_rng(0), (n_samples, n_steps, 256, 1280)
     drawn = (rng.standard_normal(shape, np.float32).astype(np.float16) for _ in range(2))
     return {
         hook: activation_rows(range(n_samples), values)
@@ -70,7 +72,11 @@ def our_writer(rows: dict[str, pa.Table], out: Path) -> None:
         list(
             pool.map(
                 lambda hook: store.append(
-                    f"activations/{hook}", "0", rows[hook], range(4), made_by={}
+                    f"activations/{hook}",
+                    "0",
+                    rows[hook],
+                    pc.unique(rows[hook]["sample_id"]).to_pylist(),
+                    made_by={},
                 ),
                 rows,
             )
@@ -108,20 +114,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--rehearse", action="store_true", help="two pictures of two steps, once")
     options = parser.parse_args()
     cuda = options.cuda
+    n_pictures, batch, runs = (2, 1, 1) if options.rehearse else (PICTURES, BATCH, options.runs)
     model = sd15_shape("cuda", torch.float16) if cuda else load_model("minicanvas", "cpu")
     hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
-    run = RunSettings(model.steps, model.guidance)
-    prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(PICTURES)]
-    settings = CollectSettings(hooks=hooks, batch_size=BATCH)
+    run = RunSettings(2 if options.rehearse else model.steps, model.guidance)
+    prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(n_pictures)]
+    settings = CollectSettings(hooks=hooks, batch_size=batch)
     with tempfile.TemporaryDirectory() as directory:
         fresh = (Path(directory) / f"{i}" for i in itertools.count())
         reports: list[CollectReport] = []
 
         def plain() -> None:
-            for i in range(0, PICTURES, BATCH):
-                part = prompts[i : i + BATCH]
+            for i in range(0, n_pictures, batch):
+                part = prompts[i : i + batch]
                 generate(
                     model,
                     run,
@@ -136,7 +144,7 @@ def main() -> None:
             reports.append(collect(next(fresh), model, prompts, run, settings, progress=False))
             shutil.rmtree(reports[-2].store.root) if len(reports) > 1 else None
 
-        seconds = interleaved(options.runs, plain=plain, collecting=collecting)
+        seconds = interleaved(runs, plain=plain, collecting=collecting)
         report = reports[-1]
         assert verify(report.store, deep=True) == []
         raw = sum(
@@ -150,7 +158,8 @@ def main() -> None:
             for hook in hooks
             for path in report.store.files(f"activations/{hook}")
         )
-        rows, ours, theirs = sd15_rows(), next(fresh), next(fresh)
+        rows = sd15_rows(1, 2) if options.rehearse else sd15_rows()
+        ours, theirs = next(fresh), next(fresh)
         our_writer(rows, ours)
         assert all(
             Store.open(ours).arrow(f"activations/{hook}").equals(table)
@@ -163,7 +172,7 @@ def main() -> None:
         )
         alone = {"first": rows["first"]}
         writers = interleaved(
-            min(5, options.runs),
+            min(5, runs),
             ours=lambda: our_writer(rows, next(fresh)),
             ours_one_hook=lambda: our_writer(alone, next(fresh)),
             datasets=lambda: their_writer(rows, next(fresh)),
@@ -183,7 +192,7 @@ def main() -> None:
         f"write_{name}_mb_per_s": n_written[name] / 1e6 / value for name, value in writers.items()
     }
     figures["our_writer_over_datasets"] = writers["datasets"] / writers["ours"]
-    figures["codes_and_stats_bytes_over_activations"] = codes_share()
+    figures["codes_and_stats_bytes_over_activations"] = codes_share(1 if options.rehearse else 16)
     record("collect", figures)
 
 

@@ -4,6 +4,7 @@ against training from memory.
 python benchmarks/feed.py                 d_in 320, 5120 latents, k 32
 python benchmarks/feed.py --large         d_in 1280, 20480 latents, k 32
 python benchmarks/feed.py --large --device cuda
+python benchmarks/feed.py --rehearse      tiny, in seconds
 """
 
 import argparse
@@ -88,7 +89,7 @@ def encoding(store: Store, config: SAEConfig, device: str, runs: int) -> dict[st
 def training(store: Store, task: Task, device: str, n_batches: int, runs: int) -> dict[str, float]:
     """Time a few steps on batches from disk and on the same from memory, in turns."""
     cuda, plan = device == "cuda", plan_of(task)
-    batches = PositionBatches(store, HOOK, "cond", task.batch_size, 0, holdout=0, pinned=cuda)
+    batches = PositionBatches(store, HOOK, "cond", task.batch_size, seed=0, holdout=0, pinned=cuda)
     memory = [x.to(device).float() for x in itertools.islice(batches.epoch(0), n_batches)]
     again = (x.to(device).float() for x in batches.epoch(0))
     assert all(torch.equal(a, b) for a, b in zip(memory, again, strict=False))
@@ -114,11 +115,14 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--only", choices=["encoding", "training"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, whatever else is said")
     options = parser.parse_args()
     d_in, n_latents, batch, n_batches = (
         (1280, 20480, 4096, 4) if options.large else (320, 5120, 1024, 192)
     )
     n_samples, runs = (32, 3) if options.large else (96, 5)
+    if options.rehearse:
+        d_in, n_latents, batch, n_batches, n_samples, runs = 16, 64, 256, 4, 8, 1
     config = SAEConfig(d_in, n_latents, 32, hook=HOOK, height=16, width=16)
     figures: dict[str, Any] = {"d_in": d_in, "n_latents": n_latents, "k": 32, "batch": batch}
     figures["device"] = options.device

@@ -2,8 +2,11 @@
 
 ``python -m benchmarks.gpu`` on a machine with torch, or ``make gpu``; eight minutes on an H100.
 Each stage has its own limit, so one that hangs does not take the others along. Rows are appended to
-``benchmarks/results``. ``--dry-run`` runs the same stages' command lines as far as a CPU can: the
-kernels in Triton's interpreter, every benchmark's options.
+``benchmarks/results``. ``--saeuron DIR``: a checkout of SAeUron, whose hook is timed beside ours.
+
+``--dry-run`` needs no GPU and takes about a minute: every stage with its own options, in the
+smallest sizes (``--rehearse``), the kernels in Triton's interpreter. It fails where a stage would
+for want of an argument, an import or a figure that a bar asks for; its rows are thrown away.
 """
 
 import argparse
@@ -12,13 +15,19 @@ import operator
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+REHEARSED_TESTS = ("tests/sae/intervention/test_kernels.py", "tests/sae/training/stepping")
+"""of the tests, those that a rehearsal runs: the kernels in Triton's interpreter; all others are
+only collected"""
 
 
 class Stage(NamedTuple):
@@ -39,6 +48,8 @@ class Bar(NamedTuple):
     holds: Callable[[float, float], bool]
     bound: float
     says: str
+    needs: str = ""
+    """what has to be given for it; empty: nothing"""
 
     @property
     def title(self) -> str:
@@ -96,10 +107,11 @@ BARS = (
             Bar(
                 "ablate",
                 H100_1 | {"batch": batch},
-                "ten_over_saeuron",
-                operator.le,
-                1 / 3,
-                "ten concepts ÷ the released hook",
+                "saeuron_over_ours_ten",
+                operator.ge,
+                3,
+                "the released hook ÷ ten concepts",
+                needs="--saeuron",
             ),
         )
     ),
@@ -138,15 +150,16 @@ BARS = (
 )
 
 
-def run(stage: Stage) -> tuple[str, float]:
+def run(stage: Stage, **environment: str) -> tuple[str, float]:
     """Run a stage; returns how it ended and its seconds."""
     began = time.perf_counter()
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    }
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     try:
         done = subprocess.run(
-            [sys.executable, *stage.command], cwd=ROOT, env=environment, timeout=stage.seconds
+            [sys.executable, *stage.command],
+            cwd=ROOT,
+            env=os.environ | environment | {"PYTHONPATH": path},
+            timeout=stage.seconds,
         )
         ended = "passed" if done.returncode == 0 else f"failed with {done.returncode}"
     except subprocess.TimeoutExpired:
@@ -155,12 +168,30 @@ def run(stage: Stage) -> tuple[str, float]:
 
 
 def rehearsed(stage: Stage) -> Stage:
-    """Return what a CPU can run of a stage."""
-    if "pytest" in stage.command:
-        return stage._replace(
-            command=("-m", "pytest", "-m", "triton or gpu", "-p", "no:cacheprovider"), seconds=600
-        )
-    return stage._replace(command=(stage.command[0], "--help"))
+    """Return what a CPU can run of a stage: the same command in its smallest size."""
+    command = stage.command
+    if "pytest" in command:
+        command = (*command, *REHEARSED_TESTS)
+    else:
+        command = tuple("cpu" if word == "cuda" else word for word in command if word != "--cuda")
+        command = (*command, "--rehearse")
+    return stage._replace(command=command, seconds=600)
+
+
+def unwritten(results: Path, saeuron: bool) -> list[str]:
+    """Return a line for each bar whose figure is in no row of a rehearsal: a GPU would not write it
+    either."""
+    lines = []
+    for bar in BARS:
+        path = results / f"{bar.benchmark}.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        figures = [json.loads(row)["figures"] for row in rows]
+        needed = {bar.figure, *bar.of}
+        if not any(needed <= set(found) for found in figures) and (saeuron or not bar.needs):
+            lines.append(
+                f"no stage writes {bar.figure} of {bar.benchmark}, which has a bar: {bar.title}"
+            )
+    return lines
 
 
 def counted() -> dict[str, int]:
@@ -201,17 +232,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--saeuron", type=Path, metavar="DIR")
     options = parser.parse_args()
-    before = counted()
-    ends = []
-    for stage in STAGES:
-        print(f"— {stage.name}", flush=True)
-        ends.append(run(rehearsed(stage) if options.dry_run else stage))
-    for stage, (ended, seconds) in zip(STAGES, ends, strict=True):
-        print(f"{ended:24} {seconds:6.1f} s  {stage.name}")
-    for line in waiting() if options.dry_run else below(before):
+    stages = [with_saeuron(stage, options.saeuron) for stage in STAGES]
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as results:
+            failed = run_all(list(map(rehearsed, stages)), BENCHMARK_RESULTS=results)
+            wrong = unwritten(Path(results), options.saeuron is not None)
+        failed |= bool(wrong)
+        lines = [*wrong, *waiting()]
+    else:
+        before = counted()
+        failed = run_all(stages)
+        lines = below(before)
+    for line in lines:
         print(line)
-    sys.exit(any(ended != "passed" for ended, _ in ends))
+    sys.exit(failed)
+
+
+def with_saeuron(stage: Stage, directory: Path | None) -> Stage:
+    """Return a stage that also times the released hook, where it times ours."""
+    if directory is None or "benchmarks/ablate.py" not in stage.command:
+        return stage
+    return stage._replace(command=(*stage.command, "--saeuron", str(directory.resolve())))
+
+
+def run_all(stages: Sequence[Stage], **environment: str) -> bool:
+    """Run stages one after another, say how each ended, and return whether one failed."""
+    ends = []
+    for stage in stages:
+        print(f"— {stage.name}", flush=True)
+        ends.append(run(stage, **environment))
+    for stage, (ended, seconds) in zip(stages, ends, strict=True):
+        print(f"{ended:24} {seconds:6.1f} s  {stage.name}")
+    return any(ended != "passed" for ended, _ in ends)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ one run.
 python benchmarks/train.py             every stage that is not in results/train.jsonl yet
 python benchmarks/train.py --sizes small --peers sparsify     one stage
 python benchmarks/train.py --table     what was found
+python benchmarks/train.py --rehearse  a few steps of tiny SAEs, as far as a stage goes
 
 A stage is ours and one peer at one size: small is d_in 320, 5120 latents, k 32, batch 1024, and
 large d_in 1280, 20480 latents, k 32, batch 4096. Every trainer has its own initial weights,
@@ -36,6 +37,8 @@ from trainers import Task, Trainer, held_out
 
 PEERS = ("sparsify", "sparsify_adam", "version_0_1", "saelens", "overcomplete", "saeuron")
 SIZES = {"small": (320, 5120, 32, 1024), "large": (1280, 20480, 32, 4096)}
+TINY, TINY_STEPS = (32, 128, 4, 64), 6
+"""of a rehearsal"""
 STEPS = {"small": 400, "large": 40}
 TEST_POSITIONS, LOOKS = 2048, 20
 
@@ -149,8 +152,8 @@ def print_table() -> None:
 
 def run(size: str, peer: str, options: argparse.Namespace) -> None:
     """Run a stage and record it."""
-    sizes = d_in, n_latents, k, batch = SIZES[size]
-    steps = options.steps or STEPS[size]
+    sizes = d_in, n_latents, k, batch = TINY if options.rehearse else SIZES[size]
+    steps = TINY_STEPS if options.rehearse else options.steps or STEPS[size]
     about = {"d_in": d_in, "n_latents": n_latents, "k": k, "batch": batch, "steps": steps}
     about |= {"device": options.device, "threads": torch.get_num_threads()}
     about |= {"own": options.own, "peer": peer}
@@ -162,7 +165,8 @@ def run(size: str, peer: str, options: argparse.Namespace) -> None:
     except ImportError as error:
         print(f"{peer} is left out: {error}")
         return
-    for name in (options.own, peer) if options.device == "cpu" and not options.no_memory else ():
+    measured = options.device == "cpu" and not (options.no_memory or options.rehearse)
+    for name in (options.own, peer) if measured else ():
         figures[f"{name}_peak_bytes"] = peak_bytes(name, sizes)
     record("train", about | figures)
 
@@ -182,6 +186,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also stages that are recorded")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, whatever the sizes say")
     options = parser.parse_args()
     sys.path += [str(path) for path in (*options.path, options.saeuron) if path]
     if options.table:

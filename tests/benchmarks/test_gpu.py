@@ -46,6 +46,30 @@ def test_without_a_gpu_every_bar_waits():
     assert "waits for a GPU: collecting two hooks ÷ generating alone, bar 1.05" in gpu.waiting()
 
 
-def test_every_stage_names_a_benchmark_whose_options_are_known():
-    for stage in {gpu.rehearsed(s).command: gpu.rehearsed(s) for s in gpu.STAGES[1:]}.values():
-        assert gpu.run(stage._replace(seconds=600))[0] == "passed", stage.name
+def test_a_stage_is_rehearsed_with_its_own_options_and_its_rows_are_kept_elsewhere(tmp_path):
+    """The cheapest; ``python -m benchmarks.gpu --dry-run`` rehearses all."""
+    (stage,) = (stage for stage in gpu.STAGES if stage.name == "train")
+    kept = (gpu.RESULTS / "train.jsonl").read_text()
+    ended, _ = gpu.run(gpu.rehearsed(stage), BENCHMARK_RESULTS=str(tmp_path))
+    assert ended == "passed" and (gpu.RESULTS / "train.jsonl").read_text() == kept
+    rows = [json.loads(row)["figures"] for row in (tmp_path / "train.jsonl").read_text().split("\n") if row]  # fmt: skip
+    assert [row["own"] for row in rows if row["peer"] == "version_0_1"] == ["ours_bfloat16"]
+    assert not [line for line in gpu.unwritten(tmp_path, False) if " of train," in line]
+
+
+def test_a_bar_whose_figure_no_stage_writes_is_named(tmp_path):
+    lines = gpu.unwritten(tmp_path, saeuron=True)
+    assert len(lines) == len(gpu.BARS)
+    assert lines[0].startswith("no stage writes absent_added_ms of ablate, which has a bar: a conc")
+    assert len(gpu.unwritten(tmp_path, saeuron=False)) == len(gpu.BARS) - 2
+
+
+def test_options_of_a_stage_are_those_of_a_gpu_but_for_the_device():
+    by_name = {stage.name: gpu.rehearsed(stage).command for stage in gpu.STAGES}
+    assert by_name["ablate, eight pictures"] == (
+        "benchmarks/ablate.py", "--device", "cpu", "--dtype", "float16", "--batch", "8", "--rehearse"
+    )  # fmt: skip
+    assert by_name["collect"] == ("benchmarks/collect.py", "--runs", "3", "--rehearse")
+    ablate = gpu.with_saeuron(gpu.STAGES[1], gpu.ROOT).command
+    assert ablate[-2:] == ("--saeuron", str(gpu.ROOT))
+    assert gpu.with_saeuron(gpu.STAGES[-1], gpu.ROOT) == gpu.STAGES[-1]
