@@ -10,10 +10,9 @@ from PIL import Image
 
 from featurestore.errors import ModelError, PromptsError, UsageError
 from sae.diffusion.faults import picture_fault, say_faults
+from sae.intervention.generate import LIST, NOT_LABELS
 
-LIST = "generated.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_NOT_LABELS = {"file", "prompt", "seed", "ablated", "mode", "run"}
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -95,7 +94,7 @@ def _listed(path: Path) -> list[Picture]:
             labels = {
                 key: str(value)
                 for key, value in row.items()
-                if key not in _NOT_LABELS and value is not None
+                if key not in NOT_LABELS and value is not None
             }
             pictures.append(Picture(path.parent / row["file"], labels, int(row["seed"])))
         except (ValueError, KeyError, AttributeError, TypeError) as error:

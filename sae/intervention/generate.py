@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from featurestore.format import durable
 from featurestore.prompts import Prompt, prompt_batches
+from featurestore.vocabulary import STARTS
 from sae.diffusion.faults import picture_fault, say_faults
 from sae.diffusion.pipelines import (
     Model,
@@ -26,6 +27,12 @@ from sae.diffusion.pipelines import generate as generate_batch
 from sae.intervention.ablate import Saes, ablate, find_saes
 from sae.intervention.settings import Intervention
 from sae.model import SAE
+
+LIST = "generated.jsonl"
+NOT_LABELS = frozenset(
+    ("file", "prompt", "seed", "guidance", "ablated", "mode", "fault", "run")
+) | {f"start_{kind}" for kind in STARTS}
+"""fields of its lines that are no labels"""
 
 
 def generate_images(
@@ -143,7 +150,7 @@ def generate_files(
     if faults:
         warnings.warn(say_faults(faults, len(files)), stacklevel=2)
     body = [json.dumps({**line, "run": settings}, ensure_ascii=False) for line in lines]
-    durable.write_bytes(out / "generated.jsonl", "".join(f"{line}\n" for line in body).encode())
+    durable.write_bytes(out / LIST, "".join(f"{line}\n" for line in body).encode())
     return files
 
 

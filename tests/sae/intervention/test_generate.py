@@ -6,13 +6,11 @@ from featurestore.errors import SelectionError
 from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
-from sae.intervention.generate import generate_images
+from sae.evaluation.pictures import read_pictures
+from sae.intervention.generate import generate_files, generate_images
 from sae.intervention.settings import Intervention
 from tests.builders.edits import strong
-from tests.builders.selections import (
-    RUN,
-    make_sae,
-)
+from tests.builders.selections import RUN, make_sae
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -34,3 +32,13 @@ def test_generate_attaches_the_released_arithmetic_anew_for_every_batch(model, t
         SelectionError, match=r"was made with SAE 's' \(ffffffffffff…\), .* is another"
     ):
         list(generate_images(model, prompts, RUN, [Intervention(other)], **how))
+
+
+def test_of_what_was_drawn_with_a_guidance_of_its_own_only_labels_are_read_as_labels(
+    model, tmp_path
+):
+    """'judge' refused such a folder: it took the scale for a family that the judge does not know."""
+    prompts = [Prompt("a", 0, {"style": "neon", "object": None}, 1, guidance=2.0)]
+    generate_files(tmp_path, model, prompts, RUN, progress=False)
+    (one,) = read_pictures(tmp_path)
+    assert (one.labels, one.seed) == ({"style": "neon"}, 0)
