@@ -125,7 +125,9 @@ def dry_run(
     items = _cut(job, samples)
     if not items:
         return Estimate({}, 0, 0, 0.0, job.store.root)
-    one = WorkItem(items[0].shard, items[0].samples[: settings.batch_size], items[0].tables)
+    # Items may lack different tables: one batch of all of them tells what each row takes.
+    lacking = frozenset().union(*(item.tables for item in items))
+    one = WorkItem(items[0].shard, items[0].samples[: settings.batch_size], lacking)
     with contextlib.closing(BackgroundWriter(job.timing)) as writer, tqdm(disable=True) as bar:
         began = time.perf_counter()
         measured = measure(job, one, writer, bar)

@@ -123,6 +123,8 @@ def prepare(
     Raises:
         As :func:`collectors.collection.collect`; nothing is made or changed.
     """
+    if not prompts:
+        raise UsageError("there are no prompts to collect.")
     run = with_starts(model.pipe, run, prompts)
     _check(model, run, settings)
     _check_guidance(model, prompts, run, settings.branch)

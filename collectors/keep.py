@@ -66,7 +66,7 @@ def named_steps(text: str) -> int | set[int]:
 
 @dataclass(frozen=True)
 class Positions:
-    """Which positions of a map are kept: all, their mean, or some chosen at random a map."""
+    """Which positions of a map are kept: all, their mean, or some chosen at random in each map."""
 
     kind: str
     """``all``, ``mean`` or ``random``"""

@@ -119,7 +119,7 @@ class LiveBatches:
             if start < n_batches:
                 store, branch = self._stream.chunk(chunk), self._stream.what.branch
                 batches = PositionBatches(
-                    store, self.hook, branch, settings.batch_size, settings.seed, holdout=0
+                    store, self.hook, branch, settings.batch_size, seed=settings.seed, holdout=0
                 )
                 yield from batches.epoch(number, start)
             start = max(0, start - n_batches)
@@ -156,12 +156,17 @@ def train_live(
 
     Raises:
         As :func:`collectors.collection.collect` and :func:`sae.training.train.train`.
-        UsageError: several processes were started: each would generate everything.
+        UsageError: several processes were started, each of which would generate everything; or
+            there is no prompt, or no picture in a chunk.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "training on live activations runs in one process: start it without torchrun or "
             "accelerate."
+        )
+    if not prompts or chunk_samples < 1:
+        raise UsageError(
+            f"{len(prompts)} prompts in chunks of {chunk_samples}: expected at least 1 of each."
         )
     what = replace(
         what,

@@ -64,9 +64,10 @@ class TextBuffer(HookBuffer):
             )
         fewest = int(real.sum(1).min())
         if fewest < max(1, count):
+            kept = f"random:{count}" if count else "mean"
             raise UsageError(
-                f"--positions random:{count} with --padding drop: a text of {self.hook!r} has "
-                f"{fewest} tokens."
+                f"--positions {kept} with --padding drop: a text of {self.hook!r} has {fewest} "
+                f"tokens, expected {max(1, count)} at least."
             )
         return real
 

@@ -63,9 +63,10 @@ def _rows(config: dict[str, Any], metrics: dict[str, Any] | None) -> list[tuple[
     if metrics is None:
         return [*rows, ("FVU, L0, dead latents", "not measured: it was imported")]
     seen = "held-out samples" if metrics.get("held_out") else "training samples"
+    fvu = "undefined: they are all equal" if metrics["fvu"] is None else f"{metrics['fvu']:.4f}"
     return [
         *rows,
-        (f"FVU on {seen}", f"{metrics['fvu']:.4f}"),
+        (f"FVU on {seen}", fvu),
         ("L0", f"{metrics['l0']:.1f}"),
         ("latents that never fired there", f"{metrics['n_dead']} of {config['n_latents']}"),
     ]

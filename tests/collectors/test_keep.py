@@ -210,6 +210,22 @@ def test_a_dry_run_foretells_the_run_and_writes_nothing(model, tmp_path, sae_dir
     assert foretold.seconds > 0
 
 
+def test_a_dry_run_foretells_all_tables_where_the_first_samples_lack_only_some(model, tmp_path):
+    """A hook that is added to a store, with new prompts."""
+    few = settings(batch_size=1, shard_samples=1)
+    collect(tmp_path / "store", model, PROMPTS[:1], RUN, few, progress=False)
+    more = settings(hooks=[HOOK, MID], batch_size=1, shard_samples=1)
+    foretold = dry_run(tmp_path / "store", model, PROMPTS, RUN, settings=more)
+    rows = {table: n_rows for table, (n_rows, _) in foretold.tables.items()}
+    assert rows == {"samples": 2, f"activations/{HOOK}": 16, f"activations/{MID}": 24}
+
+
+def test_without_prompts_there_is_nothing_to_collect(model, tmp_path):
+    with pytest.raises(UsageError, match=r"^there are no prompts to collect\.$"):
+        collect(tmp_path / "store", model, [], RUN, settings())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_cannot_fit_is_refused_unless_told_otherwise(model, tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "free_bytes", lambda root: 100_000)
     with pytest.raises(

@@ -32,11 +32,7 @@ def live(root, model, scratch, settings=SETTINGS, **kwargs):
         hooks=NAMES,
         settings=settings,
         what=CollectSettings(batch_size=2),
-        chunk_samples=4,
-        progress=False,
-        device="cpu",
-        scratch=scratch,
-        **kwargs,
+        **{"chunk_samples": 4, "progress": False, "device": "cpu", "scratch": scratch} | kwargs,
     )
 
 
@@ -93,6 +89,10 @@ def test_too_little_for_a_batch_and_too_many_processes_are_refused(model, tmp_pa
             tmp_path / "scratch",
             dataclasses.replace(SETTINGS, batch_size=999_999),
         )
+    with pytest.raises(
+        UsageError, match=r"^12 prompts in chunks of 0: expected at least 1 of each"
+    ):
+        live(tmp_path / "store", model, tmp_path / "scratch", chunk_samples=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="runs in one process"):
         live(tmp_path / "store", model, tmp_path / "scratch")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
+from sae.checkpoint import pick_device
 from sae.diffusion.loading.additions import add_lora, put_unet, take_scheduler
 from sae.diffusion.loading.parts import load_controlnet, load_part, module_class
 from sae.diffusion.loading.single_file import from_single_file
@@ -76,15 +77,15 @@ def load_model(
     Raises:
         ModelError: there is no such model, it is incomplete or holds what it should not, or it is
             no pipeline that is known.
-        UsageError: the device is not there, or a setting does not fit the model.
+        UsageError: the device is not there, the precision is not known, or a setting does not fit
+            the model.
     """
-    cuda = torch.cuda.is_available()
-    device = ("cuda" if cuda else "cpu") if device == "auto" else device
-    if device.startswith("cuda") and not cuda:
-        raise UsageError(f"--device {device}: this machine has no CUDA device that torch can use.")
-    weights = DTYPES[
-        ("float16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
-    ]
+    there = pick_device(device)
+    if dtype == "auto":
+        dtype = "float16" if there.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}: expected one of auto, {', '.join(DTYPES)}.")
+    weights = DTYPES[dtype]
     source, label = name, name
     if name in EMBEDDED:
         import minicanvas
@@ -104,7 +105,7 @@ def load_model(
         additions["lora"] = add_lora(pipe, settings.loras)
     if settings.scheduler is not None:
         take_scheduler(pipe, settings.scheduler)
-    pipe.to(device)
+    pipe.to(there)
     pipe.set_progress_bar_config(disable=True)
     if name in EMBEDDED:
         return Model(label, pipe, minicanvas.STEPS, minicanvas.GUIDANCE, additions=additions)
@@ -149,7 +150,8 @@ def _default(parameters: Mapping[str, inspect.Parameter], name: str, otherwise: 
 def _load(source: str, dtype: torch.dtype, settings: LoadSettings) -> Any:
     import transformers
 
-    transformers.logging.set_verbosity_error()  # Importing diffusers loads image processors that report on themselves.
+    # Importing diffusers loads image processors that report on themselves.
+    transformers.logging.set_verbosity_error()
     import diffusers
 
     local = Path(source)

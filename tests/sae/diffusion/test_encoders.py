@@ -138,7 +138,7 @@ def test_what_cannot_be_kept_of_a_text_is_one_line(architectures, tmp_path):
         assert "\n" not in str(raised.value) and not (tmp_path / "s").exists()
 
     wrong(UsageError, "^--padding drop with --positions all: texts have different lengths", padding="drop")  # fmt: skip
-    wrong(UsageError, r"^--positions random:9 with --padding drop: a text of .* has \d tokens", padding="drop", positions="random:9")  # fmt: skip
+    wrong(UsageError, r"^--positions random:9 with --padding drop: a text of .* has \d tokens, expected 9", padding="drop", positions="random:9")  # fmt: skip
     with pytest.raises(UsageError, match=r"^padding 'crop': expected one of keep, drop.$"):
         CollectSettings(hooks=[hook], padding="crop")
     wrong(HookError, "has no module 'text_encoder.encoder.layers.7'. Did you mean", hooks=["text_encoder.encoder.layers.7"])  # fmt: skip

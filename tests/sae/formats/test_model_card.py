@@ -21,6 +21,14 @@ def test_a_card_says_what_the_metrics_say(tmp_path):
     assert "base_model" not in card
 
 
+def test_a_card_of_positions_that_are_all_equal_says_so(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "store")
+    train(store, HOOK, "s", TrainSettings(k=2, expansion=2, steps=5, batch_size=32), progress=False)
+    metrics = load_metrics(store, "s") | {"fvu": None}
+    monkeypatch.setattr("sae.formats.model_card.load_metrics", lambda store, name: metrics)
+    assert "samples | undefined: they are all equal |" in model_card(store, "s", "saelens")
+
+
 def test_the_base_model_is_named_where_the_run_has_one_of_a_hub(tmp_path):
     store = make_store(tmp_path / "store")
     train(store, HOOK, "s", TrainSettings(k=2, expansion=2, steps=5, batch_size=32), progress=False)

@@ -307,3 +307,16 @@ def test_a_benchmark_is_loaded_by_name_with_its_steps_and_guidance(monkeypatch):
     monkeypatch.setitem(CANVASES, LARGE.name, replace(LARGE, folder=SMALL.folder))
     model = load_model("minicanvas:large", "cpu")
     assert (model.name, model.steps, model.guidance) == ("minicanvas:large", STEPS, GUIDANCE)
+
+
+def test_a_device_or_a_precision_that_is_not_there_is_one_line(model_dir):
+    for given, message in (
+        ({"device": "gpu"}, r"^device 'gpu' cannot be used here: "),
+        (
+            {"device": "cpu", "dtype": "float64"},
+            r"^dtype 'float64': expected one of auto, float32,",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message) as raised:
+            load_model(str(model_dir), **given)
+        assert "\n" not in str(raised.value)
