@@ -113,7 +113,7 @@ def evaluate(
     from sae.evaluation import evaluate as measure
     from sae.evaluation.judge import check_labels
     from sae.evaluation.measures.accuracy import targets_text
-    from sae.evaluation.protocols import requests
+    from sae.evaluation.removals import requests
 
     if hold:
         multipliers, thresholds = (

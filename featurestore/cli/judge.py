@@ -53,7 +53,7 @@ def judge(
     from sae.evaluation import score_folder
     from sae.evaluation.judge import load_judge
     from sae.evaluation.measures.accuracy import grouped
-    from sae.evaluation.outcomes import summary
+    from sae.evaluation.report import summary
 
     removed = grouped(split_concept(text, "--target") for text in targets)
     network = load_judge(judges, device)

@@ -11,7 +11,7 @@ from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from sae.diffusion.pipelines import Model, RunSettings
-from sae.evaluation.judge import Judge, named
+from sae.evaluation.judge import Judge, check_labels, named
 from sae.evaluation.measures.accuracy import Answer, grouped
 from sae.intervention.ablate import Saes
 from sae.intervention.generate import generate_images
@@ -60,7 +60,8 @@ def costs(
     count.
 
     Raises:
-        UsageError: nothing is removed, or no prompt names a concept of another family.
+        UsageError: nothing is removed, no prompt names a concept of another family, or the judge
+            does not know a label.
     """
     if not interventions:
         raise UsageError("nothing is removed: no selection is ablated.")
@@ -71,6 +72,8 @@ def costs(
             f"the prompts name concepts of {', '.join(removed)} only, which are removed: give "
             f"prompts with labels of another family."
         )
+
+    check_labels(judge, [p.labels for p in prompts])
 
     def judged(asked: Sequence[Prompt], edits: Sequence[Intervention]) -> list[Answer]:
         settings = run or RunSettings(model.steps, model.guidance)

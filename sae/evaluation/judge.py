@@ -51,26 +51,34 @@ class Judge(NamedTuple):
     features: Callable[[Pictures], npt.NDArray[np.float32]]
     """pictures → ``[n, d]``, of the first classifier, for distances between sets of pictures"""
 
+    def seen(self, images: Pictures) -> list[dict[str, str]]:
+        """Return what is seen in each picture: family → concept."""
+        return self._likeliest(self.probabilities(images), len(images))
+
     def answers(self, asked: Sequence[Asked], images: Pictures) -> list[Answer]:
-        """Return what is seen in the picture of each prompt, in order."""
+        """Return what is seen in the picture of each prompt, in order. The judge has to know every
+        label of the prompts (:func:`check_labels`)."""
         found = self.probabilities(images)
-        seen = {
-            family: [self.labels[family][i] for i in rows.argmax(1)]
-            for family, rows in found.items()
-        }
         answers = []
-        for n, one in enumerate(asked):
+        for n, (one, seen) in enumerate(
+            zip(asked, self._likeliest(found, len(images)), strict=True)
+        ):
             wanted = named(one.labels)
             p = {
-                family: float(found[family][n, self.labels[family].index(c)])
-                for family, c in wanted.items()
+                family: float(found[family][n, self.labels[family].index(concept)])
+                for family, concept in wanted.items()
             }
-            answers.append(
-                Answer(
-                    wanted, {family: concepts[n] for family, concepts in seen.items()}, one.seed, p
-                )
-            )
+            answers.append(Answer(wanted, seen, one.seed, p))
         return answers
+
+    def _likeliest(
+        self, found: Mapping[str, npt.NDArray[np.float32]], n: int
+    ) -> list[dict[str, str]]:
+        """Return the likeliest concepts of n pictures, of ``found`` family → ``[n, labels]``."""
+        places = {family: rows.argmax(1) for family, rows in found.items()}
+        return [
+            {family: self.labels[family][at[i]] for family, at in places.items()} for i in range(n)
+        ]
 
 
 def load_judge(sources: Sequence[str], device: str = "cpu") -> Judge:

@@ -1,4 +1,4 @@
-"""Generate pictures with concepts removed, judge them, and keep each outcome as a file
+"""Draw pictures with concepts removed, judge them, and keep each outcome as a file
 (docs/evaluation.md)."""
 
 import functools
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,40 +19,16 @@ from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.evaluation.judge import Judge, named
-from sae.evaluation.measures.accuracy import (
-    Answer,
-    Targets,
-    Unlearning,
-    asks,
-    average,
-    intervals,
-    unlearning,
-)
+from sae.evaluation.measures.accuracy import Answer, Targets, Unlearning, asks, unlearning
 from sae.evaluation.measures.frechet import frechet_distance
-from sae.evaluation.measures.intervals import Interval
 from sae.evaluation.memory import peak_bytes, reset_peak
 from sae.evaluation.pictures import check_pictures
-from sae.intervention.ablate import Saes
+from sae.evaluation.removals import Removal
 from sae.intervention.generate import generate_images
-from sae.intervention.settings import Intervention
 
 Features = npt.NDArray[np.float32]
 VERSION = 2
 """of what is kept of an outcome; older ones are made anew"""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Concepts, and how they are taken out."""
-
-    targets: dict[str, list[str]]
-    """family → concepts; empty: nothing is removed"""
-    setting: dict[str, Any]
-    """what else tells it from others: method, features per step, multiplier, hook, …"""
-    images: Callable[[Sequence[Prompt]], Iterable[Any]]
-    """prompts → their pictures, in order"""
-    stored_bytes: int = 0
-    """what has to be kept beside the model"""
 
 
 @dataclass
@@ -87,57 +63,23 @@ class Reference(NamedTuple):
     """prompt and seed of each row, of the untouched model's pictures; None: of real pictures"""
 
 
-def ablation_removal(
-    model: Model,
-    run: RunSettings,
-    targets: dict[str, list[str]],
-    interventions: Sequence[Intervention],
-    *,
-    saes: Saes = None,
-    mode: str = "paper",
-    batch_size: int = 8,
-) -> Removal:
-    """Return the removal that interventions make; ``saes`` and ``mode`` as
-    :func:`sae.intervention.ablate.attach`."""
-    selections = [i.selection for i in interventions]
-    sizes = {s.sae_hash: 4 * (s.n_latents * (2 * s.d_in + 1) + s.d_in) for s in selections}
-    contents = [
-        sha256_text(canonical_json([s.sae_hash, s.timesteps, s.rows.to_pylist()]))[:16]
-        for s in selections
-    ]
-    edits = [
-        {**i.described(), "rows": rows} for i, rows in zip(interventions, contents, strict=True)
-    ]
-    setting = {"method": "sae", "mode": mode, "edits": edits}
-    images = functools.partial(
-        generate_images,
-        model,
-        run=run,
-        interventions=interventions,
-        saes=saes,
-        mode=mode,
-        batch_size=batch_size,
-        progress=None,
-    )
-    return Removal(targets, setting, images, sum(sizes.values()))
-
-
 def judged(
     folder: Path,
     removal: Removal,
     prompts: Sequence[Prompt],
     judge: Judge,
+    *,
     identity: Mapping[str, Any],
     reference: Reference | None,
 ) -> Outcome:
-    """Generate and judge a removal's pictures, or read the outcome of the same from ``folder``.
+    """Draw and judge a removal's pictures, or read the outcome of the same from ``folder``.
 
     ``identity`` is what else the outcome depends on: the run.
 
     Raises:
         ModelError: a picture is black, not finite or flagged; nothing is kept.
     """
-    about, key = depends_on(removal, prompts, judge, identity, reference)
+    about, key = depends_on(removal, prompts, judge, identity=identity, reference=reference)
     path = folder / f"{_name(removal)}-{key}.json"
     if path.is_file():
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -152,6 +94,7 @@ def depends_on(
     removal: Removal,
     prompts: Sequence[Prompt],
     judge: Judge,
+    *,
     identity: Mapping[str, Any],
     reference: Reference | None,
 ) -> tuple[dict[str, Any], str]:
@@ -177,7 +120,7 @@ def depends_on(
 def made(
     removal: Removal, prompts: Sequence[Prompt], judge: Judge, reference: Reference | None
 ) -> Outcome:
-    """Generate and judge a removal's pictures.
+    """Draw and judge a removal's pictures.
 
     Raises:
         ModelError: a picture is black, not finite or flagged.
@@ -188,22 +131,32 @@ def made(
     seconds = time.perf_counter() - began
     check_pictures(images, [f"{p.prompt!r}, seed {p.seed}" for p in prompts])
     answers = judge.answers(prompts, images)
-    distance = _distance(judge, prompts, images, removal.targets, reference)
+    distance = math.nan
+    if reference is not None:
+        distance = _distance(judge, prompts, images, targets=removal.targets, reference=reference)
     return Outcome(
-        removal.targets, removal.setting, judge.name, answers, distance, seconds / max(1, len(images)), peak_bytes(),
-        removal.stored_bytes,
-    )  # fmt: skip
+        removal.targets,
+        removal.setting,
+        judge.name,
+        answers,
+        frechet=distance,
+        seconds_per_picture=seconds / max(1, len(images)),
+        peak_bytes=peak_bytes(),
+        stored_bytes=removal.stored_bytes,
+    )
 
 
 def untouched(
     folder: Path,
     model: Model,
     run: RunSettings,
+    *,
     prompts: Sequence[Prompt],
     judge: Judge,
     batch_size: int,
 ) -> tuple[Outcome, Reference]:
-    """Judge the untouched model's pictures, and keep their features as a reference."""
+    """Draw and judge the untouched model's pictures, and keep their features as a reference, in
+    ``folder``; or read what is there."""
     images = functools.partial(
         generate_images, model, run=run, batch_size=batch_size, progress=None
     )
@@ -214,89 +167,36 @@ def untouched(
         return kept
 
     identity = {"run": describe_run(model, run)}
-    outcome = judged(
-        folder, Removal({}, {"method": "none"}, remember), prompts, judge, identity, None
-    )
-    key = sha256_text(canonical_json([judge.name, identity, [list(p.identity) for p in prompts]]))[
-        :16
-    ]
-    path = folder / f"features-{key}.npy"
+    nothing = Removal({}, {"method": "none"}, remember)
+    outcome = judged(folder, nothing, prompts, judge, identity=identity, reference=None)
+    about = canonical_json([judge.name, identity, [list(p.identity) for p in prompts]])
+    path = folder / f"features-{sha256_text(about)[:16]}.npy"
     if kept or not path.is_file():
         features = judge.features(kept or remember(prompts))
         durable.write_file(path, lambda file: np.save(file, features))
     return outcome, Reference(np.load(path), [p.identity for p in prompts])
 
 
-def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
-    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly
-    taken, in order."""
-    others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
-    n = min(n_others, len(others))
-    kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
-    return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
-
-
-def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:
-    """Yield the targets after each request of a sequence: the first, the first two, …"""
-    so_far: dict[str, list[str]] = {}
-    for targets in removals:
-        for family, concepts in targets.items():
-            so_far = {**so_far, family: [*so_far.get(family, []), *concepts]}
-        yield so_far
-
-
 def per_target(outcome: Outcome) -> dict[str, float]:
     """Return UA of each target by itself: ``family=concept`` → UA."""
-    pairs = [
-        (family, concept) for family, concepts in outcome.targets.items() for concept in concepts
-    ]
     return {
         f"{family}={concept}": unlearning(outcome.answers, {family: [concept]}).ua
-        for family, concept in pairs
+        for family, concepts in outcome.targets.items()
+        for concept in concepts
     }
-
-
-def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the average over removals with its intervals, as JSON; what is not known of any
-    removal is null."""
-    scores = average([o.scores for o in outcomes])
-    ends = intervals([(o.answers, o.targets) for o in outcomes])
-    figures = {
-        name: _figure(x, i) for name, x, i in zip(Unlearning._fields, scores, ends, strict=True)
-    }
-    distances = [o.frechet for o in outcomes if math.isfinite(o.frechet)]
-    seconds = [o.seconds_per_picture for o in outcomes if o.seconds_per_picture is not None]
-    return {
-        **figures,
-        "frechet": sum(distances) / len(distances) if distances else None,
-        "seconds_per_picture": sum(seconds) / len(seconds) if seconds else None,
-        "peak_bytes": max(
-            (o.peak_bytes for o in outcomes if o.peak_bytes is not None), default=None
-        ),
-        "stored_bytes": max(
-            (o.stored_bytes for o in outcomes if o.stored_bytes is not None), default=None
-        ),
-        "pictures": sum(len(o.answers) for o in outcomes),
-    }
-
-
-def _figure(value: float, interval: Interval) -> dict[str, float] | None:
-    return (
-        {"value": value, "low": interval.low, "high": interval.high}
-        if math.isfinite(value)
-        else None
-    )
 
 
 def _distance(
     judge: Judge,
     prompts: Sequence[Prompt],
     images: Sequence[Any],
+    *,
     targets: Targets,
-    reference: Reference | None,
+    reference: Reference,
 ) -> float:
+    """Return the distance of the pictures not asked for a target; NaN of fewer than two."""
     rows = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
-    if reference is None or len(rows) < 2:
+    if len(rows) < 2:
         return math.nan
     compared = reference.features
     if reference.keys is not None:
@@ -306,6 +206,7 @@ def _distance(
 
 
 def _name(removal: Removal) -> str:
+    """Return what an outcome's file begins with, for people."""
     concepts = [c for concepts in removal.targets.values() for c in concepts]
     return "+".join(concepts)[:40].replace("/", "-").replace(" ", "-") or "untouched"
 

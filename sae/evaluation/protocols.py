@@ -1,30 +1,19 @@
-"""UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; settings
-found on another judge."""
+"""UnlearnCanvas's protocols: each concept by itself, a sequence of requests, all at once; their
+settings found on another judge and other seeds."""
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
-from featurestore.selection import Selection
-from featurestore.vocabulary import DEFAULT_STRENGTH, PROTOCOLS
+from featurestore.vocabulary import PROTOCOLS
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.evaluation.judge import Judge
-from sae.evaluation.measures.accuracy import accuracy, grouped, targets_text
-from sae.evaluation.outcomes import (
-    Outcome,
-    Reference,
-    ablation_removal,
-    judged,
-    per_target,
-    sequence,
-    summary,
-    untouched,
-)
+from sae.evaluation.measures.accuracy import asks, grouped, targets_text
+from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
+from sae.evaluation.removals import Request, ablation_removal, sequence
 from sae.evaluation.search import (
     NOTHING_KEPT,
     Look,
@@ -38,47 +27,6 @@ from sae.evaluation.search import (
 from sae.intervention.settings import Intervention
 
 Say = Callable[[str], object]
-
-
-class Request(NamedTuple):
-    """A concept to be removed, and the settings among which one is searched."""
-
-    family: str
-    concept: str
-    candidates: Sequence[Sequence[Intervention]]
-
-
-def requests(
-    selections: Iterable[Sequence[Selection]],
-    *,
-    kind: str = "paper",
-    strengths: Sequence[float] = (DEFAULT_STRENGTH,),
-    thresholds: Sequence[float] = (1.0,),
-) -> list[Request]:
-    """Return a request for each concept: its selections, each with each strength and threshold.
-
-    Each element of ``selections`` belongs to one concept and is one removal, of one or several
-    hooks or SAEs; several of one concept are alternatives. In a removal of several each has each
-    strength beside each of the others', as scales differ between hooks; thresholds are common.
-    """
-    found: dict[tuple[str, str], list[Sequence[Selection]]] = {}
-    for group in selections:
-        found.setdefault((group[0].family, group[0].concept), []).append(group)
-    return [
-        Request(
-            *key,
-            [
-                [
-                    Intervention(one, kind, strength, threshold=threshold)
-                    for one, strength in zip(group, own, strict=True)
-                ]
-                for group in groups
-                for own in itertools.product(strengths, repeat=len(group))
-                for threshold in thresholds
-            ],
-        )
-        for key, groups in found.items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -101,7 +49,7 @@ class Search:
         return looks(sorted({p.seed for p in self.prompts}), self.n_others)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How pictures are made and judged."""
 
@@ -119,11 +67,12 @@ class Evaluation:
         self,
         targets: dict[str, list[str]],
         interventions: Sequence[Intervention],
-        reference: Reference | None,
+        *,
         prompts: Sequence[Prompt],
         judge: Judge,
+        reference: Reference | None = None,
     ) -> Outcome:
-        """Return the outcome of one removal."""
+        """Return the outcome of one removal on some prompts, by some judge."""
         removal = ablation_removal(
             self.model,
             self.run,
@@ -134,14 +83,15 @@ class Evaluation:
             batch_size=self.batch_size,
         )
         identity = {"run": describe_run(self.model, self.run)}
-        return judged(self.folder, removal, prompts, judge, identity, reference)
+        return judged(self.folder, removal, prompts, judge, identity=identity, reference=reference)
 
 
 def run_protocol(
     evaluation: Evaluation,
     requests: Sequence[Request],
     protocol: str,
-    search: Search | None,
+    *,
+    search: Search | None = None,
     reference: Reference | None = None,
     say: Say = lambda line: None,
     toward: Toward = NOTHING_KEPT,
@@ -168,9 +118,9 @@ def run_protocol(
         evaluation.folder,
         evaluation.model,
         evaluation.run,
-        evaluation.prompts,
-        evaluation.judge,
-        evaluation.batch_size,
+        prompts=evaluation.prompts,
+        judge=evaluation.judge,
+        batch_size=evaluation.batch_size,
     )
     chosen = {(r.family, r.concept): _chosen(evaluation, r, search, say) for r in requests}
     asked = [{r.family: [r.concept]} for r in requests]
@@ -183,11 +133,14 @@ def run_protocol(
     outcomes = []
     for targets, edits in zip(wanted, together(wanted, chosen, looked, toward), strict=True):
         say(f"without {targets_text(targets)}")
-        outcomes.append(
-            evaluation.outcome(
-                targets, edits, reference or own, evaluation.prompts, evaluation.judge
-            )
+        outcome = evaluation.outcome(
+            targets,
+            edits,
+            prompts=evaluation.prompts,
+            judge=evaluation.judge,
+            reference=own if reference is None else reference,
         )
+        outcomes.append(outcome)
     return before, outcomes
 
 
@@ -208,6 +161,12 @@ def _check_search(
     if search.judge.name == evaluation.judge.name or same:
         found = f"seeds {sorted(same)} are" if same else f"the judge {search.judge.name} is"
         raise UsageError(f"{found} both searched and reported on: what is tuned on is no evidence.")
+    for one in requests:
+        if not any(asks(p.labels, {one.family: [one.concept]}) for p in search.prompts):
+            raise UsageError(
+                f"no prompt of the search asks for {one.family}={one.concept}: nothing would say "
+                f"whether a setting removes it. Give prompts with this label."
+            )
 
 
 def _chosen(
@@ -219,7 +178,7 @@ def _chosen(
 
     def looked(numbered: tuple[int, Sequence[Intervention]], look: Look) -> Outcome:
         number, candidate = numbered
-        outcome = _looked(evaluation, search, targets, look, candidate)
+        outcome = _looked(evaluation, search, candidate, targets=targets, look=look)
         place = (
             f"setting {number} of {len(request.candidates)}, seeds "
             f"{', '.join(map(str, look.seeds))}"
@@ -246,7 +205,8 @@ def _looked_together(
     evaluation: Evaluation, search: Search, say: Say, interventions: Sequence[Intervention]
 ) -> Outcome:
     targets = grouped((one.selection.family, one.selection.concept) for one in interventions)
-    outcome = _looked(evaluation, search, targets, search.looks[-1].one_seed, interventions)
+    look = search.looks[-1].one_seed
+    outcome = _looked(evaluation, search, interventions, targets=targets, look=look)
     multipliers = ", ".join(f"{one.strength:g}" for one in interventions)
     kept = {
         f"{one.pull:g} towards {one.toward.family}={one.toward.concept}"
@@ -261,44 +221,10 @@ def _looked_together(
 def _looked(
     evaluation: Evaluation,
     search: Search,
+    interventions: Sequence[Intervention],
+    *,
     targets: dict[str, list[str]],
     look: Look,
-    interventions: Sequence[Intervention],
 ) -> Outcome:
-    return evaluation.outcome(
-        targets, interventions, None, look.taken(search.prompts, targets), search.judge
-    )
-
-
-def report(
-    evaluation: Evaluation,
-    before: Outcome,
-    outcomes: Sequence[Outcome],
-    protocol: str,
-    search: Search | None,
-) -> dict[str, Any]:
-    """Return everything as JSON: each outcome with intervals, their average, and what was used."""
-    rows = [
-        {"targets": o.targets, "setting": o.setting, **summary([o]), "ua_by_target": per_target(o)}
-        for o in outcomes
-    ]
-    return {
-        "protocol": protocol,
-        "judge": evaluation.judge.name,
-        "search_judge": search.judge.name if search else None,
-        "seeds": sorted({p.seed for p in evaluation.prompts}),
-        "run": describe_run(evaluation.model, evaluation.run),
-        "untouched": _untouched(before),
-        "removals": rows,
-        "average": summary(outcomes) if protocol == "each" else None,
-    }
-
-
-def _untouched(before: Outcome) -> Mapping[str, Any]:
-    families = sorted({family for answer in before.answers for family in answer.asked})
-    found = {family: accuracy(before.answers, family) for family in families}
-    return {
-        "accuracy": found,
-        "seconds_per_picture": before.seconds_per_picture,
-        "peak_bytes": before.peak_bytes,
-    }
+    prompts = look.taken(search.prompts, targets)
+    return evaluation.outcome(targets, interventions, prompts=prompts, judge=search.judge)

@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from featurestore.vocabulary import DEFAULT_PULL, TOWARD_KINDS
-from sae.evaluation.measures.accuracy import Targets, certainty
-from sae.evaluation.outcomes import Outcome, per_target, thinned
+from sae.evaluation.measures.accuracy import Targets, asks, certainty
+from sae.evaluation.outcomes import Outcome, per_target
 from sae.intervention.settings import Intervention
 
 T = TypeVar("T")
@@ -20,6 +20,15 @@ Concept = tuple[str, str]
 """family and concept"""
 Looked = Callable[[Sequence[Intervention]], Outcome]
 """makes and judges the pictures of a search"""
+
+
+def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
+    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly
+    taken, in order."""
+    others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
+    n = min(n_others, len(others))
+    kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
+    return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
 
 class Look(NamedTuple):

@@ -226,9 +226,17 @@ class Intervention:
         if self.toward is None:
             return {}
         kept = self.toward
-        rows = sha256_text(canonical_json([kept.timesteps, kept.rows.to_pylist()]))[:16]
+        rows = _digits([kept.timesteps, kept.rows.to_pylist()])
         named = {"family": kept.family, "concept": kept.concept, "rows": rows}
         return {"toward": named, "pull": self.pull}
+
+    def identified(self) -> dict[str, Any]:
+        """Return what tells the edit from every other, as JSON: what is done, and a hash of the SAE
+        and of the selected features."""
+        one = self.selection
+        return self.described() | {
+            "rows": _digits([one.sae_hash, one.timesteps, one.rows.to_pylist()])
+        }
 
     def where(self, layout: Layout) -> Tensor | None:
         """Return the mask as one bool per position of the hooked tensor, ``[positions]``.
@@ -261,3 +269,8 @@ class Intervention:
             )
         pooled = F.max_pool2d(mask[None, None].float(), scale) if scale > 1 else mask.float()
         return pooled.flatten().bool().cpu()
+
+
+def _digits(content: Any) -> str:
+    """Return 16 digits that are the same for the same JSON."""
+    return sha256_text(canonical_json(content))[:16]

@@ -16,7 +16,7 @@ from featurestore.prompts import Prompt
 from featurestore.store import Store
 from minicanvas import OBJECTS, STYLES
 from sae.diffusion.pipelines import Model, RunSettings, generate
-from sae.evaluation.outcomes import Removal
+from sae.evaluation.removals import Removal
 from sae.intervention.settings import Intervention
 
 FAMILIES = {"style": STYLES, "object": OBJECTS}

@@ -12,7 +12,7 @@ from queries import ask
 from queries.selections import select
 from sae.checkpoint import store_sae
 from sae.evaluation.measures.accuracy import grouped
-from sae.evaluation.outcomes import ablation_removal
+from sae.evaluation.removals import ablation_removal
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention
 from sae.model import SAE

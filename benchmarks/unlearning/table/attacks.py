@@ -12,7 +12,8 @@ from benchmarks.unlearning.table.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
-from sae.evaluation.attack.attacking import attack_defence, places, spread
+from sae.evaluation.attack.attacking import attack_defence, spread
+from sae.evaluation.attack.loop import places
 from sae.evaluation.attack.report import Attacked, AttackReport, together
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case

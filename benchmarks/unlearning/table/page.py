@@ -16,7 +16,8 @@ from benchmarks.unlearning.table.run import Run
 from featurestore.format import durable
 from sae.evaluation.attack.report import Rate
 from sae.evaluation.measures.accuracy import accuracy
-from sae.evaluation.outcomes import Outcome, per_target, summary
+from sae.evaluation.outcomes import Outcome, per_target
+from sae.evaluation.report import summary
 
 FINDINGS = Path(__file__).with_name("findings.md")
 """the page's beginning, written by hand"""

@@ -138,7 +138,9 @@ def prepare(
         for name in ("judge", "selection")
     )
     prompts = read_prompts(path, amounts.report_seeds)
-    before, reference = untouched(root / "cells", model, run, prompts, judge, bench.batch_size)
+    before, reference = untouched(
+        root / "cells", model, run, prompts=prompts, judge=judge, batch_size=bench.batch_size
+    )
     return Run(
         bench,
         amounts,
@@ -178,7 +180,7 @@ def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
     the ledger, or made and added to it."""
     prompts, judge, reference = _asked(run, defence, look)
     bench, removed = run.bench, removal(run.bench, defence)
-    _, key = depends_on(removed, prompts, judge, bench.basis, reference)
+    _, key = depends_on(removed, prompts, judge, identity=bench.basis, reference=reference)
     if key not in bench.ledger.rows:
         bench.pace.check()
         if bench.pace.counting:

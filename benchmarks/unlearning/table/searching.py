@@ -13,7 +13,8 @@ from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back,
 from benchmarks.unlearning.table.run import Run, cell
 from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
-from sae.evaluation.outcomes import Outcome, sequence
+from sae.evaluation.outcomes import Outcome
+from sae.evaluation.removals import sequence
 from sae.evaluation.search import Toward, best, first_that_holds, in_order, together, value
 from sae.intervention.settings import Intervention
 

@@ -15,7 +15,8 @@ from featurestore.cli.options.single import ablate_option
 if TYPE_CHECKING:
     from featurestore.selection import Selection
     from sae.evaluation.attack import AttackSettings
-    from sae.evaluation.protocols import Request, Search
+    from sae.evaluation.protocols import Search
+    from sae.evaluation.removals import Request
     from sae.evaluation.search import Toward
 
 TOWARD_TOP = 32

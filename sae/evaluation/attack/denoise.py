@@ -2,6 +2,7 @@
 its defence included."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from sae.diffusion.hooks import direct_calls
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import Model, RunSettings, call_arguments
 from sae.diffusion.reading.architectures import architecture
-from sae.diffusion.reading.calls import HALVES, Branches, batch_size, bound
+from sae.diffusion.reading.calls import HALVES, Branches, batch_size, running
 from sae.diffusion.reading.guidance import halves, with_perturbed, with_skipped_layers
+from sae.diffusion.reading.steps import scalar
 from sae.diffusion.starts import Starts
 
 
@@ -24,7 +26,9 @@ class Conditions(NamedTuple):
     arguments: dict[str, Any]
     """of the denoiser's call, by name; the text's states among them, differentiable"""
     timesteps: tuple[float, ...]
-    """of the run, in their order"""
+    """of the scheduler, in their order"""
+    unit: float
+    """what the pipeline multiplies a timestep by for its denoiser: FLUX tells it a thousandth"""
     branches: Branches
     guidance: float
     """of both halves, where there are two"""
@@ -53,13 +57,14 @@ def conditions(
 
     Raises:
         ModelError: guidance is not both halves in one call of the denoiser, the unconditional
-            first, or something third is in the call.
+            first; something third is in the call; or the denoiser is not given one tensor of all
+            pictures, and their timestep in a known unit.
     """
     pipe, kind = model.pipe, architecture(model.pipe)
     if guided and (kind.two_pass or kind.branches not in _BOTH_HALVES):
         raise ModelError(
-            f"{type(pipe).__name__} does not call its denoiser with both halves of guidance at once, "
-            f"the unconditional first: attack it without guidance."
+            f"{type(pipe).__name__} does not call its denoiser with both halves of guidance at "
+            f"once, the unconditional first: attack it without guidance."
         )
     given = call_arguments(model, run, list(prompts), starts)
     given.pop("true_cfg_scale", None)
@@ -69,7 +74,9 @@ def conditions(
             given["guidance_scale"] = 1.0
 
     def stop(module: Any, args: Any, kwargs: Any) -> None:
-        raise _ReachedError(bound(module, args, kwargs))
+        called = running(module, args, kwargs, lambda owner: owner is pipe)
+        assert called is not None, "the pipeline below calls it"
+        raise _ReachedError(called.arguments, kind.timestep_of(called))
 
     call = inspect.unwrap(type(pipe).__call__)  # Without the decorator that turns gradients off.
     handle = denoiser(pipe).register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
@@ -79,7 +86,7 @@ def conditions(
                 pipe, **given, generator=torch.Generator("cpu").manual_seed(0), output_type="latent"
             )
     except _ReachedError as stopped:
-        (arguments,) = stopped.args
+        arguments, timestep = stopped.args
     else:
         raise ModelError(f"{type(pipe).__name__} did not call its denoiser.")
     finally:
@@ -87,12 +94,35 @@ def conditions(
     branches = HALVES if guided else ("cond",)
     if (rows := batch_size(arguments)) != len(branches) * len(prompts):
         raise ModelError(
-            f"{type(pipe).__name__} calls its denoiser with {rows} rows for {len(prompts)} prompts, "
-            f"expected {' and '.join(branches)} of each: switch a third part of its guidance off "
-            f"(--argument pag_scale=0)."
+            f"{type(pipe).__name__} calls its denoiser with {rows} rows for {len(prompts)} "
+            f"prompts, expected {' and '.join(branches)} of each: switch a third part of its "
+            f"guidance off (--argument pag_scale=0)."
         )
     timesteps = tuple(float(t) for t in pipe.scheduler.timesteps)
-    return Conditions(arguments, timesteps, branches, run.guidance)
+    unit = _unit(pipe, arguments, scalar(timestep))
+    return Conditions(arguments, timesteps, unit, branches, run.guidance)
+
+
+def _unit(pipe: Any, arguments: dict[str, Any], timestep: float) -> float:
+    """Return what a pipeline multiplies the scheduler's timestep by for its denoiser.
+
+    Raises:
+        ModelError: the denoiser is told something else, or pictures one by one.
+    """
+    name, given = type(pipe).__name__, next(iter(arguments.values()))
+    if not isinstance(given, Tensor) or "timestep" not in arguments:
+        raise ModelError(
+            f"{name} cannot be attacked: its denoiser is not given one tensor of all pictures and "
+            f"their timestep, but {', '.join(arguments)}."
+        )
+    told, n = scalar(arguments["timestep"]), pipe.scheduler.config.num_train_timesteps
+    for unit in (1.0, 1 / n):
+        if math.isclose(told, unit * timestep, rel_tol=0.01):
+            return unit
+    raise ModelError(
+        f"{name} cannot be attacked: at timestep {timestep:g} it tells its denoiser {told:g}, "
+        f"expected the timestep, or that divided by {n}."
+    )
 
 
 def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Tensor:
@@ -103,10 +133,7 @@ def predicted(model: Model, given: Conditions, x: Tensor, timestep: float) -> Te
     n = len(given.branches)
     arguments[name] = torch.cat([x] * n).to(arguments[name].dtype)
     told = torch.as_tensor(arguments["timestep"])
-    scale = (
-        float(told.flatten()[0]) / given.timesteps[0]
-    )  # FLUX tells its denoiser the timestep / 1000.
-    arguments["timestep"] = torch.full_like(told, timestep * scale)
+    arguments["timestep"] = torch.full_like(told, timestep * given.unit)
     with direct_calls(model.pipe, given.branches, timestep):
         output = denoiser(model.pipe)(**arguments)
     prediction = (output[0] if isinstance(output, tuple) else output.sample).float()

@@ -15,10 +15,11 @@ from sae.diffusion.pipelines import Model, RunSettings, generate, with_starts
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings
-from sae.evaluation.judge import Judge
+from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.measures.accuracy import grouped
-from sae.evaluation.outcomes import Outcome, thinned
+from sae.evaluation.outcomes import Outcome
 from sae.evaluation.protocols import Evaluation
+from sae.evaluation.search import thinned
 from sae.intervention.ablate import ablate
 from sae.intervention.settings import Intervention
 
@@ -107,8 +108,19 @@ def harden(
     :func:`sae.evaluation.attack.attack`.
     """
     settings = settings or HardenSettings()
+    check_labels(judge, [p.labels for p in prompts])
     run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
-    work = _Hardening(model, prompts, judge, out, settings, run, saes, mode, batch_size)
+    work = _Hardening(
+        model=model,
+        prompts=prompts,
+        judge=judge,
+        out=out,
+        settings=settings,
+        run=run,
+        saes=saes,
+        mode=mode,
+        batch_size=batch_size,
+    )
     edits, rounds, reason = list(interventions), [], ENDED
     first: float | None = None
     for number in range(1, settings.rounds + 1):
@@ -142,7 +154,7 @@ def harden(
     return Hardened(edits, rounds, reason)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Hardening:
     model: Model
     prompts: Sequence[Prompt]
@@ -160,26 +172,36 @@ class _Hardening:
         """Attack all that is removed, with a seed of the round's own."""
         how = replace(self.settings.attack, seed=self.settings.attack.seed + number)
         return attack(
-            self.model, edits, prompts=self.prompts, judge=self.judge, out=self.out / f"round{number}", settings=how,
-            run=self.run, saes=self.saes, mode=self.mode, pictures=self.settings.pictures, batch_size=self.batch_size,
-            progress=progress, say=say,
-        )  # fmt: skip
+            self.model,
+            edits,
+            prompts=self.prompts,
+            judge=self.judge,
+            out=self.out / f"round{number}",
+            settings=how,
+            run=self.run,
+            saes=self.saes,
+            mode=self.mode,
+            pictures=self.settings.pictures,
+            batch_size=self.batch_size,
+            progress=progress,
+            say=say,
+        )
 
     def outcome(self, edits: Sequence[Intervention]) -> Outcome:
         """Judge what is kept, on the pictures of the targets and some others."""
         targets = grouped((e.selection.family, e.selection.concept) for e in edits)
         prompts = thinned(self.prompts, targets, self.settings.n_others)
         evaluation = Evaluation(
-            self.out / "outcomes",
-            self.model,
-            self.run,
-            prompts,
-            self.judge,
-            self.batch_size,
-            self.mode,
-            self.saes,
+            folder=self.out / "outcomes",
+            model=self.model,
+            run=self.run,
+            prompts=prompts,
+            judge=self.judge,
+            batch_size=self.batch_size,
+            mode=self.mode,
+            saes=self.saes,
         )
-        return evaluation.outcome(targets, edits, None, prompts, self.judge)
+        return evaluation.outcome(targets, edits, prompts=prompts, judge=self.judge)
 
     def learnt(
         self, edits: Sequence[Intervention], report: AttackReport, learn: Learn
@@ -250,12 +272,10 @@ class _Hardening:
                 starts = [self._asked(one).starts for one in part]
                 seeds = [one.seed for one in part]
                 images = generate(self.model, self.run, texts, seeds, starts=starts)
-                asked = [Prompt(one.prompt, one.seed, {one.family: one.concept}, 0) for one in part]
-                answers = self.judge.answers(asked, images)
                 shown += [
                     one
-                    for one, a in zip(part, answers, strict=True)
-                    if a.seen[one.family] == one.concept
+                    for one, seen in zip(part, self.judge.seen(images), strict=True)
+                    if seen[one.family] == one.concept
                 ]
         return shown
 

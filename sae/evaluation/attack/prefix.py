@@ -98,6 +98,10 @@ def prefixed(pipe: Any, prompts: Sequence[str], ids: Sequence[Tensor]) -> Iterat
     other texts stay.
 
     ``ids``: for each text encoder ``[prompts, k]``.
+
+    Raises:
+        ModelError: the block is over, and a tokenizer did not read this batch as it is: a prefix
+            had no effect there.
     """
     known = encoders(pipe)
     wrapped = [_Prefixing(e.tokenizer, prompts, rows) for e, rows in zip(known, ids, strict=True)]
@@ -105,6 +109,12 @@ def prefixed(pipe: Any, prompts: Sequence[str], ids: Sequence[Tensor]) -> Iterat
     try:
         own.update({f"tokenizer{e.suffix}": w for e, w in zip(known, wrapped, strict=True)})
         yield wrapped
+        for encoder, tokenizer in zip(known, wrapped, strict=True):
+            if not tokenizer.made:
+                raise ModelError(
+                    f"{type(pipe).__name__} cannot be attacked by text: its "
+                    f"tokenizer{encoder.suffix} does not read the prompts as they are."
+                )
     finally:
         own.update({f"tokenizer{e.suffix}": e.tokenizer for e in known})
 

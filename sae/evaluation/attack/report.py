@@ -87,8 +87,7 @@ class AttackReport:
         )
         _write(out / method / FIGURES, json.dumps(report.figures(), indent=1) + "\n")
         _write(out / method / PAGE, report.page())
-        if prompts := report.prompts(out / method):
-            _write(out / method / PROMPTS, prompts)
+        _write(out / method / PROMPTS, report.prompts(out / method))
         return report
 
     @property
@@ -195,7 +194,10 @@ def together(reports: Sequence[AttackReport]) -> AttackReport:
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    """Let a file hold a text, and an empty one not be there."""
+    if not text:
+        durable.remove(path)
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
         durable.write_bytes(path, text.encode())
 
 
@@ -221,10 +223,12 @@ def _row(one: Attacked, stem: str) -> str:
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font-family:sans-serif;margin:2em}}td{{padding:4px;vertical-align:top;max-width:26em;overflow-wrap:anywhere}}
+<style>body{{font-family:sans-serif;margin:2em}}
+td{{padding:4px;vertical-align:top;max-width:26em;overflow-wrap:anywhere}}
 img{{width:128px;image-rendering:pixelated}}</style>
 <h1>{title}</h1>
-<p>{n} pictures. The concept is shown without an attack in {before}, under attack in {under} (95 % intervals).</p>
+<p>{n} pictures. The concept is shown without an attack in {before}, under attack in {under}
+(95 % intervals).</p>
 <table><tr><th>asked for</th><th>without a defence</th><th>defended</th><th>attacked</th></tr>
 {rows}
 </table></html>

@@ -81,8 +81,8 @@ def unlearning(answers: Sequence[Answer], targets: Targets) -> Unlearning:
     """Score pictures generated while ``targets`` were removed.
 
     UA and IRA are means over concepts. CRA is taken on the same pictures, those asked for a target
-    included, for every family without a target, averaged over families; NaN where every family has a target.
-    Whatever is asked for counts alike, however many seeds it was drawn with.
+    included, for every family without a target, averaged over families; NaN where every family has
+    a target. Whatever is asked for counts alike, however many seeds it was drawn with.
     """
     return Unlearning(*(share.value for share in _shares(answers, targets)))
 

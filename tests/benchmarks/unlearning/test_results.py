@@ -127,7 +127,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
         shutil.rmtree(root / name)
     for drawing in ("defence", "competitors"):
         monkeypatch.setattr(f"benchmarks.unlearning.methods.{drawing}.generate", None)
-    monkeypatch.setattr("sae.evaluation.attack.attacking.generate", None)
+    monkeypatch.setattr("sae.evaluation.attack.loop.generate", None)
     lines = path.read_text()
     counting = Pace(counting=True)
     given = {"ledger": Ledger(path), "pace": counting}

@@ -111,7 +111,7 @@ def test_after_generating(capsys, tmp_path, drawn, chosen):
 def test_after_judging(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("sae.evaluation.judge.load_judge", lambda *a: SimpleNamespace(name="j"))
     monkeypatch.setattr("sae.evaluation.score_folder", lambda *a, **k: None)
-    monkeypatch.setattr("sae.evaluation.outcomes.summary", lambda outcomes: {})
+    monkeypatch.setattr("sae.evaluation.report.summary", lambda outcomes: {})
     monkeypatch.setattr("featurestore.cli.judge.scores_table", lambda rows, judge: "")
     assert told(capsys, "judge", tmp_path, "--judge", "minicanvas", "--target", "style=neon") == [
         "evaluate", "--model", "MODEL", "--prompts", "FILE", "--judge", "minicanvas",

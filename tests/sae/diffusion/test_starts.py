@@ -357,7 +357,9 @@ def test_pictures_of_every_kind_of_run_are_judged_and_kept(name, files, tmp_path
     prompts = [Prompt(text, seed, {"style": "neon"}, 1) for seed in (0, 1)]
     model, judge = Model("m", pipe, 4, 1.0), Scripted([1, 0])()
     run = with_starts(pipe, run, prompts)
-    outcome, reference = untouched(tmp_path / "o", model, run, prompts, judge, 2)
+    outcome, reference = untouched(
+        tmp_path / "o", model, run, prompts=prompts, judge=judge, batch_size=2
+    )
     assert [answer.seen["style"] for answer in outcome.answers] == ["neon", "none"]
     assert reference.keys == [(text, 0), (text, 1)]
     generate_files(tmp_path / "g", model, prompts, run, progress=False)

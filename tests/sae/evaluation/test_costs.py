@@ -92,3 +92,12 @@ def test_nothing_to_find_is_said_in_one_line(model):
         UsageError, match=r"^the prompts name concepts of style only, which are rem"
     ):
         costs(model, removal(model), prompts=bare, **given)
+    with pytest.raises(
+        UsageError, match=r"^judge script cannot answer object=dog: it knows cat, c"
+    ):
+        costs(
+            model,
+            removal(model),
+            prompts=[Prompt("dog", 0, {"style": "neon", "object": "dog"}, 1)],
+            **given,
+        )

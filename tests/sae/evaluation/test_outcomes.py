@@ -18,10 +18,12 @@ from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.measures.frechet import frechet_distance
 from sae.evaluation.memory import peak_bytes, reset_peak
-from sae.evaluation.outcomes import Outcome, Reference, Removal, judged, sequence, thinned
+from sae.evaluation.outcomes import Outcome, Reference, judged
 from sae.evaluation.pictures import read_pictures
-from sae.evaluation.protocols import Evaluation, Request, Search, report, run_protocol
-from sae.evaluation.search import Toward
+from sae.evaluation.protocols import Evaluation, Search, run_protocol
+from sae.evaluation.removals import Removal, Request, sequence
+from sae.evaluation.report import report
+from sae.evaluation.search import Toward, thinned
 from sae.intervention.settings import Intervention
 from tests.builders.pipelines import edited_text_encoder
 from tests.builders.selections import make_sae, make_selection, timesteps_of
@@ -77,25 +79,27 @@ def test_an_outcome_is_scored_kept_and_read_again(tmp_path):
     removal = Removal({"style": ["red"]}, {"method": "paint"}, images, 123)
     keys = [(p.prompt, p.seed) for p in PROMPTS]
     reference = Reference(judge().features(paint(PROMPTS)), keys)
-    first = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, reference)
+    first = judged(tmp_path, removal, PROMPTS, judge(), identity={"run": {}}, reference=reference)
     assert first.scores[:3] == pytest.approx((1, 1, 0.5))
     assert first.scores.cra_plain == pytest.approx(0.5)
     assert first.frechet == pytest.approx(0, abs=1e-6)  # what is retained is as it was
-    again = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, reference)
+    again = judged(tmp_path, removal, PROMPTS, judge(), identity={"run": {}}, reference=reference)
     assert (calls, again) == ([12], first)
-    judged(tmp_path, removal, PROMPTS[:6], judge(), {"run": {}}, reference)
-    judged(tmp_path, removal, PROMPTS, judge("other"), {"run": {}}, reference)
+    judged(tmp_path, removal, PROMPTS[:6], judge(), identity={"run": {}}, reference=reference)
+    judged(tmp_path, removal, PROMPTS, judge("other"), identity={"run": {}}, reference=reference)
     judged(
         tmp_path,
         Removal({"style": ["red"]}, {"method": "other"}, images),
         PROMPTS,
         judge(),
-        {"run": {}},
-        reference,
+        identity={"run": {}},
+        reference=reference,
     )
-    judged(tmp_path, removal, PROMPTS, judge(), {"run": {"n_steps": 3}}, reference)
+    judged(
+        tmp_path, removal, PROMPTS, judge(), identity={"run": {"n_steps": 3}}, reference=reference
+    )
     real = Reference(judge().features(paint(PROMPTS[:4])))
-    other = judged(tmp_path, removal, PROMPTS, judge(), {"run": {}}, real)
+    other = judged(tmp_path, removal, PROMPTS, judge(), identity={"run": {}}, reference=real)
     assert calls == [12, 6, 12, 12, 12, 12]
     assert other.frechet > 1 and other.answers == first.answers
 
@@ -110,7 +114,7 @@ def test_black_and_broken_pictures_are_refused_and_nothing_is_kept(tmp_path):
         r"would count as unlearned"
     )
     with pytest.raises(ModelError, match=message):
-        judged(tmp_path, removal, PROMPTS, judge(), {}, None)
+        judged(tmp_path, removal, PROMPTS, judge(), identity={}, reference=None)
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +126,7 @@ def test_the_distance_is_of_the_retained_pictures_to_the_same_ones_untouched(tmp
         lambda prompts: [i.point(lambda v: v // 2) for i in paint(prompts)],
     )
     reference = Reference(mean_colours(before), [(p.prompt, p.seed) for p in PROMPTS])
-    outcome = judged(tmp_path, removal, PROMPTS, judge(), {}, reference)
+    outcome = judged(tmp_path, removal, PROMPTS, judge(), identity={}, reference=reference)
     kept = [i for i, p in enumerate(PROMPTS) if p.labels["style"] != "red"]
     after = [before[i].point(lambda v: v // 2) for i in kept]
     expected = frechet_distance(mean_colours(after), mean_colours([before[i] for i in kept]))
@@ -185,10 +189,10 @@ def test_the_three_protocols_remove_what_they_say(model, tmp_path):
         "joint": [{"style": ["red"], "object": ["cat"]}],
     }
     for protocol, targets in expected.items():
-        before, outcomes = run_protocol(ran, requests, protocol, None)
+        before, outcomes = run_protocol(ran, requests, protocol)
         assert [o.targets for o in outcomes] == targets
         assert all(len(o.answers) == len(PROMPTS) for o in outcomes)
-        body = report(ran, before, outcomes, protocol, None)
+        body = report(ran, before, outcomes, protocol=protocol, search=None)
         assert json.loads(json.dumps(body)) == body
         assert (body["average"] is None) == (protocol != "each")
         assert set(body["removals"][-1]["ua_by_target"]) == {
@@ -201,12 +205,12 @@ def test_the_three_protocols_remove_what_they_say(model, tmp_path):
 def test_an_edited_text_encoder_does_not_meet_old_outcomes(model, tmp_path):
     """Faults, line C: what an outcome depends on is part of its key."""
     ran, (one,) = evaluation(model, tmp_path), [request(model, tmp_path, "style", "red")]
-    run_protocol(ran, [one], "each", None)
+    run_protocol(ran, [one], "each")
     old = sorted((tmp_path / "outcomes").iterdir())
-    run_protocol(ran, [one], "each", None)
+    run_protocol(ran, [one], "each")
     assert sorted((tmp_path / "outcomes").iterdir()) == old
     edited = edited_text_encoder(model)
-    run_protocol(replace(ran, model=edited), [one], "each", None)
+    run_protocol(replace(ran, model=edited), [one], "each")
     new = sorted((tmp_path / "outcomes").iterdir())
     assert len(old) == 3 and len(new) == 6  # The untouched pictures, their features, the removal.
 
@@ -227,11 +231,11 @@ def test_a_search_chooses_by_its_own_judge_and_seeds_and_is_not_reported(model, 
     choosing = judge("choosing")._replace(probabilities=probabilities)
     search = Search(choosing, searched, 0)
     ran = evaluation(model, tmp_path)
-    _, (outcome,) = run_protocol(ran, [wanted], "each", search)
+    _, (outcome,) = run_protocol(ran, [wanted], "each", search=search)
     assert asked == [4, 4, 4]
     assert outcome.setting["edits"][0]["strength"] == -3.0
     assert (outcome.judge, {a.seed for a in outcome.answers}) == ("colours", {0, 1})
-    run_protocol(ran, [wanted], "each", search)
+    run_protocol(ran, [wanted], "each", search=search)
     assert asked == [4, 4, 4]  # Read again.
 
 
@@ -252,7 +256,7 @@ def test_the_best_settings_are_attacked_and_the_first_that_holds_is_taken(model,
 
     search = Search(judging._replace(probabilities=probabilities), searched, 4, comes_back, tries=2)
     _, (outcome,) = run_protocol(
-        evaluation(model, tmp_path), [wanted], "each", search, None, said.append
+        evaluation(model, tmp_path), [wanted], "each", search=search, say=said.append
     )
     assert attacked == [-1.0, -2.0] and outcome.setting["edits"][0]["strength"] == -2.0
     assert (
@@ -279,7 +283,7 @@ def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_
     said = []
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
     _, (outcome,) = run_protocol(
-        evaluation(model, tmp_path), [wanted], "each", search, None, said.append
+        evaluation(model, tmp_path), [wanted], "each", search=search, say=said.append
     )
     assert (
         asked == [3] * 8 + [8] * 6
@@ -305,7 +309,7 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
     search = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4)
     said = []
     _, (outcome,) = run_protocol(
-        evaluation(model, tmp_path), requests, "joint", search, None, said.append
+        evaluation(model, tmp_path), requests, "joint", search=search, say=said.append
     )
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -12.0]
     assert said[1:] == [
@@ -318,7 +322,7 @@ def test_several_removals_at_once_are_balanced_on_the_search_and_not_without_one
         "search together style=red, object=cat: -3, -6: 0.250",
         "without style=red, object=cat",
     ]
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint", None)
+    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, "joint")
     assert [edit["strength"] for edit in outcome.setting["edits"]] == [-3.0, -3.0]
 
 
@@ -340,8 +344,14 @@ def test_several_removals_go_towards_what_is_kept_as_the_search_finds_best(model
         return {"style": both, "object": both}
 
     search, said = Search(judge("choosing")._replace(probabilities=probabilities), searched, 4), []
-    arguments = ["joint", search, None, said.append, toward]
-    _, (outcome,) = run_protocol(evaluation(model, tmp_path), requests, *arguments)
+    _, (outcome,) = run_protocol(
+        evaluation(model, tmp_path),
+        requests,
+        "joint",
+        search=search,
+        say=said.append,
+        toward=toward,
+    )
     red, cat = outcome.setting["edits"]
     assert (red["toward"]["concept"], red["pull"]) == ("green", 0.25)  # red goes, blue is another's
     assert "toward" not in cat  # Nothing of its family is kept.
@@ -351,9 +361,9 @@ def test_several_removals_go_towards_what_is_kept_as_the_search_finds_best(model
         "-3, -3, 0.25 towards style=green",
     ]
     ran = evaluation(model, tmp_path)
-    _, (outcome,) = run_protocol(ran, requests, "joint", None, None, said.append, toward)
+    _, (outcome,) = run_protocol(ran, requests, "joint", say=said.append, toward=toward)
     assert outcome.setting["edits"][0]["pull"] == 0.5  # The first, without a search.
-    _, outcomes = run_protocol(ran, requests, "each", None, None, said.append, toward)
+    _, outcomes = run_protocol(ran, requests, "each", say=said.append, toward=toward)
     assert all("toward" not in o.setting["edits"][0] for o in outcomes)
 
 
@@ -372,11 +382,16 @@ def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
             r"seeds \[0, 1\] are both searched and reported on",
         ),
         ([wanted], Search(judge(), [], 4), "the judge colours is both searched and reported on"),
+        (
+            [wanted],
+            Search(judge("x"), [Prompt("cat", 9, {"style": "green", "object": "cat"}, 1)], 4),
+            "^no prompt of the search asks for style=red: nothing would say whether a setting",
+        ),
         ([], None, "no concept is named"),
     ]
     for requests, search, message in cases:
         with pytest.raises(UsageError, match=message):
-            run_protocol(ran, requests, "each", search)
+            run_protocol(ran, requests, "each", search=search)
     assert not (tmp_path / "outcomes").exists()
 
 
@@ -450,4 +465,4 @@ def test_an_unknown_protocol_is_one_line():
     with pytest.raises(
         UsageError, match="protocol 'twice': expected one of each, sequential, joint"
     ):
-        run_protocol(None, [], "twice", None)
+        run_protocol(None, [], "twice")

@@ -11,8 +11,8 @@ import sae.evaluation
 from featurestore.errors import ModelError, UsageError
 from sae.evaluation import score_folder
 from sae.evaluation.judge import Judge
-from sae.evaluation.outcomes import summary
-from sae.evaluation.protocols import requests
+from sae.evaluation.removals import requests
+from sae.evaluation.report import summary
 from tests.builders.selections import make_selection
 
 
@@ -54,6 +54,10 @@ def test_a_folder_is_scored_without_making_up_how_long_it_took(folder):
     assert figures["pictures"] == 4
     same = score_folder(folder, judge=JUDGE, targets={"style": ["light"]}, reference=folder)
     assert same.frechet > 0  # The reference also has the pictures asked to be light.
+    with pytest.raises(
+        UsageError, match=r"^--reference: 0 of the 4 pictures in .* ask for nothing"
+    ):
+        score_folder(folder, judge=JUDGE, targets={"style": ["light", "dark"]}, reference=folder)
 
 
 def test_a_black_picture_is_refused(folder):

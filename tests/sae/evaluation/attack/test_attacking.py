@@ -96,6 +96,21 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(model, tmp_path):
     resumed = Scripted([1], [0])
     assert run(model, tmp_path / "cut", resumed()).pictures == whole.pictures
     assert resumed.calls == 3  # Targets and defended once more, and the last round.
+    assert not list((tmp_path / "cut/tokens").glob("*.safetensors"))
+
+
+def test_prompts_that_brought_it_back_go_where_another_attack_brings_nothing_back(model, tmp_path):
+    came_back = tmp_path / "tokens/came-back.jsonl"
+    run(model, tmp_path, Scripted([1], [0], [1])(), PROMPTS[:1])
+    assert came_back.is_file()
+    run(model, tmp_path, Scripted([1], [0])(), PROMPTS[:1], attack={"seed": 1})
+    assert not came_back.exists()
+
+
+def test_labels_that_the_judge_does_not_know_do_not_matter_beside_the_attacked_one(model, tmp_path):
+    """A classifier of styles judges prompts that name objects, too."""
+    prompts = [replace(PROMPTS[0], labels={"style": "neon", "object": "cat"})]
+    assert run(model, tmp_path, Scripted([1], [0], [1])(), prompts).under_attack.value == 1
 
 
 def test_an_edited_text_encoder_does_not_meet_old_outcomes(model, tmp_path):
@@ -134,6 +149,11 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
         with pytest.raises(error, match=message) as raised:
             run(model, tmp_path, judge, **options)
         assert "\n" not in str(raised.value)
+    own = [replace(PROMPTS[0], guidance=5.0)]
+    with pytest.raises(
+        UsageError, match=r"^prompt 'a cat' has a guidance scale of its own, 5, and"
+    ):
+        run(model, tmp_path, Scripted([1])(), own)
     with pytest.raises(UsageError, match=r"^nothing to attack: no selection is ablated.$"):
         attack(model, [], prompts=PROMPTS, judge=Scripted([1])(), out=tmp_path)
     for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, " "embedding, " "" "latents"),

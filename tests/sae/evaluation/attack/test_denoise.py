@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 
 from featurestore.errors import ModelError
+from featurestore.prompts import start_picture
 from sae.diffusion.modules import denoiser
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.evaluation.attack.denoise import (
+    _unit,
     conditions,
     denoised,
     last_levels,
@@ -58,6 +62,38 @@ def test_with_guidance_both_halves_are_taken_together(model):
     without, wanted = both.chunk(2)
     found = predicted(model, given, x[:1], given.timesteps[0])
     torch.testing.assert_close(found, without + 3 * (wanted - without), atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_that_begins_at_a_picture_tells_the_same_timesteps(model, tmp_path):
+    """Its pipeline leaves the first steps out, and its scheduler lists them."""
+    pipe = StableDiffusionImg2ImgPipeline(**model.pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    Image.new("RGB", (64, 64), (90, 60, 30)).save(tmp_path / "image.png")
+    starts = [{"image": start_picture(tmp_path / "image.png", "test")}]
+    run = RunSettings(n_steps=4, guidance=1.0, height=64, width=64, strength=0.5)
+    given = conditions(replace(model, pipe=pipe), run, ["a cat"], starts=starts)
+    told = []
+    handle = denoiser(pipe).register_forward_pre_hook(
+        lambda module, args, kwargs: told.append(float(kwargs["timestep"])), with_kwargs=True
+    )
+    x = torch.zeros_like(given.arguments["sample"])
+    for timestep in given.timesteps:
+        predicted(replace(model, pipe=pipe), given, x, timestep)
+    handle.remove()
+    assert tuple(told) == given.timesteps
+
+
+def test_a_denoiser_that_is_told_something_else_is_refused(model):
+    pipe, x = model.pipe, torch.zeros(1, 4, 8, 8)
+    assert _unit(pipe, {"sample": x, "timestep": torch.tensor(0.0)}, 0.0) == 1
+    assert _unit(pipe, {"x": x, "timestep": torch.tensor([0.9, 0.9])}, 900.0) == 0.001
+    with pytest.raises(ModelError, match=r"at timestep 900 it tells its denoiser 0\.1, expected"):
+        _unit(pipe, {"x": x, "timestep": torch.tensor(0.1)}, 900.0)
+    for arguments in ({"x": [x], "timestep": torch.tensor(900)}, {"x": x, "t": torch.tensor(9)}):
+        with pytest.raises(
+            ModelError, match=rf"is not given one tensor .* but {', '.join(arguments)}\.$"
+        ):
+            _unit(pipe, arguments, 900.0)
 
 
 @pytest.mark.parametrize("name", ["CogView4Pipeline", "Kandinsky5T2IPipeline", "ZImagePipeline"])

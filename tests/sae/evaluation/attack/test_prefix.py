@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurestore.errors import ModelError
 from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.attack.denoise import conditions
 from sae.evaluation.attack.prefix import (
@@ -87,6 +88,20 @@ def test_a_prefix_stands_after_the_first_token_and_the_last_tokens_fall_off(mode
     assert longer[0].tolist() == [int(ids[0, 0]), 7, 30, 90, *ids[0, 1:13].tolist()]
     assert torch.equal(other, plain(["a dog"], **options).input_ids)
     assert pipe.tokenizer is plain
+
+
+def test_a_tokenizer_that_reads_the_prompts_otherwise_is_refused(model):
+    """As those that put an instruction before them: no prefix would ever be read."""
+    plain = model.pipe.tokenizer
+    message = (
+        r"^StableDiffusionPipeline cannot be attacked by text: its tokenizer does not read the"
+    )
+    with (
+        pytest.raises(ModelError, match=message),
+        prefixed(model.pipe, ["a cat"], [torch.tensor([[7]])]),
+    ):
+        model.pipe.tokenizer(["Draw: a cat"], return_tensors="pt")
+    assert model.pipe.tokenizer is plain
 
 
 def test_a_negative_prompt_is_left_alone(model):
