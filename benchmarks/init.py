@@ -63,7 +63,7 @@ def make_task(work: Path, data: str, steps: int, seed: int) -> tuple[Task, torch
     if data == "synthetic":
         mixture = Mixture(320, 5120, 1024, seed=seed)
         return Task(mixture, 320, 5120, 32, 1024, steps, seed), mixture.held_out(TEST_POSITIONS)
-    batches = PositionBatches(Store.open(work / "store"), HOOKS[data], "cond", 1024, seed)
+    batches = PositionBatches(Store.open(work / "store"), HOOKS[data], "cond", 1024, seed=seed)
     rows, indices, _ = batches.evaluation()
     chosen = np.random.default_rng(0).permutation(indices)[:TEST_MAPS]
     d_in = rows.d_in

@@ -166,7 +166,7 @@ def _dots(vectors: Tensor, indices: Tensor, matrix: Tensor) -> Tensor:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 torch gives an autograd function its arguments by position
         ctx: Any,
         x: Tensor,
         weight: Tensor,

@@ -172,7 +172,7 @@ def import_(
 def calibrate(store: Path, name: str, new_name: str, device: str) -> None:
     """Give a TopK SAE a threshold in the place of its k, as a new SAE of the store.
 
-    The threshold is the one that k latents a position exceed on average, on samples that training
+    The threshold is the one that k latents per position exceed on average, on samples that training
     left out. Ablating with such an SAE computes the selected latents and no others. It is another
     function: encode with it and select features anew.
 

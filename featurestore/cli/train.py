@@ -171,7 +171,12 @@ def train(
     opened, began = Store.open(store), time.monotonic()
     sources = {
         name: PositionBatches(
-            opened, hook, settings.branch, batch_size, settings.seed, settings.holdout
+            opened,
+            hook,
+            settings.branch,
+            batch_size,
+            seed=settings.seed,
+            holdout=settings.holdout,
         )
         for name, hook in named(names, hooks).items()
     }

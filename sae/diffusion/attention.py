@@ -21,8 +21,8 @@ from sae.diffusion.reading.architectures import architecture, split_hook
 from sae.diffusion.reading.calls import DenoiserCall, bound
 
 WORD_SHARE = 0.4
-"""of the largest attention to a word in a map, from which on the word is taken to be there; a choice
-of this project"""
+"""of the largest attention to a word in a map, from which on the word is taken to be there; a
+choice of this project"""
 
 
 def looked_at(maps: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def word_layers(pipe: Any, hook: str) -> list[Layer]:
     if not found or split_hook(hook)[1]:
         raise HookError(
             f"module {hook!r} of {type(pipe).__name__} has no attention from positions of the "
-            f"picture to the prompt's own tokens: words have maps in the attention layers of Stable "
-            f"Diffusion's (1, 2, XL, 3), FLUX.1's and PixArt's blocks."
+            f"picture to the prompt's own tokens: words have maps in the attention layers of "
+            f"Stable Diffusion's (1, 2, XL, 3), FLUX.1's and PixArt's blocks."
         )
     return found
 
@@ -249,8 +249,8 @@ class WordMaps:
             return joint_attention(layer.attn, hidden, text, n_text=n_text, rotary=rotary)
         if layer.joint or text is None or rotary is not None:
             raise HookError(
-                f"a layer of {self.hook!r} attends in a way that is not known here (a mask over text "
-                f"and picture, rotated queries, or no text): its maps cannot be taken."
+                f"a layer of {self.hook!r} attends in a way that is not known here (a mask over "
+                f"text and picture, rotated queries, or no text): its maps cannot be taken."
             )
         return attention(layer.attn, hidden, text, mask[part] if mask is not None else None)
 

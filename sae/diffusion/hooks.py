@@ -261,8 +261,8 @@ def _checked(value: Any, hook: str, module: nn.Module, verb: str) -> Tensor:
         and type(unwrapped(module)).__name__ in _OTHER_ORDER
     ):
         raise HookError(
-            f"module {hook!r} {verb} maps of frames in an order of its own, {list(value.shape)}: hook "
-            f"a block of the denoiser."
+            f"module {hook!r} {verb} maps of frames in an order of its own, {list(value.shape)}: "
+            f"hook a block of the denoiser."
         )
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (3, 4, 5):
         return value
@@ -272,6 +272,6 @@ def _checked(value: Any, hook: str, module: nn.Module, verb: str) -> Tensor:
         else f"a {type(value).__name__}"
     )
     raise HookError(
-        f"module {hook!r} {verb} {what}: only a map [B, C, H, W], maps of frames [B, C, F, H, W] or "
-        f"tokens [B, N, C] can be captured."
+        f"module {hook!r} {verb} {what}: only a map [B, C, H, W], maps of frames [B, C, F, H, W] "
+        f"or tokens [B, N, C] can be captured."
     )

@@ -18,9 +18,14 @@ from sae.diffusion.reading.architectures import (
 _DENOISERS = ("unet", "transformer")
 _ENCODER = re.compile(r"text_encoder(_\d+)?")
 _CACHES = {
-    "faster_cache", "first_block_cache", "mag_cache", "pyramid_attention_broadcast", "sea_cache", "taylorseer_cache",
+    "faster_cache",
+    "first_block_cache",
+    "mag_cache",
+    "pyramid_attention_broadcast",
+    "sea_cache",
+    "taylorseer_cache",
     "text_kv_cache",
-}  # fmt: skip
+}
 """files of diffusers/hooks that keep values from step to step"""
 
 

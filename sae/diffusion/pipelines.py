@@ -35,9 +35,10 @@ __all__ = [
 
 
 _SAID = {
-    "self", "prompt", "num_inference_steps", "guidance_scale", "height", "width", "num_frames", "strength", "generator",
-    "latents", "output_type", "return_dict", "negative_prompt", "true_cfg_scale", "image", "mask_image", "control_image",
-    "class_labels", "batch_size", "num_images_per_prompt", "callback_on_step_end",
+    "self", "prompt", "num_inference_steps", "guidance_scale", "height", "width", "num_frames",
+    "strength", "generator", "latents", "output_type", "return_dict", "negative_prompt",
+    "true_cfg_scale", "image", "mask_image", "control_image", "class_labels", "batch_size",
+    "num_images_per_prompt", "callback_on_step_end",
 }  # fmt: skip
 """arguments that settings of a run, or a collection, have words for"""
 
@@ -52,9 +53,8 @@ def check_run(model: Model, settings: RunSettings) -> None:
     for name in settings.arguments:
         if name in _SAID or name not in arguments_of(pipe):
             why = "is said by other options" if name in _SAID else "is no argument"
-            raise UsageError(
-                f"--argument {name}: {why} of {type(pipe).__name__}.{nearest(name, arguments_of(pipe))}"
-            )
+            near = nearest(name, arguments_of(pipe))
+            raise UsageError(f"--argument {name}: {why} of {type(pipe).__name__}.{near}")
     if settings.n_steps < 1:
         raise UsageError(f"--steps {settings.n_steps}: at least 1 is needed.")
     if settings.true_cfg > 1 and not kind.two_pass:

@@ -1,5 +1,6 @@
 """Batches of positions: for training an SAE, and for anybody's own loop."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ class Source(Protocol):
 
     Attributes:
         hook: The module.
-        n_positions, n_batches: Of training, an epoch.
+        n_positions, n_batches: Those of training, per epoch.
         data: Digits that name the contents.
         default_steps: How long to train if nothing is said.
         rows: Rows of the hook, for their shape.
@@ -64,6 +65,7 @@ class PositionBatches:
         hook: str,
         branch: str,
         batch_size: int,
+        *,
         seed: int,
         holdout: float = 0.1,
         window_bytes: int = WINDOW_BYTES,
@@ -75,7 +77,9 @@ class PositionBatches:
         out = held_out(np.unique(self.rows.sample_id).tolist(), holdout)
         is_out = np.isin(self.rows.sample_id, np.fromiter(out, np.int64, len(out)))
         self.train, self.test = np.flatnonzero(~is_out), np.flatnonzero(is_out)
-        self._shuffled = ShuffledPositions(self.rows, self.train, batch_size, seed, window_bytes)
+        self._shuffled = ShuffledPositions(
+            self.rows, self.train, batch_size, seed=seed, window_bytes=window_bytes
+        )
         self.n_positions, self.n_batches = self._shuffled.n_positions, self._shuffled.n_batches
         self.default_steps = max(_MIN_STEPS, _EPOCHS * self.n_batches)
 
@@ -92,10 +96,10 @@ class PositionBatches:
 
 class ActivationBatches(IterableDataset[Tensor]):
     """Shuffled batches of a hook's positions ``[batch_size, d_in]``, straight from the store's
-    memory maps.
+    memory maps::
 
-    >>> batches = ActivationBatches(Store.open("store"), "unet.up_blocks.1.attentions.1",
-    batch_size=4096) >>> for batch in batches: ...
+        for batch in ActivationBatches(store, "unet.up_blocks.1.attentions.1", batch_size=4096):
+            ...
 
     Each iteration is an epoch, in another order than the last, with every position once (less than
     a batch is left over). See :class:`~sae.feed.shuffle.ShuffledPositions` for what is mixed with
@@ -134,7 +138,7 @@ class ActivationBatches(IterableDataset[Tensor]):
         Args:
             store: Where.
             hook: Whose activations.
-            batch_size: Positions a batch.
+            batch_size: Positions per batch.
             branch: ``cond``, ``uncond`` or ``both``.
             steps: Only these step indices.
             labels: Only samples with these concepts, such as
@@ -149,10 +153,14 @@ class ActivationBatches(IterableDataset[Tensor]):
                 alone, slower.
             window_bytes: Of the rows whose positions can meet in a batch.
         """
-        self._what = store, hook, branch, steps, _labelled(store, labels, sample_ids)
-        self.rows = activation_rows(*self._what)
+        samples = _labelled(store, labels, sample_ids)
+        self._open = functools.partial(
+            activation_rows, store, hook, branch, steps=steps, samples=samples
+        )
+        self.rows = self._open()
         self._shares: dict[tuple[int, int], ShuffledPositions] = {}
-        self._settings = batch_size, seed, window_bytes, run
+        self._batch_size = batch_size
+        self._settings = {"seed": seed, "window_bytes": window_bytes, "run": run}
         self._rank, self._world_size = rank, world_size
         self._device, self._dtype = torch.device(device), dtype
         self._epoch, self._done = 0, 0
@@ -167,14 +175,14 @@ class ActivationBatches(IterableDataset[Tensor]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the rows."""
         self.__dict__ |= state
-        self.rows, self._shares = activation_rows(*self._what), {}
+        self.rows, self._shares = self._open(), {}
 
     def _shuffled(self, share: tuple[int, int]) -> ShuffledPositions:
-        if (
-            share not in self._shares
-        ):  # Kept from epoch to epoch: pages that were touched stay mapped.
+        # Kept from epoch to epoch: pages that were touched stay mapped.
+        if share not in self._shares:
+            every = np.arange(len(self.rows))
             self._shares[share] = ShuffledPositions(
-                self.rows, np.arange(len(self.rows)), *self._settings, share
+                self.rows, every, self._batch_size, share=share, **self._settings
             )
         return self._shares[share]
 
@@ -184,7 +192,7 @@ class ActivationBatches(IterableDataset[Tensor]):
         return self._rank * workers + worker, self._world_size * workers
 
     def __len__(self) -> int:
-        """Return the batches an epoch, in this process."""
+        """Return the batches per epoch, in this process."""
         return self._shuffled(self._share()).n_batches
 
     def __iter__(self) -> Iterator[Tensor]:

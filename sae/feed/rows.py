@@ -107,6 +107,7 @@ def activation_rows(
     store: Store,
     hook: str,
     branch: str,
+    *,
     steps: Collection[int] | None = None,
     samples: Collection[int] | None = None,
 ) -> ActivationRows:

@@ -30,13 +30,13 @@ class ShuffledPositions:
     Shards are permuted; the rows (sample, step, branch) of each eight of them are permuted
     together; the positions of as many rows as fit ``window_bytes`` are permuted, ``run``
     neighbouring positions of a map staying together. Batches are cut from that stream; less than a
-    batch is left over at the end of an epoch. So a position is drawn exactly once an epoch, and a
+    batch is left over at the end of an epoch. So a position is drawn exactly once per epoch, and a
     batch mixes hundreds of rows of eight shards. Batch ``n`` of epoch ``e`` is a function of the
     data, the seed, ``e`` and ``n``, and no earlier one is read for it.
 
     Attributes:
         n_positions: Positions of this share.
-        n_batches: Batches an epoch, the same for every share.
+        n_batches: Batches per epoch, the same for every share.
         run: Neighbouring positions that stay together: the most, up to what was asked for, that
             divides the positions of a map and the batch. With 1 all positions are drawn alone; more
             is faster, see benchmarks/read.py.
@@ -47,6 +47,7 @@ class ShuffledPositions:
         rows: ActivationRows,
         indices: npt.NDArray[np.integer],
         batch_size: int,
+        *,
         seed: int,
         window_bytes: int = WINDOW_BYTES,
         run: int = 1,

@@ -42,6 +42,6 @@ def calibrate_on_(store: Store, sae: SAE) -> dict[str, object]:
     hook = sae.config.hook
     rows = activation_rows(store, hook, "cond")
     size = min(_BATCH_SIZE, len(rows) * rows.n_positions)
-    batches = PositionBatches(store, hook, "cond", size, 0, holdout=0)
+    batches = PositionBatches(store, hook, "cond", size, seed=0, holdout=0)
     calibrate_(sae, itertools.islice(batches.epoch(0), _N_BATCHES))
     return {"data": batches.data, "n_positions": min(batches.n_batches, _N_BATCHES) * size}

@@ -51,9 +51,14 @@ def train(
     schemas.check_name(name, "an SAE's name")
     pinned = pick_device(local_device(device)).type == "cuda"
     batches = PositionBatches(
-        store, hook, settings.branch, settings.batch_size, settings.seed, settings.holdout,
+        store,
+        hook,
+        settings.branch,
+        settings.batch_size,
+        seed=settings.seed,
+        holdout=settings.holdout,
         pinned=pinned,
-    )  # fmt: skip
+    )
     return train_many(
         store, {name: batches}, settings, progress=progress, device=device, on_report=on_report
     )[0]

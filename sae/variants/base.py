@@ -1,4 +1,4 @@
-"""What an SAE's architecture decides; one module a variant, all of them in
+"""What an SAE's architecture decides; one module per variant, all of them in
 :data:`sae.variants.VARIANTS`."""
 
 from typing import NamedTuple, Protocol

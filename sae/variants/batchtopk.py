@@ -18,7 +18,7 @@ _MOMENTUM = 0.99
 
 
 class BatchTopK(Threshold):
-    """k latents a position on average: more where there is more to say."""
+    """k latents per position on average: more where there is more to say."""
 
     def training_codes(self, sae: Weights, x: Tensor) -> TrainingCodes:
         """Return the codes of the batch's k · B largest positive pre-activations."""

@@ -27,7 +27,7 @@ PENALTY = 1.0
 
 
 class JumpReLU(Threshold):
-    """About k latents a position, each with a threshold of its own."""
+    """About k latents per position, each with a threshold of its own."""
 
     learns_threshold = True
 

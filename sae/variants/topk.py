@@ -13,7 +13,7 @@ from sae.variants.base import Variant, Weights
 
 
 class TopK(Variant):
-    """Exactly k places a position; of equal values the lower latent."""
+    """Exactly k places per position; of equal values the lower latent."""
 
     def encode(self, sae: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes of each row, largest value first."""

@@ -16,6 +16,8 @@ from sae.diffusion.modules import denoiser, plain_name
 from sae.pickles import pickled_tensors
 
 _WRAPPERS = ("module.", "unet.", "transformer.")
+_MATRICES = (".lora_A.", ".lora_B.", "lora_down", "lora_up", ".lora.up", ".lora.down")
+"""what the names of LoRA's matrices hold, by whichever program they were saved"""
 _SCALED = re.compile(r"(?P<source>.+?)(?::(?P<scale>-?\d+(?:\.\d+)?))?")
 
 
@@ -143,8 +145,7 @@ def _load_lora(pipe: Any, source: str, name: str) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"--lora {source} cannot be loaded: {reason}") from error
-    wanted = sum(".lora_A." in key or ".lora_B." in key or "lora_down" in key or "lora_up" in key or ".lora.up" in key
-                 or ".lora.down" in key for key in state)  # fmt: skip
+    wanted = sum(any(part in key for part in _MATRICES) for key in state)
     loaded = sum(
         name in key.split(".") and ("lora_A" in key or "lora_B" in key)
         for part in pipe.components.values()

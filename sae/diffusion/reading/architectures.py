@@ -38,7 +38,7 @@ class Architecture(NamedTuple):
     """what has a row for each picture: a variable of the pipeline's call; or a function that counts
     the pictures"""
     patch: int = 1
-    """latent pixels a token, in each direction"""
+    """latent pixels per token, in each direction"""
     own_sizes: bool = False
     """whether it draws at sizes of its own, near the one that is asked for (HiDream, Kandinsky
     5)"""
@@ -64,11 +64,14 @@ class Architecture(NamedTuple):
         branches = self.branches(call) if callable(self.branches) else self.branches
         count = self.samples(call) if callable(self.samples) else len(call.variable(self.samples))
         check_batch(call, branches, count)
-        given = self.timestep(call) if callable(self.timestep) else call.variable(self.timestep)
-        timestep = steps.timestep(call, given)
+        timestep = steps.timestep(call, self.timestep_of(call))
         step, schedule = steps.find(call, timestep, branches)
         grid = token_grid(call)
         return DenoiserCall(timestep, branches, step, schedule, call.batch, call.prompts, grid)
+
+    def timestep_of(self, call: Running) -> Any:
+        """Return the scheduler's timestep of a denoiser call, as the pipeline has it."""
+        return self.timestep(call) if callable(self.timestep) else call.variable(self.timestep)
 
 
 def _lowered(prompt: str) -> str:
@@ -97,11 +100,18 @@ def _named(kind: Architecture, *names: str) -> dict[str, Architecture]:
 
 _IMAGE, _CONTROL = {"image": "image"}, {"control": "image"}
 _INPAINT = _IMAGE | {"mask": "mask_image"}
+_PAG = Architecture(with_perturbed, third="perturbed")
+_PIX2PIX = Architecture(with_image, third="image", starts=_IMAGE)
+_PIXART = Architecture(patch=2, options=_AS_ASKED, words=_lowered)
+_FLUX_ALONE = _FLUX._replace(branches=alone, two_pass=False)
 _GUIDED = {"control": "control_image"}
 _LDM_BY_STARTS = (
-    ("Img2Img", _IMAGE), ("Inpaint", _INPAINT), ("ControlNet", _CONTROL), ("ControlNetImg2Img", _IMAGE | _GUIDED),
+    ("Img2Img", _IMAGE),
+    ("Inpaint", _INPAINT),
+    ("ControlNet", _CONTROL),
+    ("ControlNetImg2Img", _IMAGE | _GUIDED),
     ("ControlNetInpaint", _INPAINT | _GUIDED),
-)  # fmt: skip
+)
 
 ARCHITECTURES = {
     **_named(_LDM, "StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel"),
@@ -111,8 +121,8 @@ ARCHITECTURES = {
         for end, starts in _LDM_BY_STARTS
     },
     **_named(_LDM._replace(starts=_IMAGE), "LatentConsistencyModelImg2Img"),
-    **_named(Architecture(with_perturbed, third="perturbed"), "StableDiffusionPAG", "StableDiffusionXLPAG"),
-    **_named(Architecture(with_image, third="image", starts=_IMAGE), "StableDiffusionInstructPix2Pix"),
+    **_named(_PAG, "StableDiffusionPAG", "StableDiffusionXLPAG"),
+    **_named(_PIX2PIX, "StableDiffusionInstructPix2Pix"),
     **_named(_MMDIT, "StableDiffusion3"),
     **_named(_MMDIT._replace(starts=_IMAGE), "StableDiffusion3Img2Img"),
     **_named(_MMDIT._replace(starts=_INPAINT), "StableDiffusion3Inpaint"),
@@ -120,9 +130,9 @@ ARCHITECTURES = {
     **_named(_FLUX._replace(starts=_IMAGE), "FluxImg2Img"),
     **_named(_FLUX._replace(starts=_IMAGE, options={"_auto_resize": False}), "FluxKontext"),
     **_named(_FLUX._replace(starts=_INPAINT), "FluxInpaint"),
-    **_named(_FLUX._replace(branches=alone, two_pass=False, starts=_INPAINT), "FluxFill"),
-    **_named(_FLUX._replace(branches=alone, two_pass=False, starts=_GUIDED), "FluxControl"),
-    **_named(Architecture(patch=2, options=_AS_ASKED, words=_lowered), "PixArtSigma", "PixArtAlpha"),
+    **_named(_FLUX_ALONE._replace(starts=_INPAINT), "FluxFill"),
+    **_named(_FLUX_ALONE._replace(starts=_GUIDED), "FluxControl"),
+    **_named(_PIXART, "PixArtSigma", "PixArtAlpha"),
     **_named(Architecture(options=_AS_ASKED), "Sana"),
     **_named(Architecture(alone, options=_AS_ASKED), "SanaSprint"),
     **_named(Architecture(patch=2, options=_AS_ASKED), "Allegro"),
@@ -131,7 +141,8 @@ ARCHITECTURES = {
     **_named(Architecture(passes, patch=2, own_sizes=True), "Kandinsky5T2I"),
     **_named(Architecture(patch=2), "AuraFlow", "CogVideoX", "HunyuanDiT"),
     **_named(Architecture(), "LTX", "Kandinsky3"),
-    **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein", "Wan", "Kandinsky5T2V"),
+    **_named(Architecture(passes, patch=2), "Chroma", "Lumina2", "CogView4", "Flux2Klein"),
+    **_named(Architecture(passes, patch=2), "Wan", "Kandinsky5T2V"),
     **_named(Architecture(passes, two_pass=True, patch=2), "QwenImage", "HunyuanVideo"),
     **_named(Architecture(alone, patch=2), "Flux2"),
     **_named(Architecture(applied, patch=2), "ZImage"),
@@ -142,13 +153,13 @@ ARCHITECTURES = {
 _declared: dict[type, Architecture] = {}
 
 _TEXT_FIRST = """
-    AuraFlowJoint Bria BriaFibo BriaSingle Chroma Flux Flux3Single FluxSingle Joint LongCatImage LongCatImageSingle OvisImage
-    OvisImageSingle QwenImage Flux2
+    AuraFlowJoint Bria BriaFibo BriaSingle Chroma Flux Flux3Single FluxSingle Joint LongCatImage
+    LongCatImageSingle OvisImage OvisImageSingle QwenImage Flux2
 """
 _IMAGE_FIRST = """
-    CogView3Plus CogView4 EasyAnimate GlmImage HiDreamImage HunyuanImage HunyuanImageSingle HunyuanVideo HunyuanVideo15
-    HunyuanVideoSingle HunyuanVideoTokenReplace HunyuanVideoTokenReplaceSingle JoyImage JoyImageEditPlus Mochi MotifVideo
-    MotifVideoSingle
+    CogView3Plus CogView4 EasyAnimate GlmImage HiDreamImage HunyuanImage HunyuanImageSingle
+    HunyuanVideo HunyuanVideo15 HunyuanVideoSingle HunyuanVideoTokenReplace
+    HunyuanVideoTokenReplaceSingle JoyImage JoyImageEditPlus Mochi MotifVideo MotifVideoSingle
 """
 STREAMS = {
     f"{name}TransformerBlock": ("encoder_hidden_states", "hidden_states")
@@ -163,10 +174,10 @@ STREAMS |= dict.fromkeys(
 )
 """classes of diffusers whose modules return two streams, and in which order"""
 _ONE_STREAM = """
-    AllegroTransformerBlock
-    AuraFlowSingleTransformerBlock BasicTransformerBlock ChromaSingleTransformerBlock Flux2SingleTransformerBlock
-    HunyuanDiTBlock Kandinsky5TransformerDecoderBlock Kandinsky5TransformerEncoderBlock
-    LTXVideoTransformerBlock Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
+    AllegroTransformerBlock AuraFlowSingleTransformerBlock BasicTransformerBlock
+    ChromaSingleTransformerBlock Flux2SingleTransformerBlock HunyuanDiTBlock
+    Kandinsky5TransformerDecoderBlock Kandinsky5TransformerEncoderBlock LTXVideoTransformerBlock
+    Lumina2TransformerBlock ResnetBlock2D SanaTransformerBlock Transformer2DModel
     WanTransformerBlock ZImageTransformerBlock
 """
 BLOCKS = set(STREAMS) | set(_ONE_STREAM.split())
@@ -189,10 +200,11 @@ def declare(
     (docs/pipelines.md).
 
     ``branches``: how the batch is divided, in equal parts: a tuple such as ``("uncond", "cond")``,
-    or a function of the running call (:class:`sae.diffusion.reading.calls.Running`): ``halves``, ``passes``
-    and others are in :mod:`sae.diffusion.reading.guidance`. ``timestep``, ``samples``: the variables of the
-    pipeline's call that hold the scheduler's timestep, and a row for each picture; or functions.
-    ``patch``: latent pixels a token. ``options``: further arguments of the pipeline's call.
+    or a function of the running call (:class:`sae.diffusion.reading.calls.Running`): ``halves``,
+    ``passes`` and others are in :mod:`sae.diffusion.reading.guidance`. ``timestep``, ``samples``:
+    the variables of the pipeline's call that hold the scheduler's timestep, and a row for each
+    picture; or functions. ``patch``: latent pixels per token. ``options``: further arguments of the
+    pipeline's call.
     ``third``: the branch of its guidance beside ``cond`` and ``uncond``, ``""`` if it has no such
     branch; None: not known, and refused only when a run lacks it. ``words``: what is done to a
     prompt before it is tokenized, where the denoiser attends to the tokens of its ``tokenizer``:

@@ -35,7 +35,9 @@ def token_grid(call: Running) -> tuple[int, int, int] | None:
         frames = latents.shape[1]
     elif kind in CHANNELS_LAST:
         frames, height, width = latents.shape[1:4]
-    each = patch if isinstance(patch, (list, tuple)) else (module.config.get("patch_size_t"), patch, patch)  # fmt: skip
+    each = patch
+    if not isinstance(patch, (list, tuple)):
+        each = (module.config.get("patch_size_t"), patch, patch)
     if len(each) != 3:
         return None
     return frames // (each[0] or 1), height // each[1], width // each[2]

@@ -17,7 +17,7 @@ def halves_cond_first(call: Running) -> Branches:
 
 
 def alone(call: Running) -> Branches:
-    """One call a step without guidance, or with its scale told to the denoiser (FLUX Fill,
+    """One call per step, without guidance, or with its scale told to the denoiser (FLUX Fill,
     DDPM)."""
     return ("cond",)
 

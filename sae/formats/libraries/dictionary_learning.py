@@ -149,7 +149,8 @@ def _matryoshka(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
 
 
 def _jumprelu(trainer: _Trainer, taken: Taken, choice: Choice) -> Foreign:
-    """Thresholds a latent; this library's JumpReLU does not subtract ``b_dec`` from its input."""
+    """A threshold per latent; this library's JumpReLU does not subtract ``b_dec`` from its
+    input."""
     tensors = _matrices(taken, trainer)
     tensors["threshold"] = taken.take("threshold", (trainer.dict_size,))
     config = trainer.sizes | {"architecture": "jumprelu", "apply_b_dec_to_input": False}
@@ -169,7 +170,7 @@ def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
                 f"{taken.path} has {says}: it was never calibrated. Give --calibrate to do so on "
                 f"the store's activations, "
                 f"--threshold, or --architecture topk to serve it with {found.fields['k']} "
-                f"latents a position."
+                f"latents per position."
             )
         found, threshold = (
             found._replace(uncalibrated=choice.threshold is None),

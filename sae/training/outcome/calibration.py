@@ -45,8 +45,8 @@ class Calibrated(NamedTuple):
 
 
 def calibrate(store: Store, name: str, new_name: str, device: torch.device) -> Calibrated:
-    """Commit ``saes/<new_name>``: the TopK SAE ``name`` with the threshold that is exceeded k times
-    a position on average, over the samples that its training left out (4,000 maps at most).
+    """Commit ``saes/<new_name>``: the TopK SAE ``name`` with the threshold that k latents per
+    position exceed on average, over the samples that its training left out (4,000 maps at most).
 
     An SAE of that name that is the same to the last bit is returned as it is.
 
@@ -65,7 +65,9 @@ def calibrate(store: Store, name: str, new_name: str, device: torch.device) -> C
     settings = record.made_by.get("settings", {})
     branch, holdout = sae.config.branch, settings.get("holdout", 0.1)
     rows = activation_rows(store, sae.config.hook, branch)
-    batches = PositionBatches(store, sae.config.hook, branch, rows.n_positions, 0, holdout)
+    batches = PositionBatches(
+        store, sae.config.hook, branch, rows.n_positions, seed=0, holdout=holdout
+    )
     rows, indices, held_out = batches.evaluation()
     indices = indices[:: -(-len(indices) // _MOST_MAPS)]
     chunks = lambda: (chunk.x.to(device) for chunk in chunks_of_rows(rows, indices))  # noqa: E731
@@ -106,7 +108,7 @@ def with_threshold(sae: SAE, threshold: float) -> SAE:
 
 @torch.no_grad()
 def find_threshold(sae: SAE, chunks: Callable[[], Iterable[Tensor]]) -> float:
-    """Return the pre-activation that k latents a position exceed on average: of n positions the
+    """Return the pre-activation that k latents per position exceed on average: of n positions the
     one of rank k · n + 1; 0 where fewer are positive.
 
     ``chunks`` is called twice and gives the same positions ``[n, d_in]``. A positive float32 is

@@ -40,7 +40,7 @@ class PartMetrics:
     """fraction of variance unexplained, the variance being that of this part's positions; None if
     it is 0"""
     l0: float
-    """active latents a position"""
+    """active latents per position"""
     n_positions: int
 
 
@@ -52,7 +52,7 @@ class Metrics:
     """``Σ‖x − x̂‖² / Σ‖x − mean(x)‖²``, the mean being that of all evaluated positions; None if
     they are all equal"""
     l0: float
-    """active latents a position"""
+    """active latents per position"""
     n_dead: int
     """latents that never fired"""
     n_dense: int
@@ -119,13 +119,13 @@ class Sums:
 
     @property
     def l0(self) -> float:
-        """Active latents a position."""
+        """Active latents per position."""
         return self._n_active / max(1, self.n_positions)
 
 
 @torch.no_grad()
 def measure(sae: SAE, chunks: Iterable[Chunk]) -> Metrics:
-    """Return the metrics over chunks in any order, any number a step and branch."""
+    """Return the metrics over chunks in any order, any number of them per step and branch."""
     device = sae.b_dec.device
     sums: dict[tuple[int, str], Sums] = {}
     timesteps: dict[int, float] = {}

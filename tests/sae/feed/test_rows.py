@@ -31,7 +31,7 @@ def batches(store, branch="cond", size=32, seed=0, rows_per_window=5, **kwargs):
         HOOK,
         branch,
         size,
-        seed,
+        seed=seed,
         window_bytes=rows_per_window * POSITIONS * D_IN * 2,
         **kwargs,
     )
@@ -162,19 +162,19 @@ def test_errors_say_what_there_is(store, tmp_path):
         SAEError,
         match=r"no activations of hook 'unet.up_blocks.1.attention.1'. Did you mean 'unet.up_",
     ):
-        PositionBatches(store, "unet.up_blocks.1.attention.1", "cond", 4, 0)
+        PositionBatches(store, "unet.up_blocks.1.attention.1", "cond", 4, seed=0)
     with pytest.raises(
         UsageError,
         match=r"batch of 9999 positions is more than the \d+ of activations/unet.* smaller "
         r"--batch-size",
     ):
-        PositionBatches(store, HOOK, "cond", 9999, 0)
+        PositionBatches(store, HOOK, "cond", 9999, seed=0)
     with pytest.raises(UsageError, match="branch 'left' is not one of cond, uncond, both"):
-        PositionBatches(store, HOOK, "left", 4, 0)
+        PositionBatches(store, HOOK, "left", 4, seed=0)
     with pytest.raises(SAEError, match=r"no rows of branch 'uncond'. Did you mean 'cond'"):
-        PositionBatches(make_store(tmp_path / "s"), HOOK, "uncond", 4, 0)
+        PositionBatches(make_store(tmp_path / "s"), HOOK, "uncond", 4, seed=0)
     with pytest.raises(SAEError, match="Nothing was collected yet: 'featurestore collect'"):
-        PositionBatches(make_store(tmp_path / "t", n_shards=0), HOOK, "cond", 4, 0)
+        PositionBatches(make_store(tmp_path / "t", n_shards=0), HOOK, "cond", 4, seed=0)
 
 
 def test_shards_of_another_tensor_are_refused(tmp_path):
@@ -188,7 +188,7 @@ def test_float32_activations(tmp_path):
     store = make_store(tmp_path / "s", n_shards=0)
     rows, values = activation_table([1, 2], dtype="float32")
     store.append(f"activations/{HOOK}", shard_name(0, [1, 2]), rows, [1, 2], made_by={})
-    made = PositionBatches(store, HOOK, "cond", 4, 0, holdout=0)
+    made = PositionBatches(store, HOOK, "cond", 4, seed=0, holdout=0)
     np.testing.assert_array_equal(made.rows.fill(np.arange(6)), values)
     next(made.epoch(0)).zero_()
 

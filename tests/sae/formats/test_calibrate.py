@@ -35,7 +35,7 @@ def oracle(store, sae, k):
         getattr(sae, name).detach().double().numpy() for name in ("W_enc", "b_enc", "b_dec")
     )
     threshold = None
-    for batch in PositionBatches(store, HOOK, "cond", SIZE, 0, holdout=0).epoch(0):
+    for batch in PositionBatches(store, HOOK, "cond", SIZE, seed=0, holdout=0).epoch(0):
         x = batch.double().numpy()
         if sae.config.normalize_activations == "layer_norm":
             x = x - x.mean(axis=1, keepdims=True)
@@ -84,7 +84,7 @@ def test_the_threshold_is_that_of_training(make, store, tmp_path, in_process):
     assert sae.config.architecture in ("batchtopk", "matryoshka_batchtopk")
     assert (sae.threshold == sae.threshold[0]).all()
     assert float(sae.threshold[0]) == pytest.approx(oracle(store, sae, K), rel=1e-5)
-    batches = PositionBatches(store, HOOK, "cond", SIZE, 0, holdout=0)
+    batches = PositionBatches(store, HOOK, "cond", SIZE, seed=0, holdout=0)
     assert batches.n_batches > 2
     assert record.made_by["calibrated"] == {
         "data": batches.data,

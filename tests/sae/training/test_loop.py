@@ -56,7 +56,7 @@ def test_bfloat16_learns_as_well(trained):
 
 
 def test_saes_trained_side_by_side_are_those_trained_alone(trained):
-    sources = {name: PositionBatches(trained, HOOK, "cond", 64, 3) for name in ("b", "c")}
+    sources = {name: PositionBatches(trained, HOOK, "cond", 64, seed=3) for name in ("b", "c")}
     seen = []
     train_many(
         trained,

@@ -258,7 +258,7 @@ def test_the_learning_rate_rises_and_falls():
 
 
 def test_defaults_follow_from_the_data(trained):
-    batches = PositionBatches(trained[0], HOOK, "cond", 8, 0)
+    batches = PositionBatches(trained[0], HOOK, "cond", 8, seed=0)
     plan = make_plan(trained[0], HOOK, TrainSettings(k=2, expansion=2.5, batch_size=8), batches)
     assert plan.config.n_latents == 40
     assert plan.steps == max(1000, 5 * batches.n_batches)
