@@ -110,17 +110,17 @@ def harden(
     settings = settings or HardenSettings()
     check_labels(judge, [p.labels for p in prompts])
     run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
-    work = _Hardening(
+    evaluation = Evaluation(
+        folder=out / "outcomes",
         model=model,
+        run=run,
         prompts=prompts,
         judge=judge,
-        out=out,
-        settings=settings,
-        run=run,
-        saes=saes,
-        mode=mode,
         batch_size=batch_size,
+        mode=mode,
+        saes=saes,
     )
+    work = _Hardening(evaluation, out, settings)
     edits, rounds, reason = list(interventions), [], ENDED
     first: float | None = None
     for number in range(1, settings.rounds + 1):
@@ -154,35 +154,30 @@ def harden(
     return Hardened(edits, rounds, reason)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Hardening:
-    model: Model
-    prompts: Sequence[Prompt]
-    judge: Judge
+    evaluation: Evaluation
+    """on the search's prompts, by its judge"""
     out: Path
     settings: HardenSettings
-    run: RunSettings
-    saes: Sequence[Path]
-    mode: str
-    batch_size: int
 
     def attack(
         self, edits: Sequence[Intervention], number: int, progress: bool, say: Say
     ) -> AttackReport:
         """Attack all that is removed, with a seed of the round's own."""
-        how = replace(self.settings.attack, seed=self.settings.attack.seed + number)
+        how = self.evaluation
         return attack(
-            self.model,
+            how.model,
             edits,
-            prompts=self.prompts,
-            judge=self.judge,
+            prompts=how.prompts,
+            judge=how.judge,
             out=self.out / f"round{number}",
-            settings=how,
-            run=self.run,
-            saes=self.saes,
-            mode=self.mode,
+            settings=replace(self.settings.attack, seed=self.settings.attack.seed + number),
+            run=how.run,
+            saes=how.saes,
+            mode=how.mode,
             pictures=self.settings.pictures,
-            batch_size=self.batch_size,
+            batch_size=how.batch_size,
             progress=progress,
             say=say,
         )
@@ -190,18 +185,8 @@ class _Hardening:
     def outcome(self, edits: Sequence[Intervention]) -> Outcome:
         """Judge what is kept, on the pictures of the targets and some others."""
         targets = grouped((e.selection.family, e.selection.concept) for e in edits)
-        prompts = thinned(self.prompts, targets, self.settings.n_others)
-        evaluation = Evaluation(
-            folder=self.out / "outcomes",
-            model=self.model,
-            run=self.run,
-            prompts=prompts,
-            judge=self.judge,
-            batch_size=self.batch_size,
-            mode=self.mode,
-            saes=self.saes,
-        )
-        return evaluation.outcome(targets, edits, prompts=prompts, judge=self.judge)
+        prompts = thinned(self.evaluation.prompts, targets, self.settings.n_others)
+        return self.evaluation.outcome(targets, edits, prompts=prompts, judge=self.evaluation.judge)
 
     def learnt(
         self, edits: Sequence[Intervention], report: AttackReport, learn: Learn
@@ -257,24 +242,26 @@ class _Hardening:
     def _asked(self, one: Attacked) -> Prompt:
         """Return the prompt that was attacked, with the pictures that it starts from."""
         wanted = (one.prompt, one.seed, one.starts)
-        return next(p for p in self.prompts if (p.prompt, p.seed, p.start_hashes) == wanted)
+        return next(
+            p for p in self.evaluation.prompts if (p.prompt, p.seed, p.start_hashes) == wanted
+        )
 
     def _typed(
         self, edits: Sequence[Intervention], came_back: Sequence[Attacked]
     ) -> list[Attacked]:
         """Return those that come back when their tokens are read as text, as anybody could type
         it."""
-        shown = []
-        with ablate(self.model.pipe, list(edits), saes=self.saes, mode=self.mode):
-            for start in range(0, len(came_back), self.batch_size):
-                part = came_back[start : start + self.batch_size]
+        how, shown = self.evaluation, []
+        with ablate(how.model.pipe, list(edits), saes=how.saes, mode=how.mode):
+            for start in range(0, len(came_back), how.batch_size):
+                part = came_back[start : start + how.batch_size]
                 texts = [str(one.found["text"]) for one in part]
                 starts = [self._asked(one).starts for one in part]
                 seeds = [one.seed for one in part]
-                images = generate(self.model, self.run, texts, seeds, starts=starts)
+                images = generate(how.model, how.run, texts, seeds, starts=starts)
                 shown += [
                     one
-                    for one, seen in zip(part, self.judge.seen(images), strict=True)
+                    for one, seen in zip(part, how.judge.seen(images), strict=True)
                     if seen[one.family] == one.concept
                 ]
         return shown

@@ -64,7 +64,7 @@ def test_a_model_without_prompts_is_collected_by_seeds(tmp_path):
     (shard,) = store.store.activations("unet.mid_block")
     assert shard.step.tolist() == [0, 1, 0, 1]
     assert not np.array_equal(shard.row(0), shard.row(2))
-    for run, message in ((RunSettings(2, 1.0, height=32), "--height 32: DDPMPipeline makes " "pictures of its own " "" "size"),
+    for run, message in ((RunSettings(2, 1.0, height=32), "--height 32: DDPMPipeline makes pictures of its own size"),
                          (RunSettings(2, 1.0, "ugly"), "--negative-prompt: DDPMPipeline takes none")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             generate(model, run, [""], [0])

@@ -14,6 +14,8 @@ from featurestore.prompts import Prompt
 from featurestore.saes import sae_files_hash
 from sae.checkpoint import save_sae
 from sae.diffusion.pipelines import RunSettings
+from sae.evaluation import evaluate
+from sae.evaluation.attack import AttackSettings
 from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.measures.frechet import frechet_distance
@@ -392,6 +394,16 @@ def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
     for requests, search, message in cases:
         with pytest.raises(UsageError, match=message):
             run_protocol(ran, requests, "each", search=search)
+    with pytest.raises(UsageError, match=r"^an attack in the search, and no search: say what"):
+        evaluate(
+            model,
+            [wanted],
+            prompts=PROMPTS,
+            judge=judge(),
+            out=tmp_path,
+            run=RUN,
+            search_attack=AttackSettings(),
+        )
     assert not (tmp_path / "outcomes").exists()
 
 

@@ -137,13 +137,13 @@ def test_seeds_of_attacks_differ_and_one_repeats(model, tmp_path):
 def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
     unknown = Scripted([1])()._replace(labels={"style": ("sketch", "none")})
     cases = [
-        (unknown, {}, UsageError, "^judge scripted cannot answer style=neon: it knows sketch, " "none.$"),
+        (unknown, {}, UsageError, "^judge scripted cannot answer style=neon: it knows sketch, none.$"),
         (Scripted([0])(), {}, UsageError,
-         "^nothing to bring back: scripted sees style=neon in none of 4 pictures that are drawn " "without a " "" "defence."),
-        (Scripted([1])(), {"interventions": [edit(model, model_hash="0" * 64)]}, SelectionError, "made for the " "" "" "weights of"),
+         "^nothing to bring back: scripted sees style=neon in none of 4 pictures that are drawn without a defence."),
+        (Scripted([1])(), {"interventions": [edit(model, model_hash="0" * 64)]}, SelectionError, "made for the weights of"),
         (Scripted([1])(), {"interventions": [edit(model, concept="sketch")]}, UsageError,
          "^no prompt asks for style=sketch: give prompts with this label.$"),
-        (Scripted([1])(), {"mode": "saeuron"}, UsageError, "mode saeuron counts its calls and has " "no timestep to " "" "attack"),
+        (Scripted([1])(), {"mode": "saeuron"}, UsageError, "mode saeuron counts its calls and has no timestep to attack"),
     ]  # fmt: skip
     for judge, options, error, message in cases:
         with pytest.raises(error, match=message) as raised:
@@ -156,7 +156,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
         run(model, tmp_path, Scripted([1])(), own)
     with pytest.raises(UsageError, match=r"^nothing to attack: no selection is ablated.$"):
         attack(model, [], prompts=PROMPTS, judge=Scripted([1])(), out=tmp_path)
-    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, " "embedding, " "" "latents"),
+    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, embedding, latents"),
                            ({"learning_rate": math.nan}, "learning_rate = nan, expected more than 0"),
                            ({"rounds": 0}, "attack tokens: rounds = 0, expected more than 0")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
