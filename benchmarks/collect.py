@@ -3,7 +3,7 @@ on the same tensors.
 
 python benchmarks/collect.py              on the included model, CPU
 python benchmarks/collect.py --cuda       Stable Diffusion 1.5's shape, random weights, float16
-python benchmarks/collect.py --rehearse   the same steps on the included model, in seconds
+python benchmarks/collect.py --rehearse   a tiny UNet, in seconds
 """
 
 import argparse
@@ -118,8 +118,12 @@ def main() -> None:
     options = parser.parse_args()
     cuda = options.cuda
     n_pictures, batch, runs = (2, 1, 1) if options.rehearse else (PICTURES, BATCH, options.runs)
-    model = sd15_shape("cuda", torch.float16) if cuda else load_model("minicanvas", "cpu")
-    hooks = [f"unet.up_blocks.1.attentions.{i}" for i in ((1, 2) if cuda else (0, 1))]
+    if cuda or options.rehearse:
+        device, numbers = "cuda" if cuda else "cpu", (1, 2)
+        model = sd15_shape(device, torch.float16, small=options.rehearse)
+    else:
+        model, numbers = load_model("minicanvas", "cpu"), (0, 1)
+    hooks = [f"unet.up_blocks.1.attentions.{i}" for i in numbers]
     run = RunSettings(2 if options.rehearse else model.steps, model.guidance)
     prompts = [Prompt(f"An image of cat {i}.", i, {}, i + 1) for i in range(n_pictures)]
     settings = CollectSettings(hooks=hooks, batch_size=batch)

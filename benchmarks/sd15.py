@@ -7,8 +7,11 @@ import torch
 from sae.diffusion.pipelines import Model, load_model
 
 
-def sd15_shape(device: str, dtype: torch.dtype) -> Model:
-    """Return it; pictures are 512 × 512, the text encoder's vocabulary is the included model's."""
+def sd15_shape(device: str, dtype: torch.dtype, *, small: bool = False) -> Model:
+    """Return it; pictures are 512 × 512, the text encoder's vocabulary is the included model's.
+
+    ``small``: of the same modules, but few and narrow, for pictures of 256 × 256: a rehearsal.
+    """
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -18,21 +21,46 @@ def sd15_shape(device: str, dtype: torch.dtype) -> Model:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     pipe = load_model("minicanvas", "cpu").pipe
+    width, latents, channels = (32, 32, (32,) * 4) if small else (768, 64, (320, 640, 1280, 1280))
     words = CLIPTextConfig(
-        vocab_size=len(pipe.tokenizer), hidden_size=768, max_position_embeddings=77
+        vocab_size=len(pipe.tokenizer),
+        hidden_size=width,
+        max_position_embeddings=77,
+        **({"num_attention_heads": 2, "num_hidden_layers": 1} if small else {}),
     )
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(latent_channels=4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
-                              clip_sample=False)  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=latents,
+        block_out_channels=channels,
+        cross_attention_dim=width,
+        attention_head_dim=8,
+    )
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(32,) * 4 if small else (128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=8 * latents,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        clip_sample=False,
+    )
     parts: dict[str, Any] = {
         "vae": vae,
         "text_encoder": CLIPTextModel(words),
         "unet": unet,
         "scheduler": scheduler,
     }
-    made = StableDiffusionPipeline(**parts, tokenizer=pipe.tokenizer, safety_checker=None, feature_extractor=None,
-                                   requires_safety_checker=False).to(device, dtype)  # fmt: skip
+    made = StableDiffusionPipeline(
+        **parts,
+        tokenizer=pipe.tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(device, dtype)
     made.set_progress_bar_config(disable=True)
     return Model("sd15-shape", made, 50, 7.5)
