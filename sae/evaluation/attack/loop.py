@@ -16,6 +16,7 @@ from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from sae.diffusion.pipelines import describe_run, generate
+from sae.diffusion.reading.architectures import architecture
 from sae.evaluation.attack.methods import method_of
 from sae.evaluation.attack.report import Attacked
 from sae.evaluation.attack.settings import AttackSettings, Defended
@@ -24,8 +25,9 @@ from sae.evaluation.judge import Judge
 from sae.evaluation.pictures import check_pictures
 
 Say = Callable[[str], object]
-VERSION = 1
-"""of what is kept of an attack; older ones are made anew"""
+VERSION, VERSION_FROM_PICTURES = 1, 2
+"""of what is kept of an attack, and of one whose runs start from pictures (before 2 its denoiser
+was told wrong timesteps); older ones are made anew"""
 STATE = ".safetensors"
 """of an attack under way, beside the place of its outcome"""
 
@@ -36,7 +38,7 @@ def places(
     """Return what says where the outcome of a case is kept; the model's weights are looked at
     once."""
     attacked = {
-        "version": VERSION,
+        "version": VERSION_FROM_PICTURES if architecture(defended.model.pipe).starts else VERSION,
         "defence": defended.setting,
         "judge": judge.name,
         "attack": vars(settings),
