@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("featurestore", "minicanvas", "sae", "collectors", "queries")
 BEGIN, END = "<!-- rooms: written by docs/draw_house.py -->", "<!-- end of rooms -->"
 # Everybody's floor: no arrows to it.
-GROUND = {"featurestore.errors", "featurestore.vocabulary", "sae.sparse", "sae.pickles"}
+GROUND = {
+    "featurestore.errors",
+    "featurestore.vocabulary",
+    "sae.devices",
+    "sae.pickles",
+    "sae.sparse",
+}
 WIDTH, BOX, HEIGHT, GAP, MARGIN = 1040, 186, 64, 70, 24
 
 

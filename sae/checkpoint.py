@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError, UsageError
+from featurestore.errors import DamageError, NotAStoreError, SAEError, SelectionError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.format.gate import MalformedError, parse_json
@@ -31,24 +31,6 @@ OPTIONAL = {
     "initialisation": "",
 }
 """fields of ``config.json`` that an SAE need not have, and what their absence means"""
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA where there is a GPU, else the CPU.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    return device
 
 
 def config_bytes(config: SAEConfig) -> bytes:

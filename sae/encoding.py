@@ -15,8 +15,9 @@ from featurestore.format.activations import ActivationShard, open_shard
 from featurestore.format.records import Record
 from featurestore.saes import sae_hash
 from featurestore.store import Store
-from sae.checkpoint import pick_device, store_sae
+from sae.checkpoint import store_sae
 from sae.codes import CHUNK_ROWS, Rows, codes_table, encode_rows, stats_table
+from sae.devices import pick_device
 from sae.diffusion.loading.weights import in_common, same_model
 from sae.feed.rows import hook_records
 from sae.model import SAE

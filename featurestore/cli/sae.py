@@ -182,7 +182,7 @@ def calibrate(store: Path, name: str, new_name: str, device: str) -> None:
     """
     from featurestore.cli.terminal.hints import say_next
     from featurestore.store import Store
-    from sae.checkpoint import pick_device
+    from sae.devices import pick_device
     from sae.training.outcome.calibration import calibrate as run
 
     made = run(Store.open(store), name, new_name, pick_device(device))

@@ -8,7 +8,7 @@ from featurestore.format import schemas
 from featurestore.format.records import Record
 from featurestore.saes import training_of
 from featurestore.store import Store
-from sae.checkpoint import pick_device
+from sae.devices import pick_device
 from sae.feed.batches import PositionBatches, Source
 from sae.training.loop import Progress, Training, run
 from sae.training.outcome.commit import existing, finish

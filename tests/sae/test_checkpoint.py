@@ -8,7 +8,8 @@ import torch
 
 from featurestore.errors import DamageError, SAEError, SelectionError, UsageError
 from featurestore.saes import sae_hash
-from sae.checkpoint import load_sae, load_selection_sae, pick_device, save_sae, store_sae
+from sae.checkpoint import load_sae, load_selection_sae, save_sae, store_sae
+from sae.devices import pick_device
 from sae.training.train import TrainSettings, train
 from tests.builders.saes import HOOK, make_store, random_sae
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from featurestore.errors import ModelError, UsageError, nearest
-from sae.checkpoint import pick_device
+from sae.devices import pick_device
 from sae.diffusion.loading.additions import add_lora, put_unet, take_scheduler
 from sae.diffusion.loading.parts import load_controlnet, load_part, module_class
 from sae.diffusion.loading.single_file import from_single_file
