@@ -256,6 +256,5 @@ def _check_tables(
                     if found != wanted:
                         raise RunError(
                             f"{table} of {store.root} was collected with --{key} {found}, now it "
-                            f"is {wanted}: "
-                            f"use the same, or another --store. Nothing was changed."
+                            f"is {wanted}: use the same, or another --store. Nothing was changed."
                         )

@@ -107,8 +107,8 @@ class LiveBatches:
         if not self.n_batches:
             raise UsageError(
                 f"a batch of {stream.settings.batch_size} positions is more than a chunk of "
-                f"{stream.chunk_samples} samples "
-                f"has: use a smaller --batch-size, a larger --chunk, or more prompts."
+                f"{stream.chunk_samples} samples has: use a smaller --batch-size, a larger "
+                f"--chunk, or more prompts."
             )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor]:

@@ -143,16 +143,15 @@ def load_selection_sae(selection: Selection, device: str | torch.device = "cpu")
     except NotAStoreError as error:
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} needs SAE {selection.sae!r} of "
-            f"the store "
-            f"{selection.store}, where there is no store: put it there, or give the SAE's "
-            f"directory."
+            f"the store {selection.store}, where there is no store: put it there, or give the "
+            f"SAE's directory."
         ) from error
     found = sae_hash(sae_record(store, selection.sae))
     if found != selection.sae_hash:
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} was made with SAE "
-            f"{selection.sae!r} "
-            f"({selection.sae_hash[:12]}…), that of {store.root} is another ({found[:12]}…)."
+            f"{selection.sae!r} ({selection.sae_hash[:12]}…), that of {store.root} is another "
+            f"({found[:12]}…)."
         )
     return store_sae(store, selection.sae, device)
 

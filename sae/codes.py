@@ -171,8 +171,7 @@ def _check_values(feature: npt.NDArray[np.int64], value: npt.NDArray[np.float32]
     if len(wrong):
         raise SAEError(
             f"latent {feature[wrong[0]]} has an activation of {value[wrong[0]]}, codes hold at "
-            f"most {largest:g} "
-            f"(float16): the SAE does not fit these activations."
+            f"most {largest:g} (float16): the SAE does not fit these activations."
         )
 
 

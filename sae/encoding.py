@@ -142,8 +142,7 @@ def check_model(sae: SAE, name: str, model_hash: str, where: str) -> None:
     if mine and model_hash and not same_model(mine, model_hash):
         raise SAEError(
             f"SAE {name!r} was trained on model {mine[:20]}…, the activations of {where} are of "
-            f"{model_hash[:20]}…"
-            f"{in_common(mine, model_hash)}."
+            f"{model_hash[:20]}…{in_common(mine, model_hash)}."
         )
 
 
@@ -193,8 +192,7 @@ def _check_fits(store: Store, sae: SAE, name: str, shard: ActivationShard) -> No
     if io != sae.config.io or shard.d_in != sae.config.d_in:
         raise SAEError(
             f"SAE {name!r} was trained on the {sae.config.io} of {sae.config.hook!r} with "
-            f"{sae.config.d_in} channels, "
-            f"{store.root} holds its {io} with {shard.d_in}."
+            f"{sae.config.d_in} channels, {store.root} holds its {io} with {shard.d_in}."
         )
 
 

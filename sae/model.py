@@ -79,8 +79,7 @@ class SAEConfig:
         if grouped and (sum(self.group_sizes) != self.n_latents or min(self.group_sizes) < 1):
             raise SAEError(
                 f"group_sizes {list(self.group_sizes)} do not fit n_latents = {self.n_latents}: "
-                f"they must be positive "
-                f"and add up to it."
+                f"they must be positive and add up to it."
             )
         if self.group_sizes and not grouped:
             raise SAEError(

@@ -75,7 +75,6 @@ def check_space(sizes: Mapping[str, int], n_measured: int, n_samples: int, root:
     if needed > free:
         raise DiskError(
             f"the run needs about {needed / 1e9:,.1f} GB, {root} has {free / 1e9:,.1f} GB free; "
-            f"nothing was written: "
-            f"keep less (--timesteps, --positions, --sae with --no-activations), make room, or "
-            f"say --ignore-space."
+            f"nothing was written: keep less (--timesteps, --positions, --sae with "
+            f"--no-activations), make room, or say --ignore-space."
         )

@@ -58,10 +58,9 @@ def check_labels(store: Store, samples: Sequence[Sample]) -> None:
         sample, family, before = differ[0]
         raise PromptsError(
             f"{len(differ):,} samples of {store.root} have other labels than these prompts: line "
-            f"{sample.prompt.line} has "
-            f"{family} = {_shown(sample.prompt.labels.get(family))}, the store {_shown(before)}. "
-            f"Nothing was changed. "
-            f"'featurestore relabel {store.root} --prompts FILE' gives the store the new labels."
+            f"{sample.prompt.line} has {family} = {_shown(sample.prompt.labels.get(family))}, the "
+            f"store {_shown(before)}. Nothing was changed. 'featurestore relabel {store.root} "
+            f"--prompts FILE' gives the store the new labels."
         )
 
 

@@ -128,8 +128,7 @@ class HookBuffer(ABC):
         if self._n_rows != wanted:
             raise HookError(
                 f"hook {self.hook!r} saw {self._n_rows} of {wanted} (sample, step, branch): the "
-                f"pipeline left some out; "
-                f"nothing of this shard was written."
+                f"pipeline left some out; nothing of this shard was written."
             )
         ranges = (
             torch.stack([values for _, values in self._ranges]).cpu()
@@ -149,8 +148,7 @@ class HookBuffer(ABC):
             )
         raise HookError(
             f"{where}: the value {largest:g} does not fit {self.kept.settings.dtype}; use --dtype "
-            f"float32. "
-            f"Nothing of this shard was written."
+            f"float32. Nothing of this shard was written."
         )
 
     def file(self) -> TensorFile | None:

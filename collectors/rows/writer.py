@@ -48,9 +48,9 @@ class Timing:
         waited, tail = self.waiting / self.total, self.tail / self.total
         wrote, speed = self.writing / self.total, n_bytes / self.writing / 1e6
         return (
-            f"generating {1 - waited - tail:.0%} of the time, waiting for the writer "
-            f"{waited:.0%}, after the last "
-            f"picture {self.tail:.1f} s; the writer busy {wrote:.0%} of a core, {speed:,.0f} MB/s."
+            f"generating {1 - waited - tail:.0%} of the time, waiting for the writer {waited:.0%}, "
+            f"after the last picture {self.tail:.1f} s; the writer busy {wrote:.0%} of a core, "
+            f"{speed:,.0f} MB/s."
         )
 
 

@@ -108,9 +108,9 @@ def _read(
     said = direct_call(module, args, kwargs)
     if said is None:
         raise ModelError(
-            "the denoiser was called by itself, and no pipeline says which samples are "
-            "conditional: call the pipeline, or "
-            f"say it with sae.diffusion.direct_calls; a pipeline of your own: {HOW_TO_DECLARE}"
+            f"the denoiser was called by itself, and no pipeline says which samples are "
+            f"conditional: call the pipeline, or say it with sae.diffusion.direct_calls; a "
+            f"pipeline of your own: {HOW_TO_DECLARE}"
         )
     return said, bound(module, args, kwargs)
 

@@ -93,9 +93,8 @@ def check_no_cache(module: nn.Module) -> None:
             if type(hook).__module__.rpartition(".")[2] in _CACHES:
                 raise ModelError(
                     f"{type(module).__name__} has diffusers' {type(hook).__name__} on (at "
-                    f"{name or 'the denoiser'}): it puts "
-                    f"values of earlier steps in the place of new ones. Call disable_cache() on "
-                    f"the denoiser first."
+                    f"{name or 'the denoiser'}): it puts values of earlier steps in the place of "
+                    f"new ones. Call disable_cache() on the denoiser first."
                 )
 
 

@@ -264,7 +264,6 @@ def class_label(pipe: Any, prompt: str) -> int:
     if label is None or label >= n_classes:
         raise UsageError(
             f"prompt {prompt!r}: {type(pipe).__name__} draws classes: expected a number below "
-            f"{n_classes}"
-            f"{', or a name.' + nearest(prompt, words) if words else '.'}"
+            f"{n_classes}{', or a name.' + nearest(prompt, words) if words else '.'}"
         )
     return int(label)

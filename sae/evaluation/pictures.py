@@ -84,8 +84,7 @@ def _listed(path: Path) -> list[Picture]:
     except OSError as error:
         raise PromptsError(
             f"{path} cannot be read: {error.strerror}; 'featurestore generate' writes it, or say "
-            f"with --names what the "
-            f"files' names hold."
+            f"with --names what the files' names hold."
         ) from error
     pictures = []
     for number, line in enumerate(lines, 1):

@@ -198,8 +198,8 @@ def _check_alike(store: Store, hook: str, first: ActivationShard, shard: Activat
         if here != there:
             raise SAEError(
                 f"{store.root}: shards of hook {hook!r} differ: {key} is {there} in "
-                f"{first.record.shard} and "
-                f"{here} in {shard.record.shard}: run 'featurestore verify {store.root}'."
+                f"{first.record.shard} and {here} in {shard.record.shard}: run 'featurestore "
+                f"verify {store.root}'."
             )
 
 

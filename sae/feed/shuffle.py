@@ -60,8 +60,8 @@ class ShuffledPositions:
         if not self.n_batches:
             raise UsageError(
                 f"a batch of {batch_size} positions is more than the {self.n_positions} of "
-                f"{rows.records[0].table} that "
-                f"are wanted: use a smaller --batch-size, or collect more."
+                f"{rows.records[0].table} that are wanted: use a smaller --batch-size, or collect "
+                f"more."
             )
         common = math.gcd(rows.n_positions, batch_size)
         self.run = max(n for n in range(1, min(run, common) + 1) if common % n == 0)

@@ -111,9 +111,9 @@ def _place(
     held = shard.metadata.get("io", "output")
     if wanted and wanted != held:
         raise SAEError(
-            f"{source} was trained on the {wanted} of its module, {store.root} holds the {held} "
-            f"of {hook!r}: collect with "
-            f"--io {wanted}{'' if io else f', or give --io {held} if that is wrong'}."
+            f"{source} was trained on the {wanted} of its module, {store.root} holds the {held} of "
+            f"{hook!r}: collect with --io "
+            f"{wanted}{'' if io else f', or give --io {held} if that is wrong'}."
         )
     if shard.d_in != found.fields["d_in"]:
         raise SAEError(

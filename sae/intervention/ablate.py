@@ -127,8 +127,7 @@ def _check(pipe: Any, intervention: Intervention, mode: str) -> None:
     if not same_model(found, selection.model_hash):
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} was made for the weights of "
-            f"model {selection.model!r} "
-            f"({selection.model_hash[:16]}…), this pipeline has others "
+            f"model {selection.model!r} ({selection.model_hash[:16]}…), this pipeline has others "
             f"({found[:16]}…){in_common(found, selection.model_hash)}."
         )
     if is_encoder_hook(selection.hook):
@@ -194,17 +193,14 @@ def _find_sae(selection: Selection, given: Saes) -> SAE:
     if (found.config.d_in, found.config.n_latents) != (selection.d_in, selection.n_latents):
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} was made for SAE "
-            f"{selection.sae!r} with d_in "
-            f"{selection.d_in} and {selection.n_latents} latents, this SAE has "
-            f"{found.config.d_in} and "
-            f"{found.config.n_latents}."
+            f"{selection.sae!r} with d_in {selection.d_in} and {selection.n_latents} latents, this "
+            f"SAE has {found.config.d_in} and {found.config.n_latents}."
         )
     if by_hand and (identity := sae_identity(found)) != selection.sae_hash:
         warnings.warn(
             f"the SAE given for {selection.family}={selection.concept} is not the one that the "
-            f"selection was made with, "
-            f"{selection.sae!r} ({selection.sae_hash[:12]}…), but {identity[:12]}…: its features "
-            f"are others.",
+            f"selection was made with, {selection.sae!r} ({selection.sae_hash[:12]}…), but "
+            f"{identity[:12]}…: its features are others.",
             stacklevel=3,
         )
     return found
@@ -219,7 +215,6 @@ def _from_directory(selection: Selection, directories: Sequence[Path]) -> SAE | 
     if digest != selection.sae_hash:
         raise SelectionError(
             f"the selection {selection.family}={selection.concept} was made with SAE "
-            f"{selection.sae!r} "
-            f"({selection.sae_hash[:12]}…), {path} is another ({digest[:12]}…)."
+            f"{selection.sae!r} ({selection.sae_hash[:12]}…), {path} is another ({digest[:12]}…)."
         )
     return load_sae(path)

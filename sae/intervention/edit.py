@@ -209,9 +209,8 @@ class Editor:
         recorded, n = self.interventions[0].selection.timesteps, self._n_calls
         if n == len(recorded):
             raise ModelError(
-                f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach "
-                f"it anew for every "
-                f"generation, with that many steps."
+                f"mode saeuron counts calls and has statistics of {len(recorded)} steps: attach it "
+                f"anew for every generation, with that many steps."
             )
         self._n_calls += 1
         return recorded[n], recorded[:n].count(recorded[n])
@@ -260,8 +259,7 @@ class Editor:
             self._warned = True
             warnings.warn(
                 f"the selection {selection.family}={selection.concept} has no timestep near "
-                f"{timestep:g}; the nearest, "
-                f"{at.timestep:g}, is used.",
+                f"{timestep:g}; the nearest, {at.timestep:g}, is used.",
                 stacklevel=2,
             )
         return at

@@ -95,8 +95,7 @@ class Window(NamedTuple):
         if schedule and not any(self.covers(call, 0) for call in steps):
             raise UsageError(
                 f"window {self}: none of the {len(schedule)} steps is in it, their timesteps are "
-                f"{schedule[0]:g} to "
-                f"{schedule[-1]:g}."
+                f"{schedule[0]:g} to {schedule[-1]:g}."
             )
 
     def __str__(self) -> str:

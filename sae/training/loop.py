@@ -105,8 +105,7 @@ class Training:
             discard(self.store, self.name)
             raise SAEError(
                 f"the loss is not finite at step {self.state.step} of {self.plan.steps}: use a "
-                f"smaller learning rate "
-                f"than {self.plan.lr:.2g}. Nothing was committed."
+                f"smaller learning rate than {self.plan.lr:.2g}. Nothing was committed."
             )
         n_dead = int((self.state.positions_since_fired > self.plan.dead_after).sum())
         self.state.remember(last_fvu, last_l0, n_dead)

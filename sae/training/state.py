@@ -159,7 +159,6 @@ def _check(path: Path, about: dict, plan: Plan) -> None:
     changed = [f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
     raise SAEError(
         f"a training of that name stopped at step {about['step']} with other "
-        f"{'settings' if changed else 'data'} "
-        f"({'; '.join(changed) or 'activations were added'}): use the same, or another --name, or "
-        f"delete {path}."
+        f"{'settings' if changed else 'data'} ({'; '.join(changed) or 'activations were added'}): "
+        f"use the same, or another --name, or delete {path}."
     )

@@ -265,8 +265,7 @@ def architecture(pipe: Any) -> Architecture:
     name = type(pipe).__name__
     raise ModelError(
         f"{name} is not known: say how its calls are read with sae.diffusion.declare, or use one "
-        f"of those that "
-        f"docs/pipelines.md lists.{nearest(name, ARCHITECTURES)}"
+        f"of those that docs/pipelines.md lists.{nearest(name, ARCHITECTURES)}"
     )
 
 

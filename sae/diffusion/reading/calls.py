@@ -153,6 +153,6 @@ def check_batch(call: Running, branches: Branches, n_samples: int) -> None:
     if call.batch != len(branches) * n_samples:
         raise ModelError(
             f"{type(call.pipe).__name__} called its denoiser with {call.batch} samples for "
-            f"{n_samples} pictures, which are "
-            f"not {' and '.join(branches)} of each: {HOW_TO_DECLARE}"
+            f"{n_samples} pictures, which are not {' and '.join(branches)} of each: "
+            f"{HOW_TO_DECLARE}"
         )

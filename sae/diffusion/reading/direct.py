@@ -45,8 +45,8 @@ def direct_call(
     batch = batch_size(arguments)
     if batch % len(branches):
         raise ModelError(
-            f"the denoiser was called with {batch} samples, which are not "
-            f"{' and '.join(branches)} of each."
+            f"the denoiser was called with {batch} samples, which are not {' and '.join(branches)} "
+            f"of each."
         )
     at = scalar(arguments["timestep"]) if timestep is None else timestep
     return DenoiserCall(at, branches, batch=batch)

@@ -49,8 +49,7 @@ def passes(call: Running) -> Branches:
             return (branch,)
     raise ModelError(
         f"{type(call.pipe).__name__} called its denoiser with embeddings that are neither its "
-        f"prompt_embeds nor its "
-        f"negative_prompt_embeds: {HOW_TO_DECLARE}"
+        f"prompt_embeds nor its negative_prompt_embeds: {HOW_TO_DECLARE}"
     )
 
 

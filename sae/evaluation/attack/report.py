@@ -216,8 +216,8 @@ def _row(one: Attacked, stem: str) -> str:
     text = html.escape(str(one.found.get("text", "")))
     return (
         f"<tr><td>{html.escape(one.prompt)}<br>seed "
-        f"{one.seed}<br><b>{html.escape(one.concept)}</b>: {told}"
-        f"<br><code>{text}</code></td>{images}</tr>"
+        f"{one.seed}<br><b>{html.escape(one.concept)}</b>: "
+        f"{told}<br><code>{text}</code></td>{images}</tr>"
     )
 
 

@@ -168,9 +168,8 @@ def _with_threshold(found: Foreign, taken: Taken, choice: Choice) -> Foreign:
             says = "no threshold" if threshold is None else f"threshold = {threshold:g}"
             raise SAEError(
                 f"{taken.path} has {says}: it was never calibrated. Give --calibrate to do so on "
-                f"the store's activations, "
-                f"--threshold, or --architecture topk to serve it with {found.fields['k']} "
-                f"latents per position."
+                f"the store's activations, --threshold, or --architecture topk to serve it with "
+                f"{found.fields['k']} latents per position."
             )
         found, threshold = (
             found._replace(uncalibrated=choice.threshold is None),

@@ -57,10 +57,8 @@ def read(path: Path, choice: Choice) -> Foreign:
     else:
         raise SAEError(
             f"{path} does not say whether it is a TopK or a BatchTopK SAE: give --k (its top_k) "
-            f"for TopK; for BatchTopK "
-            f"--threshold (its running_threshold), or --calibrate and --k (latents per position); "
-            f"--architecture relu if it is "
-            f"neither but a plain SAE."
+            f"for TopK; for BatchTopK --threshold (its running_threshold), or --calibrate and --k "
+            f"(latents per position); --architecture relu if it is neither but a plain SAE."
         )
     taken.finish()
     uncalibrated = config.get("architecture") == "batchtopk" and choice.threshold is None
@@ -74,9 +72,8 @@ def _dictionary(taken: Taken, n_latents: int, d_in: int) -> Tensor:
     if not bool(((norms - 1).abs() < 1e-5).all()):
         raise SAEError(
             f"{taken.path}: rows of {_DICTIONARY} have norms {float(norms.min()):.4g} to "
-            f"{float(norms.max()):.4g}, expected "
-            f"1: the file does not say how they are normalised. Only 'l2' is known here: call "
-            f"eval() before saving."
+            f"{float(norms.max()):.4g}, expected 1: the file does not say how they are normalised. "
+            f"Only 'l2' is known here: call eval() before saving."
         )
     multiplier = taken.number("dictionary.multiplier") if "dictionary.multiplier" in taken else 0.0
     return rows * torch.tensor(multiplier).exp()

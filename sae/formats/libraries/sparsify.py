@@ -121,10 +121,8 @@ def _threshold(path: Path, said: _Config, choice: Choice) -> float | None:
         )
     raise SAEError(
         f"{path} has {trained[0]} = true: it was trained to keep the largest activations of a "
-        f"whole {whole}, and holds no "
-        f"threshold. Give {give}--architecture topk to serve it with {said.k} latents a "
-        f"position, as SAeUron's own "
-        f"loader does."
+        f"whole {whole}, and holds no threshold. Give {give}--architecture topk to serve it with "
+        f"{said.k} latents a position, as SAeUron's own loader does."
     )
 
 
