@@ -63,9 +63,8 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest of each row and their indices, largest first; among equals any."""
-    few = (
-        values.is_cuda and values.numel() < _MANY_ON_CUDA
-    )  # Then what counts is how many kernels are launched.
+    # Of few values what counts is how many kernels are launched.
+    few = values.is_cuda and values.numel() < _MANY_ON_CUDA
     indices = (_any_places if few else _places)(values, k)
     best, order = values.gather(1, indices).sort(dim=-1, descending=True)
     return best, indices.gather(1, order)

@@ -89,9 +89,8 @@ class Staging:
     def copy(self, source: Tensor) -> Staged:
         """Begin to copy a tensor; where the limit is reached, wait until others were given back."""
         if source.is_cuda or torch.empty_like(source, device="meta").stride() != source.stride():
-            source = (
-                source.contiguous()
-            )  # A copy of the same strides is one piece: fast, and for CUDA asynchronous.
+            # A copy of the same strides is one piece: fast, and for CUDA asynchronous.
+            source = source.contiguous()
         block = self._take(source.numel() * source.element_size())
         host = block.view(source.dtype).as_strided(source.shape, source.stride())
         if self._stream is None:

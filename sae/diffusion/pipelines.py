@@ -243,9 +243,8 @@ def call_arguments(
     )
     if settings.true_cfg > 1:
         given["true_cfg_scale"] = settings.true_cfg
-    if (
-        settings.negative_prompt or settings.true_cfg > 1
-    ):  # Without one, even an empty one, true CFG would stay off.
+    # Without a negative prompt, even an empty one, true CFG would stay off.
+    if settings.negative_prompt or settings.true_cfg > 1:
         given["negative_prompt"] = [settings.negative_prompt] * len(prompts)
     return given
 

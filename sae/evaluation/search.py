@@ -116,9 +116,8 @@ def ranked(outcomes: Sequence[Outcome]) -> list[int]:
     on others. Then come the others, by their mean.
     """
     values = [value(outcome) for outcome in outcomes]
-    a_picture = 1.5 / (
-        3 * len(outcomes[0].answers)
-    )  # In a mean of three a picture weighs a third of its share.
+    # In a mean of three a picture weighs a third of its share.
+    a_picture = 1.5 / (3 * len(outcomes[0].answers))
     equal = max(v.mean for v in values) - a_picture
 
     def key(i: int) -> tuple[bool, float]:

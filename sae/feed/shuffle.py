@@ -162,9 +162,8 @@ class ShuffledPositions:
             return torch.from_numpy(np.ascontiguousarray(values)).view(torch.uint8).flatten()
         raw = np.memmap(self.rows.store.root / record.files[0].path, np.uint8, "r")
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The given NumPy array is not writable"
-            )  # nothing writes to it
+            # Nothing writes to it.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(raw)
 
     def _generator(self, *key: int) -> np.random.Generator:

@@ -132,10 +132,9 @@ class Editor:
             return None
         part = branch_parts(watched.call, seen, self.site.hook)[self.site.branch]
         positions, layout = as_positions(seen[part])
+        # Where the model is: offloading moves it about.
         if self.sae.b_dec.device != seen.device or self.sae.b_dec.dtype != torch.float32:
-            self.sae.to(
-                seen.device, torch.float32
-            )  # Where the model is: offloading moves it about.
+            self.sae.to(seen.device, torch.float32)
         kernels = (
             None
             if self.words is not None or (seen.requires_grad and torch.is_grad_enabled())
@@ -156,9 +155,8 @@ class Editor:
             out, _ = as_positions(edited[part])
             kernels.apply_(self.sae, fused, positions, out, lookup=lookup)
             return edited
-        with torch.autocast(
-            seen.device.type, enabled=False
-        ):  # The caller's precision does not decide what fires.
+        # The caller's precision does not decide what fires.
+        with torch.autocast(seen.device.type, enabled=False):
             x = positions.reshape(-1, positions.shape[-1]).float()
             rows, change = edit_change(self.sae, x, layout, edit)
         if not len(rows):

@@ -94,9 +94,8 @@ def train_many(
         else contextlib.nullcontext(Processes()) as processes,
         contextlib.ExitStack() as names,
     ):
-        if (
-            processes.rank == 0
-        ):  # before anything is learned: two trainings would share one checkpoint
+        # Before anything is learned: two trainings would share one checkpoint.
+        if processes.rank == 0:
             for name in missing:
                 names.enter_context(training_of(store, name))
             missing = [name for name in missing if existing(store, name, plans[name]) is None]

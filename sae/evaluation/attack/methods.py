@@ -200,9 +200,8 @@ class LatentsAttack:
 
     def __init__(self, defended: Defended, settings: AttackSettings) -> None:
         self.settings, self.model, self.guided = settings, defended.model, defended.guided
-        told = architecture(
-            defended.model.pipe
-        ).two_pass  # Then the scale is the denoiser's to know, and no guidance.
+        # Where guidance is two calls, the scale is the denoiser's to know, and no guidance.
+        told = architecture(defended.model.pipe).two_pass
         scale = defended.run.guidance if told else 1.0
         alone = replace(defended.run, guidance=scale, negative_prompt="", true_cfg=1.0)
         self.run = defended.run if defended.guided else alone

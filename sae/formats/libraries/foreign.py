@@ -70,10 +70,8 @@ class Taken:
             SAEError: it is missing, of another shape, of integers, or not finite.
         """
         tensor = self._get(name)
-        if len(shape) == 1 and list(tensor.shape) == [
-            1,
-            *shape,
-        ]:  # A vector that was kept as one row.
+        # A vector may be kept as one row.
+        if len(shape) == 1 and list(tensor.shape) == [1, *shape]:
             tensor = tensor[0]
         if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")

@@ -154,9 +154,8 @@ def read(directory: Path, choice: Choice) -> Foreign:
         config |= {"k": 0, "architecture": "jumprelu"}
     if said.finetuning_scaling_factor:
         factor = taken.take("scaling_factor", (n_latents,))
-        tensors["W_dec"] = (
-            tensors["W_dec"] * factor[:, None]
-        )  # Of the decoder alone: what fires stays.
+        # Of the decoder alone: what fires stays.
+        tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
     elif "scaling_factor" in taken:
         taken.ignore("scaling_factor")  # Version 5 keeps ones where it is not used.
     taken.finish()
