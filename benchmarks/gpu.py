@@ -4,7 +4,7 @@
 Each stage has its own limit, so one that hangs does not take the others along. Rows are appended to
 ``benchmarks/results``. ``--saeuron DIR``: a checkout of SAeUron, whose hook is timed beside ours.
 
-``--dry-run`` needs no GPU and takes about a minute: every stage with its own options, in the
+``--dry-run`` needs no GPU and takes a minute or two: every stage with its own options, in the
 smallest sizes (``--rehearse``), the kernels in Triton's interpreter. It fails where a stage would
 for want of an argument, an import or a figure that a bar asks for; its rows are thrown away.
 """
@@ -25,9 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-REHEARSED_TESTS = ("tests/sae/intervention/test_kernels.py", "tests/sae/training/stepping")
-"""of the tests, those that a rehearsal runs: the kernels in Triton's interpreter; all others are
-only collected"""
+REHEARSED_TESTS = (
+    "tests/sae/intervention/test_kernels.py",
+    "tests/sae/training/stepping",
+    *("-k", "not compile"),
+)
+"""what a rehearsal runs of the tests: those of the kernels' values"""
 
 
 class Stage(NamedTuple):
