@@ -51,7 +51,7 @@ def make_setup(device: str, dtype: torch.dtype, batch: int, *, small: bool = Fal
     for a rehearsal."""
     torch.manual_seed(0)
     model = sd15_shape(device, dtype, small=small)
-    d_in, n_latents, k = (32, 256, 8) if small else (1280, 20480, 32)
+    d_in, n_latents, k = (32, 64, 8) if small else (1280, 20480, 32)
     sae = SAE(SAEConfig(d_in=d_in, n_latents=n_latents, k=k)).to(device).requires_grad_(False)
     setup = Setup(model, sae, [], [], batch)
 

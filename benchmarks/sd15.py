@@ -10,7 +10,7 @@ from sae.diffusion.pipelines import Model, load_model
 def sd15_shape(device: str, dtype: torch.dtype, *, small: bool = False) -> Model:
     """Return it; pictures are 512 × 512, the text encoder's vocabulary is the included model's.
 
-    ``small``: of the same modules, but few and narrow, for pictures of 256 × 256: a rehearsal.
+    ``small``: of the same modules, but few and narrow, for pictures of 128 × 128: a rehearsal.
     """
     from diffusers import (
         AutoencoderKL,
@@ -21,7 +21,7 @@ def sd15_shape(device: str, dtype: torch.dtype, *, small: bool = False) -> Model
     from transformers import CLIPTextConfig, CLIPTextModel
 
     pipe = load_model("minicanvas", "cpu").pipe
-    width, latents, channels = (32, 32, (32,) * 4) if small else (768, 64, (320, 640, 1280, 1280))
+    width, latents, channels = (32, 16, (32,) * 4) if small else (768, 64, (320, 640, 1280, 1280))
     words = CLIPTextConfig(
         vocab_size=len(pipe.tokenizer),
         hidden_size=width,
