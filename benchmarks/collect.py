@@ -40,7 +40,7 @@ def sd15_rows(n_samples: int = 4, n_steps: int = 50) -> dict[str, pa.Table]:
     rng, shape = np.random.default_rng(0), (n_samples, n_steps, 256, 1280)
     drawn = (rng.standard_normal(shape, np.float32).astype(np.float16) for _ in range(2))
     return {
-        hook: activation_rows(range(n_samples), values)
+        hook: activation_rows(range(n_samples), values, hook)
         for hook, values in zip(("first", "second"), drawn, strict=True)
     }
 

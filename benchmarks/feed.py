@@ -36,16 +36,13 @@ HOOK, POSITIONS, STEPS, PER_SHARD = "hook", 256, 8, 4
 def make(root: Path, d_in: int, n_samples: int) -> Store:
     """Return a store of random activations: 8 maps of 256 positions per sample, 32 a shard."""
     store = Store.create(root, {"model": "benchmark"})
-    rng, metadata = (
-        np.random.default_rng(0),
-        {"hook": HOOK, "io": "output", "height": 16, "width": 16},
-    )
+    rng = np.random.default_rng(0)
     for first in range(0, n_samples, PER_SHARD):
         ids = list(range(first, first + PER_SHARD))
         values = rng.standard_normal((len(ids), STEPS, POSITIONS, d_in), np.float32).astype(
             np.float16
         )
-        rows = activation_rows(ids, values, metadata)
+        rows = activation_rows(ids, values, HOOK)
         store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, made_by={})
     return store
 

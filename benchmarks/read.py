@@ -31,7 +31,7 @@ def make(root: Path) -> tuple[Store, np.ndarray]:
     values = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
     for first in range(0, SAMPLES, PER_SHARD):
         ids = list(range(first, first + PER_SHARD))
-        rows = activation_rows(ids, values[first : first + PER_SHARD])
+        rows = activation_rows(ids, values[first : first + PER_SHARD], HOOK)
         store.append(f"activations/{HOOK}", shard_name(first, ids), rows, ids, made_by={})
     return store, values.reshape(-1, D_IN)
 
