@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featurestore.errors import ModelError, UsageError
-from sae.checkpoint import pick_device
+from sae.devices import pick_device
 from sae.evaluation.measures.accuracy import Answer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -31,7 +31,7 @@ class ModelOptions:
     def load(self, starts: Collection[str] = ()) -> "Model":
         """Load the model whose samples start from ``starts``; under torchrun and the like, where
         this process's device is."""
-        from sae.checkpoint import pick_device
+        from sae.devices import pick_device
         from sae.diffusion.pipelines import LoadSettings, load_model
         from sae.training.processes import local_device
 
