@@ -1,4 +1,5 @@
-"""What the contenders of ``ablate.py`` share: a denoiser, an SAE, what the hook sees, features that fire there."""
+"""What the contenders of ``ablate.py`` share: a denoiser, an SAE, what the hook sees, features that
+fire there."""
 
 from typing import NamedTuple
 

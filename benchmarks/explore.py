@@ -127,7 +127,7 @@ def walk(
     return seconds
 
 
-def check(browser: Any, address: str, base: str, store: Store, views: dict[str, str]) -> None:
+def check(browser: Any, address: str, base: str, *, store: Store, views: dict[str, str]) -> None:
     """Compare what the page shows of the features with the question's answer."""
     context = browser.new_context()
     visit = Visit(context, base)
@@ -161,7 +161,7 @@ def main(root: Path) -> None:
         with serving(root) as (process, address, opening):
             base = address.partition("/?")[0]
             cold, warm = (walk(browser, base, address, views) for _ in range(2))
-            check(browser, address, base, store, views)
+            check(browser, address, base, store=store, views=views)
             memory = memory_mb(process)
         with serving(root) as (process, address, _):
             again = walk(browser, address.partition("/?")[0], address, views)

@@ -83,7 +83,9 @@ def encoding(store: Store, config: SAEConfig, device: str, runs: int) -> dict[st
     return {name: len(maps) * POSITIONS / each for name, each in seconds.items()}
 
 
-def training(store: Store, task: Task, device: str, n_batches: int, runs: int) -> dict[str, float]:
+def training(
+    store: Store, task: Task, device: str, *, n_batches: int, runs: int
+) -> dict[str, float]:
     """Time a few steps on batches from disk and on the same from memory, in turns."""
     cuda, plan = device == "cuda", plan_of(task)
     batches = PositionBatches(store, HOOK, "cond", task.batch_size, seed=0, holdout=0, pinned=cuda)
@@ -133,7 +135,7 @@ def main() -> None:
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["encoding_over_matrix_product"] = speed["encoding"] / speed["matrix_product"]
         if options.only != "encoding":
-            speed = training(store, task, options.device, n_batches, runs)
+            speed = training(store, task, options.device, n_batches=n_batches, runs=runs)
             figures |= {f"{name}_positions_per_s": each for name, each in speed.items()}
             figures["from_disk_over_from_memory"] = speed["disk"] / speed["memory"]
     record("feed", figures)

@@ -78,7 +78,7 @@ def stream(task: Task) -> Iterator[torch.Tensor]:
         yield from task.data.epoch(number)
 
 
-def run(work: Path, data: str, steps: int, seed: int, way: str) -> dict[str, Any]:
+def run(work: Path, data: str, steps: int, *, seed: int, way: str) -> dict[str, Any]:
     """Train one way; return its figures."""
     task, test = make_task(work, data, steps, seed)
     trainer, batches, seconds = getattr(trainers, way)(task), stream(task), 0.0
@@ -147,7 +147,7 @@ def main() -> None:
                         tuple(row[key] for key in FIGURES) == (data, steps, seed, way)
                         for row in found()
                     ):
-                        record("init", run(options.work, data, steps, seed, way))
+                        record("init", run(options.work, data, steps, seed=seed, way=way))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def page_bytes(path: Path) -> int:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     starts = [0, *itertools.accumulate(group.num_rows for group in groups)]
     pages = [
-        sum(g.total_byte_size for g, a, b in zip(groups, starts, starts[1:], strict=False) if a < first + PAGE_ROWS and b > first)
+        sum(
+            g.total_byte_size for g, a, b in zip(groups, starts, starts[1:], strict=False)
+            if a < first + PAGE_ROWS and b > first
+        )
         for first in range(max(1, starts[-1] - PAGE_ROWS + 1))
     ]  # fmt: skip
     return max(pages)

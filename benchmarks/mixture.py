@@ -20,7 +20,7 @@ class Mixture:
     def __init__(
         self, d_in: int, n_latents: int, batch_size: int, *, seed: int = 0, device: str = "cpu"
     ) -> None:
-        # Of no trainer's seed: drawn alike, its initial weights would be the directions to be found.
+        # Of no trainer's seed: drawn alike, its initial weights would be the directions sought.
         generator = torch.Generator().manual_seed(_DIRECTIONS)
         directions = torch.randn(2 * n_latents, d_in, generator=generator)
         self.d_in, self.batch_size, self.seed, self.device = d_in, batch_size, seed, device

@@ -56,8 +56,9 @@ from score_process import check, run
 # and 0.2 into following 20,000 page headers of the sums when every file is verified.
 # Aggregates in the place of windows, ten of the hundred steps: overlap 1.5 before, 0.3 now;
 # overlap_matrix 1.9, 0.4; importance_one_vs_max 10.8, 6.3; importance_log_ratio 4.5, 4.3;
-# random_control 0.13, 0.07. best_scores and best_features read all scores twice then, and did not end
-# within 600 MB; by candidates.sql, whose bounds need the sums alone, they take 1.8 and 3.1 (0.1).
+# random_control 0.13, 0.07. best_scores and best_features read all scores twice then, and did not
+# end within 600 MB; by candidates.sql, whose bounds need the sums alone, they take 1.8 and 3.1
+# (0.1).
 
 CONCEPT, MIXED_CONCEPT, PERCENTILE = "style 7", "thing 1", 99.99
 

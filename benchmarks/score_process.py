@@ -1,4 +1,5 @@
-"""A contender of ``score.py`` in a process of its own, on cold files; what it found compared with the others."""
+"""A contender of ``score.py`` in a process of its own, on cold files; what it found compared with
+the others."""
 
 import json
 import os

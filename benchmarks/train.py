@@ -46,11 +46,12 @@ TEST_POSITIONS, LOOKS = 2048, 20
 def peak_bytes(name: str, sizes: tuple[int, int, int, int]) -> int:
     """Return the most memory that three steps held beyond what there was before the SAE."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_bytes, (name, *sizes, list(sys.path)))
+        return pool.apply(_peak_bytes, (name, sizes, list(sys.path)))
 
 
-def _peak_bytes(name: str, d_in: int, n_latents: int, k: int, size: int, path: list[str]) -> int:
+def _peak_bytes(name: str, sizes: tuple[int, int, int, int], path: list[str]) -> int:
     sys.path[:] = path
+    d_in, n_latents, k, size = sizes
     make, data = getattr(trainers, name), Mixture(d_in, n_latents, size)
     batches = list(itertools.islice(data.epoch(0), 3))
     make(Task(data, d_in, 64, k, size, 3, 0)).step(batches[0])  # imports, thread pools
@@ -144,7 +145,8 @@ def print_table() -> None:
         own, peer = row["own"], row["peer"]
         told = [
             f"{row[f'{name}_positions_per_cpu_s']:7,.0f} {row[f'{name}_fvu']:.4f} "
-            f"{row[f'{name}_n_dead']:5} {row[f'{name}_cpu_seconds_to_peers_fvu'] or float('nan'):7.1f}"
+            f"{row[f'{name}_n_dead']:5} "
+            f"{row[f'{name}_cpu_seconds_to_peers_fvu'] or float('nan'):7.1f}"
             for name in (own, peer)
         ]
         print(f"{row['d_in']:4} {row['device']:4} {own:12} {told[0]} | {peer:14} {told[1]}")

@@ -258,7 +258,7 @@ def overcomplete(task: Task) -> Trainer:
     sae = TopKSAE(task.d_in, nb_concepts=task.n_latents, top_k=task.k, device=device)
     optimizer = torch.optim.Adam(sae.parameters(), lr=5e-4)
 
-    def criterion(
+    def criterion(  # noqa: PLR0917 - overcomplete calls it so
         x: Tensor, x_hat: Tensor, pre_codes: Tensor, codes: Tensor, dictionary: Tensor
     ) -> Tensor:
         return (x - x_hat).square().mean()

@@ -129,8 +129,9 @@ class PyarrowFile:
         def write(file: Any) -> None:
             sink = pa.PythonFile(file, mode="w")
             with pq.ParquetWriter(
-                sink, self.schema, compression="none", use_dictionary=False, write_page_checksum=True,
-                write_statistics=["sample_id", "step", "timestep", "branch"], **one_page,
+                sink, self.schema, compression="none", use_dictionary=False,
+                write_page_checksum=True, **one_page,
+                write_statistics=["sample_id", "step", "timestep", "branch"],
             ) as writer:  # fmt: skip
                 for start in range(0, self.n_rows, rows):
                     writer.write_table(table.slice(start, rows), row_group_size=rows)

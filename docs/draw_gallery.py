@@ -76,17 +76,17 @@ def twelve(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
         for concept, asked in prompts(study.family):
             other = "object" if study.family == "style" else "style"
 
-            def gain(setting: tuple[int, float], concept=concept, asked=asked, study=study,
+            def gain(setting: tuple[int, float], *, concept=concept, asked=asked, study=study,
                      other=other) -> float:  # fmt: skip
                 """What is kept less what is left, in probabilities of the search's classifier."""
-                edit = removal(store, study, concept, *setting)
+                edit = removal(store, study, concept, setting)
                 of = [replace(asked, seed=seed) for seed in SEARCH_SEEDS]
                 seen = searcher.answers(of, [drawn(one, [edit]) for one in of])
                 return sum(one.p[other] - one.p[study.family] for one in seen)
 
             top, strength = max(SETTINGS, key=gain)
             before = drawn(asked, [])
-            after = drawn(asked, [removal(store, study, concept, top, strength)])
+            after = drawn(asked, [removal(store, study, concept, (top, strength))])
             print(f"{study.family} {concept}: top {top}, multiplier {strength:g}")
             (answer,) = judge.answers([asked], [after])
             columns.append((concept, before, after, answer.seen[study.family] == concept))
@@ -113,7 +113,9 @@ def multipliers(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
     for row, study in enumerate(STUDIES):
         asked = dict(prompts(study.family))[study.concept]
         for column, strength in enumerate(MULTIPLIERS):
-            edits = [removal(store, study, study.concept, study.top, strength)] if strength else []
+            edits = (
+                [removal(store, study, study.concept, (study.top, strength))] if strength else []
+            )
             x, y = column * (SIDE + 4), row * (SIDE + LABEL + 8)
             said = f"{study.concept} {strength:g}" if strength else f"{study.concept}, as it is"
             pen.text((x + SIDE // 2, y + 2), said, "black", FONT, anchor="ma")
@@ -123,8 +125,9 @@ def multipliers(store: Store, drawn: Callable[..., Image.Image]) -> Image.Image:
 
 
 @cache
-def removal(store: Store, study: Study, concept: str, top: int, strength: float) -> Intervention:
-    """Return what takes a concept out."""
+def removal(store: Store, study: Study, concept: str, setting: tuple[int, float]) -> Intervention:
+    """Return what takes a concept out; ``setting``: features per step, and the multiplier."""
+    top, strength = setting
     selection = select(store, study.sae, study.family, concept, top=top)
     return Intervention(selection, strength=strength)
 

@@ -1,15 +1,17 @@
+"""What all tests share. What needs torch is loaded where it is used: the process that hands the tests
+out to others runs none itself."""
+
 import os
+import shutil
+from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
-
-from tests.builders.pipelines import save, tiny_stable_diffusion
-
-torch.set_num_threads(1)
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+    # Tests make and remove some 20,000 directories, for which some disks take a minute and more.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # How long an example takes says something of the machine, not of the code. The same examples at every
 # run, so that a change is refused for what it does; HYPOTHESIS_PROFILE=explore draws new ones.
@@ -23,6 +25,17 @@ for name in ("tests", "explore"):
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 
+def pytest_configure(config):
+    """Prepare a process that runs tests."""
+    if getattr(config.option, "numprocesses", None):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory):
     """No test reads or writes the user's own cache of what was verified."""
@@ -31,18 +44,11 @@ def cache_of_the_tests(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_to_say():
-    """What a test leaves to be said at the end of a command is not said by the next one's."""
-    yield
-    from featurestore.format import checksums
-
-    checksums._anew.clear()
-
-
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A saved random-weight Stable Diffusion pipeline."""
+    from tests.builders.pipelines import save, tiny_stable_diffusion
+
     directory = tmp_path_factory.mktemp("model")
     return save(tiny_stable_diffusion(directory), directory / "tiny")
 
@@ -65,6 +71,7 @@ class Architectures:
         path = self._root / name / "model"
         if not path.exists():
             from tests.builders.architectures import CASES
+            from tests.builders.pipelines import save
 
             save(CASES[name].build(self._root / name), path)
         return path

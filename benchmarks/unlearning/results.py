@@ -101,6 +101,7 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
     help="With --share: of the removals of several concepts.",
 )
 def main(
+    *,
     root: Path,
     ledger: Path,
     out: Path | None,
@@ -134,10 +135,10 @@ def main(
         "--autocast" if autocast else "--no-autocast",
     ]
     try:
-        run = prepare(root, model, settings, amounts, Grid(), ledger=kept, pace=pace)
+        run = prepare(root, model, settings, amounts=amounts, grid=Grid(), ledger=kept, pace=pace)
         _say_strangers(run)
         if share:
-            _one_share(run, wanted, attacks, share, of_several)
+            _one_share(run, wanted, share, attacks=attacks, of_several=of_several)
             return
         if processes > 1 and not estimate:
             for switch in ([], ["--several"]):
@@ -162,7 +163,7 @@ def main(
 
 
 def _one_share(
-    run: Run, methods: Sequence[str], attacks: bool, share: str, of_several: bool
+    run: Run, methods: Sequence[str], share: str, *, attacks: bool, of_several: bool
 ) -> None:
     index, _, n = share.partition("/")
     part = int(index), int(n)

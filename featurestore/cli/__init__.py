@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from featurestore import __version__
+from featurestore.cli.terminal.hints import compared_anew_is_said
 from featurestore.cli.terminal.stopping import INTERRUPTED, pipes_may_close, terminable
 from featurestore.errors import FeatureStoreError, nearest
 from featurestore.vocabulary import VERIFICATION
@@ -108,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     SIGTERM does what Ctrl-C does, and exits with 143 instead of 130.
     """
-    with pipes_may_close(), terminable() as terminated, _plain_warnings(), _notes():
+    with pipes_may_close(), terminable() as terminated, _plain_warnings(), compared_anew_is_said():
         try:
             color = (
                 False if os.environ.get("NO_COLOR") else None
@@ -136,17 +137,6 @@ def main(args: Sequence[str] | None = None) -> None:
             click.echo(f"Error: {where}: the system refuses it ({error.strerror}).", err=True)
             sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Say at the end, however the command ends, what it noticed about the place of a store."""
-    from featurestore.cli.terminal.hints import warn_compared_anew
-
-    try:
-        yield
-    finally:
-        warn_compared_anew()
 
 
 @contextlib.contextmanager

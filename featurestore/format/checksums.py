@@ -32,10 +32,12 @@ def forget() -> None:
     _anew.clear()
 
 
-def compared_anew() -> dict[Path, str]:
-    """Return the stores whose files every process compares again, although it should remember
-    them; store → which files, and why."""
-    return dict(_anew)
+def take_compared_anew() -> dict[Path, str]:
+    """Return, once, the stores whose files every process compares again, although it should
+    remember them; store → which files, and why."""
+    taken = dict(_anew)
+    _anew.clear()
+    return taken
 
 
 def check_file(root: Path, entry: FileEntry) -> str | None:

@@ -26,8 +26,8 @@ def negative_prompts(bench: Bench, family: str, concept: str) -> list[list[Defen
     texts = [concept, f"in {concept} style" if family == "style" else f"An image of {concept}."]
     return [[
         Defence(
-            {family: [concept]}, {"method": "negative prompt", "text": text}, contextlib.nullcontext,
-            replace(bench.run, negative_prompt=text),
+            {family: [concept]}, {"method": "negative prompt", "text": text},
+            contextlib.nullcontext, replace(bench.run, negative_prompt=text),
         )
         for text in texts
     ]]  # fmt: skip

@@ -23,8 +23,8 @@ def ours(
     sae: str,
     family: str,
     concept: str,
-    tops: Sequence[int],
     *,
+    tops: Sequence[int],
     multipliers: Sequence[float],
     thresholds: Sequence[float] = (1.0,),
 ) -> list[Defence]:

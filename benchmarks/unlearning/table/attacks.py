@@ -104,7 +104,8 @@ def _attacked(
         defence.prepare()
     began = time.perf_counter()
     report = attack_defence(
-        defended, cases, judge=judge, out=out, settings=settings, batch_size=len(cases), progress=False
+        defended, cases, judge=judge, out=out, settings=settings, batch_size=len(cases),
+        progress=False,
     )  # fmt: skip
     _remember(run, missing, time.perf_counter() - began, defence.setting)
     return report

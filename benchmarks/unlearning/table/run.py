@@ -95,9 +95,9 @@ def prepare(
     root: Path,
     model: Model,
     run: RunSettings,
+    *,
     amounts: Amounts,
     grid: Grid,
-    *,
     ledger: Ledger,
     pace: Pace | None = None,
 ) -> Run:

@@ -68,11 +68,11 @@ def _ours(
     top, multiplier = grid.screened
     found = {}
     for sae in bench.saes:
-        (one,) = ours(bench, sae, family, concept, [top], multipliers=[multiplier])
+        (one,) = ours(bench, sae, family, concept, tops=[top], multipliers=[multiplier])
         found[sae] = value(cell(run, one, run.amounts.looks[0])).mean
     near = [sae for sae, mean in found.items() if mean >= max(found.values()) - SAE_MARGIN]
-    how = {"multipliers": grid.multipliers, "thresholds": thresholds}
-    return [one for sae in near for one in ours(bench, sae, family, concept, grid.tops, **how)]
+    how = {"tops": grid.tops, "multipliers": grid.multipliers, "thresholds": thresholds}
+    return [one for sae in near for one in ours(bench, sae, family, concept, **how)]
 
 
 def held(run: Run, family: str, concept: str) -> Defence:

@@ -1,7 +1,10 @@
 """What a command says beside its answer: what the answer lacks, and what comes next."""
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -35,16 +38,27 @@ def warn_unencoded(store: "Store", sae: str) -> None:
         )
 
 
-def warn_compared_anew() -> None:
-    """Say on stderr, once per command and store, why its files are compared with their records by
-    every command; nothing where none was."""
+@contextlib.contextmanager
+def compared_anew_is_said() -> Iterator[None]:
+    """Say on stderr at the end of a command, however it ends, why every command compares a store's
+    files with their records: once per store, and only of what was read meanwhile."""
+    _take_compared_anew()  # what a Python program read before it called the command
+    try:
+        yield
+    finally:
+        for root, which in _take_compared_anew().items():
+            click.echo(
+                f"Note: {root}: every command compares {which}. --verify says when it does "
+                f"so (docs/reliability.md).",
+                err=True,
+            )
+
+
+def _take_compared_anew() -> dict[Path, str]:
+    """Take the notes of the module that compares files, which a command without a store loads not
+    at all."""
     checksums = sys.modules.get("featurestore.format.checksums")
-    for root, which in checksums.compared_anew().items() if checksums else ():
-        click.echo(
-            f"Note: {root}: every command compares {which}. --verify says when it does "
-            f"so (docs/reliability.md).",
-            err=True,
-        )
+    return checksums.take_compared_anew() if checksums else {}
 
 
 def say_progress(line: str) -> None:

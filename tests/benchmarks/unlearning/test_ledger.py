@@ -129,7 +129,7 @@ def test_the_command_says_what_it_kept_and_what_is_missing(tmp_path, monkeypatch
     path = tmp_path / "kept.jsonl"
     Ledger(path).add("a", kind="cell", seconds_per_picture=1.0)
 
-    def prepared(root, model, run, amounts, grid, *, ledger, pace):
+    def prepared(root, model, run, *, amounts, grid, ledger, pace):
         pace.check()
         assert [*amounts.concepts] == ["style"]
         pace.count("b", "picture", 7200)

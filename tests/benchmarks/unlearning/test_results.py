@@ -51,9 +51,9 @@ def root(tmp_path_factory):
 )  # A run of one step has one.
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
-    model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
+    model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
     path = root / "kept/unlearning.jsonl"
-    run = running.prepare(root, model, settings, AMOUNTS, GRID, ledger=Ledger(path))
+    run = running.prepare(root, model, settings, amounts=AMOUNTS, grid=GRID, ledger=Ledger(path))
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
     assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
         [{"style": ["neon"]}],
@@ -131,7 +131,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     lines = path.read_text()
     counting = Pace(counting=True)
     given = {"ledger": Ledger(path), "pace": counting}
-    again = running.prepare(root, model, settings, AMOUNTS, GRID, **given)
+    again = running.prepare(root, model, settings, amounts=AMOUNTS, grid=GRID, **given)
     read = table.results(again)
     assert page(again, read, table.several(again, read["defences"])) == text
     assert (path.read_text(), counting.told(given["ledger"], 1)) == (lines, "Nothing is missing.")
@@ -139,7 +139,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     # Without the ledger everything is counted, and nothing is made when the time is over.
     pace = Pace(counting=True)
     new = running.prepare(
-        root, model, settings, AMOUNTS, GRID, ledger=Ledger(root / "new"), pace=pace
+        root, model, settings, amounts=AMOUNTS, grid=GRID, ledger=Ledger(root / "new"), pace=pace
     )
     table.several(new, table.results(new)["defences"])
     made = [r for r in rows if r["kind"] == "cell" and sum(map(len, r["targets"].values())) == 1]

@@ -184,6 +184,10 @@ def test_a_command_says_once_why_nothing_is_remembered(store, cache, capsys, mon
         f"for on the file system nfs4 an unchanged file cannot be told from a changed one. "
         f"--verify says when it does so (docs/reliability.md).\n",
     )
+    # In one Python process: what a command said, and what was read without one, is no later one's.
+    assert run(capsys, "query", "--list")[2] == ""
+    store.arrow("samples")
+    assert run(capsys, "query", "--list")[2] == ""
     new_process()
     assert run(capsys, "--verify", "always", "sql", store.root, "select 1 from samples")[2] == ""
     monkeypatch.setattr(verified, "_file_system", lambda path: "ext4")

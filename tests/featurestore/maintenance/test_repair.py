@@ -225,7 +225,7 @@ def test_what_may_not_be_read_is_one_line(store, capsys, tmp_path):
     looks."""
     pytest.importorskip("pwd")
     os.chmod(tmp_path, 0o755)  # noqa: PTH101
-    for parent in [p for p in tmp_path.parents if p.is_relative_to("/tmp")]:
+    for parent in [p for p in tmp_path.parents if p.stat().st_mode & 0o055 != 0o055]:
         parent.chmod(parent.stat().st_mode | 0o055)
     path = store.root / one(store, "samples").files[0].path
     path.chmod(0)

@@ -2,10 +2,12 @@
 opened."""
 
 import random
+import shutil
 
 import pyarrow as pa
 import pytest
 
+from featurestore import Store
 from featurestore.errors import DamageError
 from featurestore.format import checksums
 from featurestore.format.schemas import LABELS
@@ -16,10 +18,16 @@ from tests.builders.watch import Touched
 STYLES = ["neon", "sketch", "it's", None, "neon\nand", "x"]
 
 
-@pytest.fixture
-def store(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Six shards of two samples; the last three are of step 0 and branch uncond."""
-    return many_shards(tmp_path / "s", STYLES)
+    return many_shards(tmp_path_factory.mktemp("made") / "s", STYLES)
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    """The same for each test, which may change it."""
+    return Store.open(shutil.copytree(made.root, tmp_path / "s"))
 
 
 @pytest.fixture

@@ -43,10 +43,11 @@ def spoil(store, table):
 
 
 def every(store):
-    """Each question about all features, about one after another, and about one alone."""
+    """Each question about all features, about some one after another (the last fires nowhere), and
+    about one alone."""
     found = [ask(store, name) for name in OF_ALL]
     for name in OF_ONE:
-        found += ask_each(store, name, [{"feature": feature} for feature in range(12)])
+        found += ask_each(store, name, [{"feature": feature} for feature in (0, 3, 7, 11)])
         found.append(ask(store, name, {"feature": 3}))
     return found
 
