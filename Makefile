@@ -28,7 +28,7 @@ screenshots: .venv/installed  ## the pictures of docs/explorer.md, by the tests'
 	$(BIN)/python -m tests.featurestore.explorer.screenshots demo/store docs/images/explorer
 
 test: .venv/installed  ## the tests that need no GPU and less than a minute each
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 pages: .venv/installed  ## every program of the documentation, word for word: pages, tutorials, notebook, examples
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m pages

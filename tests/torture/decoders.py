@@ -19,7 +19,6 @@ import polars as pl
 from featurestore.errors import DamageError
 from featurestore.format import footers
 from featurestore.format.parquet.structure import check_structure
-from tests.torture.flips import make
 from tests.torture.mutate import mutate_bytes
 from tests.torture.mutate_parquet import mutate_footer, mutate_pages
 
@@ -57,6 +56,8 @@ def decode(
     ``change``: files and a seed → which file becomes what, by default :func:`changed`;
     ``libraries`` are by default :data:`LIBRARIES`.
     """
+    from tests.torture.flips import make  # here, for it loads torch, which the processes need not
+
     make(work / "store")
     files = {
         path.relative_to(work / "store"): path.read_bytes()
