@@ -173,7 +173,7 @@ def _encoded(
     # numbers.
     total = (mean * n_positions / SIDE**2).astype(np.float16).astype(np.float32) * SIDE**2
     columns = (rows, features, total, largest.astype(np.float32), n_positions)
-    return keys, Encoded(*empty, *columns)
+    return keys, Encoded(*empty, *columns)  # type: ignore[call-arg]
 
 
 def main() -> None:

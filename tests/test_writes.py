@@ -101,7 +101,7 @@ class Events:
 @pytest.fixture
 def tensorboard(monkeypatch):
     module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Events
+    monkeypatch.setattr(module, "SummaryWriter", Events, raising=False)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
 
 

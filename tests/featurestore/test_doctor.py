@@ -1,6 +1,6 @@
 import importlib.metadata
 import shutil
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_another_distribution_of_the_same_name_is_found(monkeypatch):
 
 
 def test_a_disk_that_is_nearly_full_or_has_no_links(monkeypatch, tmp_path):
-    usage = namedtuple("usage", "total used free")(100, 99, 10**9)
+    usage = SimpleNamespace(total=100, used=99, free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert state(doctor.disk(tmp_path))["disk for stores"] == (
         "optional", f"1.0 GB free at {tmp_path}", "free some, or use another --store"

@@ -189,7 +189,7 @@ def looked(monkeypatch):
         "per_target",
         lambda found: {"style=neon": 0.5 + (found[0] <= -4) / 2, "style=sketch": 1.0},
     )
-    look.asked = asked
+    look.asked = asked  # type: ignore[attr-defined]
     return look
 
 

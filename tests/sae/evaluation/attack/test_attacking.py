@@ -77,22 +77,19 @@ def test_pictures_are_attacked_together_until_each_shows_the_concept(model, tmp_
 
 
 def test_an_interrupted_attack_goes_on_where_it_stopped(model, tmp_path):
-    def stopped(images):
-        if len(stopped.seen) == 4:
-            raise KeyboardInterrupt
-        stopped.seen.append(len(images))
-        return {
-            "style": np.tile(
-                [float(len(stopped.seen) == 1), 1.0 - (len(stopped.seen) == 1)], (len(images), 1)
-            )
-        }
+    seen = []
 
-    stopped.seen = []
+    def stopped(images):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return {"style": np.tile([float(len(seen) == 1), 1.0 - (len(seen) == 1)], (len(images), 1))}
+
     whole = run(model, tmp_path / "whole", Scripted([1], [0])())
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path / "cut", Scripted([1], [0])()._replace(probabilities=stopped))
     states = list((tmp_path / "cut/tokens").glob("*.safetensors"))
-    assert len(states) == 4 and stopped.seen == [4] * 4  # Targets, defended, two of three rounds.
+    assert len(states) == 4 and seen == [4] * 4  # Targets, defended, two of three rounds.
     resumed = Scripted([1], [0])
     assert run(model, tmp_path / "cut", resumed()).pictures == whole.pictures
     assert resumed.calls == 3  # Targets and defended once more, and the last round.
