@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 )  # A run of one step has one.
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
-    model, settings = load_model("minicanvas"), RunSettings(1, 3.0)
+    model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
     path = root / "kept/unlearning.jsonl"
     run = running.prepare(root, model, settings, amounts=AMOUNTS, grid=GRID, ledger=Ledger(path))
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
