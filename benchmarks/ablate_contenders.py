@@ -1,4 +1,5 @@
-"""The contenders of ``ablate.py``: ours, SAeUron's released hook, nnsight; and the formula of each, written out densely."""
+"""The contenders of ``ablate.py``: ours, SAeUron's released hook, nnsight; and the formula of each,
+written out densely."""
 
 import contextlib
 import importlib
@@ -59,9 +60,9 @@ def _selection(setup: Setup, chosen: Features, concept: str) -> Selection:
         [dict(zip(ROWS.names, row, strict=True)) for row in rows], schema=ROWS
     )
     return Selection(
-        family="style", concept=concept, branch="cond", rule={"top": 2}, model=setup.model.name, hook=HOOK, io="output",
-        model_hash=model_hash(setup.model.pipe.unet), sae="s", sae_hash="s", **sizes(setup), run={},
-        store="", timesteps=tuple(timesteps), rows=table,
+        family="style", concept=concept, branch="cond", rule={"top": 2}, model=setup.model.name,
+        model_hash=model_hash(setup.model.pipe.unet), hook=HOOK, io="output", sae="s", sae_hash="s",
+        **sizes(setup), run={}, store="", timesteps=tuple(timesteps), rows=table,
     )  # fmt: skip
 
 
