@@ -111,6 +111,13 @@ def export(
         _decoder(opened, sae, decoder, branch)
     else:
         wanted = _wanted(sae, concepts, family)
+        single = output is None or (family is None and len(concepts) == 1)
+        said = output is not None and output.name.endswith(f".{form}")
+        if given_options("form") and single and not said:
+            raise UsageError(
+                f"--format {form} is for the files in a directory, -o DIRECTORY; a single file has "
+                f"the format that its suffix names."
+            )
         _selections(
             opened, str(sae), *wanted, output=output, form=form, engine=engine,
             alone=family is None, rule={"top": top, "percentile": percentile, "branch": branch},

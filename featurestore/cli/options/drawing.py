@@ -34,7 +34,19 @@ class DrawingOptions:
 
     def load(self, prompts: "Sequence[Prompt]" = ()) -> "tuple[Model, RunSettings]":
         """Load the model that starts from what the options and ``prompts`` name; return it with the
-        run that the options mean for it."""
+        run that the options mean for it. Makes the directory ``out`` first: what is drawn for hours
+        must have a place.
+
+        Raises:
+            UsageError: ``out`` is a file.
+            DiskError: the operating system refuses it.
+        """
+        from featurestore.errors import UsageError
+        from featurestore.format import durable
+
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(f"--out {self.out} is a file: name a directory.")
+        durable.make_directory(self.out)
         loaded = self.model.load(self.run.starts(prompts))
         return loaded, self.run.settings(loaded)
 

@@ -218,3 +218,13 @@ def test_a_concept_without_a_family_is_named_with_its_option(capsys, tmp_path):
 def test_a_number_that_is_not_finite_is_a_usage_error(capsys, value):
     status, _, err = run(capsys, "plan", "--prompts", 1, "--gpu-price", value)
     assert status == 2 and f"Invalid value for '--gpu-price': '{value}' is not a finite" in err
+
+
+def test_a_place_for_pictures_that_is_a_file_is_refused_before_anything_is_drawn(capsys, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    asked = ("generate", "--model", "no such model", "--prompt", "a cat")
+    for out, message in (
+        (tmp_path / "out", f"--out {tmp_path / 'out'} is a file: name a directory."),
+        (tmp_path / "out/x", f"cannot write {tmp_path / 'out/x'}: Not a directory"),
+    ):
+        assert one_line(capsys, *asked, "--out", out).startswith(message)

@@ -169,6 +169,14 @@ def test_several_concepts_go_into_the_store_or_a_directory(capsys, store, tmp_pa
         ),
         (["--concept", "style=neon"], "give --sae"),
         (
+            ["--sae", "s", "--concept", "style=neon", "-o", tmp_path / "x.json", "--format", "csv"],
+            "--format csv is for the files in a directory, -o DIRECTORY; a single file has",
+        ),
+        (
+            ["--sae", "s", "--by", "style", "--format", "csv"],
+            "--format csv is for the files in a directory, -o DIRECTORY; a single file has",
+        ),
+        (
             ["--duckdb", tmp_path / "x", "--sae", "s", "--percentile", 99],
             "--duckdb exports the whole store: leave out --sae, --percentile.",
         ),
