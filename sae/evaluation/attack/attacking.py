@@ -13,6 +13,7 @@ from sae.diffusion.reading.architectures import architecture
 from sae.diffusion.sizes import takes
 from sae.diffusion.starts import default_strength
 from sae.evaluation.attack.loop import AttackLoop, Say
+from sae.evaluation.attack.prefix import encoders
 from sae.evaluation.attack.report import AttackReport
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case
@@ -108,7 +109,7 @@ def attack_defence(
 ) -> AttackReport:
     """Attack any defence; see :func:`attack`."""
     check_labels(judge, [{case.family: case.concept} for case in cases])
-    _check_attackable(defended.model.pipe, settings.method)
+    _check_attackable(defended.model.pipe, settings)
     for case in cases:
         if case.prompt.guidance is not None:
             raise UsageError(
@@ -122,14 +123,22 @@ def attack_defence(
     return AttackReport.read(out, [made.path(case) for case in cases], settings.method, starts)
 
 
-def _check_attackable(pipe: Any, method: str) -> None:
-    """Refuse pipelines whose denoiser is told more than the text, and models without words."""
+def _check_attackable(pipe: Any, settings: AttackSettings) -> None:
+    """Refuse pipelines whose denoiser is told more than the text, models without words, and more
+    tokens than a text may have."""
     name, starts = type(pipe).__name__, architecture(pipe).starts
     noised = set(starts) == {"image"} and default_strength(pipe) is not None
-    if starts and not (noised and method != "latents"):
+    if starts and not (noised and settings.method != "latents"):
         raise ModelError(
             f"{name} starts from a picture: attacked are text-to-image pipelines, and of those "
             f"that noise a picture (img2img) the tokens and embeddings before the prompt."
         )
     if not takes(pipe, "prompt"):
         raise ModelError(f"{name} takes no prompt: there are no words that could be attacked.")
+    for encoder in encoders(pipe) if settings.method != "latents" else ():
+        room = encoder.tokenizer.model_max_length - 2  # besides the marks of begin and end
+        if settings.n_tokens > room:
+            raise UsageError(
+                f"attack {settings.method}: n_tokens = {settings.n_tokens}, a text of {name} has "
+                f"room for {room}."
+            )

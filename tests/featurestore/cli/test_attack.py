@@ -72,6 +72,10 @@ def test_wrong_attacks_are_one_line(capsys, edited, tmp_path):
             ["--ablate", edited / "neon.json", "--learning-rate", 0],
             "learning_rate = 0.0, expected more than 0",
         ),
+        (
+            ["--ablate", edited / "neon.json", "--sae", edited / "s", "--n-tokens", 99],
+            "n_tokens = 99, a text of StableDiffusionPipeline has room for 14",
+        ),
     ]
     for more, message in cases:
         status, text, err = run(capsys, *common, *more)
