@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import click
 
@@ -111,9 +112,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     with pipes_may_close(), terminable() as terminated, _plain_warnings(), compared_anew_is_said():
         try:
-            color = (
-                False if os.environ.get("NO_COLOR") else None
-            )  # None: as the output is a terminal or not
+            # None: in colour if the output is a terminal.
+            color = False if os.environ.get("NO_COLOR") else None
             status = cli.main(
                 args=args, prog_name="featurestore", standalone_mode=False, color=color
             )
@@ -124,19 +124,21 @@ def main(args: Sequence[str] | None = None) -> None:
             click.echo(INTERRUPTED, err=True)
             sys.exit(143 if terminated else 130)
         except FeatureStoreError as error:
-            from featurestore.cli.terminal.values import visible
-
-            click.echo(f"Error: {visible(str(error))}", err=True)
-            sys.exit(1)
-        except OSError as error:  # of a path that a user or a file named, and the system refuses
-            if error.filename is None:
+            _fail(str(error))
+        except OSError as error:
+            if not isinstance(error.filename, (str, bytes, os.PathLike)):
                 raise
-            from featurestore.cli.terminal.values import visible
-
-            where = visible(os.fsdecode(error.filename))
-            click.echo(f"Error: {where}: the system refuses it ({error.strerror}).", err=True)
-            sys.exit(1)
+            # A path that a user, or a file, named: too long, or without the right to look there.
+            _fail(f"{os.fsdecode(error.filename)}: the system refuses it ({error.strerror}).")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    """Say an error in one line, in which a terminal finds nothing to obey, and exit with 1."""
+    from featurestore.cli.terminal.values import visible
+
+    click.echo(f"Error: {visible(message)}", err=True)
+    sys.exit(1)
 
 
 @contextlib.contextmanager
