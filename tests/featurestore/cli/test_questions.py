@@ -189,7 +189,7 @@ def test_any_duckdb_reads_the_exported_database(capsys, store, tmp_path):
     path = tmp_path / "store.duckdb"
     path.write_bytes(b"what was there")
     status, out, _ = run(capsys, "export", store.root, "--duckdb", path)
-    assert (status, "17 views" in out) == (0, True)
+    assert (status, "19 views" in out) == (0, True)
     with duckdb.connect(str(path), read_only=True) as connection:
         assert (
             connection.sql("select count(*) from labelled_stats").fetchall()[0][0]
