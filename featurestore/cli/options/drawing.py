@@ -34,8 +34,8 @@ class DrawingOptions:
 
     def load(self, prompts: "Sequence[Prompt]" = ()) -> "tuple[Model, RunSettings]":
         """Load the model that starts from what the options and ``prompts`` name; return it with the
-        run that the options mean for it. Makes the directory ``out`` first: what is drawn for hours
-        must have a place.
+        run that the options mean for it. Makes the directory ``out``: what is drawn for hours must
+        have a place.
 
         Raises:
             UsageError: ``out`` is a file.
@@ -46,9 +46,10 @@ class DrawingOptions:
 
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"--out {self.out} is a file: name a directory.")
-        durable.make_directory(self.out)
         loaded = self.model.load(self.run.starts(prompts))
-        return loaded, self.run.settings(loaded)
+        run = self.run.settings(loaded)
+        durable.make_directory(self.out)
+        return loaded, run
 
     def judge(self, names: Sequence[str]) -> "Judge":
         """Load what judges pictures."""

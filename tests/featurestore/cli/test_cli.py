@@ -222,9 +222,5 @@ def test_a_number_that_is_not_finite_is_a_usage_error(capsys, value):
 
 def test_a_place_for_pictures_that_is_a_file_is_refused_before_anything_is_drawn(capsys, tmp_path):
     (tmp_path / "out").write_text("mine")
-    asked = ("generate", "--model", "no such model", "--prompt", "a cat")
-    for out, message in (
-        (tmp_path / "out", f"--out {tmp_path / 'out'} is a file: name a directory."),
-        (tmp_path / "out/x", f"cannot write {tmp_path / 'out/x'}: Not a directory"),
-    ):
-        assert one_line(capsys, *asked, "--out", out).startswith(message)
+    asked = ("generate", "--model", "no such model", "--prompt", "a cat", "--out", tmp_path / "out")
+    assert one_line(capsys, *asked) == f"--out {tmp_path / 'out'} is a file: name a directory."
