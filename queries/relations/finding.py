@@ -49,21 +49,12 @@ def find_relations(
     for name in saes if family is None else saes[1:]:  # find_sums checks the one with a family
         check_scored(store, name, None, branch)
     keeps = engine.keeps and os.access(store.root, os.W_OK)
-    derived: Kept = {}
-    made: Made = {}
-    wanted = _tables_of(asked)
+    derived, made = Kept(), Made()
     if family is not None:
-        make = keeps and "sums" in wanted
+        make = keeps and "sums" in _tables_of(asked)
         found = found or find_sums(store, sae, str(family), branch, make=make, progress=progress)
-        for key in ("concept", "other_concept"):
-            if values.get(key) is not None:
-                found[0].check_concept(str(values[key]))
-        derived |= _candidates(store, found, wanted, values, make=keeps)
-        wanted = _tables_of(asked, derived)
-        kept, missing = _sums(found, wanted, values)
-        derived |= kept
-        made |= missing
-    wanted |= _relations_of(made)
+        derived, made = _of_family(store, found, asked, values, keeps=keeps)
+    wanted = _tables_of(asked, derived) | _relations_of(made)
     if wanted & {*BY_FEATURE, "feature_sums"}:
         every = any(one.all_features for one in asked)
         kept, missing = _by_feature(store, wanted, values, every=every, keeps=keeps)
@@ -88,6 +79,24 @@ def _tables_of(asked: Sequence[Question], kept: Kept | None = None) -> set[str]:
 
 def _relations_of(made: Made) -> set[str]:
     return {relation for kind in made for relation in find_question(kind).relations}
+
+
+def _of_family(
+    store: Store,
+    found: Found,
+    asked: Sequence[Question],
+    values: Mapping[str, Value],
+    *,
+    keeps: bool,
+) -> tuple[Kept, Made]:
+    """Return what of sums, totals and candidates is kept, and what makes the others; refuse a
+    concept that the family does not have."""
+    for key in ("concept", "other_concept"):
+        if values.get(key) is not None:
+            found[0].check_concept(str(values[key]))
+    derived = _candidates(store, found, _tables_of(asked), values, make=keeps)
+    kept, made = _sums(found, _tables_of(asked, derived), values)
+    return {**derived, **kept}, made
 
 
 def _candidates(
