@@ -25,7 +25,7 @@ from minicanvas.train.autoencoder import (
 from minicanvas.train.data import Pictures, pictures
 from minicanvas.train.export import build_pipeline, export
 from minicanvas.train.plans import Plan, device_name
-from minicanvas.train.state import needed_state, save_state
+from minicanvas.train.state import load_state, needed_state, save_state
 from minicanvas.train.text import new_tokenizer, tokenize
 
 PICTURE_SEED: Final = 7
@@ -81,16 +81,16 @@ def autoencoder_stage(run: Run) -> None:
 
 
 def latents_stage(run: Run) -> None:
-    """Normalise the latents and encode all pictures."""
-    if (run.out / "latents.pt").exists():
+    """Normalise the latents and encode all pictures, unless that is done for this autoencoder."""
+    step = needed_state(run.out / "autoencoder.pt", "autoencoder")["step"]
+    done = load_state(run.out / "normalised.pt")
+    if done is not None and done["step"] == step:
         return
-    model, images = (
-        run.autoencoder("autoencoder.pt", "autoencoder"),
-        run.pictures("pictures").images,
-    )
+    model = run.autoencoder("autoencoder.pt", "autoencoder")
+    images = run.pictures("pictures").images
     normalise_latents(model, images)
-    save_state(run.out / "normalised.pt", {"model": model.state_dict()})
     save_state(run.out / "latents.pt", {"latents": encode_all(model, images)})
+    save_state(run.out / "normalised.pt", {"model": model.state_dict(), "step": step})
 
 
 def classifiers_stage(run: Run) -> None:
@@ -175,8 +175,8 @@ def export_stage(run: Run) -> None:
 
 
 def measure_stage(run: Run) -> None:
-    """Write how good it is: held-out pictures, the same through the autoencoder, and pictures of
-    every prompt, by both classifiers."""
+    """Write how good it is: what both classifiers make of held-out pictures and of the same through
+    the autoencoder, and the judge of generated ones."""
     out, canvas, held_out = run.out, run.plan.canvas, run.pictures("held_out")
     pipeline = load_pipeline(device=device_name(), directory=out / "pipeline")
     through = held_out._replace(images=decode_all(pipeline.vae, held_out.images))

@@ -20,7 +20,7 @@ from minicanvas.train.classifiers import RECIPES, cover, damage
 from minicanvas.train.data import pictures
 from minicanvas.train.plans import LARGE_PLAN, SMALL_PLAN, kept_plan
 from minicanvas.train.stages import STAGES, Run, ship
-from minicanvas.train.state import load_state, resumed_steps
+from minicanvas.train.state import load_state, resumed_steps, save_state
 
 TINY = SMALL_PLAN._replace(
     n_pictures=16,
@@ -97,6 +97,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(trained, tmp_path):
     STAGES["denoiser"](Run(tmp_path, trained.plan._replace(denoiser_steps=2)))
     after = load_state(tmp_path / "denoiser.pt")
     assert (before["step"], after["step"]) == (1, 2)
+
+
+def test_latents_are_made_anew_for_another_autoencoder_only(trained, tmp_path):
+    for name in ("pictures.npy", "autoencoder.pt", "normalised.pt"):
+        (tmp_path / name).write_bytes((trained.out / name).read_bytes())
+    run, latents = Run(tmp_path, trained.plan), tmp_path / "latents.pt"
+    STAGES["latents"](run)
+    assert not latents.exists()
+    later = load_state(tmp_path / "autoencoder.pt") | {"step": 2}
+    save_state(tmp_path / "autoencoder.pt", later)
+    STAGES["latents"](run)
+    assert latents.exists() and load_state(tmp_path / "normalised.pt")["step"] == 2
 
 
 def test_a_killed_loop_is_the_same_in_the_end(tmp_path):
