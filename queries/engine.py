@@ -12,6 +12,7 @@ import pyarrow as pa
 from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.store import Store
+from queries.connection.reading import read_answer
 from queries.connection.session import add_other, connect
 from queries.connection.sql_errors import one_line
 from queries.connection.text import quote_text
@@ -101,7 +102,7 @@ class DuckDB:
             def run(statement: str, values: Mapping[str, Value]) -> pa.Table:
                 try:
                     params = used(statement, values)
-                    return connection.sql(statement, params=params).to_arrow_table()
+                    return read_answer(connection, connection.sql(statement, params=params))
                 except duckdb.Error as error:
                     raise QueryError(one_line(error)) from error
 

@@ -15,6 +15,7 @@ from queries.connection.pruning import (
     planned_samples,
     told_families,
 )
+from queries.connection.reading import read_answer
 from queries.connection.session import open_views
 from queries.connection.sql_errors import explain
 from queries.connection.text import quote_identifier, quote_text
@@ -40,7 +41,7 @@ def sql(
     they need.
 
     Raises:
-        QueryError: the statement is not one SELECT, or DuckDB refuses it.
+        QueryError: the statement is not one SELECT, DuckDB refuses it, or its answer is too large.
         DamageError: a file is not what its record says.
     """
     shards = _needed(store, statement)
@@ -49,11 +50,7 @@ def sql(
         try:
             _close_doors(connection, store, shards)
             relation = connection.sql(_checked(connection, statement))
-            answer = (
-                relation.to_arrow_table()
-                if rows is None
-                else _first(relation.to_arrow_reader(rows), rows)
-            )
+            answer = read_answer(connection, relation, rows)
         except duckdb.Error as error:
             raise QueryError(explain(connection, statement, error)) from error
     return answer.rename_columns(_distinct(answer.column_names))
@@ -78,15 +75,6 @@ def _needed(store: Store, statement: str) -> Needed:
             return needed(store, _checked(planning, statement).query, planning, families)
         except duckdb.Error:  # said of the statement itself, in a moment
             return named(store, statement)
-
-
-def _first(reader: pa.RecordBatchReader, rows: int) -> pa.Table:
-    """Return the first rows of an answer that is computed as it is read."""
-    parts, missing = [], rows
-    while missing > 0 and (batch := next(reader, None)) is not None:
-        parts.append(batch.slice(0, missing))
-        missing -= parts[-1].num_rows
-    return pa.Table.from_batches(parts, reader.schema)
 
 
 def _checked(connection: duckdb.DuckDBPyConnection, statement: str) -> duckdb.Statement:
