@@ -12,7 +12,7 @@ from featurestore.store import Store
 from queries.derived.candidates import LOOKED
 from queries.derived.sums import ALL_FEATURES, ALL_STEPS, DELTA, UNIT, Found
 from queries.engine import DuckDB, Engine
-from queries.questions import Question, Value, find_question, whole_sql
+from queries.questions import Question, Value, find_question, whole, whole_sql
 from queries.relations.finding import find_relations
 
 Answer = Callable[[str, Mapping[str, Value]], pa.Table]
@@ -64,7 +64,7 @@ def ask_each(
         )
     if every:
         several = {"feature": None} if len({one.get("feature") for one in every}) > 1 else {}
-        tops = [_int(one, "top") for one in every if one.get("top") is not None]
+        tops = [whole(one, "top") for one in every if one.get("top") is not None]
         most = {"top": max(tops)} if tops else {}
         with opened(
             store, [name], {**every[0], **several, **most}, engine=engine or DuckDB(None)
@@ -159,9 +159,3 @@ def _only(store: Store, names: list[str], parameter: str, what: str) -> str:
         found = f"several, {', '.join(names)}: add -p {parameter}=…" if names else "none"
         raise QueryError(f"{store.root}: expected one {what}, found {found}.")
     return names[0]
-
-
-def _int(values: Mapping[str, Value], name: str) -> int:
-    value = values[name]
-    assert isinstance(value, int)
-    return value

@@ -252,3 +252,10 @@ def _leading_comment(sql: str) -> list[str]:
     lines = sql.splitlines()
     end = next(i for i, line in enumerate(lines) if not line.startswith("--"))
     return lines[:end]
+
+
+def whole(values: Mapping[str, Value], name: str) -> int:
+    """Return the value of a parameter that is a whole number."""
+    value = values[name]
+    assert isinstance(value, int)
+    return value

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.quantiles import student_t
-from queries.questions import Value
+from queries.questions import Value, whole
 
 LEVEL = 0.95
 ENOUGH_SAMPLES = 20
@@ -31,7 +31,7 @@ def resamples(
 
     Warns where the concept asked about has fewer than :data:`ENOUGH_SAMPLES`.
     """
-    random = np.random.default_rng(_whole(values, "random_seed"))
+    random = np.random.default_rng(whole(values, "random_seed"))
     level, asked = float(values.get("level", LEVEL) or 0), values.get("concept")
     parts = []
     for concept in sorted({concept for _, concept in labelled}):
@@ -63,9 +63,3 @@ def shuffled(n_latents: int, seed: int) -> pa.Table:
     """Return ``feature, place``: the latents in a random order that ``seed`` decides."""
     order = np.random.default_rng(seed).permutation(n_latents)
     return pa.table({"feature": order.astype(np.int32), "place": np.arange(n_latents)})
-
-
-def _whole(values: Mapping[str, Value], name: str) -> int:
-    value = values[name]
-    assert isinstance(value, int)
-    return value

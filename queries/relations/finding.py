@@ -21,7 +21,15 @@ from queries.derived.sums import (
     find_sums,
 )
 from queries.engine import Engine, Relations
-from queries.questions import MADE, Question, Value, find_question, tables, whole_sql
+from queries.questions import (
+    MADE,
+    Question,
+    Value,
+    find_question,
+    tables,
+    whole,
+    whole_sql,
+)
 from queries.relations.drawn import resamples, shuffled
 
 Kept = dict[str, Sequence[Record]]
@@ -151,13 +159,7 @@ def _computed(store: Store, wanted: set[str], values: Mapping[str, Value]) -> di
         pairs = list(
             zip(*(column.to_pylist() for column in tables["labelled"].columns), strict=True)
         )
-        tables["resamples"] = resamples(pairs, _whole(values, "replicates"), values)
+        tables["resamples"] = resamples(pairs, whole(values, "replicates"), values)
     if "shuffled" in wanted:
-        tables["shuffled"] = shuffled(_whole(values, "n_latents"), _whole(values, "random_seed"))
+        tables["shuffled"] = shuffled(whole(values, "n_latents"), whole(values, "random_seed"))
     return tables
-
-
-def _whole(values: Mapping[str, Value], name: str) -> int:
-    value = values[name]
-    assert isinstance(value, int)
-    return value
