@@ -23,7 +23,7 @@ from featurestore.store import Store
 from queries.connection.text import quote_text
 from queries.derived.scope import check_encoded
 from queries.engine import Relations, Run, used
-from queries.questions import MADE, Value, code
+from queries.questions import MADE, Value, code, without_order
 
 _COLUMNS = {
     "codes": "sample_id long, step int, timestep float, branch string",
@@ -96,10 +96,11 @@ class Spark:
         try:
             for name, (statement, values) in relations.made.items():
                 own = f"{quote_text(relations.saes[0])} as sae"
-                rows = frame(statement, values).selectExpr(own, "*")
+                rows = frame(without_order(statement), values).selectExpr(own, "*")
                 # Spark repeats a view's plan wherever it is read: of the small ones that are read
-                # most, only the rows are kept.
-                rows = rows.localCheckpoint() if name in MADE else rows.cache()
+                # most, only the rows are kept. (A checkpoint of a plan with a scalar subquery fails
+                # where others are cached: Spark 4 compares it before it is resolved.)
+                rows = session.createDataFrame(rows.toArrow()) if name in MADE else rows.cache()
                 rows.createOrReplaceTempView(name)
                 kept.append(rows)
             yield run
