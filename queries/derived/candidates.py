@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from featurestore.card import write_card
-from featurestore.errors import QueryError
 from featurestore.format.records import Record
 from featurestore.format.schemas import SUMS, schema_id
 from featurestore.store import Store
-from featurestore.vocabulary import BRANCHES, CANDIDATES
+from featurestore.vocabulary import CANDIDATES
 from queries.derived.by_feature import find_by_feature
 from queries.derived.scope import labelled
 from queries.derived.sums import (
@@ -26,6 +25,7 @@ from queries.derived.sums import (
     by_concept,
     find_sums,
     remove_older,
+    scorable,
     shard_name,
     source,
     windows,
@@ -74,14 +74,10 @@ def keep_candidates(store: Store, sae: str) -> None:
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
     """
-    for family in store.families() if store.records("samples") else []:
-        for branch in BRANCHES:
-            try:
-                found = find_sums(store, sae, family, branch)
-            except QueryError:
-                continue
-            for kind in CANDIDATES:
-                find_candidates(store, found, kind)
+    for family, branch in scorable(store, sae):
+        found = find_sums(store, sae, family, branch)
+        for kind in CANDIDATES:
+            find_candidates(store, found, kind)
 
 
 def _rows(store: Store, found: Found, kind: str) -> Iterator[pa.Table]:

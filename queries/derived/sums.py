@@ -104,13 +104,19 @@ def keep_sums(store: Store, sae: str, progress: bool = False) -> None:
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
     """
+    for family, branch in scorable(store, sae):
+        find_sums(store, sae, family, branch, progress=progress)
+
+
+def scorable(store: Store, sae: str) -> Iterator[tuple[str, str]]:
+    """Yield each family and branch that an SAE's features can be scored for."""
     for family in store.families() if store.records("samples") else []:
         for branch in BRANCHES:
             try:
                 find_scope(store, sae, family, branch)
             except QueryError:
                 continue
-            find_sums(store, sae, family, branch, progress=progress)
+            yield family, branch
 
 
 def source(store: Store, sae: str, *, labelled: bool = True) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def text_table(
 
 
 def terminal_width() -> int | None:
-    """Return how many characters a line of the terminal has; None where the output is none."""
+    """Return how many characters a line of the terminal has; None where the output goes
+    elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
