@@ -149,8 +149,7 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
     )
 
 
-@click.command()
-@click.option(
+canvas_option = click.option(
     "--canvas",
     "name",
     type=click.Choice(list(CANVASES)),
@@ -158,6 +157,10 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
     show_default=True,
     help="The benchmark.",
 )
+
+
+@click.command()
+@canvas_option
 @click.option("--seeds", default=5, show_default=True, help="Pictures of each prompt.")
 @click.option(
     "--first-seed", default=0, show_default=True, help="Seeds are counted up from this one."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from minicanvas.canvases import CANVASES, SMALL
+from minicanvas.measure import canvas_option
 from minicanvas.train.plans import device_name, kept_plan
 from minicanvas.train.stages import STAGES, Run, ship
 
@@ -18,14 +18,7 @@ from minicanvas.train.stages import STAGES, Run, ship
     required=True,
     help="Working directory.",
 )
-@click.option(
-    "--canvas",
-    "name",
-    type=click.Choice(list(CANVASES)),
-    default=SMALL.name,
-    show_default=True,
-    help="The benchmark.",
-)
+@canvas_option
 @click.option(
     "--stage", type=click.Choice(list(STAGES)), multiple=True, help="Run only these [default: all]."
 )
