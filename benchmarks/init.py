@@ -38,7 +38,7 @@ HOOKS = {
     "up0": "unet.up_blocks.0.attentions.1",
     "mid": "unet.mid_block.attentions.0",
 }
-WAYS = ("ours", "version_0_1", "smaller_encoder", "data_directions", "sparsify", "sparsify_adam")
+WAYS = ("ours", "unhurried", "version_0_1", "sparsify", "sparsify_adam")
 FIGURES = ("data", "steps", "seed", "way")
 TEST_MAPS, TEST_POSITIONS = 200, 8192
 

@@ -39,7 +39,7 @@ PEERS = ("sparsify", "sparsify_adam", "version_0_1", "saelens", "overcomplete", 
 SIZES = {"small": (320, 5120, 32, 1024), "large": (1280, 20480, 32, 4096)}
 TINY, TINY_STEPS = (32, 128, 4, 64), 6
 """of a rehearsal"""
-STEPS = {"small": 400, "large": 40}
+STEPS = {"small": 400, "large": 160}
 TEST_POSITIONS, LOOKS = 2048, 20
 
 

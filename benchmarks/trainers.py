@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sae.model import SAE, SAEConfig
+from sae.model import SAEConfig
 from sae.training.settings import Plan, TrainSettings, default_dead_after, default_lr
 from sae.training.start import start_training
 from sae.training.stepping.stepper import stepper
@@ -63,8 +63,9 @@ def plan_of(task: Task) -> Plan:
         k=task.k, n_latents=task.n_latents, batch_size=task.batch_size, seed=task.seed
     )
     config = SAEConfig(task.d_in, task.n_latents, task.k, hook=task.data.hook)
-    dead_after = default_dead_after(task.steps * task.batch_size)
-    return Plan(settings, config, task.steps, default_lr(task.n_latents), dead_after, "")
+    n_positions = task.steps * task.batch_size
+    lr, dead_after = default_lr(task.n_latents, n_positions), default_dead_after(n_positions)
+    return Plan(settings, config, task.steps, lr, dead_after, "")
 
 
 def ours(task: Task) -> Trainer:
@@ -80,44 +81,25 @@ def ours_bfloat16(task: Task) -> Trainer:
 
 def version_0_1(task: Task) -> Trainer:
     """Return the training of version 0.1 with its defaults."""
-    lr, dead_after = (
-        4e-4 * math.sqrt(20480 / task.n_latents),
-        min(10**7, task.steps * task.batch_size // 3),
-    )
-    return _ours(
-        task, replace(plan_of(task), lr=lr, dead_after=dead_after, betas=(0.9, 0.999), warmup=0.05)
-    )
+    plan = plan_of(task)
+    dead_after = min(10**7, task.steps * task.batch_size // 3)
+    plan = replace(plan, lr=_lr_0_1(task), dead_after=dead_after, betas=(0.9, 0.999), warmup=0.05)
+    return _ours(task, plan, scale=plan.haste)
 
 
-def smaller_encoder(task: Task) -> Trainer:
-    """Return ours, but for ``W_enc = 0.6 W_dec`` at the start."""
-    return _ours(task, plan_of(task), scale=0.6)
+def _lr_0_1(task: Task) -> float:
+    return 4e-4 * math.sqrt(20480 / task.n_latents)
 
 
-def data_directions(task: Task) -> Trainer:
-    """Return ours, but for decoder rows that are directions of positions from ``b_dec``, and an
-    encoder fitted to them."""
-    batches, rows = task.data.epoch(1), []
-
-    def begin(sae: SAE) -> None:
-        while sum(map(len, rows)) < task.n_latents:
-            rows.append(next(batches) - sae.b_dec)
-        generator = torch.Generator().manual_seed(task.seed)
-        order = torch.randperm(sum(map(len, rows)), generator=generator)[: task.n_latents]
-        sae.W_dec.copy_(torch.nn.functional.normalize(torch.cat(rows)[order], dim=1))
-        sae.W_enc.copy_(sae.W_dec)
-        made = sae(task.first) - sae.b_dec
-        sae.W_enc.mul_((made * (task.first - sae.b_dec)).sum() / made.square().sum())
-
-    return _ours(task, plan_of(task), begin=begin)
+def unhurried(task: Task) -> Trainer:
+    """Return ours as a long training begins, however short this one is."""
+    plan = plan_of(task)
+    return _ours(task, replace(plan, lr=plan.lr / plan.haste), scale=plan.haste)
 
 
-def _ours(
-    task: Task, plan: Plan, scale: float = 1.0, begin: Callable[[SAE], object] = lambda sae: None
-) -> Trainer:
+def _ours(task: Task, plan: Plan, scale: float = 1.0) -> Trainer:
     state, _ = start_training(plan, task.data, task.first.device)
     with torch.no_grad():
-        begin(state.sae)
         state.sae.W_enc.mul_(scale)
 
     def codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,13 +134,13 @@ def sparsify(task: Task) -> Trainer:
 def sparsify_adam(task: Task) -> Trainer:
     """Return sparsify's coder from its own initial weights, trained by Adam as version 0.1 of this
     project did."""
-    coder, plan = _sparsify_coder(task), replace(plan_of(task), warmup=0.05)
+    coder, plan = _sparsify_coder(task), replace(plan_of(task), lr=_lr_0_1(task), warmup=0.05)
     optimizer = torch.optim.Adam(coder.parameters())
     step, n_done = _coder_step(coder, optimizer), 0
 
     def scheduled(x: Tensor) -> None:
         nonlocal n_done
-        optimizer.param_groups[0]["lr"] = plan.lr_at(n_done) / 4
+        optimizer.param_groups[0]["lr"] = plan.lr_at(n_done)
         step(x)
         n_done += 1
 

@@ -81,7 +81,10 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "processor has it.",
         ),
         click.option(
-            "--lr", type=float, help="Peak learning rate.  [default: 16e-4 · √(20480 / latents)]"
+            "--lr",
+            type=float,
+            help="Peak learning rate.  [default: 16e-4 · √(20480 / latents), up to twice that in a "
+            "short training]",
         ),
         click.option(
             "--seed",

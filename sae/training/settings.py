@@ -24,6 +24,8 @@ _LR_AT = (16e-4, 20480)
 _BETAS = (0.5, 0.99)
 _WARMUP, _MAX_WARMUP_STEPS = 0.2, 1000
 _DEAD_AFTER, _MAX_DEAD_AFTER = 0.05, 10_000_000
+_SHORT, _MAX_HASTE = 320, 2.0
+"""positions per latent of a training that need not hurry, and how much one may"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TrainSettings:
     """positions per step; a small map's data does with 1024"""
     lr: float | None = None
     """peak of Adam's learning rate; None: 16e-4 · √(20480 / n_latents) (scaled as in Gao et al.
-    2024)"""
+    2024), times :func:`haste`"""
     seed: int = 0
     """of the weights and of the order of the data"""
     branch: str = "cond"
@@ -115,6 +117,12 @@ class Plan:
     """share of the steps in which the learning rate rises; 1000 steps at most"""
 
     @property
+    def haste(self) -> float:
+        """What the learning rate is multiplied by where none is given, and the encoder divided by
+        at the start."""
+        return haste(self.steps * self.settings.batch_size, self.config.n_latents)
+
+    @property
     def scale_inputs(self) -> bool:
         """Whether inputs are scaled in training."""
         chosen = self.settings.scale_inputs
@@ -139,7 +147,7 @@ class Plan:
         fields = dataclasses.asdict(self.settings)
         fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
         fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
-        fields |= {"betas": list(self.betas), "warmup": self.warmup}
+        fields |= {"betas": list(self.betas), "warmup": self.warmup, "haste": self.haste}
         fields |= {"group_sizes": list(self.config.group_sizes), "scale_inputs": self.scale_inputs}
         return {key: fields[key] for key in sorted(fields) if key != "expansion"}
 
@@ -148,9 +156,15 @@ class Plan:
         return sha256_text(canonical_json({"data": self.data, "settings": self.described()}))
 
 
-def default_lr(n_latents: int) -> float:
+def haste(n_positions: int, n_latents: int) -> float:
+    """Return by how much a training hurries that sees few positions: √(320 n_latents /
+    n_positions), at least 1 and at most 2 (measured: docs/saes.md)."""
+    return min(_MAX_HASTE, max(1.0, math.sqrt(_SHORT * n_latents / n_positions)))
+
+
+def default_lr(n_latents: int, n_positions: int) -> float:
     """Return the peak of the learning rate where nothing is said."""
-    return _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
+    return haste(n_positions, n_latents) * _LR_AT[0] * math.sqrt(_LR_AT[1] / n_latents)
 
 
 def default_dead_after(n_positions: int) -> int:
@@ -201,6 +215,7 @@ def make_plan(store: Store, hook: str, settings: TrainSettings, source: Source) 
         initialisation=INITIALISATION,
     )
     steps = settings.steps or source.default_steps
-    lr = settings.lr or default_lr(n_latents)
-    dead_after = settings.dead_after or default_dead_after(steps * settings.batch_size)
+    n_positions = steps * settings.batch_size
+    lr = settings.lr or default_lr(n_latents, n_positions)
+    dead_after = settings.dead_after or default_dead_after(n_positions)
     return Plan(settings, config, steps, lr, dead_after, source.data)

@@ -14,8 +14,8 @@ def start_training(plan: Plan, source: Source, device: torch.device) -> tuple[St
     """Return a new SAE's state, and what its inputs are divided by in training.
 
     Unit rows with ``W_enc = W_dec`` reconstruct too much at first: what fires shrinks, and latents
-    that did not fire get their turn. A smaller encoder fits sooner, and leaves latents dead
-    (benchmarks/init.py).
+    that did not fire get their turn. A smaller encoder fits sooner, and leaves latents dead: a
+    training that sees few positions begins with one (:func:`sae.training.settings.haste`).
 
     Raises:
         SAEError: all activations are equal.
@@ -33,6 +33,7 @@ def start_training(plan: Plan, source: Source, device: torch.device) -> tuple[St
             float((first - median).square().sum(dim=1).mean().sqrt()) if plan.scale_inputs else 1.0
         )
         sae.b_dec.copy_(median / scale)
+        sae.W_enc.div_(plan.haste)
         sae.variant.start(sae, sae.centred(first / scale)[0])
     return State(sae.to(device), plan.betas), scale
 
