@@ -124,7 +124,7 @@ SCOPE = ("concept_sums", "feature_totals", "chosen_pairs")
 the files unless it makes a table of the part"""
 PARTS = (*SCOPE, "best_scores", "sample_totals")
 """questions whose answers others read as relations, and which then stand in one statement with
-them; pairs and importance are such, too"""
+them; pairs, importance and chosen_features are such, too"""
 MADE = ("members", "mean_bounds", "candidates", "largest_sums", "step_candidates")
 """questions whose answers others read as relations, each made once, as a table, before them: they
 are read more than once, and Spark would compute them each time; those before are read by those
@@ -194,7 +194,7 @@ def _answering(asked: Question, relation: str) -> Question | None:
     if relation == "pairs":
         relation = "chosen_pairs" if asked.chosen else "pairs"
         return replace(find_question(relation), chosen=asked.chosen)
-    if relation == "importance":
+    if relation in ("importance", "chosen_features"):
         return replace(find_question(relation), chosen=asked.chosen)
     return find_question(relation) if relation in (*PARTS, *MADE) else None
 

@@ -1,11 +1,8 @@
 -- best_features: the features of each concept with the largest mean score over the steps.
 --
--- The features of best_scores.sql. A feature is among the best of a step if its score is positive
--- and one of the $top largest; of equal scores the smaller feature comes first.
+-- The features of best_scores.sql, and at how many steps each is one of chosen_features.sql.
 --
--- Relations: best_scores, the result of best_scores.sql; importance, the result of importance.sql
--- over step_candidates.sql.
--- Parameters: $top.
+-- Relations: best_scores and chosen_features, the results of those files.
 -- Columns: concept, feature, mean_score, best_score, best_timestep (where the score is largest; of
 -- several the first), n_steps_in_top.
 with
@@ -21,29 +18,12 @@ features as (
     group by concept, feature, place
 ),
 
-best_of_step as (
-    select
-        concept,
-        step,
-        max_by(feature, struct_pack(score := score, smaller_first := -feature), $top) as features
-    from importance
-    where score > 0
-    group by concept, step
-),
-
-listed as (
-    select
-        concept,
-        unnest(features) as feature
-    from best_of_step
-),
-
 steps_in_top as (
     select
         concept,
         feature,
         count(*) as n_steps_in_top
-    from listed
+    from chosen_features
     group by concept, feature
 ),
 

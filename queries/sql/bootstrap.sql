@@ -6,41 +6,22 @@
 -- quantiles, which cover 50 to 80 of 100 true scores where 95 are promised if a concept has 2 to 5
 -- samples (docs/queries.md).
 --
--- Relations: importance, the result of importance.sql over step_candidates.sql; stats, labelled,
--- and resamples(replicate, sample_id, weight, widening): how often a replicate has drawn a sample,
+-- Relations: chosen_features, the result of chosen_features.sql; stats, labelled, and
+-- resamples(replicate, sample_id, weight, widening): how often a replicate has drawn a sample,
 -- and by how much a standard deviation is multiplied for its concept; null if the concept has one
 -- sample: then the interval is -1 to 1.
--- Parameters: $sae, $branch, $concept, $top, $map_positions, $delta, $first_step, $last_step (by
+-- Parameters: $sae, $branch, $concept, $map_positions, $delta, $first_step, $last_step (by
 -- at_step: that step); the resamples have level, replicates and random_seed.
 -- Columns: step, timestep, feature, score (of all samples), low, high.
 with
-best_of_step as (
-    select
-        step,
-        max_by(
-            struct_pack(timestep := timestep, feature := feature, score := score),
-            struct_pack(score := score, smaller_first := -feature),
-            $top
-        ) as entries
-    from importance
-    where concept = $concept and score > 0
-    group by step
-),
-
-listed as (
-    select
-        step,
-        unnest(entries) as entry
-    from best_of_step
-),
-
 chosen as (
     select
-        listed.step,
-        entry.timestep as timestep,
-        entry.feature as feature,
-        entry.score as score
-    from listed
+        step,
+        timestep,
+        feature,
+        score
+    from chosen_features
+    where concept = $concept
 ),
 
 drawn as (

@@ -1,38 +1,18 @@
 -- overlap: how many features two concepts' selections share, step by step.
 --
--- A selection is that of selection.sql with $top: the n largest positive scores, ties to the
--- smaller feature.
---
--- Relations: importance, the result of importance.sql.
--- Parameters: $concept, $other_concept, $top.
+-- Relations: chosen_features and importance, the results of those files.
+-- Parameters: $concept, $other_concept.
 -- Columns: step, timestep, n_concept, n_other, n_both, jaccard (null where neither selects
 -- anything).
 with
-best_of_step as (
-    select
-        concept,
-        step,
-        max_by(feature, struct_pack(score := score, smaller_first := -feature), $top) as features
-    from importance
-    where score > 0 and concept in ($concept, $other_concept)
-    group by concept, step
-),
-
-listed as (
-    select
-        concept,
-        step,
-        unnest(features) as feature
-    from best_of_step
-),
-
 chosen as (
     select
         step,
         feature,
         max(case when concept = $concept then 1 else 0 end) as in_concept,
         max(case when concept = $other_concept then 1 else 0 end) as in_other
-    from listed
+    from chosen_features
+    where concept in ($concept, $other_concept)
     group by step, feature
 ),
 

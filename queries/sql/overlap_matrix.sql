@@ -1,31 +1,11 @@
 -- overlap_matrix: how much the selections of every two concepts share, all steps together.
 --
--- A selection is that of selection.sql with $top: at each step the n largest positive scores, ties
--- to the smaller feature. What is shared are pairs of a step and a feature.
+-- What is shared are pairs of a step and a feature.
 --
--- Relations: importance, the result of importance.sql.
--- Parameters: $top.
+-- Relations: chosen_features and importance, the results of those files.
 -- Columns: concept, other_concept, n_concept, n_other, n_both, jaccard (null where neither selects
 -- anything).
 with
-best_of_step as (
-    select
-        concept,
-        step,
-        max_by(feature, struct_pack(score := score, smaller_first := -feature), $top) as features
-    from importance
-    where score > 0
-    group by concept, step
-),
-
-chosen as (
-    select
-        concept,
-        step,
-        unnest(features) as feature
-    from best_of_step
-),
-
 names as (
     select distinct concept from importance
 ),
@@ -33,9 +13,9 @@ names as (
 sizes as (
     select
         names.concept,
-        count(chosen.feature) as n
+        count(chosen_features.feature) as n
     from names
-    left join chosen on names.concept = chosen.concept
+    left join chosen_features on names.concept = chosen_features.concept
     group by names.concept
 ),
 
@@ -44,8 +24,8 @@ shared as (
         chosen.concept,
         also_chosen.concept as other_concept,
         count(*) as n_both
-    from chosen
-    inner join chosen as also_chosen
+    from chosen_features as chosen
+    inner join chosen_features as also_chosen
         on chosen.step = also_chosen.step and chosen.feature = also_chosen.feature
     group by chosen.concept, also_chosen.concept
 ),

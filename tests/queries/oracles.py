@@ -328,6 +328,15 @@ def overlap(case):
     return rows
 
 
+def chosen_features(case):
+    return [
+        (concept, step, r["timestep"], r["feature"], r["score"])
+        for concept in sorted({r["concept"] for r in case.importance}, key=str.encode)
+        for step, rows in sorted(_chosen(case, concept).items())
+        for r in sorted(rows, key=lambda r: r["feature"])
+    ]
+
+
 def best_features(case):
     n_steps = len({r["step"] for r in case.importance})
     rows = []
