@@ -24,7 +24,7 @@ _LR_AT = (16e-4, 20480)
 _BETAS = (0.5, 0.99)
 _WARMUP, _MAX_WARMUP_STEPS = 0.2, 1000
 _DEAD_AFTER, _MAX_DEAD_AFTER = 0.05, 10_000_000
-_SHORT, _MAX_HASTE = 320, 2.0
+_SHORT, _MAX_HASTE = 256, 2.0
 """positions per latent of a training that need not hurry, and how much one may"""
 
 
@@ -157,9 +157,9 @@ class Plan:
 
 
 def haste(n_positions: int, n_latents: int) -> float:
-    """Return by how much a training hurries that sees few positions: √(320 n_latents /
-    n_positions), at least 1 and at most 2 (measured: docs/saes.md)."""
-    return min(_MAX_HASTE, max(1.0, math.sqrt(_SHORT * n_latents / n_positions)))
+    """Return by how much a training hurries that sees few positions: the cube root of 256 n_latents
+    / n_positions, at least 1 and at most 2 (measured: docs/saes.md)."""
+    return min(_MAX_HASTE, max(1.0, math.cbrt(_SHORT * n_latents / n_positions)))
 
 
 def default_lr(n_latents: int, n_positions: int) -> float:

@@ -10,7 +10,7 @@ from tests.builders.saes import HOOK, make_store
 
 
 @pytest.mark.parametrize(
-    ("per_latent", "expected"), [(10, 2), (80, 2), (160, 2**0.5), (320, 1), (10_000, 1)]
+    ("per_latent", "expected"), [(10, 2), (32, 2), (128, 2 ** (1 / 3)), (256, 1), (10_000, 1)]
 )
 def test_a_training_hurries_as_long_as_it_sees_few_positions_of_each_latent(per_latent, expected):
     assert haste(per_latent * 1024, 1024) == pytest.approx(expected)
@@ -32,7 +32,7 @@ def test_a_short_training_begins_with_half_the_encoder(tmp_path, architecture):
         x = torch.cat([*itertools.islice(batches.epoch(0), 1)]).float() / scale
         return plan, state.sae, x
 
-    short, hurried, x = begun(60)
+    short, hurried, x = begun(24)
     long, usual, _ = begun(480)
     assert (short.haste, long.haste) == (2, 1)
     assert short.described()["haste"] == 2

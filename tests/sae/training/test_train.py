@@ -71,7 +71,9 @@ def test_what_is_committed(trained):
     assert [entry.path for entry in record.files] == [
         f"saes/a/{n}" for n in ("config.json", "metrics.json", "sae.safetensors")
     ]
-    assert record.made_by["settings"]["lr"] == pytest.approx(2 * 16e-4 * (20480 / 48) ** 0.5)
+    haste = (256 * 48 / (60 * 32)) ** (1 / 3)
+    assert record.made_by["settings"]["haste"] == pytest.approx(haste)
+    assert record.made_by["settings"]["lr"] == pytest.approx(haste * 16e-4 * (20480 / 48) ** 0.5)
     assert verify(store, deep=True) == []
     assert not list((store.root / ".work").rglob("*.safetensors"))
     config = json.loads((store.root / "saes/a/config.json").read_text())
