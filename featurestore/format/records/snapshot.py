@@ -31,7 +31,7 @@ _COLUMNS = {
 def place(root: Path, table: str) -> Path:
     """Return where the snapshot of a table's records lies."""
     name = hashlib.sha256(f"{root.resolve()}\n{table}".encode()).hexdigest()[:32]
-    return cache_directory() / "records" / f"{name}-2.arrow"
+    return cache_directory() / "records" / f"{name}-3.arrow"
 
 
 def load(path: Path, table: str) -> Iterator[tuple[str, bytes, Record]]:
