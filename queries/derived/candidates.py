@@ -33,7 +33,7 @@ from queries.derived.sums import (
 from queries.engine import DuckDB, Relations
 from queries.questions import MADE, Value, find_question, tables, whole_sql
 
-TOP = {"candidates": 32, "step_candidates": 8}
+TOP = {"candidates": 32, "step_candidates": 10}
 """how many best features of a concept, or of a concept at a step, are kept; more are found anew"""
 _QUESTIONS = {"candidates": "best_sums", "step_candidates": "best_step_sums"}
 LOOKED = 16
