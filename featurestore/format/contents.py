@@ -4,7 +4,7 @@ each row group (docs/format.md, section 2)."""
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,8 @@ class Contents:
 
     def to_json(self) -> dict[str, Any]:
         """Return what a record stores."""
-        return {**asdict(self), "parts": [part._asdict() for part in self.parts]}
+        parts = [part._asdict() for part in self.parts]
+        return {"holds": dict(self.holds), "parts": parts, "replaces": list(self.replaces)}
 
     @property
     def ends(self) -> list[int]:

@@ -66,10 +66,14 @@ class Visit:
         if not request.url.startswith((self.base, "data:", "blob:")):
             self.problems.append(f"request elsewhere: {request.url}")
 
-    def open(self, address: str = "#/store"):
-        """Open the explorer at an address, as its printed link does."""
-        self.page.goto(f"{self.base}/?token={TOKEN}")
-        self.page.goto(f"{self.base}/{address}")
+    def open(self, address: str | None = None):
+        """Open the explorer by its printed link; or, once that has been followed, at an address."""
+        link = f"{self.base}/?token={TOKEN}"
+        if address is None:
+            self.page.goto(link)
+        else:
+            assert self.page.context.request.get(link).ok
+            self.page.goto(f"{self.base}/{address}")
         return self.settled()
 
     def go(self, address: str):

@@ -30,11 +30,11 @@ ROWS = pa.table({"family": ["a"] * 500, "concept": ["b"] * 500, "branch": ["cond
 Promise = Callable[[], object]
 
 
-def append_shards(root: Path, done: Callable[[str], object]) -> None:
-    """Fill a store: two tables, three shards each; ``done`` hears of every shard that is promised
+def append_shards(root: Path, done: Callable[[str], object], n_shards: int = 3) -> None:
+    """Fill a store: two tables, ``n_shards`` each; ``done`` hears of every shard that is promised
     to stay."""
     store = Store.prepare(root, RUN)
-    for number, table in itertools.product(range(3), ("scores/one", "scores/two")):
+    for number, table in itertools.product(range(n_shards), ("scores/one", "scores/two")):
         store.append(
             table, f"{number:08d}", ROWS.slice(100 * number, 100), (), made_by={"number": number}
         )
@@ -77,11 +77,11 @@ STATS_ROWS = pa.Table.from_pylist(
       "max": i / 9, "n_positions": 1} for i in range(60)], schema=STATS)  # fmt: skip
 
 
-def compact_shards(root: Path, done: Callable[[str], object]) -> None:
+def compact_shards(root: Path, done: Callable[[str], object], n_shards: int = 3) -> None:
     """Fill a table and compact it; of what was compacted the new shard and the card are
     promised to stay."""
     store = Store.prepare(root, RUN)
-    for number in range(3):
+    for number in range(n_shards):
         rows = STATS_ROWS.slice(20 * number, 20)
         ids = (2 * number, 2 * number + 1)
         store.append("stats/one", f"{number:08d}", rows, ids, made_by={})
@@ -135,29 +135,27 @@ def cut_power(
     trace, promises = record_life(scenario, work / "life")
     reference = tree(work / "life")
     disk, rng, outcome = PowerCut(ignored_site), random.Random(0), Outcome()
-    moments = [*range(len(trace.ops) + 1)]
-    if stop_at_first:  # What a missing sync does shows best at the end, and right after it.
+    states = list(itertools.product(range(len(trace.ops) + 1), range(states_per_moment)))
+    if stop_at_first:  # What a missing sync does shows best with all lost, at the end or after it.
         after = {i + 1 for i, op in enumerate(trace.ops) if op.site == ignored_site}
-        moments.sort(key=lambda moment: (moment < len(trace.ops), moment not in after))
-    for moment in moments:
+        states.sort(key=lambda one: (one[1] % 6 != 1, one[0] < len(trace.ops), one[0] not in after))
+    for moment, number in states:
         if moment < disk.applied:
             disk = PowerCut(ignored_site)
         for op in trace.ops[disk.applied : moment]:
             disk.apply(op)
         kept = [what for at, what in promises if at <= moment]
-        for number in range(states_per_moment):
-            left = work / "left"
-            # All kept, all lost, and mixtures; a file may be there with nothing or with garbage in
-            # it.
-            keep = (1.1, -0.1, 0.5, 0.8, 0.2, 0.95)[number % 6]
-            disk.leave(left, rng, keep, garble=rng.choice((0.0, 0.5, 1.0)))
-            outcome.tried += 1
-            wrong = _wrong(left, kept) or _wrong_after(scenario, left, reference)
-            shutil.rmtree(left)
-            if wrong:
-                outcome.broken.append(f"after operation {moment}, {keep}: {wrong}")
-                if stop_at_first:
-                    return outcome
+        left = work / "left"
+        # All kept, all lost, and mixtures; a file may be there with nothing or with garbage in it.
+        keep = (1.1, -0.1, 0.5, 0.8, 0.2, 0.95)[number % 6]
+        disk.leave(left, rng, keep, garble=rng.choice((0.0, 0.5, 1.0)))
+        outcome.tried += 1
+        wrong = _wrong(left, kept) or _wrong_after(scenario, left, reference)
+        shutil.rmtree(left)
+        if wrong:
+            outcome.broken.append(f"after operation {moment}, {keep}: {wrong}")
+            if stop_at_first:
+                return outcome
     return outcome
 
 
@@ -277,8 +275,8 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def make_bundle(work: Path) -> Path:
-    """Return a bundle of a small store."""
-    append_shards(work / "packed", lambda what: None)
+def make_bundle(work: Path, n_shards: int = 3) -> Path:
+    """Return a bundle of a small store: two tables, ``n_shards`` each."""
+    append_shards(work / "packed", lambda what: None, n_shards)
     pack(Store.open(work / "packed"), work / "packed.tar.zst")
     return work / "packed.tar.zst"

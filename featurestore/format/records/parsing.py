@@ -123,8 +123,7 @@ def check_record(record: Record) -> None:
             "made_by": dict(record.made_by),
         }
         if record.contents is not None:
-            told = record.contents.to_json()
-            fields["contents"] = {**told, "replaces": list(told["replaces"])}
+            fields["contents"] = record.contents.to_json()
         parse_record(fields)
     except MalformedError as error:
         raise TableError(f"{record.table}/{record.shard} cannot be committed: {error}.") from error

@@ -24,7 +24,7 @@ from tests.builders.codes import (
 from tests.builders.stores import make_store
 from tests.queries.oracles import oracle
 
-SETTINGS = settings(max_examples=7)
+SETTINGS = settings(max_examples=5)
 
 
 @SETTINGS
