@@ -80,11 +80,17 @@ STATS_BYTES = 6.0
 """of a row of ``stats``: 5.4 at the published size, 6.9 on the demo's store"""
 SUMS_BYTES, TOTALS_BYTES = 3.0, 11.0
 """of a row of ``sums`` and of ``totals`` at the published size"""
+BEST_ROWS = 32 + 8
+"""of ``candidates`` and ``step_candidates`` together, for each concept and step, at most; their
+rows are those of ``sums``"""
 BY_FEATURE_BYTES = 1.0
 """of the three tables by feature, for each row of ``stats``, at the published size"""
 SUMS_CORE_S, BY_FEATURE_CORE_S = 2.64e-7, 3.35e-7
 """seconds of a core for each row of ``stats``, there: making the sums of a family (99 s for two,
 188 million rows), and the tables by feature (63 s)"""
+CANDIDATES_CORE_S = 9.7e-8
+"""for each row of ``sums`` that there can be: making both tables of candidates (13.9 s for two
+families of 70 concepts there)"""
 CORES_USED = 1.46
 """of two, by DuckDB while it makes the sums there (99 s of processors in 68 s)"""
 SPARK_CORE_S = 2.4e-6
@@ -146,7 +152,7 @@ class Budget:
     encode_hours: float
     """on one H100, encoding all hooks, at most: as long as training on every position once"""
     derive_hours: float
-    """on two cores, making sums and tables by feature"""
+    """on two cores, making sums, candidates and tables by feature"""
     spark_executors: int
     """of four cores, that make the sums in an hour"""
     n_files: int
@@ -194,16 +200,23 @@ def budget(corpus: Corpus) -> Budget:
     codes = model.positions * corpus.k
     uniform = corpus.n_latents * (1 - math.exp(-codes / corpus.n_latents))
     stats_rows = round(corpus.rows * min(uniform, codes) * DISTINCT)
+    steps = model.n_steps * corpus.n_hooks * corpus.n_branches
+    # At most: as if every latent fired for every concept at every step.
+    sums_rows = min(stats_rows * corpus.n_families, steps * corpus.n_latents * corpus.n_concepts)
+    totals_rows = min(stats_rows, steps * corpus.n_latents) * corpus.n_families
     table_bytes = {
         "samples": corpus.samples * SAMPLE_BYTES,
         "activations": round(corpus.rows * model.positions * model.d_in * 2 * ACTIVATION_OVERHEAD),
         "codes": round(corpus.rows * codes * CODE_BYTES),
         "stats": round(stats_rows * STATS_BYTES),
-        "sums, totals": _sums_bytes(corpus, stats_rows),
+        "sums, totals": round(sums_rows * SUMS_BYTES + totals_rows * TOTALS_BYTES),
+        "candidates": round(steps * corpus.n_concepts * BEST_ROWS * SUMS_BYTES),
         "by feature": round(stats_rows * BY_FEATURE_BYTES),
     }
     sums = stats_rows * corpus.n_families
-    derive = (sums * SUMS_CORE_S + stats_rows * BY_FEATURE_CORE_S) / CORES_USED
+    derive = (
+        sums * SUMS_CORE_S + sums_rows * CANDIDATES_CORE_S + stats_rows * BY_FEATURE_CORE_S
+    ) / CORES_USED
     generate = corpus.samples * model.n_steps * model.calls * model.tflop / H100_TFLOPS * COLLECTING
     encode = corpus.rows * model.positions * model.d_in * corpus.n_latents / TRAINED_POSITIONS
     return Budget(
@@ -215,12 +228,3 @@ def budget(corpus: Corpus) -> Budget:
         n_files=2 * corpus.shards * (1 + 3 * corpus.n_hooks),
         spark_executors=math.ceil(sums * SPARK_CORE_S / 3600 / EXECUTOR_CORES),
     )
-
-
-def _sums_bytes(corpus: Corpus, stats_rows: int) -> int:
-    """Return the bytes of ``sums`` and ``totals``, at most: as if every latent fired for every
-    concept at every step."""
-    features = corpus.model.n_steps * corpus.n_hooks * corpus.n_branches * corpus.n_latents
-    sums = min(stats_rows * corpus.n_families, features * corpus.n_concepts)
-    totals = min(stats_rows, features) * corpus.n_families
-    return round(sums * SUMS_BYTES + totals * TOTALS_BYTES)

@@ -160,9 +160,9 @@ def _print_work(corpus: "Corpus", made: "Budget", gpus: int, gpu_price: float | 
         f"{made.n_files:,} files, which are as many objects in an object store."
     )
     click.echo(
-        f"SQL, once: sums and tables by feature in {made.derive_hours:,.2f} h on two cores within "
-        f"2 GB of memory; the sums on Spark in an hour with {made.spark_executors:,} executor(s) "
-        f"of four cores."
+        f"SQL, once: sums, candidates and tables by feature in {made.derive_hours:,.2f} h on two "
+        f"cores within 2 GB of memory; the sums on Spark in an hour with "
+        f"{made.spark_executors:,} executor(s) of four cores."
     )
     if corpus.model.name != "sd15":
         click.echo(

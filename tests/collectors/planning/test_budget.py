@@ -1,6 +1,7 @@
 """What a corpus takes: arithmetic from the measured constants, and constants that are those of the
 models' classes."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from collectors.planning.budget import KNOWN, Corpus, budget, model_sizes
+from collectors.planning.budget import BEST_ROWS, KNOWN, Corpus, budget, model_sizes
 from featurestore.cli.terminal.text import human_bytes
 from featurestore.errors import UsageError
+from queries.derived.candidates import TOP
 from tests.builders.cli import run
 
 
@@ -89,6 +91,9 @@ def test_shards_files_and_what_is_derived_follow_from_the_corpus():
     # Every latent for every concept at every step, of both hooks, and once for each family.
     cells = 50 * 2 * 20480
     assert made.table_bytes["sums, totals"] == 3 * 70 * cells + 11 * 2 * cells
+    # The best 32 features of a concept at each step, and the best 8 of the step.
+    assert sum(TOP.values()) == BEST_ROWS
+    assert made.table_bytes["candidates"] == 3 * 70 * 50 * 2 * 40
     small = Corpus(model=KNOWN["sd15"], n_prompts=1)
     rows = budget(small).stats_rows
     assert budget(small).table_bytes["sums, totals"] == 2 * rows * 3 + 2 * rows * 11
@@ -96,11 +101,14 @@ def test_shards_files_and_what_is_derived_follow_from_the_corpus():
 
 def test_what_sql_takes_is_what_was_measured_at_the_published_size():
     """188 million rows of two families: sums in 68 s by the clock, 99 s of two cores; the tables by
-    feature in 63 s of them, 186 MB."""
+    feature in 63 s of them, 186 MB; candidates, whatever the rows, in 13.9 s, 1 MB."""
     sd15 = model_sizes("sd15", n_steps=100)
     one = budget(Corpus(model=sd15, n_prompts=1_000))
     rows = 188_204_953 / one.stats_rows
-    assert one.derive_hours * 3600 * rows == pytest.approx((99.4 + 63) / (99.4 / 67.9), rel=0.01)
+    all_rows = budget(Corpus(model=sd15, n_prompts=math.ceil(1_000 * rows)))
+    core_s = all_rows.derive_hours * 3600 * (99.4 / 67.9)
+    assert core_s == pytest.approx(99.4 + 63 + 13.9, rel=0.01)
+    assert round(one.table_bytes["candidates"] / 1e6) == 1
     assert one.table_bytes["by feature"] * rows == pytest.approx(186.4e6, rel=0.02)
 
 
@@ -109,7 +117,7 @@ def table_rows(model, n_prompts):
     corpus = Corpus(model=model, n_prompts=n_prompts)
     made = budget(corpus)
     sizes = made.table_bytes
-    derived = sizes["sums, totals"] + sizes["by feature"]
+    derived = sum(sizes[name] for name in ("sums, totals", "candidates", "by feature"))
     bare = made.kept_bytes(("activations",))
     disk = [sizes["activations"], sizes["codes"], sizes["stats"], derived, made.kept_bytes(), bare]
     hours = [made.generate_hours, made.encode_hours]
