@@ -50,6 +50,13 @@ _STEP = {
 }
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path where :func:`write` could not write, before there is a selection; raises as
+    it."""
+    _format(path)
+    durable.check_file(path)
+
+
 def write(path: Path, header: dict[str, Any], rows: pa.Table) -> None:
     """Write a selection's header and rows in the format that the path's suffix names.
 

@@ -67,6 +67,7 @@ def export_decoder(store: Store, sae: str, path: Path, branch: str = "cond") -> 
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
     """
+    durable.check_file(path)
     rows = decoder_table(store, sae, branch)
     durable.write_file(path, lambda file: pq.write_table(rows, file, compression="zstd"))
     return rows.num_rows

@@ -36,7 +36,7 @@ def plot(
         UsageError: the suffix is neither .png nor .svg.
         QueryError: no encoded sample carries the concept, or no feature has a positive mean score.
     """
-    form = _form(path)
+    form = _form_of(path)
     asked: dict[str, Value] = {"sae": sae, "family": family, "branch": branch, "concept": concept}
     question = "bootstrap" if kind == "interval" else "concept_scores"
     rows = ask(store, question, asked | {"top": top}, engine=engine)
@@ -70,7 +70,7 @@ def plot_overlap(
         UsageError: the suffix is neither .png nor .svg.
         QueryError: the samples have no such family, or none of them is encoded.
     """
-    form = _form(path)
+    form = _form_of(path)
     asked: dict[str, Value] = {"sae": sae, "family": family, "branch": branch, "top": top}
     rows = ask(store, "overlap_matrix", asked, engine=engine)
     title = f"features that {family}s share   (SAE {sae}, {branch}, best {top} per step)"
@@ -90,7 +90,7 @@ def plot_profile(
         UsageError: the suffix is neither .png nor .svg.
         QueryError: the SAE has no such feature.
     """
-    form = _form(path)
+    form = _form_of(path)
     rows = ask(
         store,
         "timestep_profile",
@@ -113,7 +113,7 @@ def plot_map(
         QueryError: the feature fires in no sample, the SAE keeps no map, or the store has no
             pictures.
     """
-    form = _form(path)
+    form = _form_of(path)
     config = load_config(store, sae)
     size = config["height"], config["width"]
     asked: dict[str, Value] = {"sae": sae, "feature": feature, "branch": branch}
@@ -139,7 +139,7 @@ def plot_fvu(store: Store, sae: str, path: Path) -> int:
         UsageError: the suffix is neither .png nor .svg.
         QueryError: the SAE was never measured: it came from elsewhere.
     """
-    form = _form(path)
+    form = _form_of(path)
     found = (load_metrics(store, sae) or {}).get("timesteps")
     if not isinstance(found, list) or not found:
         raise QueryError(f"SAE {sae!r} was not measured by training: it has no FVU by timestep.")
@@ -175,10 +175,12 @@ def _pictures(store: Store, samples: list[int]) -> list[np.ndarray]:
     return [found[sample] for sample in samples]
 
 
-def _form(path: Path) -> str:
+def _form_of(path: Path) -> str:
+    """Return the format that a path names, after trying its place."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise UsageError(f"{path}: a picture is .png or .svg; the suffix says which.")
+    durable.check_file(path)
     return form
 
 

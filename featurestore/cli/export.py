@@ -119,8 +119,7 @@ def export(
                 f"the format that its suffix names."
             )
         _selections(
-            opened, str(sae), *wanted, output=output, form=form, engine=engine,
-            alone=family is None, rule={"top": top, "percentile": percentile, "branch": branch},
+            opened, str(sae), *wanted, output=output, form=form, engine=engine, rule={"top": top, "percentile": percentile, "branch": branch},
         )  # fmt: skip
 
 
@@ -184,15 +183,20 @@ def _wanted(
 
 def _selections(
     store: "Store", sae: str, family: str, names: list[str] | None, *, output: Path | None,
-    form: str, engine: str, alone: bool, rule: dict,
+    form: str, engine: str, rule: dict,
 ) -> None:  # fmt: skip
+    from featurestore.selection_files import check_place
     from queries.selections import select_all
+
+    alone = names is not None and len(set(names)) == 1
+    if output is not None:
+        check_place(output if alone else output / f"selection.{form}")
 
     warn_unencoded(store, sae)
     with stoppable(), running(engine) as chosen:
         selections = select_all(store, sae, family, names, engine=chosen, progress=True, **rule)
     for selection in selections:
-        where = _keep(store, selection, output, form=form, alone=len(selections) == 1 and alone)
+        where = _keep(store, selection, output, form=form, alone=alone)
         n, n_steps = selection.rows.num_rows, len(selection.timesteps)
         click.echo(
             f"{len(selection.features())} features in {n} rows over {n_steps} timesteps → {where}"

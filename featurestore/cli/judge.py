@@ -55,6 +55,8 @@ def judge(
     from sae.evaluation.measures.accuracy import grouped
     from sae.evaluation.report import summary
 
+    if output is not None:
+        durable.check_file(output)
     removed = grouped(split_concept(text, "--target") for text in targets)
     network = load_judge(judges, device)
     outcome = score_folder(

@@ -39,6 +39,8 @@ def prompts(prompts: PromptOptions, seeds: list[int], rows: int, output: str | N
     from featurestore.format import durable
     from featurestore.prompts import label_warnings
 
+    if output is not None:
+        durable.check_file(Path(output))
     file = prompts.file(seeds)
     _show(file, rows)
     for warning in label_warnings(file.prompts):

@@ -20,6 +20,7 @@ def export_database(store: Store, path: Path) -> list[str]:
         DamageError: a file is not what its record says.
         DiskError: the operating system refused.
     """
+    durable.check_file(path)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "store.duckdb")
         with connect(store, database=file) as connection:

@@ -40,12 +40,14 @@ class OutputOptions:
 
     def resolved(self) -> "OutputOptions":
         """Return the options with the format that is asked for, or that the suffix of the file
-        names.
+        names; the file's place is tried.
 
         Raises:
             UsageError: Parquet to a terminal.
+            DiskError: the file could not be written.
         """
         from featurestore.errors import UsageError
+        from featurestore.format import durable
 
         form, file = self.form, self.output
         if form is None:
@@ -57,6 +59,8 @@ class OutputOptions:
             form = named[0] if named else "table"
         if form in BINARY and file is None and sys.stdout.isatty():
             raise UsageError(f"--format {form} writes bytes: give -o FILE, or pipe the output.")
+        if file is not None:
+            durable.check_file(file)
         return replace(self, form=form)
 
     def show(self, table: "pa.Table") -> None:

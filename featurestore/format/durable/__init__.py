@@ -20,6 +20,7 @@ from featurestore.format.durable.disk import disk_errors, nearest_existing
 from featurestore.format.durable.files import (
     AnyOrderFile,
     Written,
+    check_file,
     create_once,
     hash_only,
     place_file,
@@ -37,6 +38,7 @@ __all__ = [
     "Claim",
     "Reading",
     "Written",
+    "check_file",
     "clear_dead",
     "create_once",
     "disk_errors",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from featurestore.format.durable.claims import clear_once, is_at
+from featurestore.format.durable.directories import remove_empty
 from featurestore.format.durable.disk import disk_errors, make_missing, sync_directory, sync_file
 from featurestore.format.durable.places import refuse_committed, refuse_in_store
 
@@ -76,6 +77,23 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:
     """
     refuse_in_store(path)
     return _write(path, write)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path where :func:`write_file` could not write, before what is to stand there is
+    computed for long; nothing is left there.
+
+    Raises:
+        DiskError: as :func:`write_file`.
+    """
+    refuse_in_store(path)
+    with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        missing = [parent for parent in path.parents if not parent.exists()]
+        with _temporary(path):
+            pass
+    remove_empty(*missing)
 
 
 def place_file(path: Path, write: Callable[[BinaryIO], object]) -> Written:

@@ -41,6 +41,38 @@ def test_score_names_the_best_features_of_each_concept(capsys, store):
     assert out.endswith(f"scores kept in {store.root}/scores/s.\n")
 
 
+EXPORT = ["export", "{store}", "--sae", "s"]
+WRITERS = {
+    "a selection": ([*EXPORT, "--concept", "style=neon", "-o"], "queries.selections.select_all"),
+    "selections": ([*EXPORT, "--by", "style", "-o"], "queries.selections.select_all"),
+    "a decoder": ([*EXPORT, "--decoder"], "queries.decoder.decoder_table"),
+    "a database": (["export", "{store}", "--duckdb"], "queries.connection.database.connect"),
+    "an answer": (["query", "{store}", "sae_steps", "-o"], "queries.ask"),
+    "a statement's": (["sql", "{store}", "select 1", "-o"], "queries.sql"),
+    "a plot": (["plot", "{store}", "--sae", "s", "-o"], "queries.plots.load_metrics"),
+    "figures": (
+        ["judge", "{store}", "--judge", "minicanvas", "--target", "style=neon", "-o"],
+        "sae.evaluation.judge.load_judge",
+    ),
+    "prompts": (["prompts", "{store}", "-o"], "featurestore.cli.options.PromptOptions.file"),
+}
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
+    capsys, store, tmp_path, monkeypatch, what
+):
+    words, computes = WRITERS[what]
+    monkeypatch.setattr(computes, lambda *_, **__: pytest.fail(f"{computes} was called"))
+    (tmp_path / "file").write_bytes(b"")
+    suffix = {"a decoder": "parquet", "a plot": "png"}.get(what, "json")
+    place = tmp_path / "file" / f"selection.{suffix}"
+    given = tmp_path / "file" if what == "selections" else place
+    status, _, err = run(capsys, *(word.format(store=store.root) for word in words), given)
+    assert status == 1
+    assert err == f"Error: cannot write {place}: Not a directory; nothing half-written is left.\n"
+
+
 def test_export_takes_any_concept_and_either_rule(capsys, store, tmp_path):
     for rule, expected in (
         (["--top", 3], {"top": 3}),

@@ -16,6 +16,22 @@ def test_a_file_is_written_whole_with_its_hash(tmp_path):
     assert written == (5, hashlib.sha256(b"hello").hexdigest())
 
 
+def test_a_place_is_tried_and_nothing_is_left_there(tmp_path):
+    durable.check_file(tmp_path / "deep/er/file")
+    assert list(tmp_path.iterdir()) == []
+    durable.write_bytes(tmp_path / "file", b"old")
+    durable.check_file(tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+    for place, why in [
+        (tmp_path, "Is a directory"),
+        (tmp_path / "file/in/it", "Not a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ]:
+        with pytest.raises(DiskError, match=f"^cannot write {place}: {why}; nothing half-written"):
+            durable.check_file(place)
+
+
 def test_a_failing_writer_leaves_what_was_there(tmp_path):
     durable.write_bytes(tmp_path / "file", b"old")
 
