@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
@@ -22,13 +22,7 @@ from featurestore.cli.terminal.hints import say_next, say_progress
 from featurestore.cli.terminal.scores import scores_table, sequential_table
 from featurestore.vocabulary import DEFAULT_STRENGTH, INTERVENTIONS, PROTOCOLS
 
-HELD: dict[str, Any] = {
-    "top": [8, 32],
-    "multipliers": [-0.5, -0.7, -1.0],
-    "thresholds": [0.0, 1.0],
-    "search_attack": 2,
-}
-"""what is searched for a selection that holds: many features mildly beside few, and an attack"""
+T = TypeVar("T")
 
 
 @click.command()
@@ -114,14 +108,14 @@ def evaluate(
     from sae.evaluation.judge import check_labels
     from sae.evaluation.measures.accuracy import targets_text
     from sae.evaluation.removals import requests
+    from sae.evaluation.search import HOLDING
 
     if hold:
-        multipliers, thresholds = (
-            _unless_given("multipliers", multipliers),
-            _unless_given("thresholds", thresholds),
-        )
-        targets = replace(targets, top=_unless_given("top", targets.top))
-        search = replace(search, search_attack=_unless_given("search_attack", search.search_attack))
+        multipliers = _given("multipliers", multipliers, [*HOLDING.strengths])
+        thresholds = _given("thresholds", thresholds, [*HOLDING.thresholds])
+        targets = replace(targets, top=_given("top", targets.top, [*HOLDING.tops]))
+        pictures = _given("search_attack", search.search_attack, HOLDING.pictures)
+        search = replace(search, search_attack=pictures)
     searched = search.load(drawing.prompts, drawing.judge_device)
     wanted = requests(
         targets.read(), kind=intervention, strengths=multipliers, thresholds=thresholds
@@ -155,6 +149,6 @@ def evaluate(
     say_next("attack", *drawing.words(judges), "--ablate", *selections, "--out", "ATTACKS")
 
 
-def _unless_given(name: str, value: Any) -> Any:
-    """Return what ``--hold`` stands for, unless the option was given."""
-    return value if given_options(name) else HELD[name]
+def _given(name: str, value: T, otherwise: T) -> T:
+    """Return an option's value if it was given, or else another."""
+    return value if given_options(name) else otherwise

@@ -9,7 +9,6 @@ from featurestore.cli.options import PromptOptions, prompt_options
 
 if TYPE_CHECKING:
     from featurestore.maintenance.relabel import Relabelled
-    from featurestore.store import Store
 
 _SHOWN = 20
 
@@ -48,7 +47,11 @@ def relabel(store: Path, prompts: PromptOptions, dry_run: bool) -> None:
         click.echo("Nothing was written.")
     elif done.version is not None:
         click.echo(f"Version {done.version} of the labels kept in {store}/labels.")
-        _show_outdated(opened)
+        for sae, family in done.outdated:
+            click.echo(
+                f"scores/{sae} was computed from the former labels: featurestore score {store} "
+                f"--sae {sae} --by {family}"
+            )
 
 
 def _show_changes(done: "Relabelled") -> None:
@@ -73,15 +76,3 @@ def _show_changes(done: "Relabelled") -> None:
 
 def _shown(concept: str | None) -> str:
     return "(none)" if concept is None else repr(concept)
-
-
-def _show_outdated(store: "Store") -> None:
-    for sae in store.names("scores"):
-        families = sorted(
-            {record.shard.rsplit("-", 2)[0] for record in store.records(f"scores/{sae}")}
-        )
-        for family in families:
-            click.echo(
-                f"scores/{sae} was computed from the former labels: featurestore score "
-                f"{store.root} --sae {sae} --by {family}"
-            )

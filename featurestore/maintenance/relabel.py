@@ -36,6 +36,8 @@ class Relabelled:
     """samples of the store that they do not have: their labels stay"""
     changes: Counter[Change] = field(default_factory=Counter)
     """change → number of samples"""
+    outdated: tuple[tuple[str, str], ...] = ()
+    """SAE and family of each kept table of scores that was computed from the former labels"""
 
 
 def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -> Relabelled:
@@ -71,7 +73,14 @@ def relabel(store: Store, prompts: Sequence[Prompt], *, dry_run: bool = False) -
         if former[i].get(family) != concept
     )
     version = None if dry_run or not changed else _commit(store, changed, families)
-    return Relabelled(version, len(changed), len(known), len(former) - len(known), changes)
+    return Relabelled(
+        version,
+        n_samples=len(changed),
+        n_matched=len(known),
+        n_unmatched=len(former) - len(known),
+        changes=changes,
+        outdated=_kept_scores(store) if changed else (),
+    )
 
 
 def sample_labels(store: Store) -> dict[int, Labels]:
@@ -99,6 +108,14 @@ def asked_labels(store: Store, prompts: Sequence[Prompt]) -> dict[int, Labels]:
 def stored_seeds(store: Store) -> list[int]:
     """Return the seeds that a store's samples have."""
     return sorted(set(store.arrow("samples", ["seed"])["seed"].to_pylist()))
+
+
+def _kept_scores(store: Store) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (sae, family)
+        for sae in store.names("scores")
+        for family in sorted({r.shard.rsplit("-", 2)[0] for r in store.records(f"scores/{sae}")})
+    )
 
 
 def _commit(store: Store, changed: Mapping[int, Labels], families: Sequence[str]) -> int:

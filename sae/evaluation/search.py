@@ -18,6 +18,22 @@ PULLS = (DEFAULT_PULL, DEFAULT_PULL / 2)
 """β that are searched where several concepts are removed together"""
 Concept = tuple[str, str]
 """family and concept"""
+
+
+class SearchSpace(NamedTuple):
+    """Among what a search chooses, and how that is attacked."""
+
+    tops: Sequence[int]
+    """features per step, a selection for each"""
+    strengths: Sequence[float]
+    thresholds: Sequence[float]
+    pictures: int
+    """of the search, that its best settings are attacked on"""
+
+
+HOLDING = SearchSpace((8, 32), (-0.5, -0.7, -1.0), (0.0, 1.0), 2)
+"""what is searched for a selection that holds: many features mildly beside few, and an attack; the
+strengths are for styles of the included model"""
 Looked = Callable[[Sequence[Intervention]], Outcome]
 """makes and judges the pictures of a search"""
 

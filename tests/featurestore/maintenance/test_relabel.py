@@ -91,7 +91,10 @@ def test_scores_are_of_the_labels_that_stand(store, tmp_path):
         {"style": ["b", "a", "a", "b"]},
     )
     before, _ = score(store, "s", "style")
-    relabel(store, prompts(style=["b", "a", "a", "b"]))
+    corrected = prompts(style=["b", "a", "a", "b"])
+    foretold, done = relabel(store, corrected, dry_run=True), relabel(store, corrected)
+    assert foretold.outdated == done.outdated == (("s", "style"),)
+    assert relabel(store, corrected).outdated == ()  # Nothing changed.
     after, _ = score(store, "s", "style")
     expected, _ = score(fresh, "s", "style")
     assert before.shard != after.shard
