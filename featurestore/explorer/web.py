@@ -1,4 +1,5 @@
-"""What the addresses of the explorer have in common: refusals, bodies, numbers, tables as answers."""
+"""What the addresses of the explorer have in common: refusals, bodies, numbers, tables as
+answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

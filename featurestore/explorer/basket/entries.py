@@ -64,7 +64,8 @@ class Entry:
             raise UsageError(f"window {window!r}: expected two timesteps, the noisier first.")
         chosen = tuple(sorted(set(features)))
         ends = None if window is None else (float(window[0]), float(window[1]))
-        return cls(**texts, top=top, features=chosen, multiplier=float(multiplier), window=ends)  # type: ignore[arg-type]
+        numbers = {"top": top, "features": chosen, "multiplier": float(multiplier), "window": ends}
+        return cls(**texts, **numbers)  # type: ignore[arg-type]
 
 
 def _is_count(value: Any, least: int) -> bool:

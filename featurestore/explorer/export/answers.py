@@ -49,8 +49,14 @@ class Answers:
         features: list[Parameters] = [
             {**self.base, "feature": feature} for feature in sorted(self.best)
         ]
-        for name, more in (("timestep_profile", {}), ("feature_concepts", {}), ("top_samples", {"top": 12}),
-                           ("sample_bands", {"bands": 4, "top": 8}), ("coactivation", {"top": 15})):  # fmt: skip
+        asked: dict[str, Parameters] = {
+            "timestep_profile": {},
+            "feature_concepts": {},
+            "top_samples": {"top": 12},
+            "sample_bands": {"bands": 4, "top": 8},
+            "coactivation": {"top": 15},
+        }
+        for name, more in asked.items():
             yield self._all(name, [{**one, **more} for one in features])
         yield self._all(
             "cell_samples",
