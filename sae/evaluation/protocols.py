@@ -9,7 +9,7 @@ from pathlib import Path
 from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from featurestore.vocabulary import PROTOCOLS
-from sae.diffusion.pipelines import Model, RunSettings, describe_run
+from sae.diffusion.pipelines import Model, RunSettings, describe_run, with_starts
 from sae.evaluation.judge import Judge
 from sae.evaluation.measures.accuracy import asks, grouped, targets_text
 from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
@@ -62,6 +62,25 @@ class Evaluation:
     batch_size: int = 8
     mode: str = "paper"
     saes: Sequence[Path] = ()
+
+    @classmethod
+    def in_folder(
+        cls, out: Path, *, model: Model, run: RunSettings | None, prompts: Sequence[Prompt],
+        judge: Judge, batch_size: int, mode: str, saes: Sequence[Path],
+    ) -> "Evaluation":  # fmt: skip
+        """Return an evaluation whose outcomes are kept below ``out``; ``run``, by default the
+        model's own, starts from the pictures that the prompts say."""
+        started = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
+        return cls(
+            folder=out / "outcomes",
+            model=model,
+            run=started,
+            prompts=prompts,
+            judge=judge,
+            batch_size=batch_size,
+            mode=mode,
+            saes=saes,
+        )
 
     def outcome(
         self,

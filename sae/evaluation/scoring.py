@@ -11,7 +11,7 @@ from typing import Any
 from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import Model, RunSettings, with_starts
+from sae.diffusion.pipelines import Model, RunSettings
 from sae.evaluation.attack.attacking import attack
 from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.judge import Judge, check_labels
@@ -65,9 +65,8 @@ def evaluate(
     check_labels(judge, [*(p.labels for p in prompts), *({r.family: r.concept} for r in requests)])
     if search is not None:
         check_labels(search.judge, (p.labels for p in search.prompts))
-    run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
-    evaluation = Evaluation(
-        folder=out / "outcomes",
+    evaluation = Evaluation.in_folder(
+        out,
         model=model,
         run=run,
         prompts=prompts,

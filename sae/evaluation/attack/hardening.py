@@ -11,7 +11,7 @@ from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
-from sae.diffusion.pipelines import Model, RunSettings, generate, with_starts
+from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings
@@ -109,9 +109,8 @@ def harden(
     """
     settings = settings or HardenSettings()
     check_labels(judge, [p.labels for p in prompts])
-    run = with_starts(model.pipe, run or RunSettings(model.steps, model.guidance), prompts)
-    evaluation = Evaluation(
-        folder=out / "outcomes",
+    evaluation = Evaluation.in_folder(
+        out,
         model=model,
         run=run,
         prompts=prompts,
