@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import SAEError, nearest
 from featurestore.store import Store
-from sae.feed.rows import ActivationRows, activation_rows, data_hash, held_out
+from sae.feed.rows import ActivationRows, activation_rows, data_hash, split_rows
 from sae.feed.shuffle import WINDOW_BYTES, ShuffledPositions
 
 _EPOCHS = 5
@@ -74,9 +74,7 @@ class PositionBatches:
         self.hook, self._pinned = hook, pinned
         self.rows = activation_rows(store, hook, branch)
         self.data = data_hash(self.rows.records)
-        out = held_out(np.unique(self.rows.sample_id).tolist(), holdout)
-        is_out = np.isin(self.rows.sample_id, np.fromiter(out, np.int64, len(out)))
-        self.train, self.test = np.flatnonzero(~is_out), np.flatnonzero(is_out)
+        self.train, self.test = split_rows(self.rows, holdout)
         self._shuffled = ShuffledPositions(
             self.rows, self.train, batch_size, seed=seed, window_bytes=window_bytes
         )

@@ -206,3 +206,13 @@ def _check_alike(store: Store, hook: str, first: ActivationShard, shard: Activat
 def data_hash(records: list[Record]) -> str:
     """Return the 64 hexadecimal digits that name the contents of a list of shards."""
     return sha256_text("".join(f"{r.shard} {entry.sha256}\n" for r in records for entry in r.files))
+
+
+def split_rows(
+    rows: ActivationRows, holdout: float
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """Return the indices of the rows to train on, and of those whose samples are
+    :func:`held_out`."""
+    out = held_out(np.unique(rows.sample_id).tolist(), holdout)
+    is_out = np.isin(rows.sample_id, np.fromiter(out, np.int64, len(out)))
+    return np.flatnonzero(~is_out), np.flatnonzero(is_out)

@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from featurestore.store import Store
-from sae.feed.batches import PositionBatches
-from sae.feed.rows import activation_rows
+from sae.feed.rows import activation_rows, data_hash
+from sae.feed.shuffle import ShuffledPositions
 from sae.model import SAE
 
 _BATCH_SIZE, _N_BATCHES = 4096, 200
@@ -42,6 +43,7 @@ def calibrate_on_(store: Store, sae: SAE) -> dict[str, object]:
     hook = sae.config.hook
     rows = activation_rows(store, hook, "cond")
     size = min(_BATCH_SIZE, len(rows) * rows.n_positions)
-    batches = PositionBatches(store, hook, "cond", size, seed=0, holdout=0)
-    calibrate_(sae, itertools.islice(batches.epoch(0), _N_BATCHES))
-    return {"data": batches.data, "n_positions": min(batches.n_batches, _N_BATCHES) * size}
+    batches = ShuffledPositions(rows, np.arange(len(rows)), size, seed=0)
+    calibrate_(sae, (x.float() for x in itertools.islice(batches.epoch(0), _N_BATCHES)))
+    n_positions = min(batches.n_batches, _N_BATCHES) * size
+    return {"data": data_hash(rows.records), "n_positions": n_positions}

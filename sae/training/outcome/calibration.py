@@ -20,8 +20,7 @@ from featurestore.saes import sae_hash, sae_record
 from featurestore.store import Store
 from sae.adding import add_sae, make_candidate
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, store_sae, weights_bytes
-from sae.feed.batches import PositionBatches
-from sae.feed.rows import activation_rows
+from sae.feed.rows import activation_rows, data_hash, split_rows
 from sae.model import SAE
 from sae.training.outcome.metrics import Metrics, chunks_of_rows, measure
 
@@ -65,10 +64,9 @@ def calibrate(store: Store, name: str, new_name: str, device: torch.device) -> C
     settings = record.made_by.get("settings", {})
     branch, holdout = sae.config.branch, settings.get("holdout", 0.1)
     rows = activation_rows(store, sae.config.hook, branch)
-    batches = PositionBatches(
-        store, sae.config.hook, branch, rows.n_positions, seed=0, holdout=holdout
-    )
-    rows, indices, held_out = batches.evaluation()
+    train, test = split_rows(rows, holdout)
+    held_out = bool(len(test))
+    indices = test if held_out else train
     indices = indices[:: -(-len(indices) // _MOST_MAPS)]
     chunks = lambda: (chunk.x.to(device) for chunk in chunks_of_rows(rows, indices))  # noqa: E731
     threshold = find_threshold(sae, chunks)
@@ -84,7 +82,7 @@ def calibrate(store: Store, name: str, new_name: str, device: torch.device) -> C
         METRICS: (canonical_json(metrics) + "\n").encode(),
         WEIGHTS: weights_bytes(made.cpu()),
     }
-    about = {"sae": name, "sae_hash": sae_hash(record), "data": batches.data}
+    about = {"sae": name, "sae_hash": sae_hash(record), "data": data_hash(rows.records)}
     candidate = make_candidate(
         store,
         new_name,
