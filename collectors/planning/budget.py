@@ -80,7 +80,7 @@ STATS_BYTES = 6.0
 """of a row of ``stats``: 5.4 at the published size, 6.9 on the demo's store"""
 SUMS_BYTES, TOTALS_BYTES = 3.0, 11.0
 """of a row of ``sums`` and of ``totals`` at the published size"""
-BEST_ROWS = 32 + 8
+BEST_ROWS = 32 + 10
 """of ``candidates`` and ``step_candidates`` together, for each concept and step, at most; their
 rows are those of ``sums``"""
 BY_FEATURE_BYTES = 1.0

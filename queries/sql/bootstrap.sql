@@ -43,7 +43,7 @@ sizes as (
     group by replicate, in_concept
 ),
 
-fired as (
+fired as not materialized (
     select
         sample_id,
         step,

@@ -91,9 +91,9 @@ def test_shards_files_and_what_is_derived_follow_from_the_corpus():
     # Every latent for every concept at every step, of both hooks, and once for each family.
     cells = 50 * 2 * 20480
     assert made.table_bytes["sums, totals"] == 3 * 70 * cells + 11 * 2 * cells
-    # The best 32 features of a concept at each step, and the best 8 of the step.
+    # The best 32 features of a concept at each step, and the best 10 of the step.
     assert sum(TOP.values()) == BEST_ROWS
-    assert made.table_bytes["candidates"] == 3 * 70 * 50 * 2 * 40
+    assert made.table_bytes["candidates"] == 3 * 70 * 50 * 2 * 42
     small = Corpus(model=KNOWN["sd15"], n_prompts=1)
     rows = budget(small).stats_rows
     assert budget(small).table_bytes["sums, totals"] == 2 * rows * 3 + 2 * rows * 11
