@@ -200,18 +200,18 @@ def test_what_does_not_exist_is_one_line_with_a_suggestion(
     capsys, store, model_dir, prompts, tmp_path
 ):
     collect = ["collect", "--model", model_dir, "--steps", 3, "--guidance", 3, "--quiet"]
-    absent = tmp_path / "absent"
+    absent, new = tmp_path / "absent", tmp_path / "new.json"
     cases = [
         (
-            ["export", store, "--sae", "small", "--concept", "style=noen", "-o", absent],
+            ["export", store, "--sae", "small", "--concept", "style=noen", "-o", new],
             "Did you mean 'neon'?",
         ),
         (
-            ["export", store, "--sae", "smal", "--concept", "style=neon", "-o", absent],
+            ["export", store, "--sae", "smal", "--concept", "style=neon", "-o", new],
             "Did you mean 'small'?",
         ),
         (
-            ["export", store, "--sae", "small", "--concept", "neon", "-o", absent],
+            ["export", store, "--sae", "small", "--concept", "neon", "-o", new],
             "expected FAMILY=CONCEPT",
         ),
         (
