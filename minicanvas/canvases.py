@@ -42,6 +42,11 @@ class Canvas:
         """Return what a classifier tells apart: the styles, then `PLAIN`."""
         return (*self.styles, PLAIN)
 
+    @property
+    def concepts(self) -> dict[str, tuple[str, ...]]:
+        """Return family → what its prompts can ask for."""
+        return {"style": self.styles, "object": self.objects}
+
     def directory(self, part: str) -> Path:
         """Return where the weights of ``pipeline`` or ``classifiers`` ship.
 

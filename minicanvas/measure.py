@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minicanvas import CANVASES, GUIDANCE, PLAIN, SMALL, STEPS, Canvas, LabelledPrompt
 from minicanvas.classifier import Classifier, Name, load_classifier
+from minicanvas.option import canvas_option
 from minicanvas.pipeline import load_pipeline
 
 
@@ -147,16 +148,6 @@ def grid(images: np.ndarray, n_columns: int) -> Image.Image:
     return Image.fromarray(
         rows.swapaxes(1, 2).reshape(n // n_columns * height, n_columns * width, channels)
     )
-
-
-canvas_option = click.option(
-    "--canvas",
-    "name",
-    type=click.Choice(list(CANVASES)),
-    default=SMALL.name,
-    show_default=True,
-    help="The benchmark.",
-)
 
 
 @click.command()

@@ -20,8 +20,8 @@ SECONDS = {
     "SalUn": 95.0,
     "AdvUnlearn": 300.0,
 }
-"""of a picture, a round of an attack on one, a training, on one idle core, where nothing is known
-yet; those of latents and AdvUnlearn are reckoned, not measured"""
+"""of a picture, a round of an attack on one, a training of the small benchmark, on one idle core,
+where nothing is known yet; those of latents and AdvUnlearn are reckoned, not measured"""
 
 
 class OutOfTimeError(Exception):
@@ -34,6 +34,8 @@ class Pace:
 
     minutes: float | None = None
     counting: bool = False
+    cost: float = 1.0
+    """of a picture, in the small benchmark's; of a round and a training alike"""
     missing: Counter[str] = field(default_factory=Counter)
     """pictures, rounds of attacks on a picture, trainings → how many"""
     counted: set[str] = field(default_factory=set)
@@ -86,7 +88,8 @@ class Pace:
         for row in ledger.of_kind("attack"):
             if row["seconds_per_round"] is not None:
                 known.setdefault(row["attack"], []).append(row["seconds_per_round"])
-        each = {**SECONDS, **{what: median(seconds) for what, seconds in known.items()}}
+        each = {what: self.cost * seconds for what, seconds in SECONDS.items()}
+        each |= {what: median(seconds) for what, seconds in known.items()}
         return sum(n * each[what] for what, n in self.missing.items()) / 3600 / processes
 
     def told(self, ledger: Ledger, processes: int) -> str:

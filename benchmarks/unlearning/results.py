@@ -16,14 +16,17 @@ import click
 import torch
 
 from benchmarks.unlearning.ledger import Ledger
-from benchmarks.unlearning.methods.defence import FAMILIES, Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
-from benchmarks.unlearning.table.run import Amounts, Run, prepare
+from benchmarks.unlearning.table.amounts import AMOUNTS, GRIDS, suffix
+from benchmarks.unlearning.table.run import Run, prepare
 from benchmarks.unlearning.table.searching import METHODS, results, several
+from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record
+from minicanvas import CANVASES, SMALL, Canvas
+from minicanvas.option import canvas_option
 from queries.selections import split_concept
-from sae.diffusion.pipelines import RunSettings, load_model
+from sae.diffusion.pipelines import Model, RunSettings, load_model
 from sae.evaluation.measures.accuracy import grouped
 
 
@@ -53,25 +56,62 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
     return bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
 
 
+def model_of(canvas: Canvas, autocast: bool) -> Model:
+    """Load a benchmark's model.
+
+    Raises:
+        ClickException: its weights or its classifiers are not there.
+    """
+    try:
+        canvas.directory("classifiers")
+        model = load_model(canvas.name, dtype="float32")
+    except (FileNotFoundError, FeatureStoreError) as error:
+        raise click.ClickException(str(error)) from error
+    return replace(model, autocast=torch.bfloat16 if autocast else None)
+
+
+def removed(
+    canvas: Canvas, families: Sequence[str], concepts: Sequence[str]
+) -> Mapping[str, Sequence[str]]:
+    """Return what is removed: the concepts that are asked for, or the table's own of these
+    families.
+
+    Raises:
+        ClickException: what is asked for is no concept of the benchmark.
+    """
+    try:
+        asked = [*map(split_concept, concepts)]
+    except FeatureStoreError as error:
+        raise click.ClickException(str(error)) from error
+    for family, concept in asked:
+        if concept not in canvas.concepts.get(family, ()):
+            known = "; ".join(f"{name}: {', '.join(own)}" for name, own in canvas.concepts.items())
+            raise click.ClickException(
+                f"--concept {family}={concept}: not in {canvas.name}, which has {known}."
+            )
+    every = AMOUNTS[canvas.name].concepts
+    return grouped(asked) or {family: every[family] for family in families or every}
+
+
 @click.command()
+@canvas_option
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    default=Path("build/results"),
-    show_default=True,
-    help="Where the store, SAEs, trained weights and attacks under way are.",
+    help="Where the store, SAEs, trained weights and attacks under way are.  "
+    "[default: build/results, of the large benchmark build/results_large]",
 )
 @click.option(
     "--ledger",
     type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/unlearning.jsonl"),
-    show_default=True,
-    help="Where outcomes are added; commit it, and another machine goes on.",
+    help="Where outcomes are added; commit it, and another machine goes on.  "
+    "[default: benchmarks/results/unlearning.jsonl, of the large unlearning_large.jsonl]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The page.  [default: docs/results.md, if everything is asked for]",
+    help="The page.  [default: docs/results.md, of the large docs/results_large.md, if everything "
+    "is asked for]",
 )
 @click.option(
     "--method",
@@ -81,7 +121,11 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
     help="Beside ours.  [default: all]",
 )
 @click.option(
-    "--family", "families", multiple=True, type=click.Choice(list(FAMILIES)), help="[default: all]"
+    "--family",
+    "families",
+    multiple=True,
+    type=click.Choice(list(SMALL.concepts)),
+    help="[default: all]",
 )
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
 @click.option("--attacks/--no-attacks", default=True, show_default=True)
@@ -102,8 +146,9 @@ def fast_bfloat16(processor: Mapping[str, Any]) -> bool:
 )
 def main(
     *,
-    root: Path,
-    ledger: Path,
+    name: str,
+    root: Path | None,
+    ledger: Path | None,
     out: Path | None,
     methods: tuple[str, ...],
     families: tuple[str, ...],
@@ -118,14 +163,15 @@ def main(
 ) -> None:
     """Run what is missing of the table and write it; interrupted, it goes on where it stopped."""
     torch.set_num_threads(1)  # An SAE depends on the number of threads that train it.
-    pace, kept = Pace(minutes, counting=estimate), Ledger(ledger)
-    named = {name: FAMILIES[name] for name in families or FAMILIES}
-    amounts = Amounts(concepts=grouped(map(split_concept, concepts)) or named)
-    model = replace(
-        load_model("minicanvas", dtype="float32"), autocast=torch.bfloat16 if autocast else None
-    )
+    canvas = CANVASES[name]
+    root = root or Path(f"build/results{suffix(canvas)}")
+    ledger = ledger or Path(f"benchmarks/results/unlearning{suffix(canvas)}.jsonl")
+    amounts = replace(AMOUNTS[name], concepts=removed(canvas, families, concepts))
+    model = model_of(canvas, autocast)
+    pace, kept = Pace(minutes, counting=estimate, cost=amounts.cost), Ledger(ledger)
     settings, wanted = RunSettings(model.steps, model.guidance), methods or METHODS
     passed = [
+        f"--canvas={name}",
         f"--root={root}",
         f"--ledger={ledger}",
         *(f"--method={m}" for m in methods),
@@ -135,7 +181,16 @@ def main(
         "--autocast" if autocast else "--no-autocast",
     ]
     try:
-        run = prepare(root, model, settings, amounts=amounts, grid=Grid(), ledger=kept, pace=pace)
+        run = prepare(
+            root,
+            model,
+            settings,
+            canvas=canvas,
+            amounts=amounts,
+            grid=GRIDS[name],
+            ledger=kept,
+            pace=pace,
+        )
         _say_strangers(run)
         if share:
             _one_share(run, wanted, share, attacks=attacks, of_several=of_several)
@@ -153,7 +208,7 @@ def main(
         click.echo(pace.told(kept, processes))
         return
     everything = attacks and not (methods or families or concepts)
-    page = out or (Path("docs/results.md") if everything else None)
+    page = out or (Path(f"docs/results{suffix(canvas)}.md") if everything else None)
     if page is None:
         click.echo(f"{_held(kept)}. No page is written of a part: say where with --out.")
         return

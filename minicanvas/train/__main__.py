@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from minicanvas.measure import canvas_option
+from minicanvas.option import canvas_option
 from minicanvas.train.plans import device_name, kept_plan
 from minicanvas.train.stages import STAGES, Run, ship
 

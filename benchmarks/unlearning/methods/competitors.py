@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.unlearning.adv_unlearn import train_adv_unlearn, trained_parameters
 from benchmarks.unlearning.esd import train_esd, trained_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
-from benchmarks.unlearning.methods.defence import FAMILIES, Bench, Defence, Grid
+from benchmarks.unlearning.methods.defence import Bench, Defence, Grid
 from benchmarks.unlearning.methods.keys import code_of, short_hash
 from benchmarks.unlearning.methods.trained import trained
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
-from minicanvas import OBJECTS, STYLES, prompt
+from minicanvas import Canvas
 from sae.diffusion.pipelines import generate
 
 
@@ -77,7 +77,7 @@ def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     stored = _bytes(trained_weights(bench.model.pipe.unet))
     code, found = code_of("esd", "diffusion"), []
     for erased, settings in bench.grid.esd:
-        asked = _erased(erased, family, concept)
+        asked = _erased(bench.canvas, erased, family, concept)
         what = {"method": "ESD-x", "erased": erased, "texts": short_hash(asked), "code": code}
         train = partial(train_esd, bench.model.pipe, asked, settings)
         found.append(
@@ -89,12 +89,12 @@ def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
 def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return AdvUnlearn over lengths of training, a group for each choice of what is erased; what
     is retained are prompts with the family's other concepts."""
-    others = [c for c in FAMILIES[family] if c != concept]
-    retained = [p for c in others for p in _prompts_of(family, c)]
+    others = [c for c in bench.canvas.concepts[family] if c != concept]
+    retained = [p for c in others for p in _prompts_of(bench.canvas, family, c)]
     stored = _bytes(trained_parameters(bench.model.pipe.text_encoder))
     code, found = code_of("adv_unlearn", "esd", "diffusion"), []
     for erased, settings in bench.grid.adv_unlearn:
-        asked = _erased(erased, family, concept)
+        asked = _erased(bench.canvas, erased, family, concept)
         texts = short_hash([asked, retained])
         what = {"method": "AdvUnlearn", "erased": erased, "texts": texts, "code": code}
         train = partial(train_adv_unlearn, bench.model.pipe, asked, retained, settings)
@@ -117,7 +117,7 @@ def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     """Return SalUn over lengths of training, a group for each training; the pictures are the
     untouched model's own."""
 
-    asked, pseudo, kept = _example_prompts(bench.grid, family, concept)
+    asked, pseudo, kept = _example_prompts(bench.canvas, bench.grid, family, concept)
 
     def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
         forget, retain = _drawn(bench, asked), _drawn(bench, kept)
@@ -156,27 +156,29 @@ def _bytes(weights: dict[str, Any]) -> int:
     return 2 * sum(p.numel() for p in weights.values())
 
 
-def _erased(erased: str, family: str, concept: str) -> list[str]:
+def _erased(canvas: Canvas, erased: str, family: str, concept: str) -> list[str]:
     """Return the prompts that are erased: the concept's name alone, or all with it."""
     if erased == "prompts":
-        return _prompts_of(family, concept)
-    return [f"An image in {concept} style." if family == "style" else prompt(concept)]
+        return _prompts_of(canvas, family, concept)
+    return [f"An image in {concept} style." if family == "style" else canvas.prompt(concept)]
 
 
-def _prompts_of(family: str, concept: str) -> list[str]:
+def _prompts_of(canvas: Canvas, family: str, concept: str) -> list[str]:
     if family == "style":
-        return [prompt(o, concept) for o in OBJECTS]
-    return [prompt(concept, s) for s in STYLES]
+        return [canvas.prompt(o, concept) for o in canvas.objects]
+    return [canvas.prompt(concept, s) for s in canvas.styles]
 
 
 def _example_prompts(
-    grid: Grid, family: str, concept: str
+    canvas: Canvas, grid: Grid, family: str, concept: str
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the prompts of pictures to forget, those to tie them to, and those to retain."""
-    concepts = [c for c in FAMILIES[family] if c != concept]
-    asked = [p for p in _prompts_of(family, concept) for _ in range(grid.examples_per_prompt)]
+    concepts = [c for c in canvas.concepts[family] if c != concept]
+    asked = [
+        p for p in _prompts_of(canvas, family, concept) for _ in range(grid.examples_per_prompt)
+    ]
     pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
-    others = [p for c in concepts for p in _prompts_of(family, c)]
+    others = [p for c in concepts for p in _prompts_of(canvas, family, c)]
     kept = others[:: max(1, len(others) // grid.retained)][: grid.retained]
     return asked, pseudo, kept
 

@@ -13,13 +13,12 @@ from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.salun import SalUnSettings
 from featurestore.prompts import Prompt
+from featurestore.selection import Selection
 from featurestore.store import Store
-from minicanvas import OBJECTS, STYLES
+from minicanvas import Canvas
 from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.evaluation.removals import Removal
 from sae.intervention.settings import Intervention
-
-FAMILIES = {"style": STYLES, "object": OBJECTS}
 
 
 class Defence(NamedTuple):
@@ -81,6 +80,8 @@ class Bench:
 
     root: Path
     """where trained weights are kept"""
+    canvas: Canvas
+    """whose styles and objects are removed"""
     model: Model
     run: RunSettings
     store: Store
@@ -95,6 +96,8 @@ class Bench:
     collected: str = ""
     """a hash of what the store was collected for"""
     batch_size: int = 20
+    selected: dict[tuple[str, str, str, int], Selection] = field(default_factory=dict)
+    """SAE, family, concept, features per step → what was selected before"""
 
 
 def removal(bench: Bench, defence: Defence) -> Removal:

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.unlearning.methods.defence import Bench, Defence
 from benchmarks.unlearning.methods.random_features import random_selection
+from featurestore.selection import Selection
 from queries import ask
 from queries.selections import select
 from sae.checkpoint import store_sae
@@ -29,9 +30,18 @@ def ours(
     thresholds: Sequence[float] = (1.0,),
 ) -> list[Defence]:
     """Return the paper's rule over features per step, multipliers and thresholds."""
-    selections = [select(bench.store, sae, family, concept, top=top) for top in tops]
+    selections = [_selected(bench, sae, family, concept, top) for top in tops]
     settings = itertools.product(selections, multipliers, thresholds)
     return [features(bench, [Intervention(one, strength=m, threshold=t)]) for one, m, t in settings]
+
+
+def _selected(bench: Bench, sae: str, family: str, concept: str, top: int) -> Selection:
+    """Return a selection; each is asked for at the screening, in the search and in the search under
+    attack."""
+    key = (sae, family, concept, top)
+    if key not in bench.selected:
+        bench.selected[key] = select(bench.store, sae, family, concept, top=top)
+    return bench.selected[key]
 
 
 def features(

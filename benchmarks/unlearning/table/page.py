@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.record import machine
 from benchmarks.unlearning.methods.defence import Defence
 from benchmarks.unlearning.methods.trained import training_seconds
+from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.pictures import draw
 from benchmarks.unlearning.table.run import Run
@@ -19,8 +20,6 @@ from sae.evaluation.measures.accuracy import accuracy
 from sae.evaluation.outcomes import Outcome, per_target
 from sae.evaluation.report import summary
 
-FINDINGS = Path(__file__).with_name("findings.md")
-"""the page's beginning, written by hand"""
 FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
 SEVERAL = {
     "ua": "UA",
@@ -52,13 +51,19 @@ def write_page(
         concept = next(iter(of_concepts))
         grid = draw(run, family, concept, of_concepts[concept])
         durable.write_file(
-            path.parent / _picture(family), partial(grid.save, format="JPEG", quality=92)
+            path.parent / _picture(run, family), partial(grid.save, format="JPEG", quality=92)
         )
     durable.write_bytes(path, page(run, found, several).encode())
 
 
-def _picture(family: str) -> str:
-    return f"images/unlearning_{family}.jpg"
+def _beginning(run: Run) -> str:
+    """Return the page's beginning, which is written by hand."""
+    name = f"findings{suffix(run.bench.canvas)}.md"
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _picture(run: Run, family: str) -> str:
+    return f"images/unlearning{suffix(run.bench.canvas)}_{family}.jpg"
 
 
 def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> str:
@@ -71,10 +76,10 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         else ""
     )
     parts = [
-        FINDINGS.read_text(encoding="utf-8"),
+        _beginning(run),
         "## How the figures were made\n",
-        f"Pictures of minicanvas: every prompt with the seeds {', '.join(map(str, seeds))}, "
-        f"judged by its `judge` "
+        f"Pictures of {run.bench.canvas.name}: every prompt with the seeds "
+        f"{', '.join(map(str, seeds))}, judged by its `judge` "
         f"classifier. Settings were chosen, for every method alike, by the mean of UA, IRA and "
         f"CRA on the `selection` "
         f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those "
@@ -91,11 +96,12 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         for n in sorted({len(outcomes) for outcomes in methods.values()}, reverse=True):
             compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
             names = ", ".join(c for o in methods["ours"][:n] for c in o.targets[family])
-            title = f"All {n}" if n == len(methods["ours"]) else f"The first {n}: {names}"
+            everything = n == len(methods["ours"])
+            title = _share(run, family, n) if everything else f"The first {n}: {names}"
             parts += [f"### {title}\n", _methods(run, {"ours": methods["ours"][:n], **compared})]
         parts += [
             _published(family),
-            f"![Pictures by each method]({_picture(family)})\n",
+            f"![Pictures by each method]({_picture(run, family)})\n",
             f"### Ours, each {family}\n",
             _concepts(methods["ours"], found["defences"][family]),
         ]
@@ -103,13 +109,23 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
         "sequential": "Styles removed in a row, none put back",
-        "all but one": "All styles but one at once",
+        "all but one": f"{_all_styles(run)} but one at once",
         "joint": "A style and an object at once",
     }
     for name, title in titles.items():
         if several[name]:
             parts += [f"## {title}\n", _removals(several[name])]
     return "\n".join(parts)
+
+
+def _share(run: Run, family: str, n: int) -> str:
+    every = len(run.bench.canvas.concepts[family])
+    return f"All {n}" if n == every else f"{n} of {every}"
+
+
+def _all_styles(run: Run) -> str:
+    n, every = len(run.amounts.concepts["style"]), len(run.bench.canvas.styles)
+    return "All styles" if n == every else f"These {n} of {every} styles"
 
 
 def _seeds_of_others(run: Run) -> str:

@@ -4,28 +4,26 @@ made."""
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import minicanvas
 from benchmarks.unlearning.ledger import LIBRARIES, Ledger, outcome_of, outcome_row
-from benchmarks.unlearning.methods.defence import FAMILIES, Bench, Defence, Grid, removal
+from benchmarks.unlearning.methods.defence import Bench, Defence, Grid, removal
 from benchmarks.unlearning.methods.keys import short_hash
 from benchmarks.unlearning.pace import Pace
+from benchmarks.unlearning.table.amounts import Amounts
 from collectors.collection import CollectSettings, collect
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
-from featurestore.vocabulary import ATTACKS
-from minicanvas import OBJECTS, STYLES, all_prompts, prompt
+from minicanvas import Canvas
 from sae.diffusion.pipelines import Model, RunSettings, describe_run
 from sae.encoding import encode
 from sae.evaluation.judge import Judge, load_judge, named
 from sae.evaluation.measures.accuracy import Answer, Targets, asks
 from sae.evaluation.outcomes import Outcome, Reference, depends_on, made, untouched
-from sae.evaluation.search import Look, looks
+from sae.evaluation.search import Look
 from sae.training.train import TrainSettings, train
 
 SAES = (
@@ -34,44 +32,6 @@ SAES = (
     ("unet.up_blocks.0.attentions.1", 32),
 )
 """hook and k of the SAEs among which each concept's is searched"""
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """How much of everything."""
-
-    concepts: dict[str, Sequence[str]] = field(default_factory=lambda: dict(FAMILIES))
-    collect_seeds: Sequence[int] = range(8)
-    looks: Sequence[Look] = looks((50, 51, 52), 50)
-    """of the search"""
-    report_seeds: Sequence[int] = (100, 101, 102, 103, 104)
-    other_seeds: int = 1
-    """of the seeds reported on, how many each prompt gets that does not ask for the target"""
-    seeds_beside_several: int = 2
-    """the same where several concepts are removed, and few pictures left to be retained"""
-    train_steps: int = 4000
-    train_batch: int = 1024
-    expansion: float = 8.0
-    sequence: int = 6
-    """requests in a row"""
-    few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
-    """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise,
-    the simplest baselines"""
-    attacks: Sequence[str] = tuple(ATTACKS)
-    attacked: int = 4
-    """pictures of a concept that are attacked, at once"""
-    attacked_concepts: int = 5
-    """of each family"""
-    search_attacked: int = 2
-    """pictures of a concept that are attacked in the search of ``ours, held``"""
-    search_tries: int = 4
-    """of the best settings, how many are attacked there"""
-    attack_rounds: Mapping[str, int] = field(default_factory=lambda: {"latents": 3})
-    """attack → rounds; without: as published"""
-    attack_iterations: Mapping[str, int] = field(default_factory=dict)
-    """attack → iterations of each round"""
-    n_prompts: int = 10
-    """objects and styles in the prompts"""
 
 
 class Run(NamedTuple):
@@ -96,6 +56,7 @@ def prepare(
     model: Model,
     run: RunSettings,
     *,
+    canvas: Canvas,
     amounts: Amounts,
     grid: Grid,
     ledger: Ledger,
@@ -103,7 +64,7 @@ def prepare(
 ) -> Run:
     """Collect, train, encode and judge the untouched model, or find it done in ``root``."""
     path = root / "prompts.jsonl"
-    _write_prompts(path, amounts.n_prompts)
+    write_prompts(path, canvas)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
     hooks = list(dict.fromkeys(hook for hook, _ in SAES))
     store = collect(
@@ -122,6 +83,7 @@ def prepare(
         encode(store, name)
     bench = Bench(
         root,
+        canvas,
         model,
         run,
         Store.open(store.root),
@@ -130,11 +92,11 @@ def prepare(
         grid,
         ledger,
         pace or Pace(),
-        {"run": describe_run(model, run), "weights": _weights(), **_versions()},
+        {"run": describe_run(model, run), "weights": weights_hash(canvas), **_versions()},
         short_hash([[*p.identity, named(p.labels)] for p in styled]),
     )
     judge, chooser = (
-        load_judge([f"minicanvas:{name}"], str(model.pipe.device))
+        load_judge([f"{canvas.name}:{name}"], str(model.pipe.device))
         for name in ("judge", "selection")
     )
     prompts = read_prompts(path, amounts.report_seeds)
@@ -153,11 +115,9 @@ def prepare(
     )
 
 
-def _write_prompts(path: Path, n: int) -> None:
-    styles, objects = STYLES[:n], OBJECTS[:n]
-    rows = [p for p in all_prompts() if p["style"] in styles and p["object"] in objects]
-    lines = [{"prompt": p["prompt"], "style": p["style"], "object": p["object"]} for p in rows]
-    lines += [{"prompt": prompt(o), "style": None, "object": o} for o in objects]
+def write_prompts(path: Path, canvas: Canvas) -> None:
+    """Write every prompt of a benchmark with its labels, those without a style last."""
+    lines = canvas.all_prompts(include_plain=True)
     durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
@@ -167,10 +127,9 @@ def _versions() -> dict[str, Any]:
     return {"libraries": libraries, "benchmark": VERSION}
 
 
-def _weights() -> str:
-    """Return a hash of all weights of the included model and its classifiers."""
-    folder = Path(minicanvas.__file__).with_name("weights")
-    files = sorted(path for path in folder.rglob("*.safetensors"))
+def weights_hash(canvas: Canvas) -> str:
+    """Return a hash of all weights of a benchmark's model and its classifiers."""
+    files = sorted(canvas.folder.rglob("*.safetensors"))
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return short_hash(digests)
 

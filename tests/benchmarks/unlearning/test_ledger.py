@@ -129,14 +129,22 @@ def test_the_command_says_what_it_kept_and_what_is_missing(tmp_path, monkeypatch
     path = tmp_path / "kept.jsonl"
     Ledger(path).add("a", kind="cell", seconds_per_picture=1.0)
 
-    def prepared(root, model, run, *, amounts, grid, ledger, pace):
+    def prepared(root, model, run, *, canvas, amounts, grid, ledger, pace):
         pace.check()
         assert [*amounts.concepts] == ["style"]
         pace.count("b", "picture", 7200)
         return None
 
+    def model_of(canvas, autocast):
+        return type("Model", (), {"steps": 2, "guidance": 3.0})
+
     nothing = {"prepare": prepared, "results": lambda *about: {"defences": {}}}
-    for name, stands in {**nothing, "several": lambda *about: {}, "_say_strangers": id}.items():
+    for name, stands in {
+        **nothing,
+        "model_of": model_of,
+        "several": lambda *about: {},
+        "_say_strangers": id,
+    }.items():
         monkeypatch.setattr(table, name, stands)
 
     def said(*more):

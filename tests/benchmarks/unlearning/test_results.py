@@ -4,6 +4,7 @@ another machine's."""
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,24 +14,27 @@ from benchmarks.unlearning.esd import ESDSettings
 from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.methods.defence import Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
-from benchmarks.unlearning.results import fast_bfloat16
+from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
+from benchmarks.unlearning.table.amounts import Amounts
 from benchmarks.unlearning.table.page import page, write_page
 from benchmarks.unlearning.table.pictures import LABEL, MARGIN, SIDE
 from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import RunSettings, load_model
+from minicanvas import Canvas
+from sae.diffusion.pipelines import RunSettings
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import Look
+from tests.builders.canvases import tiny_canvas
 
-AMOUNTS = running.Amounts(
+AMOUNTS = Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
     train_steps=20, train_batch=32, expansion=2.0, sequence=2,
     few_concepts={"style": 1, "object": 1}, attacked=1, search_attacked=1, search_tries=2,
-    attacks=("tokens",), attacked_concepts=1, attack_rounds={"tokens": 1}, attack_iterations={"tokens": 1}, n_prompts=2,
+    attacks=("tokens",), attacked_concepts=1, attack_rounds={"tokens": 1}, attack_iterations={"tokens": 1},
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,),
@@ -41,19 +45,32 @@ GRID = Grid(
 )  # fmt: skip
 
 
+RUN = RunSettings(2, 3.0)
+SMALLEST = Canvas("smallest", ("neon", "sketch"), ("cat", "fox"), Path("nowhere"))
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.fixture
+def canvas(root, monkeypatch):
+    """Two styles and two objects in the place of the large benchmark's; its judges see what is
+    attacked also where a negative prompt was to take it away."""
+    texts = ("", "neon", "in neon style", "cat", "An image of cat.")
+    runs = [replace(RUN, negative_prompt=text) for text in texts]
+    return tiny_canvas(monkeypatch, root / "small", SMALLEST, runs=runs, seeds=(7, 50))
+
+
 @pytest.mark.filterwarnings(
     "ignore:the selection .* has no timestep near"
 )  # A run of one step has one.
-def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monkeypatch):
+def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canvas, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
-    model, settings = load_model("minicanvas"), RunSettings(2, 3.0)
-    path = root / "kept/unlearning.jsonl"
-    run = running.prepare(root, model, settings, amounts=AMOUNTS, grid=GRID, ledger=Ledger(path))
+    model, path = model_of(canvas, autocast=False), root / "kept/unlearning.jsonl"
+    given = {"canvas": canvas, "amounts": AMOUNTS, "grid": GRID}
+    run = running.prepare(root, model, RUN, **given, ledger=Ledger(path))
     shared = [table.results(run, share=(i, 2)) for i in range(2)]
     assert [[o.targets for o in part["tables"]["style"]["ours"]] for part in shared] == [
         [{"style": ["neon"]}],
@@ -111,12 +128,13 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     assert len(seeds) == 3 + 6
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
+    assert "### All 2\n" in text and "### 1 of 2\n" in text
     assert all(
         re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS
     )
     write_page(root / "docs/results.md", run, found, several)
     assert (root / "docs/results.md").read_text(encoding="utf-8") == text
-    with Image.open(root / "docs/images/unlearning_style.jpg") as grid:
+    with Image.open(root / "docs/images/unlearning_large_style.jpg") as grid:
         assert grid.height == 40 + (1 + len(table.METHODS)) * (
             SIDE + MARGIN
         )  # the untouched model's row, and each method's
@@ -130,17 +148,15 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, monk
     monkeypatch.setattr("sae.evaluation.attack.loop.generate", None)
     lines = path.read_text()
     counting = Pace(counting=True)
-    given = {"ledger": Ledger(path), "pace": counting}
-    again = running.prepare(root, model, settings, amounts=AMOUNTS, grid=GRID, **given)
+    ledger = Ledger(path)
+    again = running.prepare(root, model, RUN, **given, ledger=ledger, pace=counting)
     read = table.results(again)
     assert page(again, read, table.several(again, read["defences"])) == text
-    assert (path.read_text(), counting.told(given["ledger"], 1)) == (lines, "Nothing is missing.")
+    assert (path.read_text(), counting.told(ledger, 1)) == (lines, "Nothing is missing.")
 
     # Without the ledger everything is counted, and nothing is made when the time is over.
     pace = Pace(counting=True)
-    new = running.prepare(
-        root, model, settings, amounts=AMOUNTS, grid=GRID, ledger=Ledger(root / "new"), pace=pace
-    )
+    new = running.prepare(root, model, RUN, **given, ledger=Ledger(root / "new"), pace=pace)
     table.several(new, table.results(new)["defences"])
     made = [r for r in rows if r["kind"] == "cell" and sum(map(len, r["targets"].values())) == 1]
     assert pace.missing["picture"] >= sum(r["n"] for r in made)
