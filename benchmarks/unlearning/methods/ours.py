@@ -30,18 +30,15 @@ def ours(
     thresholds: Sequence[float] = (1.0,),
 ) -> list[Defence]:
     """Return the paper's rule over features per step, multipliers and thresholds."""
-    selections = [_selected(bench, sae, family, concept, top) for top in tops]
-    settings = itertools.product(selections, multipliers, thresholds)
+
+    def selected(top: int) -> Selection:
+        key = (sae, family, concept, top)
+        if key not in bench.selected:  # The screening, the search and an attack's ask for the same.
+            bench.selected[key] = select(bench.store, sae, family, concept, top=top)
+        return bench.selected[key]
+
+    settings = itertools.product(map(selected, tops), multipliers, thresholds)
     return [features(bench, [Intervention(one, strength=m, threshold=t)]) for one, m, t in settings]
-
-
-def _selected(bench: Bench, sae: str, family: str, concept: str, top: int) -> Selection:
-    """Return a selection; each is asked for at the screening, in the search and in the search under
-    attack."""
-    key = (sae, family, concept, top)
-    if key not in bench.selected:
-        bench.selected[key] = select(bench.store, sae, family, concept, top=top)
-    return bench.selected[key]
 
 
 def features(
