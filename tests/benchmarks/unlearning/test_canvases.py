@@ -55,7 +55,7 @@ def test_of_the_large_benchmark_a_search_and_salun_see_all_that_is_kept(tmp_path
         for other, concepts in LARGE.concepts.items():
             kept = set(concepts) - ({concept} if other == family else set())
             assert {p.labels[other] for p in looked} - {None} == kept
-            assert {LARGE.parse_prompt(text)[other] for text in retained} == kept
+            assert {dict(LARGE.parse_prompt(text))[other] for text in retained} == kept
 
 
 def said(*arguments):
