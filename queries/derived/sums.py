@@ -37,8 +37,9 @@ stays below 2 GB"""
 Found = tuple[Scope, dict[str, list[Record]]]
 """what is to be scored, and the shards of its ``sums`` and ``totals``, both without any where they
 were not made"""
-_GROUPS_AT_ONCE = 2**23
-"""(concept, step, feature) of one window of steps, at most, unless the window is a single step"""
+_GROUPS_AT_ONCE = 2**22
+"""(concept, step, feature) of one window of steps, at most, unless the window is a single step: of
+twice as many DuckDB ran out of its memory where all of them fire"""
 _ROWS_PER_GROUP = 2**16
 """a row group of ``sums`` holds whole concepts, and as many as make this many rows"""
 SHOWN_ROWS = 50_000_000
