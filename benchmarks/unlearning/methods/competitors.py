@@ -174,11 +174,11 @@ def _example_prompts(
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the prompts of pictures to forget, those to tie them to, and those to retain."""
     concepts = [c for c in canvas.concepts[family] if c != concept]
-    asked = [
-        p for p in _prompts_of(canvas, family, concept) for _ in range(grid.examples_per_prompt)
-    ]
-    pseudo = [p.replace(concept, concepts[i % len(concepts)]) for i, p in enumerate(asked)]
-    others = [p for c in concepts for p in _prompts_of(canvas, family, c)]
+    with_it, each = _prompts_of(canvas, family, concept), grid.examples_per_prompt
+    instead = [_prompts_of(canvas, family, c) for c in concepts]
+    asked = [p for p in with_it for _ in range(each)]
+    pseudo = [instead[i % len(instead)][i // each] for i in range(len(asked))]
+    others = [p for prompts in instead for p in prompts]
     kept = others[:: max(1, len(others) // grid.retained)][: grid.retained]
     return asked, pseudo, kept
 

@@ -58,6 +58,21 @@ def test_of_the_large_benchmark_a_search_and_salun_see_all_that_is_kept(tmp_path
             assert {dict(LARGE.parse_prompt(text))[other] for text in retained} == kept
 
 
+@pytest.mark.parametrize("canvas", CANVASES.values(), ids=CANVASES)
+def test_salun_ties_pictures_to_prompts_that_differ_in_the_concept_only(canvas):
+    """Also where one name is a part of another, as ``sun`` is of ``sunset``."""
+    for family, concepts in canvas.concepts.items():
+        for concept in concepts:
+            asked, pseudo, _ = _example_prompts(canvas, GRIDS[canvas.name], family, concept)
+            other = next(name for name in canvas.concepts if name != family)
+            own, tied = (
+                [dict(canvas.parse_prompt(text)) for text in texts] for texts in (asked, pseudo)
+            )
+            assert {p[family] for p in own} == {concept}
+            assert {p[family] for p in tied} == set(concepts) - {concept}
+            assert [p[other] for p in own] == [p[other] for p in tied]
+
+
 def said(*arguments):
     result = CliRunner().invoke(command.main, [str(one) for one in arguments])
     return result.exit_code, result.output.strip().splitlines()
