@@ -229,7 +229,16 @@ def test_a_selection_file_is_loaded_without_a_server(store, static, browser, tmp
         page.get_by_text("other.json is no selection").wait_for()
 
 
-def test_the_size_is_told_before_anything_is_written(store, tmp_path):
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A store without pictures, labels and codes."""
+    store = explored_store(tmp_path_factory.mktemp("bare") / "store", pictures=False, labels={})
+    for record in [r for table in ("codes/s", "stats/s") for r in store.records(table)]:
+        store.remove(record)
+    return store
+
+
+def test_the_size_is_told_before_anything_is_written(bare, tmp_path):
     told = []
 
     def refuse(written):
@@ -237,19 +246,16 @@ def test_the_size_is_told_before_anything_is_written(store, tmp_path):
         assert not (tmp_path / "page").exists()
         return False
 
-    assert export(store, tmp_path / "page", features=1, samples=0, agree=refuse) is None
+    assert export(bare, tmp_path / "page", agree=refuse) is None
     assert told[0].files > 10
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "page").mkdir()
     with pytest.raises(UsageError, match="page exists: name a new directory for --export"):
-        export(store, tmp_path / "page")
+        export(bare, tmp_path / "page")
 
 
-def test_a_store_without_pictures_labels_or_codes_is_exported_as_far_as_it_goes(tmp_path):
-    store = explored_store(tmp_path / "bare", pictures=False, labels={})
-    for record in [r for table in ("codes/s", "stats/s") for r in store.records(table)]:
-        store.remove(record)
-    export(store, tmp_path / "page")
+def test_a_store_without_pictures_labels_or_codes_is_exported_as_far_as_it_goes(bare, tmp_path):
+    export(bare, tmp_path / "page")
     found = json.loads((tmp_path / "page/data/overview.json").read_text())
     assert {one["what"] for one in found["missing"]} == {"pictures", "labels", "codes"}
     assert not (tmp_path / "page/data/pictures").exists()
