@@ -135,11 +135,13 @@ def export_sae(store: Store, name: str, format: str, out: Path) -> list[Path]:
     Raises:
         SAEError: the store has no such SAE, or the format cannot express it.
         UsageError: the format is not known, or ``out`` holds something.
+        DiskError: the operating system refused; tried before anything is read.
     """
     if format not in WRITERS:
         raise UsageError(f"format {format!r} cannot be written. Known: {', '.join(WRITERS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists: name a new directory.")
+    durable.check_file(out / "README.md")
     files = WRITERS[format](store_sae(store, name)) | {
         "README.md": model_card(store, name, format).encode()
     }

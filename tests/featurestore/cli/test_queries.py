@@ -47,6 +47,10 @@ WRITERS = {
     "selections": ([*EXPORT, "--by", "style", "-o"], "queries.selections.select_all"),
     "a decoder": ([*EXPORT, "--decoder"], "queries.decoder.decoder_table"),
     "a database": (["export", "{store}", "--duckdb"], "queries.connection.database.connect"),
+    "an SAE": (
+        ["sae", "export", "{store}", "s", "--format", "saelens", "--out"],
+        "sae.formats.exchange.store_sae",
+    ),
     "an answer": (["query", "{store}", "sae_steps", "-o"], "queries.ask"),
     "a statement's": (["sql", "{store}", "select 1", "-o"], "queries.sql"),
     "a plot": (["plot", "{store}", "--sae", "s", "-o"], "queries.plots.load_metrics"),
@@ -65,9 +69,9 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
     words, computes = WRITERS[what]
     monkeypatch.setattr(computes, lambda *_, **__: pytest.fail(f"{computes} was called"))
     (tmp_path / "file").write_bytes(b"")
-    suffix = {"a decoder": "parquet", "a plot": "png"}.get(what, "json")
-    place = tmp_path / "file" / f"selection.{suffix}"
-    given = tmp_path / "file" if what == "selections" else place
+    names = {"a decoder": "x.parquet", "a plot": "x.png", "an SAE": "saes/README.md"}
+    place = tmp_path / "file" / names.get(what, "selection.json")
+    given = place.parent if what in ("selections", "an SAE") else place
     status, _, err = run(capsys, *(word.format(store=store.root) for word in words), given)
     assert status == 1
     assert err == f"Error: cannot write {place}: Not a directory; nothing half-written is left.\n"
