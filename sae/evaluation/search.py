@@ -2,6 +2,7 @@
 that are made together."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -39,11 +40,22 @@ Looked = Callable[[Sequence[Intervention]], Outcome]
 
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
-    """Return every prompt that asks for a target, and at most ``n_others`` of the others, evenly
-    taken, in order."""
+    """Return every prompt that asks for a target, and at most ``n_others`` of the others, in order:
+    each is one whose seed and labels were taken least before.
+
+    Taken at even distances, others could show one object of two: prompts come in rows.
+    """
     others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
-    n = min(n_others, len(others))
-    kept = {others[(2 * j + 1) * len(others) // (2 * n)] for j in range(n)} if n else set()
+    taken, kept = Counter[tuple[str, object]](), set[int]()
+
+    def shown(i: int) -> list[tuple[str, object]]:
+        return [("", prompts[i].seed), *prompts[i].labels.items()]
+
+    for _ in range(min(n_others, len(others))):
+        rarest = min(others, key=lambda i: sum(taken[one] for one in shown(i)))
+        others.remove(rarest)
+        taken.update(shown(rarest))
+        kept.add(rarest)
     return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
 

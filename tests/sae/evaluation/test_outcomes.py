@@ -3,6 +3,7 @@ kept and reported."""
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_thinning_keeps_every_prompt_of_a_target_and_spreads_the_others():
     assert [p for p in PROMPTS if p in kept] == kept
     assert thinned(PROMPTS, {"style": ["red"]}, 100) == PROMPTS
     assert len(thinned(PROMPTS, {"style": ["red"]}, 0)) == 4
+
+
+def test_of_prompts_in_rows_thinning_shows_every_label_and_seed_alike():
+    prompts = [
+        Prompt(f"{o} {s}", seed, {"object": f"o{o}", "style": f"s{s}"}, 1)
+        for o in range(10)
+        for s in range(10)
+        for seed in range(3)
+    ]
+    others = [p for p in thinned(prompts, {"style": ["s0"]}, 90) if p.labels["style"] != "s0"]
+    shown = [Counter(p.labels[name] for p in others) for name in ("object", "style")]
+    assert [sorted(set(one.values())) for one in shown] == [[9], [10]]
+    assert set(Counter(p.seed for p in others).values()) == {30}
 
 
 def test_a_sequence_of_requests_adds_up():
@@ -290,7 +304,7 @@ def test_of_several_settings_only_the_best_at_the_first_look_are_looked_at_with_
     assert (
         asked == [3] * 8 + [8] * 6
     )  # Two of one seed and one other; four of two seeds and four others.
-    assert "search style=red: setting 3 of 8, seeds 10: 0.750" in said
+    assert "search style=red: setting 3 of 8, seeds 10: 0.889" in said
     assert outcome.setting["edits"][0]["strength"] == -3.0
 
 
