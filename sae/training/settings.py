@@ -147,7 +147,9 @@ class Plan:
         fields = dataclasses.asdict(self.settings)
         fields |= {"steps": self.steps, "lr": self.lr, "dead_after": self.dead_after}
         fields |= {"n_latents": self.config.n_latents, "hook": self.config.hook}
-        fields |= {"betas": list(self.betas), "warmup": self.warmup, "haste": self.haste}
+        fields |= {"betas": list(self.betas), "warmup": self.warmup}
+        if self.haste != 1:  # Others are what they were before there was any.
+            fields["haste"] = self.haste
         fields |= {"group_sizes": list(self.config.group_sizes), "scale_inputs": self.scale_inputs}
         return {key: fields[key] for key in sorted(fields) if key != "expansion"}
 

@@ -35,7 +35,7 @@ def test_a_short_training_begins_with_half_the_encoder(tmp_path, architecture):
     short, hurried, x = begun(24)
     long, usual, _ = begun(480)
     assert (short.haste, long.haste) == (2, 1)
-    assert short.described()["haste"] == 2
+    assert short.described()["haste"] == 2 and "haste" not in long.described()
     torch.testing.assert_close(usual.W_enc, usual.W_dec)
     torch.testing.assert_close(hurried.W_enc, hurried.W_dec / 2)
     torch.testing.assert_close(hurried.W_dec, usual.W_dec)
