@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import NamedTuple, TypeVar
 
 from featurestore.prompts import Prompt
@@ -45,17 +46,18 @@ def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[
 
     Taken at even distances, others could show one object of two: prompts come in rows.
     """
-    others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
+    # How often each one's seed and labels were taken when that was last looked at; it only grows.
+    waiting = [(0, i) for i, p in enumerate(prompts) if not asks(p.labels, targets)]
     taken, kept = Counter[tuple[str, object]](), set[int]()
-
-    def shown(i: int) -> list[tuple[str, object]]:
-        return [("", prompts[i].seed), *prompts[i].labels.items()]
-
-    for _ in range(min(n_others, len(others))):
-        rarest = min(others, key=lambda i: sum(taken[one] for one in shown(i)))
-        others.remove(rarest)
-        taken.update(shown(rarest))
-        kept.add(rarest)
+    while waiting and len(kept) < n_others:
+        before, i = heappop(waiting)
+        shown = [("", prompts[i].seed), *prompts[i].labels.items()]
+        now = sum(taken[one] for one in shown)
+        if now > before:
+            heappush(waiting, (now, i))
+        else:
+            taken.update(shown)
+            kept.add(i)
     return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
 

@@ -12,7 +12,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from featurestore.errors import SAEError, nearest
 from featurestore.store import Store
-from sae.feed.rows import ActivationRows, activation_rows, data_hash, split_rows
+from sae.feed.rows import (
+    ActivationRows,
+    activation_rows,
+    data_hash,
+    rows_to_measure,
+    split_rows,
+)
 from sae.feed.shuffle import WINDOW_BYTES, ShuffledPositions
 
 _EPOCHS = 5
@@ -89,7 +95,7 @@ class PositionBatches:
 
     def evaluation(self) -> tuple[ActivationRows, npt.NDArray[np.integer], bool]:
         """Return the rows, and the indices of the held-out ones, or of all if none are."""
-        return self.rows, self.test if len(self.test) else self.train, bool(len(self.test))
+        return self.rows, *rows_to_measure(self.train, self.test)
 
 
 class ActivationBatches(IterableDataset[Tensor]):

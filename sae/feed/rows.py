@@ -216,3 +216,11 @@ def split_rows(
     out = held_out(np.unique(rows.sample_id).tolist(), holdout)
     is_out = np.isin(rows.sample_id, np.fromiter(out, np.int64, len(out)))
     return np.flatnonzero(~is_out), np.flatnonzero(is_out)
+
+
+def rows_to_measure(
+    train: npt.NDArray[np.integer], test: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.integer], bool]:
+    """Return the indices of the held-out rows, or of all if none are, and whether they are held
+    out."""
+    return (test, True) if len(test) else (train, False)

@@ -20,7 +20,7 @@ from featurestore.saes import sae_hash, sae_record
 from featurestore.store import Store
 from sae.adding import add_sae, make_candidate
 from sae.checkpoint import CONFIG, METRICS, WEIGHTS, config_bytes, store_sae, weights_bytes
-from sae.feed.rows import activation_rows, data_hash, split_rows
+from sae.feed.rows import activation_rows, data_hash, rows_to_measure, split_rows
 from sae.model import SAE
 from sae.training.outcome.metrics import Metrics, chunks_of_rows, measure
 
@@ -64,9 +64,7 @@ def calibrate(store: Store, name: str, new_name: str, device: torch.device) -> C
     settings = record.made_by.get("settings", {})
     branch, holdout = sae.config.branch, settings.get("holdout", 0.1)
     rows = activation_rows(store, sae.config.hook, branch)
-    train, test = split_rows(rows, holdout)
-    held_out = bool(len(test))
-    indices = test if held_out else train
+    indices, held_out = rows_to_measure(*split_rows(rows, holdout))
     indices = indices[:: -(-len(indices) // _MOST_MAPS)]
     chunks = lambda: (chunk.x.to(device) for chunk in chunks_of_rows(rows, indices))  # noqa: E731
     threshold = find_threshold(sae, chunks)
