@@ -178,6 +178,7 @@ def run(argv: list[str], root: Path, *, code: Path, cache: Path, limit: float) -
     Or ``failed``: its last line, or the limit.
     """
     environment = {**os.environ, "PYTHONPATH": str(code), "FEATURESTORE_CACHE": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # An installed package has its bytecode.
     told = root.parent / f"hashed-{os.getpid()}.txt"
     opened = Opened(root)
     opened.start()

@@ -2,7 +2,7 @@
 ``totals.sql`` and kept."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import duckdb
@@ -191,8 +191,9 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
         "branch": scope.branch,
         "family": scope.family,
         "map_positions": scope.n_positions,
+        "unit": UNIT,
     }
-    totals, rows_per_step = [], len(scope.concepts) * scope.n_latents
+    totals = []
     n_rows = sum(record.rows for record in store.records(f"stats/{sae}"))
     quiet = None if progress and n_rows >= SHOWN_ROWS else True
     with (
@@ -202,15 +203,12 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
         ) as bar,
     ):
         connection.register("labelled", members)
-        for window in windows(scope, rows_per_step, _GROUPS_AT_ONCE):
-            sums, part = _window(connection, {**values, **window, "unit": UNIT})
+        for steps, sums, part in _by_window(connection, scope, values):
             check_features(store, sae, scope.n_latents, part["feature"])
             totals.append(part)
-            shard = f"{name}-{window['first_step']:05d}"
+            shard = f"{name}-{steps[0]:05d}"
             store.append_parts(f"sums/{sae}", shard, SUMS, by_concept(sums), made_by=made_by)
-            bar.update(
-                sum(window["first_step"] <= step <= window["last_step"] for step in scope.steps)
-            )
+            bar.update(len(steps))
     counts = sorted(
         members["concept"].value_counts().to_pylist(), key=lambda row: row["values"].encode()
     )
@@ -223,26 +221,51 @@ def _make(scope: Scope, made_by: dict[str, Any], name: str, progress: bool) -> R
     return record
 
 
+def _by_window(
+    connection: duckdb.DuckDBPyConnection, scope: Scope, values: Mapping[str, Any]
+) -> Iterator[tuple[list[int], pa.Table, pa.Table]]:
+    """Yield consecutive steps, as many as memory allows, and their rows of ``sums`` and of
+    ``totals``.
+
+    How many groups fit into memory depends on how many rows each is made of, so windows become
+    smaller where one did not.
+
+    Raises:
+        QueryError: not even one step did.
+    """
+    waiting = [*scope.steps]
+    at_once = max(1, _GROUPS_AT_ONCE // (len(scope.concepts) * scope.n_latents))
+    while waiting:
+        steps = waiting[:at_once]
+        window = {**values, "first_step": steps[0], "last_step": steps[-1]}
+        try:
+            sums, part = _window(connection, window)
+        except duckdb.OutOfMemoryException as error:
+            if len(steps) == 1:
+                raise QueryError(one_line(error)) from error
+            at_once = len(steps) // 2
+        except duckdb.Error as error:
+            raise QueryError(one_line(error)) from error
+        else:
+            yield steps, sums, part
+            waiting = waiting[at_once:]
+
+
 def _window(
-    connection: duckdb.DuckDBPyConnection, values: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection, values: Mapping[str, Any]
 ) -> tuple[pa.Table, pa.Table]:
-    """Return the rows of ``sums`` and of ``totals`` of a window of steps."""
+    """Return the rows of ``sums`` and of ``totals`` of a window of steps; raises duckdb.Error."""
 
     def rows(name: str, schema: pa.Schema) -> pa.Table:
         text = sql_text(name)
         used = {key: value for key, value in values.items() if f"${key}" in text}
         return connection.sql(text, params=used).to_arrow_table().cast(schema)
 
-    try:
-        sums = rows("sums", SUMS)
-        connection.register("window", sums)
-        sae = quote_text(values["sae"])
-        connection.execute(
-            f'create or replace temp view sums as select {sae} as sae, * from "window"'
-        )
-        return sums, rows("totals", TOTALS)
-    except duckdb.Error as error:
-        raise QueryError(one_line(error)) from error
+    sums = rows("sums", SUMS)
+    connection.register("window", sums)
+    sae = quote_text(values["sae"])
+    connection.execute(f'create or replace temp view sums as select {sae} as sae, * from "window"')
+    return sums, rows("totals", TOTALS)
 
 
 def by_concept(sums: pa.Table) -> Iterator[pa.Table]:

@@ -1,13 +1,14 @@
 """Sums and totals: made once by SQL, kept while they are of the present samples, the same bits
 whatever the shards."""
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import DamageError
+from featurestore.errors import DamageError, QueryError
 from queries import ask, score, select, selections
 from queries.derived import sums
 from queries.derived.sums import find_sums, keep_sums
@@ -67,6 +68,29 @@ def test_shards_and_windows_change_no_bit(
     )
     assert kept.to_pylist() == expected[0].to_pylist()
     assert store.arrow("totals/s").to_pylist() == expected[1].to_pylist()
+
+
+def test_windows_shrink_where_memory_does_not_take_them(tmp_path, monkeypatch):
+    z, labels = random_codes(1, samples=4), ["a", "a", "b", "b"]
+    expected = ask(make_store(tmp_path / "whole", z, {"style": labels}), "sums")
+    most, window, asked = 2, sums._window, []
+
+    def scarce(connection, values):
+        asked.append((values["first_step"], values["last_step"]))
+        if values["last_step"] - values["first_step"] >= most:
+            raise duckdb.OutOfMemoryException("Out of Memory Error: full\n\nand a picture")
+        return window(connection, values)
+
+    monkeypatch.setattr(sums, "_window", scarce)
+    store = make_store(tmp_path / "scarce", z, {"style": labels})
+    keep_sums(store, "s")
+    assert asked == [(0, 2), (0, 0), (1, 1), (2, 2)]
+    assert ask(store, "sums") == expected
+    most = 0
+    other = make_store(tmp_path / "none", z, {"style": labels})
+    with pytest.raises(QueryError, match=r"^Out of Memory Error: full$"):
+        keep_sums(other, "s")
+    assert other.records("totals/s") == []
 
 
 @SETTINGS
