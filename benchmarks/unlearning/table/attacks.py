@@ -82,6 +82,7 @@ def _attacked(
         run=defence.run,
         attached=bench.pace.checked(defence.attached),
         setting={**defence.setting, "basis": dict(bench.basis)},
+        plain=bench.run if defence.run != bench.run else None,
         guided=bool(defence.run.negative_prompt),
     )
     settings = AttackSettings(

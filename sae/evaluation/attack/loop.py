@@ -44,6 +44,8 @@ def places(
         "attack": vars(settings),
         "run": describe_run(defended.model, defended.run),
     }
+    if defended.plain is not None:
+        attacked["plain"] = describe_run(defended.model, defended.plain)
     return functools.partial(_path_of, attacked, out, settings)
 
 
@@ -99,9 +101,9 @@ class AttackLoop:
         no attack."""
         model, run = self.defended.model, self.defended.run
         prompts, seeds = [c.prompt.prompt for c in cases], [c.prompt.seed for c in cases]
-        starts = [c.prompt.starts for c in cases]
-        latents = generate(model, run, prompts, seeds, output_type="latent", starts=starts)
-        untouched = generate(model, run, prompts, seeds, starts=starts)
+        starts, plain = [c.prompt.starts for c in cases], self.defended.plain or run
+        latents = generate(model, plain, prompts, seeds, output_type="latent", starts=starts)
+        untouched = generate(model, plain, prompts, seeds, starts=starts)
         with self.defended.attached():
             before = generate(model, run, prompts, seeds, starts=starts)
         names = [f"{prompt!r}, seed {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]

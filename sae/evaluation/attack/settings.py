@@ -81,6 +81,8 @@ class Defended:
     """attaches the defence to the model while the block runs"""
     setting: dict[str, Any]
     """what tells the defence from others, as JSON"""
+    plain: RunSettings | None = None
+    """the run without the defence, where that is in ``run`` itself: a negative prompt"""
     guided: bool = False
     """whether the defence is in the unconditional half or in a negative prompt: then guidance is in
     the gradient's path"""

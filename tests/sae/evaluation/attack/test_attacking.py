@@ -1,5 +1,6 @@
 """An attack from outside: what is kept, continued and reported; what is refused, in one line."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -11,10 +12,12 @@ from PIL import Image
 
 from featurestore.errors import ModelError, SelectionError, UsageError
 from featurestore.prompts import Prompt, PromptColumns, read_prompts, start_picture
-from sae.diffusion.pipelines import RunSettings
+from sae.diffusion.pipelines import RunSettings, generate
 from sae.evaluation.attack import AttackSettings, attack
-from sae.evaluation.attack.attacking import spread
+from sae.evaluation.attack.attacking import attack_defence, spread
+from sae.evaluation.attack.loop import places
 from sae.evaluation.attack.report import Attacked, AttackReport
+from sae.evaluation.attack.settings import Defended
 from sae.evaluation.measures.intervals import wilson
 from sae.intervention.settings import Intervention
 from tests.builders.judges import Scripted
@@ -205,6 +208,28 @@ def test_what_noises_a_picture_is_attacked_by_its_words(model, tmp_path, method)
 def test_pictures_that_do_not_show_the_concept_anyway_do_not_count(model, tmp_path):
     report = run(model, tmp_path, Scripted([1, 0, 1, 0], [0], [1])())
     assert (len(report.pictures), report.not_shown, report.under_attack.value) == (2, 2, 1)
+
+
+def test_where_a_negative_prompt_is_the_defence_the_target_is_drawn_without_it(model, tmp_path):
+    run = replace(RUN, negative_prompt="neon", guidance=9.0)
+    defended = Defended(
+        model=model, run=run, plain=RUN, attached=contextlib.nullcontext, setting={}, guided=True
+    )
+    (case,) = spread(PROMPTS, "style", "neon", 1)
+    settings = AttackSettings(rounds=1, iterations=1, n_tokens=2)
+    attack_defence(
+        defended, [case], judge=Scripted([1], [0], [1])(), out=tmp_path, settings=settings,
+        progress=False,
+    )  # fmt: skip
+    for name, how in {"target": RUN, "defended": run}.items():
+        (drawn,) = generate(model, how, [case.prompt.prompt], [case.prompt.seed])
+        (kept,) = tmp_path.glob(f"tokens/*-{name}.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(kept)), np.asarray(drawn))
+    places_of = [
+        places(tmp_path, replace(defended, plain=plain), Scripted([1])(), settings)(case)
+        for plain in (RUN, None)
+    ]
+    assert places_of[0] != places_of[1]
 
 
 def test_attacked_are_prompts_that_ask_for_it_spread_over_all():
