@@ -27,7 +27,7 @@ class Amounts:
     train_batch: int = 1024
     expansion: float = 8.0
     sequence: int = 6
-    """requests in a row"""
+    """requests in a row, of each family"""
     few_concepts: dict[str, int] = field(default_factory=lambda: {"style": 2, "object": 2})
     """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise,
     the simplest baselines"""
@@ -73,7 +73,7 @@ it hard is what has to stay, so that stays whole: every method is judged on ever
 one concept of each group of look-alikes is removed, 8 styles and 10 objects, on fewer seeds of
 twice as many prompts: of a concept 80 pictures to learn from, as there; 40 to choose settings by,
 beside 30; 40 that are reported on, beside 50. So it takes 146,000 pictures and 14 hours, of which
-8 are attacks on as many pictures as there, each a fifth dearer.
+8 are attacks on as many pictures as there, each a fifth dearer; and besides, objects in a row.
 """
 GRIDS: dict[str, Grid] = {SMALL.name: Grid(), LARGE.name: Grid(retained=126)}
 """benchmark → the settings that are tried: the same, but for the pictures that SalUn retains, of

@@ -108,7 +108,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         if found["attacks"][family]:
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
-        "sequential": "Styles removed in a row, none put back",
+        "sequential": "Styles, then objects, removed in a row, none put back",
         "all but one": f"{_all_styles(run)} but one at once",
         "joint": "A style and an object at once",
     }

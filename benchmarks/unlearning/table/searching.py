@@ -129,8 +129,8 @@ def several(
     defences: Mapping[str, Mapping[str, Mapping[str, Defence]]],
     share: tuple[int, int] = (0, 1),
 ) -> dict[str, list[Outcome]]:
-    """Remove concepts in a row, all styles but one, and a style with an object, beginning with each
-    concept's own setting.
+    """Remove styles and then objects in a row, all styles but one, and a style with an object,
+    beginning with each concept's own setting.
 
     ``share``: of so many processes this one does every n-th of the three.
     """
@@ -140,7 +140,8 @@ def several(
         for c, methods in of_concepts.items()
     }
     styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
-    requests = [{family: [concept]} for family, concept in styles[: run.amounts.sequence]]
+    n_requests = run.amounts.sequence
+    requests = [{family: [c]} for family, c in (*styles[:n_requests], *objects[:n_requests])]
     wanted: dict[str, list[dict[str, list[str]]]] = {
         "sequential": list(sequence(requests)),
         "all but one": [grouped(styles[1:])] if len(styles) > 1 else [],

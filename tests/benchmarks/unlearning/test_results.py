@@ -91,6 +91,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     assert [o.targets for o in several["sequential"]] == [
         {"style": ["neon"]},
         {"style": ["neon", "sketch"]},
+        {"style": ["neon", "sketch"], "object": ["cat"]},
     ]
     assert [o.targets for o in several["all but one"]] == [{"style": ["sketch"]}]
     assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
