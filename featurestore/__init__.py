@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from featurestore.errors import (

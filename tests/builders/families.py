@@ -13,6 +13,7 @@ import diffusers
 import torch
 from PIL import Image
 
+from sae.diffusion.reading.architectures import ARCHITECTURES
 from tests.builders import pipelines as tiny
 
 HALVES = (("uncond", "cond"),)
@@ -654,12 +655,11 @@ def table() -> list[str]:
     """The lines of the table in docs/pipelines.md: what the tests of the families hold."""
     lines = ["| pipeline | guidance | hooks that are tested | starts from |", "|---|---|---|---|"]
     for name, family in FAMILIES.items():
-        takes = family.inputs(1)
-        start = [word for key, word in _STARTS.items() if key in takes]
+        start = [_STARTS[kind] for kind in ARCHITECTURES[name].starts]
         hooks = ", ".join(f"`{hook.partition('.')[2]}`" for hook in family.hooks)
         way = _PARTS[family.order] if family.guided else "none, or told to the denoiser"
         lines.append(f"| `{name}` | {way} | {hooks} | {', '.join(start) or 'noise'} |")
     return lines
 
 
-_STARTS = {"image": "a picture", "mask_image": "a mask", "control_image": "a control picture"}
+_STARTS = {"image": "a picture", "mask": "a mask", "control": "a control picture"}
