@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.unlearning.diffusion import embed, latent_shape, noise, sampled_until
+from benchmarks.unlearning.diffusion import embed, latent_shape, predicted, sampled_until
 from benchmarks.unlearning.esd import esd_target
 from sae.evaluation.attack.prefix import prefixed_embeddings
 
 
 @dataclass(frozen=True)
 class AdvUnlearnSettings:
-    """As published."""
+    """As the release's example runs it: what is retained is part of the loss, with a weight of 0.3,
+    and an attack begins with a random word."""
 
     iterations: Sequence[int] = (1000,)
     """after which the weights are kept, in this order; the last is the end"""
@@ -30,13 +31,15 @@ class AdvUnlearnSettings:
     warm_up: int = 200
     """iterations without an attack"""
     attack_every: int = 1
-    """iterations between attacks; each goes on from what the one before found"""
+    """iterations between attacks; until the next one the prompt is the one that was attacked"""
     attack_steps: int = 30
     attack_learning_rate: float = 1e-3
     n_tokens: int = 1
     """of the attack, before the prompt"""
     retained: int = 5
-    """prompts in the step that keeps what is retained, after each that erases"""
+    """prompts of each step whose answers are kept"""
+    retain_weight: float = 0.3
+    """of their loss"""
     seed: int = 0
 
 
@@ -64,9 +67,9 @@ class _Training:
         """Return a number below ``n``."""
         return int(torch.randint(n, (1,), generator=self.generator))
 
-    def noise(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Return the noise that the UNet, which is not trained, predicts."""
-        return noise(self.pipe, self.pipe.unet, x, t.expand(len(x)), c.expand(len(x), -1, -1))
+    def predicted(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Return what the UNet, which is not trained, predicts."""
+        return predicted(self.pipe, self.pipe.unet, x, t.expand(len(x)), c.expand(len(x), -1, -1))
 
     def asked(self, text: str, prefix: Tensor | None) -> Tensor:
         """Return the trained encoder's states of a text after a prefix ``[1, k, width]``."""
@@ -80,26 +83,26 @@ class _Training:
         x, t = self.drawn(c)
         with torch.no_grad():
             target = esd_target(
-                self.noise(x, t, c), self.noise(x, t, self.empty), self.settings.eta
+                self.predicted(x, t, c), self.predicted(x, t, self.empty), self.settings.eta
             )
-        return (self.noise(x, t, self.asked(text, prefix)) - target).square().mean()
+        return (self.predicted(x, t, self.asked(text, prefix)) - target).square().mean()
 
     def distance(self, states: Tensor, c: Tensor) -> Tensor:
         """Return how far the answers to ``states`` are from the untouched model's to ``c``: what an
         attack makes small, and what keeps the retained prompts."""
         x, t = self.drawn(c)
         with torch.no_grad():
-            target = self.noise(x, t, c)
-        return (self.noise(x, t, states) - target).square().mean()
+            target = self.predicted(x, t, c)
+        return (self.predicted(x, t, states) - target).square().mean()
 
-    def attacked(self, text: str, c: Tensor, prefix: Tensor | None) -> Tensor:
-        """Return the prefix that an attack finds, from a random word's or the last one's on."""
+    def words(self) -> Tensor:
+        """Return the embeddings of random words, ``[1, k, width]``."""
         table = self.student.get_input_embeddings().weight
-        if prefix is None:
-            ids = torch.randint(
-                len(table), (1, self.settings.n_tokens), generator=self.generator
-            ).to(table.device)
-            prefix = table[ids]
+        ids = torch.randint(len(table), (1, self.settings.n_tokens), generator=self.generator)
+        return table[ids.to(table.device)]
+
+    def attacked(self, text: str, c: Tensor, prefix: Tensor) -> Tensor:
+        """Return the prefix that an attack finds, from a given one on."""
         found = prefix.detach().clone().requires_grad_()
         optimiser = torch.optim.Adam([found], lr=self.settings.attack_learning_rate)
         for _ in range(self.settings.attack_steps):
@@ -110,9 +113,12 @@ class _Training:
 
 
 def trained_parameters(text_encoder: Any) -> dict[str, nn.Parameter]:
-    """Return what AdvUnlearn trains: a text encoder without its table of tokens."""
-    table = text_encoder.get_input_embeddings().weight
-    return {name: p for name, p in text_encoder.named_parameters() if p is not table}
+    """Return what AdvUnlearn trains: a text encoder's layers and its last norm, no embeddings."""
+    return {
+        name: p
+        for name, p in text_encoder.named_parameters()
+        if "embeddings" not in name.split(".")
+    }
 
 
 def train_adv_unlearn(
@@ -124,9 +130,9 @@ def train_adv_unlearn(
     """Return iterations → the text encoder's weights after erasing what the prompts ask for; the
     pipeline stays as it is.
 
-    Each iteration takes ESD's step on one of the prompts, after the warm-up behind the prefix that
-    ``min_d ‖ε_θ(x_t, [d; c]) − ε₀(x_t, c)‖²`` found, and then a step of
-    ``‖ε_θ(x_t, c_r) − ε₀(x_t, c_r)‖²`` on retained prompts.
+    Each iteration takes a step of ESD's loss on one of the prompts, after the warm-up behind the
+    prefix that ``min_d ‖ε_θ(x_t, [d; c]) − ε₀(x_t, c)‖²`` found, and of
+    ``γ ‖ε_θ(x_t, c_r) − ε₀(x_t, c_r)‖²`` on retained prompts.
     """
     training = _Training(pipe, settings)
     parameters = trained_parameters(training.student)
@@ -135,20 +141,19 @@ def train_adv_unlearn(
         erased, retained = embed(pipe, concept_prompts), embed(pipe, retained_prompts)
     prefix, kept = None, {}
     for iteration in range(settings.iterations[-1]):
-        one = training.draw(len(concept_prompts))
-        text, c = concept_prompts[one], erased[one : one + 1]
-        late = iteration - settings.warm_up
-        if late >= 0 and late % settings.attack_every == 0:
-            prefix = training.attacked(text, c, prefix)
+        if iteration % settings.attack_every == 0:
+            one = training.draw(len(concept_prompts))
+            text, c = concept_prompts[one], erased[one : one + 1]
+            if iteration >= settings.warm_up:
+                prefix = training.attacked(text, c, training.words())
         rows = torch.randint(len(retained), (settings.retained,), generator=training.generator)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         optimiser.zero_grad()
-        training.erasing_loss(text, c, prefix).backward()
-        optimiser.step()
-        optimiser.zero_grad()
         asked = embed(training.reader, [retained_prompts[i] for i in rows])
-        training.distance(asked, retained[rows]).backward()
+        loss = training.erasing_loss(text, c, prefix)
+        loss = loss + settings.retain_weight * training.distance(asked, retained[rows])
+        loss.backward()
         optimiser.step()
         for parameter in parameters.values():
             parameter.requires_grad_(False)

@@ -1,5 +1,4 @@
-"""What the methods share: embeddings, predicted noise whatever the model predicts, and weights put
-in for a while."""
+"""What the methods share: embeddings, predictions, sampling, and weights put in for a while."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,20 +23,29 @@ def tokens(pipe: Any, texts: Sequence[str]) -> Tensor:
     return batch.input_ids.to(pipe.device)
 
 
-def noise(pipe: Any, unet: nn.Module, x: Tensor, timesteps: Tensor, embedding: Tensor) -> Tensor:
-    """Return the noise that a UNet predicts in ``x [batch, C, H, W]`` at ``timesteps [batch]``.
+def predicted(
+    pipe: Any, unet: nn.Module, x: Tensor, timesteps: Tensor, embedding: Tensor
+) -> Tensor:
+    """Return what a UNet predicts of ``x [batch, C, H, W]`` at ``timesteps [batch]``: noise, or a
+    velocity.
 
-    A velocity ``v = √ᾱ ε − √(1−ᾱ) x₀`` is turned into ``ε = √ᾱ v + √(1−ᾱ) x_t`` (Salimans & Ho
-    2022, arXiv 2202.00512).
+    The methods' losses are differences of predictions, published for models that predict noise. Of
+    a velocity ``v = √ᾱ ε − √(1−ᾱ) x₀`` (Salimans & Ho 2022, arXiv 2202.00512) the difference in
+    noise is √ᾱ times as large, so nothing where a picture begins: a loss in noise would hardly
+    train these steps. It is taken in what the model predicts.
     """
     same = bool((timesteps == timesteps[0]).all())
-    prediction = unet(x, timesteps[0] if same else timesteps, embedding, return_dict=False)[0]
+    return unet(x, timesteps[0] if same else timesteps, embedding, return_dict=False)[0]
+
+
+def training_target(pipe: Any, x0: Tensor, epsilon: Tensor, timesteps: Tensor) -> Tensor:
+    """Return what a model is trained to predict of ``√ᾱ x₀ + √(1−ᾱ) ε``."""
     kind = pipe.scheduler.config.prediction_type
     if kind == "epsilon":
-        return prediction
+        return epsilon
     assert kind == "v_prediction", kind
     signal, rest = levels(pipe, timesteps)
-    return signal * prediction + rest * x
+    return signal * epsilon - rest * x0
 
 
 def levels(pipe: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:

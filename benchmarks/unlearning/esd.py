@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.unlearning.diffusion import embed, latent_shape, noise, sampled_until
+from benchmarks.unlearning.diffusion import embed, latent_shape, predicted, sampled_until
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ESDSettings:
 
 
 def esd_target(original_concept: Tensor, original_empty: Tensor, eta: float) -> Tensor:
-    """Return ``ε₀(x_t, ∅) − η (ε₀(x_t, c) − ε₀(x_t, ∅))``."""
+    """Return ``ε₀(x_t, ∅) − η (ε₀(x_t, c) − ε₀(x_t, ∅))``, or the same of velocities."""
     return original_empty - eta * (original_concept - original_empty)
 
 
@@ -79,6 +79,6 @@ def esd_loss(
 ) -> Tensor:
     """Return the mean square of ``ε_θ(x_t, c) − target``, the target from the untouched model."""
     with torch.no_grad():
-        original = noise(pipe, pipe.unet, torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))
+        original = predicted(pipe, pipe.unet, torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))
         target = esd_target(*original.chunk(2), eta)  # type: ignore[call-arg]  # two parts
-    return (noise(pipe, student, x, t, c) - target).square().mean()
+    return (predicted(pipe, student, x, t, c) - target).square().mean()

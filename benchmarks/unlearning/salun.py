@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.unlearning.diffusion import embed, noise, noised
+from benchmarks.unlearning.diffusion import embed, noised, predicted, training_target
 
 
 class Examples(NamedTuple):
@@ -50,13 +50,13 @@ def saliency_mask(pipe: Any, forget: Examples, settings: SalUnSettings) -> dict[
     with torch.no_grad():
         embeddings, empty = embed(pipe, forget.prompts), embed(pipe, [""])
     for _ in range(settings.mask_batches):
-        rows, x, t, epsilon = _batch(pipe, forget, settings.batch_size, generator)
+        rows, x, t, goal = _batch(pipe, forget, settings.batch_size, generator)
         c = embeddings[rows]
-        predicted = noise(
+        both = predicted(
             pipe, unet, torch.cat([x, x]), torch.cat([t, t]), torch.cat([c, empty.expand_as(c)])
         )
-        wanted, without = predicted.chunk(2)
-        (-(epsilon - ((1 + w) * wanted - w * without)).square().mean()).backward()
+        wanted, without = both.chunk(2)
+        (-(goal - ((1 + w) * wanted - w * without)).square().mean()).backward()
     sums = {name: p.grad.abs() for name, p in unet.named_parameters() if p.grad is not None}
     everything = torch.cat([s.flatten() for s in sums.values()])
     n = max(1, int(settings.kept * len(everything)))
@@ -89,12 +89,9 @@ def train_salun(
     for iteration in range(1, settings.iterations[-1] + 1):
         rows, x, t, _ = _batch(pipe, forget, settings.batch_size, generator)
         loss = forget_loss(pipe, student, x, t, c_forget[rows], c_pseudo[rows])
-        rows, x, t, epsilon = _batch(pipe, retain, settings.batch_size, generator)
-        loss = (
-            loss
-            + settings.alpha
-            * (epsilon - noise(pipe, student, x, t, c_retain[rows])).square().mean()
-        )
+        rows, x, t, goal = _batch(pipe, retain, settings.batch_size, generator)
+        kept_as = predicted(pipe, student, x, t, c_retain[rows])
+        loss = loss + settings.alpha * (goal - kept_as).square().mean()
         optimiser.zero_grad()
         loss.backward()
         apply_mask(student, mask)
@@ -111,8 +108,8 @@ def forget_loss(
 ) -> Tensor:
     """Return ``‖ε_θ(x, c_f) − sg ε_θ(x, c_pseudo)‖²``, averaged."""
     with torch.no_grad():
-        target = noise(pipe, unet, x, t, c_pseudo)
-    return (noise(pipe, unet, x, t, c_forget) - target).square().mean()
+        target = predicted(pipe, unet, x, t, c_pseudo)
+    return (predicted(pipe, unet, x, t, c_forget) - target).square().mean()
 
 
 def apply_mask(unet: nn.Module, mask: dict[str, Tensor]) -> None:
@@ -125,11 +122,11 @@ def apply_mask(unet: nn.Module, mask: dict[str, Tensor]) -> None:
 def _batch(
     pipe: Any, examples: Examples, size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return drawn rows, their noised latents, the timesteps and the noise."""
+    """Return drawn rows, their noised latents, the timesteps and what is to be predicted."""
     rows = torch.randint(len(examples.latents), (size,), generator=generator)
     x0 = examples.latents[rows]
     t = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=generator).to(
         x0.device
     )
     epsilon = torch.randn(x0.shape, generator=generator).to(x0)
-    return rows, noised(pipe, x0, epsilon, t), t, epsilon
+    return rows, noised(pipe, x0, epsilon, t), t, training_target(pipe, x0, epsilon, t)

@@ -50,8 +50,9 @@ class Grid:
     """in multiples of the features' means: searched where an attack is part of the search"""
     strengths: Sequence[float] = (1.0, 2.0)
     esd: Sequence[tuple[str, ESDSettings]] = (
+        ("prompts", ESDSettings(iterations=(40, 60, 90), learning_rate=3e-4, n_steps=20)),
+        ("prompts", ESDSettings(iterations=(160, 240, 320), learning_rate=1e-4, n_steps=20)),
         ("name", ESDSettings(iterations=(60, 120, 200), learning_rate=5e-4, n_steps=20)),
-        ("prompts", ESDSettings(iterations=(60, 120, 240), learning_rate=3e-4, n_steps=20)),
     )
     """what is erased, the concept's name alone or all prompts with it, and how; the next only if
     none before is perfect"""

@@ -54,7 +54,9 @@ def trained(
                 "concept": concept,
                 "basis": short_hash(dict(bench.basis)),
             }
-            bench.ledger.add(key, kind="training", method=method, seconds=seconds, **concepts)
+            # Lengths are no part of the key: another training may be as this one, but shorter.
+            row = f"{key}-{max(settings.iterations)}"
+            bench.ledger.add(row, kind="training", method=method, seconds=seconds, **concepts)
 
         @contextlib.contextmanager
         def attached() -> Iterator[None]:

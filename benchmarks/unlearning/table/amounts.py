@@ -32,8 +32,8 @@ class Amounts:
     """of a family, on which methods run that are not ``COMPARED``: our own choices made otherwise,
     the simplest baselines"""
     attacks: Sequence[str] = tuple(ATTACKS)
-    attacked: int = 4
-    """pictures of a concept that are attacked, at once"""
+    attacked: int = 5
+    """pictures of a concept that are attacked, at once; some may not show it even untouched"""
     attacked_concepts: int = 5
     """of each family"""
     search_attacked: int = 2

@@ -14,6 +14,7 @@ from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.pictures import draw
 from benchmarks.unlearning.table.run import Run
+from benchmarks.unlearning.table.searching import HELD
 from featurestore.format import durable
 from sae.evaluation.attack.report import Rate
 from sae.evaluation.measures.accuracy import accuracy
@@ -84,8 +85,10 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         f"CRA on the `selection` "
         f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those "
         f"about a picture worse than the "
-        f"best, or less, the one with the smallest probability of what is removed. In brackets: "
-        f"95 % intervals "
+        f"best, or less, the one with the smallest probability of what is removed; of `{HELD}` the "
+        f"first of the best {run.amounts.search_tries} that no attack brings back on "
+        f"{run.amounts.search_attacked} pictures of the search (no other method has an attack in "
+        f"its search). In brackets: 95 % intervals "
         f"(evaluation.md). Untouched pictures: style {plain['style']:.1%}, object "
         f"{plain['object']:.1%} recognised. "
         f"{_seeds_of_others(run)} "
@@ -94,17 +97,23 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
     for family, methods in found["tables"].items():
         parts.append(f"## One {family} at a time\n")
         for n in sorted({len(outcomes) for outcomes in methods.values()}, reverse=True):
-            compared = {name: outcomes for name, outcomes in methods.items() if len(outcomes) == n}
+            # Concepts are in one order: the first ones of all methods are the same.
+            compared = {name: of[:n] for name, of in methods.items() if len(of) >= n}
             names = ", ".join(c for o in methods["ours"][:n] for c in o.targets[family])
             everything = n == len(methods["ours"])
             title = _share(run, family, n) if everything else f"The first {n}: {names}"
-            parts += [f"### {title}\n", _methods(run, {"ours": methods["ours"][:n], **compared})]
+            parts += [f"### {title}\n", _methods(run, compared)]
         parts += [
             _published(family),
             f"![Pictures by each method]({_picture(run, family)})\n",
             f"### Ours, each {family}\n",
-            _concepts(methods["ours"], found["defences"][family]),
+            _concepts("ours", methods, found["defences"][family]),
         ]
+        if HELD in methods:
+            parts += [
+                f"### {HELD.capitalize()}, each {family}\n",
+                _concepts(HELD, methods, found["defences"][family]),
+            ]
         if found["attacks"][family]:
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
@@ -170,23 +179,26 @@ def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
     return _table(header, rows)
 
 
-def _concepts(outcomes: Sequence[Outcome], defences: Mapping[str, Mapping[str, Defence]]) -> str:
+def _concepts(
+    method: str,
+    methods: Mapping[str, Sequence[Outcome]],
+    defences: Mapping[str, Mapping[str, Defence]],
+) -> str:
     rows = []
-    for outcome in outcomes:
+    for outcome in methods[method]:
         figures = summary([outcome])
         ((_, (concept,)),) = outcome.targets.items()
-        (edit,) = defences[concept]["ours"].interventions
+        (edit,) = defences[concept][method].interventions
         setting = [
             f"`{edit.selection.hook}`",
             edit.selection.k,
             f"{edit.selection.rule['top']:g}",
             f"{edit.strength:g}",
+            f"{edit.threshold:g}",
         ]
         rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
-    return _table(
-        ["removed", *FIGURES.values(), "hook", "k of the SAE", "features per step", "multiplier"],
-        rows,
-    )
+    settings = ["hook", "k of the SAE", "features per step", "multiplier", "threshold"]
+    return _table(["removed", *FIGURES.values(), *settings], rows)
 
 
 def _removals(outcomes: Sequence[Outcome]) -> str:
@@ -203,17 +215,12 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
 
 
 def _attacks(attacks: Attacks) -> str:
-    rows = [
-        [
-            method,
-            attack,
-            _rate(report.before),
-            _rate(report.under_attack),
-            str(len(report.pictures)),
-        ]
-        for attack, methods in attacks.items()
-        for method, report in methods.items()
-    ]
+    by_concepts: dict[tuple[str, ...], list[list[str]]] = {}
+    for attack, methods in attacks.items():
+        for method, report in methods.items():
+            concepts = tuple(dict.fromkeys(one.concept for one in report.pictures))
+            rates = [_rate(report.before), _rate(report.under_attack), str(len(report.pictures))]
+            by_concepts.setdefault(concepts, []).append([method, attack, *rates])
     left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
     header = [
         "method",
@@ -222,7 +229,13 @@ def _attacks(attacks: Attacks) -> str:
         "shown under attack (ASR), %",
         "pictures",
     ]
-    return f"{_table(header, rows)}\nGradients go through each defence. Not attacked: {left_out}.\n"
+    tables = [
+        f"Pictures of {', '.join(concepts)}:\n\n{_table(header, rows)}"
+        for concepts, rows in sorted(by_concepts.items(), key=lambda one: -len(one[0]))
+    ]
+    return "\n".join([
+        *tables, f"Gradients go through each defence. Not attacked: {left_out}.\n"
+    ])  # fmt: skip
 
 
 def _rate(rate: Rate) -> str:

@@ -14,6 +14,7 @@ from benchmarks.unlearning.methods.keys import short_hash
 from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.table.amounts import Amounts
 from collectors.collection import CollectSettings, collect
+from featurestore.errors import ModelError
 from featurestore.format import durable
 from featurestore.prompts import Prompt, read_prompts
 from featurestore.store import Store
@@ -101,7 +102,12 @@ def prepare(
     )
     prompts = read_prompts(path, amounts.report_seeds)
     before, reference = untouched(
-        root / "cells", model, run, prompts=prompts, judge=judge, batch_size=bench.batch_size
+        root / "cells" / bench.basis["weights"],  # Features are of a judge, not only of its name.
+        model,
+        run,
+        prompts=prompts,
+        judge=judge,
+        batch_size=bench.batch_size,
     )
     return Run(
         bench,
@@ -147,7 +153,12 @@ def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
             bench.pace.count(key, "picture", len(prompts))
             return _unknown(defence, prompts, judge)
         defence.prepare()
-        outcome = made(removed, prompts, judge, reference)
+        try:
+            outcome = made(removed, prompts, judge, reference)
+        except ModelError:
+            if look is None:
+                raise
+            outcome = _worst(defence, prompts, judge)
         what = {"targets": defence.targets, "setting": defence.setting, "judge": judge.name}
         split = "search" if look else "report"
         seeds = sorted({p.seed for p in prompts})
@@ -183,6 +194,26 @@ def _unknown(defence: Defence, prompts: Sequence[Prompt], judge: Judge) -> Outco
         for one, p in zip(asked, prompts, strict=True)
     ]
     return Outcome(defence.targets, defence.setting, judge.name, answers)
+
+
+def _worst(defence: Defence, prompts: Sequence[Prompt], judge: Judge) -> Outcome:
+    """Return an outcome in which targets are shown and nothing else is: of a setting that draws
+    faulty pictures."""
+    answers = []
+    for prompt in prompts:
+        asked = named(prompt.labels)
+        targets = defence.targets
+        seen = {f: c if c in targets.get(f, ()) else "nothing" for f, c in asked.items()}
+        answers.append(Answer(asked, seen, prompt.seed, dict.fromkeys(asked, 1.0)))
+    return Outcome(
+        defence.targets,
+        defence.setting,
+        judge.name,
+        answers,
+        seconds_per_picture=0.0,
+        peak_bytes=0,
+        stored_bytes=0,
+    )
 
 
 def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from benchmarks.unlearning import adv_unlearn, esd, salun
-from benchmarks.unlearning.diffusion import embed, noise, noised, sampled_until, with_weights
+from benchmarks.unlearning.diffusion import (
+    embed,
+    noised,
+    predicted,
+    sampled_until,
+    training_target,
+    with_weights,
+)
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.methods.random_features import random_selection
 from featurestore.format.activations import read_shard
@@ -32,23 +39,26 @@ def latents(n, seed=0):
     return torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def test_noise_is_the_same_whatever_a_model_predicts(tmp_path):
-    """A velocity model: x₀ and ε recombined from its velocity give back x_t and the velocity."""
+def test_what_a_model_is_trained_to_predict(tmp_path):
+    """Noise, or the velocity of diffusers' scheduler."""
+    x0, epsilon, t = latents(2), latents(2, 1), torch.tensor([100, 900])
     pipe = tiny_sd2(tmp_path)
-    x, c = latents(2), embed(pipe, ["a", "b"])
-    t = torch.tensor([100, 900])
+    x = noised(pipe, x0, epsilon, t)
+    torch.testing.assert_close(x, pipe.scheduler.add_noise(x0, epsilon, t))
+    velocity = pipe.scheduler.get_velocity(x0, epsilon, t)
+    torch.testing.assert_close(training_target(pipe, x0, epsilon, t), velocity)
+    pipe.scheduler.register_to_config(prediction_type="epsilon")
+    assert training_target(pipe, x0, epsilon, t) is epsilon
+
+
+def test_a_prediction_is_the_unets_own(pipe):
+    x, t = latents(2), torch.tensor([100, 900])
     with torch.no_grad():
-        velocity = pipe.unet(x, t, c, return_dict=False)[0]
-        epsilon = noise(pipe, pipe.unet, x, t, c)
-    kept = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    x0 = (x - (1 - kept).sqrt() * epsilon) / kept.sqrt()
-    torch.testing.assert_close(
-        kept.sqrt() * epsilon - (1 - kept).sqrt() * x0, velocity, atol=1e-3, rtol=1e-3
-    )
-    torch.testing.assert_close(noised(pipe, x0, epsilon, t), x, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        pipe.scheduler.get_velocity(x0, epsilon, t), velocity, atol=1e-3, rtol=1e-3
-    )
+        c = embed(pipe, ["a", "b"])
+        own = pipe.unet(x, t, c, return_dict=False)[0]
+        assert torch.equal(predicted(pipe, pipe.unet, x, t, c), own)
+        alike = predicted(pipe, pipe.unet, x, t[:1].expand(2), c)
+        torch.testing.assert_close(alike[0], own[0])
 
 
 def test_sampling_until_the_end_is_the_pipelines_own(pipe):
@@ -168,11 +178,31 @@ def test_adv_unlearns_attack_brings_the_answers_nearer_to_the_untouched_ones(pip
         assert far(found) < far(start)
 
 
-def test_adv_unlearn_trains_the_text_encoder_without_its_table(pipe):
+def test_adv_unlearn_erases_behind_a_prefix_what_it_was_found_for(pipe, monkeypatch):
+    found, erased, erasing_loss = {}, [], adv_unlearn._Training.erasing_loss
+
+    def attacked(self, text, c, prefix):
+        found[id(prefix)] = text
+        return prefix
+
+    def recorded(self, text, c, prefix):
+        erased.append((text, prefix))
+        return erasing_loss(self, text, c, prefix)
+
+    monkeypatch.setattr(adv_unlearn._Training, "attacked", attacked)
+    monkeypatch.setattr(adv_unlearn._Training, "erasing_loss", recorded)
+    settings = replace(ADV, iterations=(12,), warm_up=3, seed=1)
+    adv_unlearn.train_adv_unlearn(pipe, ["cat", "a cat", "cats"], ["tree"], settings)
+    assert [prefix is None for _, prefix in erased] == [True] * 4 + [False] * 8
+    assert all(found[id(prefix)] == text for text, prefix in erased[4:])
+    assert len({text for text, _ in erased}) > 1 and len(found) == 4
+
+
+def test_adv_unlearn_trains_the_text_encoder_without_its_embeddings(pipe):
     before = {name: p.clone() for name, p in pipe.text_encoder.state_dict().items()}
     weights = adv_unlearn.train_adv_unlearn(pipe, ["cat"], ["tree", "fish", "house"], ADV)
     assert list(weights) == [2, 4]
-    names = {n for n, _ in pipe.text_encoder.named_parameters() if "token_embedding" not in n}
+    names = {n for n, _ in pipe.text_encoder.named_parameters() if "embedding" not in n}
     assert set(weights[4]) == names
     assert any(not torch.equal(weights[4][name], before[name]) for name in names)
     assert any(not torch.equal(weights[4][name], weights[2][name]) for name in names)

@@ -3,16 +3,18 @@ another machine's."""
 
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from benchmarks.unlearning.adv_unlearn import AdvUnlearnSettings
 from benchmarks.unlearning.esd import ESDSettings
-from benchmarks.unlearning.ledger import Ledger
-from benchmarks.unlearning.methods.defence import Grid
+from benchmarks.unlearning.ledger import Ledger, outcome_of, outcome_row
+from benchmarks.unlearning.methods.defence import Defence, Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
@@ -130,6 +132,9 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
     assert "### All 2\n" in text and "### 1 of 2\n" in text
+    assert "### Ours, held, each style\n" in text and text.count("\nPictures of neon:\n") == 1
+    (first,) = (part for part in text.split("### ") if part.startswith("The first 1: neon\n"))
+    assert {m for m in table.METHODS if f"\n| {m} |" in first} == set(table.METHODS)
     assert all(
         re.search(rf"^\| {re.escape(method)} \| \d", text, re.MULTILINE) for method in table.METHODS
     )
@@ -168,6 +173,20 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     with pytest.raises(OutOfTimeError):
         table.results(over)
     assert not (root / "new").exists()
+
+
+def test_a_setting_that_draws_faulty_pictures_is_the_worst_of_a_search():
+    prompts = [
+        Prompt("cat in neon", 50, {"style": "neon", "object": "cat"}, 1),
+        Prompt("cat", 50, {"style": None, "object": "cat"}, 1),
+    ]
+    defence = Defence({"style": ["neon"]}, {"method": "black"}, nullcontext, RUN)
+    worst = running._worst(defence, prompts, SimpleNamespace(name="judge"))
+    assert (worst.scores.ua, worst.scores.cra) == (0, 0)
+    row = outcome_row(worst, prompts)
+    again = outcome_of(row, prompts, targets=worst.targets, setting=worst.setting, judge="judge")
+    assert again.answers == [a._replace(p=again.answers[i].p) for i, a in enumerate(worst.answers)]
+    assert again.answers[0].p == {"style": 1.0}
 
 
 def test_every_seed_of_a_target_and_each_other_prompt_in_turn():
