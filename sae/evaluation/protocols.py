@@ -18,9 +18,10 @@ from sae.evaluation.search import (
     NOTHING_KEPT,
     Look,
     Toward,
+    best,
     first_that_holds,
-    in_order,
     looks,
+    strength_of,
     together,
     value,
 )
@@ -41,7 +42,8 @@ class Search:
     """says which share of attacked pictures of the search shows what a setting removes; None:
     nothing is attacked"""
     tries: int = 4
-    """of the best settings so many are attacked; the first wins of which nothing comes back"""
+    """so many settings are attacked at most, the best of each strength; the first wins of which
+    nothing comes back"""
 
     @property
     def looks(self) -> tuple[Look, Look]:
@@ -205,9 +207,9 @@ def _chosen(
         say(f"search {request.family}={request.concept}: {place}: {value(outcome).mean:.3f}")
         return outcome
 
-    order = in_order(list(enumerate(request.candidates, 1)), search.looks, looked)
+    numbered = list(enumerate(request.candidates, 1))
     if search.comes_back is None:
-        return order[0][1]
+        return best(numbered, search.looks, looked)[1]
     comes_back = search.comes_back
 
     def attacked(numbered: tuple[int, Sequence[Intervention]]) -> float:
@@ -217,7 +219,10 @@ def _chosen(
         )
         return rate
 
-    return first_that_holds(order[: search.tries], attacked)[1]
+    return first_that_holds(
+        numbered, search.looks, looked, strength=lambda one: strength_of(one[1]),
+        comes_back=attacked, tries=search.tries,
+    )[1]  # fmt: skip
 
 
 def _looked_together(

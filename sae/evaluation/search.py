@@ -33,6 +33,8 @@ class SearchSpace(NamedTuple):
     """of the search, that its best settings are attacked on"""
 
 
+MOST_LOST = 0.03
+"""of the mean of UA, IRA and CRA, that a setting may be worse than the best to withstand attack"""
 HOLDING = SearchSpace((8, 32), (-0.5, -0.7, -1.0), (0.0, 1.0), 2)
 """what is searched for a selection that holds: many features mildly beside few, and an attack; the
 strengths are for styles of the included model"""
@@ -127,15 +129,45 @@ def in_order(
     return left
 
 
-def first_that_holds(candidates: Sequence[T], comes_back: Callable[[T], float]) -> T:
-    """Return the first candidate of which no picture comes back under attack; without one, that of
-    which the fewest do."""
-    rates = []
-    for one in candidates:
-        rates.append(comes_back(one))
-        if rates[-1] == 0:
+def first_that_holds(
+    candidates: Sequence[T],
+    looks: Sequence[Look],
+    looked: Callable[[T, Look], Outcome],
+    *,
+    strength: Callable[[T], float],
+    comes_back: Callable[[T], float],
+    tries: int,
+) -> T:
+    """Return the mildest of the good candidates of which no picture comes back under attack;
+    without one, that of which the fewest do.
+
+    Attacked is the best of all, and then the best of each larger ``strength``, at most ``tries``:
+    other features edited as strongly come back as well (docs/evaluation.md). Left out are those
+    that are worse than the best by more than ``MOST_LOST``.
+    """
+    known: dict[tuple[int, int], Outcome] = {}
+
+    def once(one: T, look: Look) -> Outcome:
+        key = id(one), id(look)
+        return known[key] if key in known else known.setdefault(key, looked(one, look))
+
+    first = best(candidates, looks, once)
+    levels = sorted({s for one in candidates if (s := strength(one)) > strength(first)})
+    tried, rates = [first], [comes_back(first)]
+    least = value(once(first, looks[-1])).mean - MOST_LOST if levels and rates[0] else 0.0
+    for level in levels:
+        if rates[-1] == 0 or len(tried) == tries:
             break
-    return candidates[rates.index(min(rates))]
+        one = best([c for c in candidates if strength(c) == level], looks, once)
+        if value(once(one, looks[-1])).mean >= least:
+            tried.append(one)
+            rates.append(comes_back(one))
+    return tried[rates.index(min(rates))]
+
+
+def strength_of(edits: Sequence[Intervention]) -> float:
+    """Return the largest strength among edits, without its sign."""
+    return max(abs(one.strength) for one in edits)
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[int]:

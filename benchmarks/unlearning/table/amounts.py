@@ -39,7 +39,7 @@ class Amounts:
     search_attacked: int = 2
     """pictures of a concept that are attacked in the search of ``ours, held``"""
     search_tries: int = 4
-    """of the best settings, how many are attacked there"""
+    """how many settings are attacked there at most, the best of each multiplier"""
     attack_rounds: Mapping[str, int] = field(default_factory=lambda: {"latents": 3})
     """attack → rounds; without: as published"""
     attack_iterations: Mapping[str, int] = field(default_factory=dict)

@@ -86,7 +86,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         f"classifier and the seeds {', '.join(map(str, run.amounts.looks[-1].seeds))}; of those "
         f"about a picture worse than the "
         f"best, or less, the one with the smallest probability of what is removed; of `{HELD}` the "
-        f"first of the best {run.amounts.search_tries} that no attack brings back on "
+        f"best of the mildest multiplier that no attack brings back on "
         f"{run.amounts.search_attacked} pictures of the search (no other method has an attack in "
         f"its search). In brackets: 95 % intervals "
         f"(evaluation.md). Untouched pictures: style {plain['style']:.1%}, object "

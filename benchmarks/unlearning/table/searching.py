@@ -15,7 +15,7 @@ from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.removals import sequence
-from sae.evaluation.search import Toward, best, first_that_holds, in_order, together, value
+from sae.evaluation.search import Toward, best, first_that_holds, strength_of, together, value
 from sae.intervention.settings import Intervention
 
 HELD = "ours, held"
@@ -79,9 +79,14 @@ def held(run: Run, family: str, concept: str) -> Defence:
     """Return our best setting that withstands an attack on the search's pictures, or the one that
     withstands it best."""
     candidates = _ours(run, family, concept, run.bench.grid.thresholds)
-    order = in_order(candidates, run.amounts.looks, partial(cell, run))
-    tried = order[: run.amounts.search_tries]
-    chosen = first_that_holds(tried, partial(comes_back, run, family, concept))
+    chosen = first_that_holds(
+        candidates,
+        run.amounts.looks,
+        partial(cell, run),
+        strength=lambda one: strength_of(one.interventions),
+        comes_back=partial(comes_back, run, family, concept),
+        tries=run.amounts.search_tries,
+    )
     return features(run.bench, chosen.interventions, method=HELD)
 
 

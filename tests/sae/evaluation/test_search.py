@@ -130,25 +130,36 @@ def test_all_that_reach_the_last_look_are_in_order():
 
 
 @pytest.mark.parametrize(
-    ("rates", "chosen", "attacked"),
+    ("back", "tries", "chosen", "attacked"),
     [
-        ((0.5, 0.0, 0.0), "b", "ab"),
-        ((0.0,), "a", "a"),
-        ((0.5, 0.25, 0.25), "b", "abc"),
-        ((1.0, 1.0), "a", "ab"),
+        ({}, 4, "a2", "a2"),
+        ({"a2": 0.5}, 4, "c3", "a2 c3"),
+        ({"a2": 0.5, "c3": 0.25, "e5": 0.25}, 4, "c3", "a2 c3 e5"),
+        ({"a2": 0.5, "c3": 0.25}, 4, "e5", "a2 c3 e5"),
+        ({"a2": 0.5, "c3": 0.75}, 2, "a2", "a2 c3"),
     ],
 )
-def test_the_first_setting_that_holds_is_taken_or_that_of_which_least_comes_back(
-    rates, chosen, attacked
+def test_the_best_of_each_larger_strength_is_attacked_until_one_holds(
+    back, tries, chosen, attacked
 ):
-    asked = []
+    """``n1`` is milder, ``b3`` not the best of its strength, ``d4`` loses too much."""
+    p = {"n1": 0.3, "a2": 0.01, "b3": 0.3, "c3": 0.02, "d4": 0.01, "e5": 0.03}
+    asked, looked = [], []
+
+    def look(one, of):
+        looked.append((one, of))
+        return outcome(p[one], right=one != "d4")
 
     def comes_back(one):
         asked.append(one)
-        return rates["abc".index(one)]
+        return back.get(one, 0.0)
 
-    assert first_that_holds("abc"[: len(rates)], comes_back) == chosen
-    assert "".join(asked) == attacked
+    found = first_that_holds(
+        [*p], (Look((50,), 2, 6), Look((50, 51), 4)), look,
+        strength=lambda one: float(one[1]), comes_back=comes_back, tries=tries,
+    )  # fmt: skip
+    assert (found, " ".join(asked)) == (chosen, attacked)
+    assert len(set(looked)) == len(looked)
 
 
 @dataclass(frozen=True)
