@@ -38,6 +38,9 @@ class Defence(NamedTuple):
     """where ``prepare`` keeps the longest training; None: nothing is trained"""
 
 
+_ADV_UNLEARN: dict[str, Any] = {"n_steps": 20, "warm_up": 20, "attack_every": 10}
+
+
 @dataclass(frozen=True)
 class Grid:
     """The settings that are tried, as fairly for each method as for ours."""
@@ -57,16 +60,13 @@ class Grid:
     """what is erased, the concept's name alone or all prompts with it, and how; the next only if
     none before is perfect"""
     adv_unlearn: Sequence[tuple[str, AdvUnlearnSettings]] = (
-        ("name", AdvUnlearnSettings((60, 120, 200), 1e-4, n_steps=20, warm_up=20, attack_every=10)),
-        (
-            "prompts",
-            AdvUnlearnSettings((60, 120, 240), 1e-4, n_steps=20, warm_up=20, attack_every=10),
-        ),
+        ("prompts", AdvUnlearnSettings((80, 160, 240), 1e-3, **_ADV_UNLEARN)),
+        ("prompts", AdvUnlearnSettings((120, 240, 360), 3e-4, **_ADV_UNLEARN)),
     )
     """as ESD's"""
     salun: Sequence[SalUnSettings] = (
-        SalUnSettings(iterations=(30, 60), learning_rate=1e-4),
-        SalUnSettings(iterations=(240,), learning_rate=1e-4),
+        SalUnSettings(iterations=(30, 60, 90), learning_rate=1e-4),
+        SalUnSettings(iterations=(60, 120, 180), learning_rate=5e-5),
     )
     """the next only if none before is perfect"""
     examples_per_prompt: int = 8
