@@ -36,10 +36,10 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "SD-1.5": Case(pipelines.tiny_stable_diffusion, _UNET, {"batched": GUIDED, "none": PLAIN}),
-    "SD-2": Case(pipelines.tiny_sd2, _UNET, {"batched": GUIDED, "none": PLAIN}),
+    "SD-1.5": Case(pipelines.tiny_stable_diffusion, _UNET, {"one call": GUIDED, "none": PLAIN}),
+    "SD-2": Case(pipelines.tiny_sd2, _UNET, {"one call": GUIDED, "none": PLAIN}),
     "SDXL": Case(
-        pipelines.tiny_sdxl, _UNET, {"batched": GUIDED, "none": RunSettings(1, 0.0, **SIZE)}
+        pipelines.tiny_sdxl, _UNET, {"one call": GUIDED, "none": RunSettings(1, 0.0, **SIZE)}
     ),
     "SD3": Case(
         pipelines.tiny_sd3,
@@ -49,7 +49,7 @@ CASES = {
             ENCODER: [f"{_BLOCKS}.*-encoder"],
             ATTENTION: [f"{_BLOCKS}.0.attn"],
         },
-        {"batched": GUIDED, "none": PLAIN},
+        {"one call": GUIDED, "none": PLAIN},
     ),
     "FLUX": Case(
         pipelines.tiny_flux,
@@ -60,14 +60,14 @@ CASES = {
             ATTENTION: [f"{_BLOCKS}.0.attn", "transformer.single_transformer_blocks.0.attn"],
         },
         {
-            "two-pass": RunSettings(2, 3.5, "ugly", **SIZE, true_cfg=2.0),
+            "a call each": RunSettings(2, 3.5, "ugly", **SIZE, true_cfg=2.0),
             "none": RunSettings(2, 3.5, **SIZE),
         },
     ),
     "PixArt-Σ": Case(
         pipelines.tiny_pixart,
         {MAPS: ["transformer"], TOKENS: [f"{_BLOCKS}.*"], ATTENTION: [f"{_BLOCKS}.*.attn[12]"]},
-        {"batched": GUIDED, "none": PLAIN},
+        {"one call": GUIDED, "none": PLAIN},
     ),
 }
 RUNS = [(name, kind) for name, case in CASES.items() for kind in case.guidance]

@@ -66,11 +66,11 @@ def as_rows(tensor):
 
 def halves(tensors, guidance):
     """``{(step, branch): [B, positions, d_in]}`` of a module's outputs, call by call."""
-    if guidance == "two-pass":
+    if guidance == "a call each":
         return {
             (i // 2, ("cond", "uncond")[i % 2]): as_rows(tensor) for i, tensor in enumerate(tensors)
         }
-    branches = {"batched": ("uncond", "cond"), "none": ("cond",)}[guidance]
+    branches = {"one call": ("uncond", "cond"), "none": ("cond",)}[guidance]
     parts = [as_rows(tensor).chunk(len(branches)) for tensor in tensors]
     return {
         (i, branch): part[j] for i, part in enumerate(parts) for j, branch in enumerate(branches)
@@ -132,7 +132,7 @@ def test_the_branches_are_the_prompt_and_the_negative_prompt(name, guidance, arc
         return found
 
     both = first_call("a cat", run)
-    plain = RunSettings(run.n_steps, run.guidance if guidance == "two-pass" else 1.0, **SIZE)
+    plain = RunSettings(run.n_steps, run.guidance if guidance == "a call each" else 1.0, **SIZE)
     assert set(both) == {"cond", "uncond"}
     assert (both["cond"] - both["uncond"]).abs().max() > 1e-4
     for branch, prompt in (("cond", "a cat"), ("uncond", "ugly")):

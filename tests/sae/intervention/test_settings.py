@@ -160,7 +160,7 @@ def find_map(model):
 
 def test_masks_and_every_kind_on_token_streams(architectures):
     hook = "transformer.transformer_blocks.0"
-    for name, guidance in (("SD3", "batched"), ("FLUX", "none")):
+    for name, guidance in (("SD3", "one call"), ("FLUX", "none")):
         model, run = architectures(name), CASES[name].guidance[guidance]
         generate(model, run, ["a"], [0], output_type="latent")
         timesteps = [float(t) for t in model.pipe.scheduler.timesteps]

@@ -49,10 +49,10 @@ def outputs(model, hook, run, guidance):
         (latents,) = generate(model, run, ["a cat"], [4], output_type="latent")
     finally:
         handle.remove()
-    order = {"batched": ("uncond", "cond"), "two-pass": ("cond", "uncond"), "none": ("cond",)}[
+    order = {"one call": ("uncond", "cond"), "a call each": ("cond", "uncond"), "none": ("cond",)}[
         guidance
     ]
-    first = torch.cat(seen[:2]) if guidance == "two-pass" else seen[0]
+    first = torch.cat(seen[:2]) if guidance == "a call each" else seen[0]
     return {branch: first[i].reshape(-1, D_IN) for i, branch in enumerate(order)}, latents
 
 
@@ -93,8 +93,8 @@ def test_ablation_edits_one_stream_of_one_branch_by_the_formula(name, guidance, 
 @pytest.mark.parametrize("io", ["input", "difference"])
 @pytest.mark.parametrize("hook", [BLOCK, f"{BLOCK}-encoder"])
 def test_the_input_and_the_difference_of_a_joint_blocks_streams_are_edited(io, hook, architectures):
-    model, run = architectures("SD3"), CASES["SD3"].guidance["batched"]
-    before, plain = outputs(model, hook, run, "batched")
+    model, run = architectures("SD3"), CASES["SD3"].guidance["one call"]
+    before, plain = outputs(model, hook, run, "one call")
     timesteps = [float(t) for t in model.pipe.scheduler.timesteps]
     rows = [(step, f, 0.5, 0.0) for step in range(run.n_steps) for f in FEATURES]
     with ablate(
@@ -103,7 +103,7 @@ def test_the_input_and_the_difference_of_a_joint_blocks_streams_are_edited(io, h
         strength=-5.0,
         saes=make_sae(),
     ):
-        after, edited = outputs(model, hook, run, "batched")
+        after, edited = outputs(model, hook, run, "one call")
     assert not torch.equal(edited, plain)
     assert not torch.equal(after["cond"], before["cond"])
     assert torch.equal(after["uncond"], before["uncond"])
