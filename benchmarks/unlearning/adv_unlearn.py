@@ -69,7 +69,7 @@ class _Training:
 
     def predicted(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """Return what the UNet, which is not trained, predicts."""
-        return predicted(self.pipe, self.pipe.unet, x, t.expand(len(x)), c.expand(len(x), -1, -1))
+        return predicted(self.pipe.unet, x, t.expand(len(x)), c.expand(len(x), -1, -1))
 
     def asked(self, text: str, prefix: Tensor | None) -> Tensor:
         """Return the trained encoder's states of a text after a prefix ``[1, k, width]``."""

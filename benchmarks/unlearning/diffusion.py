@@ -23,9 +23,7 @@ def tokens(pipe: Any, texts: Sequence[str]) -> Tensor:
     return batch.input_ids.to(pipe.device)
 
 
-def predicted(
-    pipe: Any, unet: nn.Module, x: Tensor, timesteps: Tensor, embedding: Tensor
-) -> Tensor:
+def predicted(unet: nn.Module, x: Tensor, timesteps: Tensor, embedding: Tensor) -> Tensor:
     """Return what a UNet predicts of ``x [batch, C, H, W]`` at ``timesteps [batch]``: noise, or a
     velocity.
 

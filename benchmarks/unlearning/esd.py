@@ -79,6 +79,6 @@ def esd_loss(
 ) -> Tensor:
     """Return the mean square of ``ε_θ(x_t, c) − target``, the target from the untouched model."""
     with torch.no_grad():
-        original = predicted(pipe, pipe.unet, torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))
+        original = predicted(pipe.unet, torch.cat([x, x]), t.expand(2), torch.cat([c, empty]))
         target = esd_target(*original.chunk(2), eta)  # type: ignore[call-arg]  # two parts
-    return (predicted(pipe, student, x, t, c) - target).square().mean()
+    return (predicted(student, x, t, c) - target).square().mean()

@@ -53,7 +53,7 @@ def saliency_mask(pipe: Any, forget: Examples, settings: SalUnSettings) -> dict[
         rows, x, t, goal = _batch(pipe, forget, settings.batch_size, generator)
         c = embeddings[rows]
         both = predicted(
-            pipe, unet, torch.cat([x, x]), torch.cat([t, t]), torch.cat([c, empty.expand_as(c)])
+            unet, torch.cat([x, x]), torch.cat([t, t]), torch.cat([c, empty.expand_as(c)])
         )
         wanted, without = both.chunk(2)
         (-(goal - ((1 + w) * wanted - w * without)).square().mean()).backward()
@@ -88,9 +88,9 @@ def train_salun(
     kept: dict[int, dict[str, Tensor]] = {}
     for iteration in range(1, settings.iterations[-1] + 1):
         rows, x, t, _ = _batch(pipe, forget, settings.batch_size, generator)
-        loss = forget_loss(pipe, student, x, t, c_forget[rows], c_pseudo[rows])
+        loss = forget_loss(student, x, t, c_forget[rows], c_pseudo[rows])
         rows, x, t, goal = _batch(pipe, retain, settings.batch_size, generator)
-        kept_as = predicted(pipe, student, x, t, c_retain[rows])
+        kept_as = predicted(student, x, t, c_retain[rows])
         loss = loss + settings.alpha * (goal - kept_as).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -104,12 +104,12 @@ def train_salun(
 
 
 def forget_loss(
-    pipe: Any, unet: nn.Module, x: Tensor, t: Tensor, c_forget: Tensor, c_pseudo: Tensor
+    unet: nn.Module, x: Tensor, t: Tensor, c_forget: Tensor, c_pseudo: Tensor
 ) -> Tensor:
     """Return ``‖ε_θ(x, c_f) − sg ε_θ(x, c_pseudo)‖²``, averaged."""
     with torch.no_grad():
-        target = predicted(pipe, unet, x, t, c_pseudo)
-    return (predicted(pipe, unet, x, t, c_forget) - target).square().mean()
+        target = predicted(unet, x, t, c_pseudo)
+    return (predicted(unet, x, t, c_forget) - target).square().mean()
 
 
 def apply_mask(unet: nn.Module, mask: dict[str, Tensor]) -> None:

@@ -158,9 +158,14 @@ def windows(scope: Scope, rows_per_step: int, rows: int) -> Iterator[dict[str, i
     """Yield ``first_step`` and ``last_step`` of consecutive steps that have at most so many rows
     together."""
     steps = list(scope.steps)
-    size = max(1, rows // max(1, rows_per_step))
+    size = _steps_within(rows, rows_per_step)
     for first in range(0, len(steps), size):
         yield {"first_step": steps[first], "last_step": steps[min(first + size, len(steps)) - 1]}
+
+
+def _steps_within(rows: int, rows_per_step: int) -> int:
+    """Return how many steps have at most so many rows together: one at least."""
+    return max(1, rows // max(1, rows_per_step))
 
 
 def _shards(store: Store, sae: str, name: str) -> list[Record]:
@@ -234,7 +239,7 @@ def _by_window(
         QueryError: not even one step did.
     """
     waiting = [*scope.steps]
-    at_once = max(1, _GROUPS_AT_ONCE // (len(scope.concepts) * scope.n_latents))
+    at_once = _steps_within(_GROUPS_AT_ONCE, len(scope.concepts) * scope.n_latents)
     while waiting:
         steps = waiting[:at_once]
         window = {**values, "first_step": steps[0], "last_step": steps[-1]}

@@ -149,17 +149,21 @@ def first_that_holds(
 
     def once(one: T, look: Look) -> Outcome:
         key = id(one), id(look)
-        return known[key] if key in known else known.setdefault(key, looked(one, look))
+        if key not in known:
+            known[key] = looked(one, look)
+        return known[key]
+
+    def mean(one: T) -> float:
+        return value(once(one, looks[-1])).mean
 
     first = best(candidates, looks, once)
     levels = sorted({s for one in candidates if (s := strength(one)) > strength(first)})
     tried, rates = [first], [comes_back(first)]
-    least = value(once(first, looks[-1])).mean - MOST_LOST if levels and rates[0] else 0.0
     for level in levels:
         if rates[-1] == 0 or len(tried) == tries:
             break
         one = best([c for c in candidates if strength(c) == level], looks, once)
-        if value(once(one, looks[-1])).mean >= least:
+        if mean(one) >= mean(first) - MOST_LOST:
             tried.append(one)
             rates.append(comes_back(one))
     return tried[rates.index(min(rates))]

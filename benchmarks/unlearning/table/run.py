@@ -151,14 +151,14 @@ def cell(run: Run, defence: Defence, look: Look | None = None) -> Outcome:
         if bench.pace.counting:
             count_training(run, defence)
             bench.pace.count(key, "picture", len(prompts))
-            return _unknown(defence, prompts, judge)
+            return _shown(defence, prompts, judge, others=True)
         defence.prepare()
         try:
             outcome = made(removed, prompts, judge, reference)
         except ModelError:
             if look is None:
                 raise
-            outcome = _worst(defence, prompts, judge)
+            outcome = _shown(defence, prompts, judge, others=False)
         what = {"targets": defence.targets, "setting": defence.setting, "judge": judge.name}
         split = "search" if look else "report"
         seeds = sorted({p.seed for p in prompts})
@@ -186,34 +186,16 @@ def count_training(run: Run, defence: Defence) -> None:
         run.bench.pace.count(weights.name, defence.setting["method"])
 
 
-def _unknown(defence: Defence, prompts: Sequence[Prompt], judge: Judge) -> Outcome:
-    """Return an outcome in which nothing is unlearned: a search goes through everything."""
-    asked = [named(p.labels) for p in prompts]
-    answers = [
-        Answer(one, one, p.seed, dict.fromkeys(one, 1.0))
-        for one, p in zip(asked, prompts, strict=True)
-    ]
-    return Outcome(defence.targets, defence.setting, judge.name, answers)
-
-
-def _worst(defence: Defence, prompts: Sequence[Prompt], judge: Judge) -> Outcome:
-    """Return an outcome in which targets are shown and nothing else is: of a setting that draws
-    faulty pictures."""
-    answers = []
+def _shown(defence: Defence, prompts: Sequence[Prompt], judge: Judge, *, others: bool) -> Outcome:
+    """Return an outcome in which every target is shown, and with ``others`` everything else, too:
+    of what is not known, so that a search goes through everything, or of faulty pictures."""
+    answers, targets = [], defence.targets
     for prompt in prompts:
         asked = named(prompt.labels)
-        targets = defence.targets
-        seen = {f: c if c in targets.get(f, ()) else "nothing" for f, c in asked.items()}
+        seen = {f: c if others or c in targets.get(f, ()) else "nothing" for f, c in asked.items()}
         answers.append(Answer(asked, seen, prompt.seed, dict.fromkeys(asked, 1.0)))
-    return Outcome(
-        defence.targets,
-        defence.setting,
-        judge.name,
-        answers,
-        seconds_per_picture=0.0,
-        peak_bytes=0,
-        stored_bytes=0,
-    )
+    about = targets, defence.setting, judge.name, answers
+    return Outcome(*about, seconds_per_picture=0.0, peak_bytes=0, stored_bytes=0)
 
 
 def in_turn(prompts: Sequence[Prompt], targets: Targets, n_seeds: int) -> list[Prompt]:

@@ -56,8 +56,8 @@ def test_a_prediction_is_the_unets_own(pipe):
     with torch.no_grad():
         c = embed(pipe, ["a", "b"])
         own = pipe.unet(x, t, c, return_dict=False)[0]
-        assert torch.equal(predicted(pipe, pipe.unet, x, t, c), own)
-        alike = predicted(pipe, pipe.unet, x, t[:1].expand(2), c)
+        assert torch.equal(predicted(pipe.unet, x, t, c), own)
+        alike = predicted(pipe.unet, x, t[:1].expand(2), c)
         torch.testing.assert_close(alike[0], own[0])
 
 
@@ -268,7 +268,7 @@ def test_the_loss_of_salun_is_its_formula_and_its_target_has_no_gradient(pipe):
     x, t = latents(2), torch.tensor([100, 700])
     with torch.no_grad():
         c, pseudo = embed(pipe, ["cat", "cat"]), embed(pipe, ["tree", "fish"])
-    loss = salun.forget_loss(pipe, student, x, t, c, pseudo)
+    loss = salun.forget_loss(student, x, t, c, pseudo)
     loss.backward()
     got = next(
         p for n, p in student.named_parameters() if n.endswith("attn2.to_v.weight")
