@@ -200,7 +200,7 @@ def main(
                 _in_processes(processes, pace, [*passed, *switch])
                 kept.read()
         found = results(run, wanted, attacks)
-        together = several(run, found["defences"])
+        together = several(run, found["defences"], wanted)
     except OutOfTimeError:
         click.echo(f"Stopped after {minutes:g} minutes: {_held(kept)}. The same command goes on.")
         return
@@ -223,7 +223,7 @@ def _one_share(
     index, _, n = share.partition("/")
     part = int(index), int(n)
     if of_several:
-        several(run, results(run, ["ours"], False)["defences"], part)
+        several(run, results(run, ["ours"], False)["defences"], methods, part)
     else:
         results(run, methods, attacks, part)
 

@@ -1,8 +1,9 @@
-"""What our rule is compared with: method → its settings for a concept."""
+"""What our rule is compared with: method → its settings for a concept, or for several."""
 
 import contextlib
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -71,17 +72,19 @@ def _steered(
     )
 
 
-def esd(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
-    """Return ESD-x over lengths of training, a group for each choice of what is erased."""
+def esd(bench: Bench, family: str, *concepts: str) -> list[list[Defence]]:
+    """Return ESD-x over lengths of training, a group for each choice of what is erased; of several
+    concepts the prompts of all."""
 
     stored = _bytes(trained_weights(bench.model.pipe.unet))
     code, found = code_of("esd", "diffusion"), []
     for erased, settings in bench.grid.esd:
-        asked = _erased(bench.canvas, erased, family, concept)
+        asked = [p for c in concepts for p in _erased(bench.canvas, erased, family, c)]
         what = {"method": "ESD-x", "erased": erased, "texts": short_hash(asked), "code": code}
-        train = partial(train_esd, bench.model.pipe, asked, settings)
+        longer = replace(settings, iterations=_lengths(settings.iterations, len(concepts)))
+        train = partial(train_esd, bench.model.pipe, asked, longer)
         found.append(
-            trained(bench, family, concept, what, settings=settings, train=train, stored=stored)
+            trained(bench, family, concepts, what, settings=longer, train=train, stored=stored)
         )
     return found
 
@@ -102,7 +105,7 @@ def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
             trained(
                 bench,
                 family,
-                concept,
+                [concept],
                 what,
                 settings=settings,
                 train=train,
@@ -113,11 +116,11 @@ def adv_unlearn(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     return found
 
 
-def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
+def salun(bench: Bench, family: str, *concepts: str) -> list[list[Defence]]:
     """Return SalUn over lengths of training, a group for each training; the pictures are the
-    untouched model's own."""
+    untouched model's own, of several concepts those of all."""
 
-    asked, pseudo, kept = _example_prompts(bench.canvas, bench.grid, family, concept)
+    asked, pseudo, kept = _example_prompts(bench.canvas, bench.grid, family, concepts)
 
     def train(settings: SalUnSettings) -> dict[int, dict[str, Tensor]]:
         forget, retain = _drawn(bench, asked), _drawn(bench, kept)
@@ -126,17 +129,20 @@ def salun(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
     texts, code = short_hash([asked, pseudo, kept]), code_of("salun", "diffusion")
     what = {"method": "SalUn", "texts": texts, "code": code}
     stored = _bytes(dict(bench.model.pipe.unet.named_parameters()))
+    tried = [
+        replace(one, iterations=_lengths(one.iterations, len(concepts))) for one in bench.grid.salun
+    ]
     return [
         trained(
             bench,
             family,
-            concept,
+            concepts,
             what,
             settings=settings,
             train=partial(train, settings),
             stored=stored,
         )
-        for settings in bench.grid.salun
+        for settings in tried
     ]
 
 
@@ -149,6 +155,13 @@ COMPETITORS: dict[str, Callable[[Bench, str, str], list[list[Defence]]]] = {
 }
 """method → its settings for a concept, in groups: the next only if the best of those before is not
 perfect"""
+TOGETHER: dict[str, Callable[..., list[list[Defence]]]] = {"ESD-x": esd, "SalUn": salun}
+"""method → the same for several concepts of a family, trained for all at once"""
+
+
+def _lengths(iterations: Sequence[int], n: int) -> tuple[int, ...]:
+    """Return the lengths of a training for n concepts: √n and n times those for one."""
+    return tuple(sorted({round(i * by) for i in iterations for by in (math.sqrt(n), n)}))
 
 
 def _bytes(weights: dict[str, Any]) -> int:
@@ -170,15 +183,18 @@ def _prompts_of(canvas: Canvas, family: str, concept: str) -> list[str]:
 
 
 def _example_prompts(
-    canvas: Canvas, grid: Grid, family: str, concept: str
+    canvas: Canvas, grid: Grid, family: str, concepts: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the prompts of pictures to forget, those to tie them to, and those to retain."""
-    concepts = [c for c in canvas.concepts[family] if c != concept]
-    with_it, each = _prompts_of(canvas, family, concept), grid.examples_per_prompt
-    instead = [_prompts_of(canvas, family, c) for c in concepts]
-    asked = [p for p in with_it for _ in range(each)]
-    pseudo = [instead[i % len(instead)][i // each] for i in range(len(asked))]
+    each = grid.examples_per_prompt
+    instead = [_prompts_of(canvas, family, c) for c in canvas.concepts[family] if c not in concepts]
+    asked, pseudo = [], []
+    for concept in concepts:
+        with_it = [p for p in _prompts_of(canvas, family, concept) for _ in range(each)]
+        asked += with_it
+        pseudo += [instead[i % len(instead)][i // each] for i in range(len(with_it))]
     others = [p for prompts in instead for p in prompts]
+    others *= math.ceil(grid.retained / len(others))  # Drawn again, they are other pictures.
     kept = others[:: max(1, len(others) // grid.retained)][: grid.retained]
     return asked, pseudo, kept
 

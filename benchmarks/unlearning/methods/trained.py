@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from featurestore.format import durable
 def trained(
     bench: Bench,
     family: str,
-    concept: str,
+    concepts: Sequence[str],
     what: dict[str, str],
     *,
     settings: ESDSettings | AdvUnlearnSettings | SalUnSettings,
@@ -31,7 +31,8 @@ def trained(
 ) -> list[Defence]:
     """Return weights as defences, one for each length of a training: trained once, then kept."""
     how = {**what, **{k: v for k, v in asdict(settings).items() if k != "iterations"}}
-    method, key = what["method"], short_hash([how, family, concept, dict(bench.basis)])
+    method, concept = what["method"], "+".join(concepts)
+    key = short_hash([how, family, concept, dict(bench.basis)])
     name = f"{method}-{family}-{concept}-{key}"
 
     def path(n: int) -> Path:
@@ -49,14 +50,10 @@ def trained(
                     {name: w.half().contiguous() for name, w in weights.items()}
                 )
                 durable.write_bytes(path(n), data)
-            concepts = {
-                "family": family,
-                "concept": concept,
-                "basis": short_hash(dict(bench.basis)),
-            }
+            of = {"family": family, "concept": concept, "basis": short_hash(dict(bench.basis))}
             # Lengths are no part of the key: another training may be as this one, but shorter.
             row = f"{key}-{max(settings.iterations)}"
-            bench.ledger.add(row, kind="training", method=method, seconds=seconds, **concepts)
+            bench.ledger.add(row, kind="training", method=method, seconds=seconds, **of)
 
         @contextlib.contextmanager
         def attached() -> Iterator[None]:
@@ -67,7 +64,7 @@ def trained(
         setting = {**how, "iterations": length}
         last = path(max(settings.iterations))
         return Defence(
-            {family: [concept]},
+            {family: [*concepts]},
             setting,
             attached,
             bench.run,
@@ -80,7 +77,12 @@ def trained(
 
 
 def training_seconds(bench: Bench, method: str) -> list[float]:
-    """Return how long each known training of a method took, to the longest length that is tried."""
-    basis = short_hash(dict(bench.basis))
+    """Return how long each known training of a method for one concept took, to the longest length
+    that is tried."""
+    about, known = (method, short_hash(dict(bench.basis))), bench.canvas.concepts
     rows = bench.ledger.of_kind("training")
-    return [r["seconds"] for r in rows if r["method"] == method and r["basis"] == basis]
+    return [
+        r["seconds"]
+        for r in rows
+        if (r["method"], r["basis"]) == about and r["concept"] in known[r["family"]]
+    ]

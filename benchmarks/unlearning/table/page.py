@@ -28,6 +28,7 @@ SEVERAL = {
     **{key: FIGURES[key] for key in ("ira", "cra", "cra_plain")},
 }
 """where several concepts are removed (docs/evaluation.md)"""
+DISTANCE = "Fréchet (judge's features)"
 PUBLISHED = {
     "style": {
         "SAeUron": (95.80, 99.10, 99.40),
@@ -147,12 +148,11 @@ def _seeds_of_others(run: Run) -> str:
 
 
 def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
-    distance = "Fréchet (judge's features)"
     header = [
         "method",
         *FIGURES.values(),
         "mean of three",
-        distance,
+        DISTANCE,
         "s per picture",
         "training, s",
         "kept, MB",
@@ -206,12 +206,18 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         figures = summary([outcome])
         removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
-        edits = zip(per_target(outcome).items(), outcome.setting["edits"], strict=True)
+        multipliers = {
+            edit["concept"]: f" ({edit['strength']:g})" for edit in outcome.setting.get("edits", ())
+        }
         each = ", ".join(
-            f"{edit['concept']} {100 * ua:.1f} ({edit['strength']:g})" for (_, ua), edit in edits
+            f"{(concept := target.partition('=')[2])} {100 * ua:.1f}{multipliers.get(concept, '')}"
+            for target, ua in per_target(outcome).items()
         )
-        rows.append([removed, *(_figure(figures[key]) for key in SEVERAL), each])
-    return _table(["removed", *SEVERAL.values(), "UA of each (its multiplier)"], rows)
+        cells = [removed, outcome.setting["method"], *(_figure(figures[key]) for key in SEVERAL)]
+        distance = "" if figures["frechet"] is None else f"{figures['frechet']:.2f}"
+        rows.append([*cells, distance, each])
+    header = ["removed", "method", *SEVERAL.values(), DISTANCE, "UA of each (its multiplier)"]
+    return _table(header, rows)
 
 
 def _attacks(attacks: Attacks) -> str:

@@ -183,7 +183,8 @@ def count_training(run: Run, defence: Defence) -> None:
     """Count what would have to be trained for a defence."""
     weights = defence.training
     if weights is not None and not weights.is_file():
-        run.bench.pace.count(weights.name, defence.setting["method"])
+        n_targets = sum(map(len, defence.targets.values()))
+        run.bench.pace.count(weights.name, defence.setting["method"], n_targets)
 
 
 def _shown(defence: Defence, prompts: Sequence[Prompt], judge: Judge, *, others: bool) -> Outcome:

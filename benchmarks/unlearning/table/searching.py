@@ -1,12 +1,12 @@
 """Every cell of the table: each method's best setting for each concept, and for several at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import click
 
-from benchmarks.unlearning.methods.competitors import COMPETITORS
+from benchmarks.unlearning.methods.competitors import COMPETITORS, TOGETHER
 from benchmarks.unlearning.methods.defence import Defence
 from benchmarks.unlearning.methods.ours import CONTROLS, features, ours
 from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back, victims
@@ -15,7 +15,7 @@ from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.removals import sequence
-from sae.evaluation.search import Toward, best, first_that_holds, strength_of, together, value
+from sae.evaluation.search import Look, Toward, best, first_that_holds, strength_of, together, value
 from sae.intervention.settings import Intervention
 
 HELD = "ours, held"
@@ -30,14 +30,14 @@ def perfect(outcome: Outcome) -> bool:
     return value(outcome).mean == 1
 
 
-def searched(run: Run, groups: Sequence[Sequence[Defence]]) -> Defence:
+def searched(run: Run, groups: Sequence[Sequence[Defence]], looks: Sequence[Look] = ()) -> Defence:
     """Return the best setting of the first group; with those of the next group beside it as long as
-    it is not perfect."""
-    tried: list[Defence] = []
+    it is not perfect. ``looks``: empty, the table's."""
+    looks, tried = looks or run.amounts.looks, list[Defence]()
     for group in groups:
         tried += group
-        chosen = best(tried, run.amounts.looks, partial(cell, run))
-        if group is groups[-1] or perfect(cell(run, chosen, run.amounts.looks[-1])):
+        chosen = best(tried, looks, partial(cell, run))
+        if group is groups[-1] or perfect(cell(run, chosen, looks[-1])):
             break
     return chosen
 
@@ -134,12 +134,13 @@ def results(
 def several(
     run: Run,
     defences: Mapping[str, Mapping[str, Mapping[str, Defence]]],
+    methods: Sequence[str] = METHODS,
     share: tuple[int, int] = (0, 1),
 ) -> dict[str, list[Outcome]]:
     """Remove styles and then objects in a row, all styles but one, and a style with an object,
-    beginning with each concept's own setting.
+    beginning with each concept's own setting; all styles but one by other methods, too.
 
-    ``share``: of so many processes this one does every n-th of the three.
+    ``share``: of so many processes this one does every n-th of these.
     """
     mine = {
         (f, c): methods["ours"].interventions
@@ -149,24 +150,37 @@ def several(
     styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
     n_requests = run.amounts.sequence
     requests = [{family: [c]} for family, c in (*styles[:n_requests], *objects[:n_requests])]
-    wanted: dict[str, list[dict[str, list[str]]]] = {
-        "sequential": list(sequence(requests)),
-        "all but one": [grouped(styles[1:])] if len(styles) > 1 else [],
-        "joint": [grouped(pair) for pair in [*zip(styles, objects, strict=False)][:2]],
-    }
-    first, n = share
+    all_but_one = [grouped(styles[1:])] if len(styles) > 1 else []
+    pairs = [grouped(pair) for pair in zip(styles[:2], objects, strict=False)]
     look = run.amounts.looks[-1].one_seed
 
     def looked(interventions: Sequence[Intervention]) -> Outcome:
         return cell(run, features(run.bench, interventions), look)
 
-    return {
-        name: [
+    def by_features(removals: Sequence[Mapping[str, Sequence[str]]]) -> list[Outcome]:
+        return [
             cell(run, features(run.bench, edits))
-            for edits in together(wanted[name], mine, looked, _kept(run, wanted[name]))
+            for edits in together(removals, mine, looked, _kept(run, removals))
         ]
-        for name in [*wanted][first::n]
-    }
+
+    def by_training(method: str) -> list[Outcome]:
+        return [
+            cell(run, searched(run, TOGETHER[method](run.bench, family, *concepts), [look]))
+            for targets in all_but_one
+            for family, concepts in targets.items()
+        ]
+
+    jobs: list[tuple[str, Callable[[], list[Outcome]]]] = [
+        ("sequential", partial(by_features, [*sequence(requests)])),
+        ("all but one", partial(by_features, all_but_one)),
+        ("joint", partial(by_features, pairs)),
+        *(("all but one", partial(by_training, one)) for one in TOGETHER if one in methods),
+    ]
+    first, n = share
+    found: dict[str, list[Outcome]] = {}
+    for name, job in jobs[first::n]:
+        found.setdefault(name, []).extend(job())
+    return found
 
 
 def _kept(run: Run, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:

@@ -2,18 +2,23 @@
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from torch import nn
 
 from benchmarks.unlearning import results as command
 from benchmarks.unlearning.ledger import Ledger
-from benchmarks.unlearning.methods.competitors import _example_prompts
+from benchmarks.unlearning.methods.competitors import _example_prompts, esd
+from benchmarks.unlearning.methods.defence import Bench
+from benchmarks.unlearning.methods.keys import short_hash
 from benchmarks.unlearning.pace import SECONDS, Pace
 from benchmarks.unlearning.table.amounts import AMOUNTS, GRIDS
 from benchmarks.unlearning.table.run import weights_hash, write_prompts
 from featurestore.prompts import read_prompts
 from minicanvas import CANVASES, LARGE, SMALL
+from sae.diffusion.pipelines import RunSettings
 
 PROMPTS = "84c87465fa935e5c5945c7634b744eaec82ad1cc27d0bb2011bdb902085c25d2"
 WEIGHTS = "04a0468e9973bca5"
@@ -50,7 +55,7 @@ def test_of_the_large_benchmark_a_search_and_salun_see_all_that_is_kept(tmp_path
             p for p in last.taken(prompts, {family: [concept]}) if p.labels[family] != concept
         ]
         assert len(looked) == last.n_others and {p.seed for p in looked} == set(last.seeds)
-        _, _, retained = _example_prompts(LARGE, GRIDS[LARGE.name], family, concept)
+        _, _, retained = _example_prompts(LARGE, GRIDS[LARGE.name], family, [concept])
         assert len(retained) == len(set(retained)) == GRIDS[LARGE.name].retained
         for other, concepts in LARGE.concepts.items():
             kept = set(concepts) - ({concept} if other == family else set())
@@ -62,15 +67,46 @@ def test_of_the_large_benchmark_a_search_and_salun_see_all_that_is_kept(tmp_path
 def test_salun_ties_pictures_to_prompts_that_differ_in_the_concept_only(canvas):
     """Also where one name is a part of another, as ``sun`` is of ``sunset``."""
     for family, concepts in canvas.concepts.items():
-        for concept in concepts:
-            asked, pseudo, _ = _example_prompts(canvas, GRIDS[canvas.name], family, concept)
-            other = next(name for name in canvas.concepts if name != family)
-            own, tied = (
-                [dict(canvas.parse_prompt(text)) for text in texts] for texts in (asked, pseudo)
-            )
-            assert {p[family] for p in own} == {concept}
-            assert {p[family] for p in tied} == set(concepts) - {concept}
-            assert [p[other] for p in own] == [p[other] for p in tied]
+        for removed in ([c] for c in concepts):
+            _tied_to_what_is_kept(canvas, family, removed)
+        _tied_to_what_is_kept(canvas, family, concepts[1:])
+
+
+def _tied_to_what_is_kept(canvas, family, removed):
+    concepts = canvas.concepts[family]
+    asked, pseudo, retained = _example_prompts(canvas, GRIDS[canvas.name], family, removed)
+    other = next(name for name in canvas.concepts if name != family)
+    own, tied, kept = (
+        [dict(canvas.parse_prompt(text)) for text in texts] for texts in (asked, pseudo, retained)
+    )
+    assert {p[family] for p in own} == set(removed)
+    assert {p[family] for p in tied} == {p[family] for p in kept} == set(concepts) - set(removed)
+    assert [p[other] for p in own] == [p[other] for p in tied]
+    assert len(kept) == GRIDS[canvas.name].retained
+    assert {p[other] for p in kept} == set(canvas.concepts[other])
+
+
+def test_trained_methods_get_the_prompts_of_all_concepts_and_longer_trainings(tmp_path):
+    one, two = (
+        esd(_bench(tmp_path), "style", *concepts) for concepts in (["neon"], ["neon", "sketch"])
+    )
+    assert [d.setting["iterations"] for d in one[0]] == [40, 60, 90]
+    assert [d.setting["iterations"] for d in two[0]] == [57, 80, 85, 120, 127, 180]
+    assert {str(d.targets) for d in two[0]} == {"{'style': ['neon', 'sketch']}"}
+    both = [f"An image of {o} in {s} style." for s in ("neon", "sketch") for o in SMALL.objects]
+    assert two[0][0].setting["texts"] == short_hash(both)
+    assert two[2][0].setting["texts"] == short_hash(
+        ["An image in neon style.", "An image in sketch style."]
+    )
+
+
+def _bench(root):
+    unet = nn.ModuleDict({"attn2": nn.Linear(2, 2)})
+    model = SimpleNamespace(pipe=SimpleNamespace(unet=unet))
+    return Bench(
+        root, SMALL, model, RunSettings(2, 3.0), None, [], [], GRIDS[SMALL.name],
+        Ledger(root / "ledger.jsonl"),
+    )  # fmt: skip
 
 
 def said(*arguments):

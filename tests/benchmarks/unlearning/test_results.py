@@ -78,8 +78,8 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     found = table.results(run)
     cells = run.bench.ledger.of_kind("cell")
     assert all(len(concepts) == 1 for row in cells for concepts in row["targets"].values())
-    parts = [table.several(run, found["defences"], (i, 2)) for i in range(2)]
-    assert [[*part] for part in parts] == [["sequential", "joint"], ["all but one"]]
+    parts = [table.several(run, found["defences"], share=(i, 2)) for i in range(2)]
+    assert [[*part] for part in parts] == [["sequential", "joint", "all but one"], ["all but one"]]
     several = table.several(run, found["defences"])
     assert {family: set(methods) for family, methods in found["tables"].items()} == {
         "style": set(table.METHODS),
@@ -92,7 +92,9 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         {"style": ["neon", "sketch"]},
         {"style": ["neon", "sketch"], "object": ["cat"]},
     ]
-    assert [o.targets for o in several["all but one"]] == [{"style": ["sketch"]}]
+    assert [(o.setting["method"], o.targets) for o in several["all but one"]] == [
+        (method, {"style": ["sketch"]}) for method in ("ours", "ESD-x", "SalUn")
+    ]
     assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
