@@ -51,7 +51,12 @@ class Grid:
     """features per step and multiplier at which SAEs are compared, before the best are searched"""
     thresholds: Sequence[float] = (1.0, 0.0)
     """in multiples of the features' means: searched where an attack is part of the search"""
+    pulled_tops: Sequence[int] = (8, 32)
+    """of ``tops``, those that are tried towards a concept that is kept"""
+    pulls: Sequence[float] = (0.5, 1.0)
+    """β of these"""
     strengths: Sequence[float] = (1.0, 2.0)
+    """of mean directions"""
     esd: Sequence[tuple[str, ESDSettings]] = (
         ("prompts", ESDSettings(iterations=(40, 60, 90), learning_rate=3e-4, n_steps=20)),
         ("prompts", ESDSettings(iterations=(160, 240, 320), learning_rate=1e-4, n_steps=20)),

@@ -14,7 +14,7 @@ from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.pictures import draw
 from benchmarks.unlearning.table.run import Run
-from benchmarks.unlearning.table.searching import HELD
+from benchmarks.unlearning.table.searching import HELD, TOWARD
 from featurestore.format import durable
 from sae.evaluation.attack.report import Rate
 from sae.evaluation.measures.accuracy import accuracy
@@ -107,14 +107,11 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         parts += [
             _published(family),
             f"![Pictures by each method]({_picture(run, family)})\n",
-            f"### Ours, each {family}\n",
-            _concepts("ours", methods, found["defences"][family]),
         ]
-        if HELD in methods:
-            parts += [
-                f"### {HELD.capitalize()}, each {family}\n",
-                _concepts(HELD, methods, found["defences"][family]),
-            ]
+        for name in ("ours", TOWARD, HELD):
+            if name in methods:
+                table = _concepts(name, methods, found["defences"][family])
+                parts += [f"### {name.capitalize()}, each {family}\n", table]
         if found["attacks"][family]:
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
@@ -195,9 +192,17 @@ def _concepts(
             f"{edit.selection.rule['top']:g}",
             f"{edit.strength:g}",
             f"{edit.threshold:g}",
+            f"{edit.toward.concept} ({edit.pull:g})" if edit.toward else "",
         ]
         rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
-    settings = ["hook", "k of the SAE", "features per step", "multiplier", "threshold"]
+    settings = [
+        "hook",
+        "k of the SAE",
+        "features per step",
+        "multiplier",
+        "threshold",
+        "towards (β)",
+    ]
     return _table(["removed", *FIGURES.values(), *settings], rows)
 
 

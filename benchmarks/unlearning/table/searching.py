@@ -18,8 +18,10 @@ from sae.evaluation.removals import sequence
 from sae.evaluation.search import Look, Toward, best, first_that_holds, strength_of, together, value
 from sae.intervention.settings import Intervention
 
+TOWARD = "ours, toward"
+"""our rule, with features of a concept that is kept put in where the target's are taken out"""
 HELD = "ours, held"
-"""our rule, with an attack in the search"""
+"""the same, with an attack in the search"""
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched
 further"""
@@ -46,6 +48,9 @@ def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> 
     """Return each method's best defence against a concept; the controls take our own setting."""
     mine = searched(run, [_ours(run, family, concept)])
     chosen = {"ours": mine}
+    if TOWARD in methods:
+        best_of_both = searched(run, [_ours(run, family, concept), _toward(run, family, concept)])
+        chosen[TOWARD] = features(run.bench, best_of_both.interventions, method=TOWARD)
     if HELD in methods:
         chosen[HELD] = held(run, family, concept)
     (intervention,) = mine.interventions
@@ -75,10 +80,27 @@ def _ours(
     return [one for sae in near for one in ours(bench, sae, family, concept, **how)]
 
 
+def _toward(run: Run, family: str, concept: str) -> list[Defence]:
+    """Return these settings with each pull towards what is kept; none where nothing is."""
+    grid, kept = run.bench.grid, _kept(run, [{family: [concept]}])
+    if not kept.kept:
+        return []
+    return [
+        features(run.bench, edits)
+        for one in _ours(run, family, concept)
+        if one.interventions[0].selection.rule["top"] in grid.pulled_tops
+        for pull in grid.pulls
+        for edits in kept.pulled({(family, concept): one.interventions}, pull).values()
+    ]
+
+
 def held(run: Run, family: str, concept: str) -> Defence:
     """Return our best setting that withstands an attack on the search's pictures, or the one that
     withstands it best."""
-    candidates = _ours(run, family, concept, run.bench.grid.thresholds)
+    candidates = [
+        *_ours(run, family, concept, run.bench.grid.thresholds),
+        *_toward(run, family, concept),
+    ]
     chosen = first_that_holds(
         candidates,
         run.amounts.looks,
@@ -90,8 +112,8 @@ def held(run: Run, family: str, concept: str) -> Defence:
     return features(run.bench, chosen.interventions, method=HELD)
 
 
-METHODS = ("ours", HELD, *CONTROLS, *COMPETITORS)
-COMPARED = ("ours", "ESD-x", "SalUn")
+METHODS = ("ours", TOWARD, HELD, *CONTROLS, *COMPETITORS)
+COMPARED = ("ours", TOWARD, "ESD-x", "SalUn")
 """on all concepts"""
 ROBUST = (HELD, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
