@@ -23,6 +23,7 @@ from benchmarks.unlearning.table.searching import METHODS, results, several
 from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record
+from featurestore.vocabulary import ATTACKS
 from minicanvas import CANVASES, SMALL, Canvas
 from minicanvas.option import canvas_option
 from queries.selections import split_concept
@@ -130,6 +131,13 @@ def removed(
 @click.option("--concept", "concepts", multiple=True, help="FAMILY=CONCEPT.  [default: all]")
 @click.option("--attacks/--no-attacks", default=True, show_default=True)
 @click.option(
+    "--attack",
+    "kinds",
+    multiple=True,
+    type=click.Choice(list(ATTACKS)),
+    help="One of the attacks; several times for several.  [default: all]",
+)
+@click.option(
     "--autocast/--no-autocast",
     default=lambda: torch.cuda.is_available() or fast_bfloat16(torch.cpu.get_capabilities()),
     help="Generate with bfloat16 products.  [default: on a GPU, or where the processor has them]",
@@ -154,6 +162,7 @@ def main(
     families: tuple[str, ...],
     concepts: tuple[str, ...],
     attacks: bool,
+    kinds: tuple[str, ...],
     autocast: bool,
     processes: int,
     minutes: float | None,
@@ -167,6 +176,7 @@ def main(
     root = root or Path(f"build/results{suffix(canvas)}")
     ledger = ledger or Path(f"benchmarks/results/unlearning{suffix(canvas)}.jsonl")
     amounts = replace(AMOUNTS[name], concepts=removed(canvas, families, concepts))
+    amounts = replace(amounts, attacks=kinds or amounts.attacks)
     model = model_of(canvas, autocast)
     pace, kept = Pace(minutes, counting=estimate, cost=amounts.cost), Ledger(ledger)
     settings, wanted = RunSettings(model.steps, model.guidance), methods or METHODS
@@ -178,6 +188,7 @@ def main(
         *(f"--family={f}" for f in families),
         *(f"--concept={c}" for c in concepts),
         "--attacks" if attacks else "--no-attacks",
+        *(f"--attack={kind}" for kind in kinds),
         "--autocast" if autocast else "--no-autocast",
     ]
     try:
@@ -207,7 +218,7 @@ def main(
     if estimate:
         click.echo(pace.told(kept, processes))
         return
-    everything = attacks and not (methods or families or concepts)
+    everything = attacks and not (methods or families or concepts or kinds)
     page = out or (Path(f"docs/results{suffix(canvas)}.md") if everything else None)
     if page is None:
         click.echo(f"{_held(kept)}. No page is written of a part: say where with --out.")
