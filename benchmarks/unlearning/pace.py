@@ -30,10 +30,12 @@ class OutOfTimeError(Exception):
 
 @dataclass
 class Pace:
-    """When to stop; or, ``counting``, what would have to be made."""
+    """When to stop; or, ``counting``, what would have to be made; or, ``so_far``, that nothing is
+    made, and what is not known is left out."""
 
     minutes: float | None = None
     counting: bool = False
+    so_far: bool = False
     cost: float = 1.0
     """of a picture, in the small benchmark's; of a round and a training alike"""
     missing: Counter[str] = field(default_factory=Counter)
@@ -53,10 +55,14 @@ class Pace:
         """Stop where no time is left.
 
         Raises:
-            OutOfTimeError: none is.
+            OutOfTimeError: none is, or nothing may be made.
         """
-        if self.left is not None and self.left <= 0:
+        if self.so_far or (self.left is not None and self.left <= 0):
             raise OutOfTimeError
+
+    def skipped(self) -> AbstractContextManager[Any]:
+        """Return what ends a block quietly where it needs something that may not be made."""
+        return contextlib.suppress(*[OutOfTimeError] if self.so_far else [])
 
     def checked(
         self, attached: Callable[[], AbstractContextManager[Any]]

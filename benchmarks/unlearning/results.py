@@ -145,6 +145,9 @@ def removed(
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--minutes", type=float, help="Stop after so many; everything found is kept.")
 @click.option("--estimate", is_flag=True, help="Say what is missing and how long it will take.")
+@click.option(
+    "--so-far", is_flag=True, help="Make nothing; write the page of what the ledger has, no more."
+)
 @click.option("--share", help="Of the processes this is one, such as 0/2; it writes no page.")
 @click.option(
     "--several",
@@ -167,6 +170,7 @@ def main(
     processes: int,
     minutes: float | None,
     estimate: bool,
+    so_far: bool,
     share: str | None,
     of_several: bool,
 ) -> None:
@@ -178,7 +182,8 @@ def main(
     amounts = replace(AMOUNTS[name], concepts=removed(canvas, families, concepts))
     amounts = replace(amounts, attacks=kinds or amounts.attacks)
     model = model_of(canvas, autocast)
-    pace, kept = Pace(minutes, counting=estimate, cost=amounts.cost), Ledger(ledger)
+    pace = Pace(minutes, counting=estimate, so_far=so_far, cost=amounts.cost)
+    kept = Ledger(ledger)
     settings, wanted = RunSettings(model.steps, model.guidance), methods or METHODS
     passed = [
         f"--canvas={name}",
@@ -206,7 +211,7 @@ def main(
         if share:
             _one_share(run, wanted, share, attacks=attacks, of_several=of_several)
             return
-        if processes > 1 and not estimate:
+        if processes > 1 and not (estimate or so_far):
             for switch in ([], ["--several"]):
                 _in_processes(processes, pace, [*passed, *switch])
                 kept.read()

@@ -41,10 +41,11 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
                 if method not in SKIPPED and run.amounts.attacked:
                     folder = Path("attacks") / concept / method.replace(" ", "-").replace(",", "")
                     cases = spread(_styled(run.prompts), family, concept, run.amounts.attacked)
-                    report = _attacked(
-                        run, defence, attack, cases=cases, judge=run.judge, folder=folder
-                    )
-                    reports.setdefault(method, []).append(report)
+                    with run.bench.pace.skipped():
+                        report = _attacked(
+                            run, defence, attack, cases=cases, judge=run.judge, folder=folder
+                        )
+                        reports.setdefault(method, []).append(report)
         found[attack] = {method: together(of_concepts) for method, of_concepts in reports.items()}
     return found
 

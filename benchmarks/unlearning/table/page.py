@@ -3,13 +3,17 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
+
 from benchmarks.record import machine
 from benchmarks.unlearning.methods.defence import Defence
 from benchmarks.unlearning.methods.trained import training_seconds
+from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.pictures import draw
@@ -48,7 +52,15 @@ PUBLISHED = {
 def write_page(
     path: Path, run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]
 ) -> None:
-    """Write the page, and the pictures that it shows: of the first concept of each family."""
+    """Write the page, and the pictures that it shows: of the first concept of each family.
+
+    Raises:
+        ClickException: nothing is known yet of ours.
+    """
+    unknown = [f for f in run.amounts.concepts if "ours" not in found["tables"].get(f, ())]
+    if unknown:
+        raise click.ClickException(f"nothing yet of ours on {', '.join(unknown)}: no page.")
+    run = run._replace(bench=replace(run.bench, pace=Pace()))  # Its pictures are drawn anew.
     for family, of_concepts in found["defences"].items():
         concept = next(iter(of_concepts))
         grid = draw(run, family, concept, of_concepts[concept])
@@ -112,7 +124,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             if name in methods:
                 table = _concepts(name, methods, found["defences"][family])
                 parts += [f"### {name.capitalize()}, each {family}\n", table]
-        if found["attacks"][family]:
+        if any(found["attacks"][family].values()):
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
     titles = {
         "sequential": "Styles, then objects, removed in a row, none put back",
@@ -120,7 +132,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
         "joint": "A style and an object at once",
     }
     for name, title in titles.items():
-        if several[name]:
+        if several.get(name):
             parts += [f"## {title}\n", _removals(several[name])]
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Every cell of the table: each method's best setting for each concept, and for several at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,24 +45,36 @@ def searched(run: Run, groups: Sequence[Sequence[Defence]], looks: Sequence[Look
     return chosen
 
 
-def one_concept(run: Run, family: str, concept: str, methods: Sequence[str]) -> dict[str, Defence]:
-    """Return each method's best defence against a concept; the controls take our own setting."""
-    mine = searched(run, [_ours(run, family, concept)])
-    chosen = {"ours": mine}
-    if TOWARD in methods:
+def one_concept(
+    run: Run, family: str, concept: str, methods: Sequence[str]
+) -> dict[str, Callable[[], Defence]]:
+    """Return what finds each method's best defence against a concept, "ours" first; the controls
+    take our own setting."""
+    bench = run.bench
+
+    @functools.cache
+    def mine() -> Defence:
+        return searched(run, [_ours(run, family, concept)])
+
+    def toward() -> Defence:
         best_of_both = searched(run, [_ours(run, family, concept), _toward(run, family, concept)])
-        chosen[TOWARD] = features(run.bench, best_of_both.interventions, method=TOWARD)
-    if HELD in methods:
-        chosen[HELD] = held(run, family, concept)
-    (intervention,) = mine.interventions
-    chosen |= {
-        name: make(run.bench, intervention) for name, make in CONTROLS.items() if name in methods
+        return features(bench, best_of_both.interventions, method=TOWARD)
+
+    def control(name: str) -> Defence:
+        (intervention,) = mine().interventions
+        return CONTROLS[name](bench, intervention)
+
+    def competitor(name: str) -> Defence:
+        return searched(run, COMPETITORS[name](bench, family, concept))
+
+    found: dict[str, Callable[[], Defence]] = {
+        "ours": mine,
+        TOWARD: toward,
+        HELD: partial(held, run, family, concept),
+        **{name: partial(control, name) for name in CONTROLS},
+        **{name: partial(competitor, name) for name in COMPETITORS},
     }
-    return chosen | {
-        m: searched(run, COMPETITORS[m](run.bench, family, concept))
-        for m in COMPETITORS
-        if m in methods
-    }
+    return {name: find for name, find in found.items() if name == "ours" or name in methods}
 
 
 def _ours(
@@ -128,6 +141,7 @@ def results(
     """Run every cell that is not there yet; return outcomes and attacks, per family and method, and
     the chosen defences.
 
+    Where nothing may be made, a method's outcomes end before the first that is not known.
     ``share``: of so many processes this one does every n-th concept.
     """
     first, n = share
@@ -137,13 +151,18 @@ def results(
     for family, concepts in run.amounts.concepts.items():
         defences = chosen.setdefault(family, {})
         few = concepts[: run.amounts.few_concepts[family]]
-        for concept in concepts[first::n]:
+        for place, concept in enumerate(concepts[first::n]):
             click.echo(f"— {family}={concept}", err=True)
             tried = [*ROBUST, *COMPARED] if concept in victims(concepts, run) else COMPARED
             wanted = [method for method in methods if method in tried or concept in few]
-            defences[concept] = one_concept(run, family, concept, wanted)
-            for method, defence in defences[concept].items():
-                tables.setdefault(family, {}).setdefault(method, []).append(cell(run, defence))
+            for method, find in one_concept(run, family, concept, wanted).items():
+                known = len(tables.get(family, {}).get(method, ()))
+                with run.bench.pace.skipped():
+                    if known == place:
+                        defence = find()
+                        outcome = cell(run, defence)
+                        defences.setdefault(concept, {})[method] = defence
+                        tables.setdefault(family, {}).setdefault(method, []).append(outcome)
         chosen_victims = [c for c in victims(concepts, run) if attacks and c in defences]
         attacked[family] = (
             attack_all(run, family, {c: defences[c] for c in chosen_victims})
@@ -179,29 +198,28 @@ def several(
     def looked(interventions: Sequence[Intervention]) -> Outcome:
         return cell(run, features(run.bench, interventions), look)
 
-    def by_features(removals: Sequence[Mapping[str, Sequence[str]]]) -> list[Outcome]:
-        return [
-            cell(run, features(run.bench, edits))
-            for edits in together(removals, mine, looked, _kept(run, removals))
-        ]
+    def by_features(removals: Sequence[Mapping[str, Sequence[str]]]) -> Iterator[Outcome]:
+        for edits in together(removals, mine, looked, _kept(run, removals)):
+            yield cell(run, features(run.bench, edits))
 
-    def by_training(method: str) -> list[Outcome]:
-        return [
-            cell(run, searched(run, TOGETHER[method](run.bench, family, *concepts), [look]))
-            for targets in all_but_one
-            for family, concepts in targets.items()
-        ]
+    def by_training(method: str) -> Iterator[Outcome]:
+        for targets in all_but_one:
+            for family, concepts in targets.items():
+                tried = TOGETHER[method](run.bench, family, *concepts)
+                yield cell(run, searched(run, tried, [look]))
 
-    jobs: list[tuple[str, Callable[[], list[Outcome]]]] = [
-        ("sequential", partial(by_features, [*sequence(requests)])),
-        ("all but one", partial(by_features, all_but_one)),
-        ("joint", partial(by_features, pairs)),
-        *(("all but one", partial(by_training, one)) for one in TOGETHER if one in methods),
+    jobs: list[tuple[str, Iterator[Outcome]]] = [
+        ("sequential", by_features([*sequence(requests)])),
+        ("all but one", by_features(all_but_one)),
+        ("joint", by_features(pairs)),
+        *(("all but one", by_training(one)) for one in TOGETHER if one in methods),
     ]
     first, n = share
     found: dict[str, list[Outcome]] = {}
-    for name, job in jobs[first::n]:
-        found.setdefault(name, []).extend(job())
+    for name, outcomes in jobs[first::n]:
+        with run.bench.pace.skipped():
+            for outcome in outcomes:
+                found.setdefault(name, []).append(outcome)
     return found
 
 

@@ -1,6 +1,7 @@
 """The whole table, very small: every cell is made once, a second run only reads, and so does
 another machine's."""
 
+import json
 import re
 import shutil
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from PIL import Image
 
@@ -112,6 +114,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     assert {attack: set(methods) for attack, methods in found["attacks"]["style"].items()} == {
         "tokens": attacked
     }
+    attacked_in_order = [m for m in table.METHODS if m in attacked]
     for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
@@ -163,9 +166,39 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     assert page(again, read, table.several(again, read["defences"])) == text
     assert (path.read_text(), counting.told(ledger, 1)) == (lines, "Nothing is missing.")
 
+    # Of a ledger that lacks something, a page is written of the rest.
+    some = root / "some.jsonl"
+    lacking = [r["key"] for r in rows if r.get("method") == "ESD-x" and r["kind"] == "attack"]
+    lacking += [r["key"] for r in rows if r["kind"] == "cell" and r["setting"]["method"] == "SalUn"]
+    some.write_bytes(
+        b"".join(
+            line
+            for line in lines.encode().splitlines(keepends=True)
+            if json.loads(line)["key"] not in lacking
+        )
+    )
+    kept = some.read_bytes()
+    given["pace"], given["ledger"] = Pace(so_far=True), Ledger(some)
+    part = running.prepare(root, model, RUN, **given)
+    of_part = table.results(part)
+    for family, methods in of_part["tables"].items():
+        assert [*methods] == [m for m in table.METHODS if m != "SalUn"]
+        assert [*of_part["attacks"][family]["tokens"]] == [
+            m for m in attacked_in_order if m not in ("SalUn", "ESD-x")
+        ]
+    left = table.several(part, of_part["defences"])
+    assert [o.setting["method"] for o in left["all but one"]] == ["ours", "ESD-x"]
+    assert "\n| SalUn |" not in page(part, of_part, left) and some.read_bytes() == kept
+
+    given["ledger"] = Ledger(root / "none.jsonl")
+    nothing = running.prepare(root, model, RUN, **given)
+    with pytest.raises(click.ClickException, match="nothing yet of ours on style, object"):
+        write_page(root / "none.md", nothing, table.results(nothing), {})
+
     # Without the ledger everything is counted, and nothing is made when the time is over.
     pace = Pace(counting=True)
-    new = running.prepare(root, model, RUN, **given, ledger=Ledger(root / "new"), pace=pace)
+    given |= {"ledger": Ledger(root / "new"), "pace": pace}
+    new = running.prepare(root, model, RUN, **given)
     table.several(new, table.results(new)["defences"])
     made = [r for r in rows if r["kind"] == "cell" and sum(map(len, r["targets"].values())) == 1]
     assert pace.missing["picture"] >= sum(r["n"] for r in made)
