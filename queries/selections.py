@@ -91,19 +91,21 @@ def select_all(
 
 def select_kept(
     store: Store, saes: Sequence[str], removed: Collection[tuple[str, str]], *,
-    named: Sequence[tuple[str, str]] = (), top: int,
+    named: Sequence[tuple[str, str]] = (), top: int, together: bool = True,
 ) -> list[Selection]:  # fmt: skip
-    """Select what several concepts that are removed together can be edited towards: of each family
-    of theirs the concepts that are ``named``, or else the first that is kept, by each SAE.
+    """Select what concepts that are removed can be edited towards: of each family of theirs the
+    concepts that are ``named``, or else the first that is kept, by each SAE.
 
-    ``removed`` and ``named``: (family, concept). Raises as :func:`select`.
+    ``removed`` and ``named``: (family, concept). Not ``together``: each is removed by itself, and
+    the first two of its family are selected, of which one is kept. Raises as :func:`select`.
     """
     kept = []
     for family in sorted({family for family, _ in removed}):
         for sae in saes:
             own = [concept for name, concept in named if name == family]
             known = find_scope(store, sae, family, "cond").concepts
-            own = own or [c for c in known if (family, c) not in removed][:1]
+            kept_too = [c for c in known if not (together and (family, c) in removed)]
+            own = own or kept_too[: 1 if together else 2]
             kept += select_all(store, sae, family, own, top=top) if own else []
     return kept
 

@@ -66,7 +66,7 @@ T = TypeVar("T")
     "--hold",
     is_flag=True,
     help="Search for what withstands attack: --top 8,32 --multiplier=-0.5,-0.7,-1 --threshold 0,1 "
-    "--search-attack 2, each unless you give it.",
+    "--search-attack 2, and of one concept at a time --pull 0.5,1, each unless you give it.",
 )
 @click.option(
     "--reference",
@@ -134,7 +134,12 @@ def evaluate(
         search=searched,
         search_attack=search.attack(),
         search_pictures=search.search_attack or 0,
-        toward=targets.toward(wanted, protocol, searched=searched is not None),
+        toward=targets.toward(
+            wanted,
+            protocol,
+            searched=searched is not None,
+            otherwise=HOLDING.pulls if hold else (),
+        ),
         reference=reference,
         mode=mode,
         batch_size=drawing.run.batch_size,

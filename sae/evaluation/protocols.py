@@ -14,17 +14,8 @@ from sae.evaluation.judge import Judge
 from sae.evaluation.measures.accuracy import asks, grouped, targets_text
 from sae.evaluation.outcomes import Outcome, Reference, judged, untouched
 from sae.evaluation.removals import Request, ablation_removal, sequence
-from sae.evaluation.search import (
-    NOTHING_KEPT,
-    Look,
-    Toward,
-    best,
-    first_that_holds,
-    looks,
-    strength_of,
-    together,
-    value,
-)
+from sae.evaluation.search import Look, best, first_that_holds, looks, strength_of, value
+from sae.evaluation.together import NOTHING_KEPT, Toward, together
 from sae.intervention.settings import Intervention
 
 Say = Callable[[str], object]
@@ -122,8 +113,8 @@ def run_protocol(
 
     ``each``: one outcome per request. ``sequential``: one after each request, of all so far.
     ``joint``: one, of all. With a search the settings are its best ones, and those of several
-    requests at once are balanced on it, and go ``toward`` what is kept as strongly as it finds
-    best.
+    requests at once are balanced on it. What is removed goes ``toward`` what is kept as strongly as
+    the search finds best.
 
     Raises:
         UsageError: there is no such protocol, there is nothing to remove, settings have to be
@@ -133,6 +124,8 @@ def run_protocol(
         raise UsageError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
     if not requests:
         raise UsageError("nothing to evaluate: no concept is named.")
+    if protocol == "each":
+        requests = [_towards(one, toward, searched=search is not None) for one in requests]
     _check_search(evaluation, requests, search)
     say("the untouched model")
     before, own = untouched(
@@ -163,6 +156,11 @@ def run_protocol(
         )
         outcomes.append(outcome)
     return before, outcomes
+
+
+def _towards(request: Request, toward: Toward, *, searched: bool) -> Request:
+    key = request.family, request.concept
+    return request._replace(candidates=toward.beside(key, request.candidates, searched=searched))
 
 
 def _check_search(

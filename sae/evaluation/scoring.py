@@ -22,7 +22,7 @@ from sae.evaluation.pictures import check_pictures, read_pictures
 from sae.evaluation.protocols import Evaluation, Say, Search, run_protocol
 from sae.evaluation.removals import Request
 from sae.evaluation.report import report
-from sae.evaluation.search import NOTHING_KEPT, Toward
+from sae.evaluation.together import NOTHING_KEPT, Toward
 from sae.intervention.settings import Intervention
 
 FILE = "evaluation.json"
@@ -53,8 +53,8 @@ def evaluate(
     ``requests`` are made by :func:`sae.evaluation.removals.requests`. What is in ``out`` already
     is read, so that an interrupted call goes on. ``run`` is by default the model's own. With
     ``search_attack`` the best settings of a search are attacked on ``search_pictures`` of its
-    pictures, and the first is taken of which nothing comes back. ``toward``: what several concepts
-    that are removed together are edited towards. ``reference`` is a folder of pictures to measure
+    pictures, and the first is taken of which nothing comes back. ``toward``: what is
+    removed is edited towards. ``reference`` is a folder of pictures to measure
     the distance of retained pictures from, by default the untouched model's pictures.
 
     Raises:

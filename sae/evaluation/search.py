@@ -1,25 +1,17 @@
-"""Choose settings on a judge and seeds that nothing is reported on: of one removal, and of several
-that are made together."""
+"""Choose settings on a judge and seeds that nothing is reported on."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, TypeVar
 
 from featurestore.prompts import Prompt
-from featurestore.selection import Selection
-from featurestore.vocabulary import DEFAULT_PULL, TOWARD_KINDS
 from sae.evaluation.measures.accuracy import Targets, asks, certainty
-from sae.evaluation.outcomes import Outcome, per_target
+from sae.evaluation.outcomes import Outcome
 from sae.intervention.settings import Intervention
 
 T = TypeVar("T")
-PULLS = (DEFAULT_PULL, DEFAULT_PULL / 2)
-"""β that are searched where several concepts are removed together"""
-Concept = tuple[str, str]
-"""family and concept"""
 
 
 class SearchSpace(NamedTuple):
@@ -31,15 +23,15 @@ class SearchSpace(NamedTuple):
     thresholds: Sequence[float]
     pictures: int
     """of the search, that its best settings are attacked on"""
+    pulls: Sequence[float]
+    """β towards a concept that is kept, beside none, where one concept is removed at a time"""
 
 
 MOST_LOST = 0.03
 """of the mean of UA, IRA and CRA, that a setting may be worse than the best to withstand attack"""
-HOLDING = SearchSpace((8, 32), (-0.5, -0.7, -1.0), (0.0, 1.0), 2)
-"""what is searched for a selection that holds: many features mildly beside few, and an attack; the
-strengths are for styles of the included model"""
-Looked = Callable[[Sequence[Intervention]], Outcome]
-"""makes and judges the pictures of a search"""
+HOLDING = SearchSpace((8, 32), (-0.5, -0.7, -1.0), (0.0, 1.0), 2, (0.5, 1.0))
+"""what is searched for a selection that holds: many features mildly beside few, towards what is
+kept and not, and an attack; the strengths are for styles of the included model"""
 
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
@@ -190,104 +182,3 @@ def ranked(outcomes: Sequence[Outcome]) -> list[int]:
         return (True, values[i].reserve) if values[i].mean >= equal else (False, values[i].mean)
 
     return sorted(range(len(outcomes)), key=key, reverse=True)
-
-
-class Toward(NamedTuple):
-    """What several concepts that are removed together may be edited towards."""
-
-    kept: Sequence[Selection] = ()
-    """of concepts that are kept; for an edit the first of its family and SAE counts that is no
-    target"""
-    pulls: Sequence[float] = PULLS
-    """that are searched, beside none; the first without a search"""
-
-    def best(
-        self, edits: Mapping[Concept, Sequence[Intervention]], looked: Looked | None
-    ) -> dict[Concept, Sequence[Intervention]]:
-        """Return the edits as strongly towards what is kept as the search finds best."""
-        if looked is None:
-            return self.pulled(edits, self.pulls[0])
-        tried = [self.pulled(edits, pull) for pull in (None, *self.pulls)]
-        values = [value(looked(_all(one))) for one in tried]
-        return tried[values.index(max(values))]
-
-    def pulled(
-        self, edits: Mapping[Concept, Sequence[Intervention]], pull: float | None
-    ) -> dict[Concept, Sequence[Intervention]]:
-        """Return edits towards what is kept, where there is something; None: towards nothing."""
-
-        def one_pulled(one: Intervention) -> Intervention:
-            of = one.selection
-            fits = (
-                kept
-                for kept in self.kept
-                if one.kind in TOWARD_KINDS
-                and (kept.family, kept.sae_hash) == (of.family, of.sae_hash)
-                and (kept.family, kept.concept) not in edits
-            )
-            kept = None if pull is None else next(fits, None)
-            return replace(one, toward=kept, pull=DEFAULT_PULL if pull is None else pull)
-
-        return {concept: [*map(one_pulled, own)] for concept, own in edits.items()}
-
-
-NOTHING_KEPT = Toward()
-"""edits go towards nothing"""
-
-
-def together(
-    removals: Iterable[Targets],
-    edits: Mapping[Concept, Sequence[Intervention]],
-    looked: Looked | None = None,
-    toward: Toward = NOTHING_KEPT,
-) -> Iterator[Sequence[Intervention]]:
-    """Yield what makes each of several removals out of each concept's own edits.
-
-    Those of several concepts go ``toward`` what is kept. With ``looked`` it is searched how
-    strongly, and they are :func:`balanced`, starting from what was found for the removals before.
-    """
-    edits = dict(edits)
-    for targets in removals:
-        wanted = {
-            (family, c): edits[family, c] for family, concepts in targets.items() for c in concepts
-        }
-        if len(wanted) > 1 and toward.kept:
-            wanted = toward.best(wanted, looked)
-        if looked is not None:
-            wanted = balanced(wanted, looked)
-            edits |= wanted
-        yield _all(wanted)
-
-
-def balanced(
-    edits: Mapping[Concept, Sequence[Intervention]], looked: Looked, passes: int = 4
-) -> dict[Concept, Sequence[Intervention]]:
-    """Return removals of several concepts with multipliers that suit each other; of a single one,
-    as it is.
-
-    One concept after another gets twice its multiplier if the judge still recognises it in some
-    picture, half of it if not; what raises :func:`value` is kept. So ``passes`` times, or until
-    nothing is kept.
-    """
-    edits = dict(edits)
-    if len(edits) < 2:
-        return edits
-    outcome = looked(_all(edits))
-    for _ in range(passes):
-        before = outcome
-        for concept, own in edits.items():
-            factor = 0.5 if per_target(outcome)["=".join(concept)] == 1 else 2.0
-            tried = {
-                **edits,
-                concept: [replace(one, strength=factor * one.strength) for one in own],
-            }
-            then = looked(_all(tried))
-            if value(then) > value(outcome):
-                edits, outcome = tried, then
-        if outcome is before:
-            break
-    return edits
-
-
-def _all(edits: Mapping[Concept, Sequence[Intervention]]) -> list[Intervention]:
-    return [one for own in edits.values() for one in own]

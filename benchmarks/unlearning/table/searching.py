@@ -16,7 +16,8 @@ from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.removals import sequence
-from sae.evaluation.search import Look, Toward, best, first_that_holds, strength_of, together, value
+from sae.evaluation.search import Look, best, first_that_holds, strength_of, value
+from sae.evaluation.together import Toward, together
 from sae.intervention.settings import Intervention
 
 TOWARD = "ours, toward"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sae.evaluation.attack import AttackSettings
     from sae.evaluation.protocols import Search
     from sae.evaluation.removals import Request
-    from sae.evaluation.search import Toward
+    from sae.evaluation.together import Toward
 
 TOWARD_TOP = 32
 """features per step of a kept concept that edits go towards"""
@@ -72,31 +72,39 @@ class TargetOptions:
                     found += map(list, zip(*parts, strict=True))
         return found
 
-    def toward(self, wanted: "Sequence[Request]", protocol: str, *, searched: bool) -> "Toward":
-        """Return what several concepts that are removed together are edited towards: the concepts
-        that are named, or the first of each family of the store that is kept. Where nothing is
-        searched and nothing named: nothing, as it may cost more than it gives.
+    def toward(
+        self,
+        wanted: "Sequence[Request]",
+        protocol: str,
+        *,
+        searched: bool,
+        otherwise: Sequence[float] = (),
+    ) -> "Toward":
+        """Return what concepts are edited towards: those that are named, or the first of each
+        family of the store that is kept.
+
+        Nothing where neither ``--toward`` nor ``--pull`` is given, except in a search: of concepts
+        that are removed together always, of one at a time with the pulls ``otherwise``.
 
         Raises:
-            UsageError: concepts are removed one at a time.
+            UsageError: how strongly is given, but not towards what.
         """
         from featurestore.errors import UsageError
         from featurestore.selection import Selection
         from featurestore.store import Store
         from queries.selections import select_kept, split_concept
-        from sae.evaluation.search import PULLS, Toward
+        from sae.evaluation.together import PULLS, Toward
 
-        pulls = tuple(self.pulls) if self.pulls else PULLS
-        if protocol == "each":
-            if self.towards or self.pulls:
-                raise UsageError(
-                    "--toward and --pull are for several concepts removed together: give "
-                    "--protocol joint or sequential."
-                )
-            return Toward()
-        if not (searched or self.towards or self.pulls):
+        together = protocol != "each"
+        pulls = tuple(self.pulls or (() if together else otherwise) or PULLS)
+        given = bool(self.towards or self.pulls)
+        if not (given or (searched and (together or otherwise))):
             return Toward()
         if self.store is None:
+            if self.pulls and not self.towards:
+                raise UsageError(
+                    "--pull is how strongly to edit towards what is kept: give --toward FILE."
+                )
             return Toward([Selection.load(path) for path in self.towards], pulls)
         kept = select_kept(
             Store.open(self.store),
@@ -104,6 +112,7 @@ class TargetOptions:
             {(r.family, r.concept) for r in wanted},
             named=[split_concept(text, "--toward") for text in self.towards],
             top=TOWARD_TOP,
+            together=together,
         )
         return Toward(kept, pulls)
 
@@ -140,9 +149,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--toward",
             "towards",
             multiple=True,
-            help="What several concepts that are removed together are edited towards: a kept "
-            "FAMILY=CONCEPT with --store, else its selection file.  [default: the first kept "
-            "concept of the store, in a search]",
+            help="What is removed is edited towards this kept FAMILY=CONCEPT with --store, else its "
+            "selection file.  [default: the first kept concept of the store, in a search of "
+            "several concepts together or with --hold]",
         ),
         click.option(
             "--pull",

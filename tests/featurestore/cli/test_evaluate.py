@@ -145,13 +145,14 @@ def test_settings_are_searched_in_a_store(capsys, model_dir, prompts, store, tmp
 def test_what_holds_is_searched_over_mild_settings_with_an_attack(
     capsys, model_dir, prompts, store, tmp_path
 ):
-    """The random model shows no concept, so that the attack, which follows the search, refuses."""
+    """The random model shows no concept, so that the attack, which follows the search, refuses. Each
+    setting is tried towards what is kept, too."""
     command = ["evaluate", *common(model_dir, prompts), "--seeds", 7, "--store", store, "--hold"]
     command += ["--sae", "small", "--concept", "style=neon", "--out", tmp_path]
     status, _, err = run(capsys, *command)
     assert status == 1 and "--search-attack is part of a search" in err
     command += ["--search-judge", "minicanvas:selection", "--search-seeds", 3, "--search-others", 1]
-    for given, n in (([], 12), (["--multiplier=-1", "--top", "4"], 2)):
+    for given, n in (([], 36), (["--multiplier=-1", "--top", "4"], 6), (["--pull", "1"], 24)):
         status, _, said = run(capsys, *command, *given)
         assert f"search style=neon: setting {n} of {n}, seeds 3: " in said
         assert status == 1 and "nothing to bring back: minicanvas:selection sees style=neon" in said
@@ -201,11 +202,22 @@ def test_concepts_removed_together_go_towards_what_is_kept(
             e["concept"]: e.get("toward", {}).get("concept") for e in removal["setting"]["edits"]
         }
         assert sorted(found.values(), key=str) == sorted(toward, key=str)
-    status, text, err = run(
-        capsys, *command[:-1], "each", *files, "--pull", 1, "--out", tmp_path / "x"
-    )
+    each, out = [*command[:-1], "each", "--out", tmp_path / "each"], tmp_path / "each"
+    for more, toward in (
+        (
+            [*of_store, "--concept", "style=sketch", "--pull", 0.5],
+            {"neon": "sketch", "sketch": "neon"},
+        ),
+        ([*files, "--toward", files[3]], {"neon": "sketch", "sketch": None}),
+    ):
+        status, _, said = run(capsys, *each, *more)
+        assert status == 0, said
+        removals = json.loads((out / "evaluation.json").read_text())["removals"]
+        edits = [edit for removal in removals for edit in removal["setting"]["edits"]]
+        assert {e["concept"]: e.get("toward", {}).get("concept") for e in edits} == toward
+    status, text, err = run(capsys, *each, *files, "--pull", 1)
     assert (status, text, err.count("\n")) == (1, "", 1)
-    assert "for several concepts removed together: give --protocol joint or sequential" in err
+    assert "--pull is how strongly to edit towards what is kept: give --toward FILE" in err
     generating = [
         "generate",
         "--model",

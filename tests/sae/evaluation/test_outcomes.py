@@ -26,7 +26,8 @@ from sae.evaluation.pictures import read_pictures
 from sae.evaluation.protocols import Evaluation, Search, run_protocol
 from sae.evaluation.removals import Removal, Request, sequence
 from sae.evaluation.report import report
-from sae.evaluation.search import Toward, thinned
+from sae.evaluation.search import thinned
+from sae.evaluation.together import Toward
 from sae.intervention.settings import Intervention
 from tests.builders.pipelines import edited_text_encoder
 from tests.builders.selections import make_sae, make_selection, timesteps_of
@@ -380,7 +381,28 @@ def test_several_removals_go_towards_what_is_kept_as_the_search_finds_best(model
     _, (outcome,) = run_protocol(ran, requests, "joint", say=said.append, toward=toward)
     assert outcome.setting["edits"][0]["pull"] == 0.5  # The first, without a search.
     _, outcomes = run_protocol(ran, requests, "each", say=said.append, toward=toward)
-    assert all("toward" not in o.setting["edits"][0] for o in outcomes)
+    red, cat = (o.setting["edits"][0] for o in outcomes)
+    assert (red["toward"]["concept"], red["pull"]) == ("green", 0.5) and "toward" not in cat
+
+
+def test_one_concept_is_searched_with_each_pull_beside_none(model, tmp_path):
+    red, cat = (
+        request(model, tmp_path, *target) for target in (("style", "red"), ("object", "cat"))
+    )
+    kept = replace(red.candidates[0][0].selection, concept="green")
+    toward = Toward([kept], (0.5, 0.25))
+    tried = toward.beside(("style", "red"), red.candidates, searched=True)
+    assert [[one.pull if one.toward else None for one in own] for own in tried] == [
+        [None],
+        [0.5],
+        [0.25],
+    ] * len(red.candidates)
+    once = toward.beside(("style", "red"), red.candidates, searched=False)
+    assert [own[0].pull for own in once] == [0.5] * len(red.candidates)
+    for searched in (True, False):  # Nothing of its family is kept.
+        assert toward.beside(("object", "cat"), cat.candidates, searched=searched) == list(
+            cat.candidates
+        )
 
 
 def test_what_would_tune_on_what_is_reported_is_refused(model, tmp_path):
