@@ -93,6 +93,7 @@ ATTACKS = {
     "tokens": "tokens before the prompt (UnlearnDiffAtk)",
     "embedding": "embeddings before the prompt (concept inversion)",
     "latents": "starting latents, with an empty prompt",
+    "random": "tokens drawn at random before the prompt (a control)",
 }
 """method → what is searched that brings a removed concept back (docs/evaluation.md)"""
 PROTOCOLS = ("each", "sequential", "joint")

@@ -16,12 +16,13 @@ SECONDS = {
     "tokens": 1.2,
     "embedding": 1.2,
     "latents": 15.0,
+    "random": 0.2,
     "ESD-x": 60.0,
     "SalUn": 95.0,
     "AdvUnlearn": 300.0,
 }
 """of a picture, a round of an attack on one, a training of the small benchmark, on one idle core,
-where nothing is known yet; those of latents and AdvUnlearn are reckoned, not measured"""
+where nothing is known yet; those of latents, random and AdvUnlearn are reckoned, not measured"""
 
 
 class OutOfTimeError(Exception):
@@ -121,4 +122,5 @@ _UNITS = {
     "tokens": "rounds of tokens on a picture",
     "embedding": "rounds of embeddings on a picture",
     "latents": "rounds of latents on a picture",
+    "random": "rounds of random tokens on a picture",
 }

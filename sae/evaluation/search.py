@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, TypeVar
 
@@ -36,23 +36,34 @@ kept and not, and an attack; the strengths are for styles of the included model"
 
 def thinned(prompts: Sequence[Prompt], targets: Targets, n_others: int) -> list[Prompt]:
     """Return every prompt that asks for a target, and at most ``n_others`` of the others, in order:
-    each is one whose seed and labels were taken least before.
+    each is one whose seed and labels were taken least before."""
+    others = [i for i, p in enumerate(prompts) if not asks(p.labels, targets)]
+    taken = least_taken(
+        [[("", prompts[i].seed), *prompts[i].labels.items()] for i in others], n_others
+    )
+    kept = {others[place] for place in taken}
+    return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
 
-    Taken at even distances, others could show one object of two: prompts come in rows.
+
+def least_taken(shown: Sequence[Sequence[Hashable]], n: int) -> list[int]:
+    """Return the places of at most ``n``, in order: each is one of which what it shows was taken
+    least before.
+
+    Taken at even distances, they could show one object of two, or one seed of five: prompts come in
+    rows.
     """
-    # How often each one's seed and labels were taken when that was last looked at; it only grows.
-    waiting = [(0, i) for i, p in enumerate(prompts) if not asks(p.labels, targets)]
-    taken, kept = Counter[tuple[str, object]](), set[int]()
-    while waiting and len(kept) < n_others:
+    # How often what each shows was taken when that was last looked at; it only grows.
+    waiting = [(0, i) for i in range(len(shown))]
+    taken, kept = Counter[Hashable](), list[int]()
+    while waiting and len(kept) < n:
         before, i = heappop(waiting)
-        shown = [("", prompts[i].seed), *prompts[i].labels.items()]
-        now = sum(taken[one] for one in shown)
+        now = sum(taken[one] for one in shown[i])
         if now > before:
             heappush(waiting, (now, i))
         else:
-            taken.update(shown)
-            kept.add(i)
-    return [p for i, p in enumerate(prompts) if i in kept or asks(p.labels, targets)]
+            taken.update(shown[i])
+            kept.append(i)
+    return sorted(kept)
 
 
 class Look(NamedTuple):

@@ -54,8 +54,8 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             type=click.Choice(list(ATTACKS)),
             help="What is searched: tokens before the prompt (UnlearnDiffAtk), embeddings before "
-            "it (concept inversion), or "
-            "starting latents with an empty prompt; several times for several.",
+            "it (concept inversion), starting latents with an empty prompt, or, as a control, "
+            "random tokens; several times for several.",
         ),
         click.option(
             "--pictures",

@@ -18,8 +18,11 @@ from sae.evaluation.attack.report import AttackReport
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Case
 from sae.evaluation.judge import Judge, check_labels
+from sae.evaluation.search import least_taken
 from sae.intervention.ablate import Saes, ablate, find_saes
 from sae.intervention.settings import Intervention
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def attack(
@@ -84,7 +87,8 @@ def attack(
 
 
 def spread(prompts: Sequence[Prompt], family: str, concept: str, n: int | None) -> list[Case]:
-    """Return at most ``n`` of the prompts that ask for a concept, evenly taken.
+    """Return at most ``n`` of the prompts that ask for a concept, in order, spread over all: of
+    seeds, texts and labels each alike.
 
     Raises:
         UsageError: none does.
@@ -92,8 +96,12 @@ def spread(prompts: Sequence[Prompt], family: str, concept: str, n: int | None) 
     asked = [p for p in prompts if p.labels.get(family) == concept]
     if not asked:
         raise UsageError(f"no prompt asks for {family}={concept}: give prompts with this label.")
-    n = len(asked) if n is None else min(n, len(asked))
-    return [Case(asked[(2 * i + 1) * len(asked) // (2 * n)], family, concept) for i in range(n)]
+    n = len(asked) if n is None else n
+    # Multiples of the golden ratio, without their whole parts, are far from each other.
+    order = sorted(range(len(asked)), key=lambda i: i * _GOLDEN % 1)
+    about = [asked[i] for i in order]
+    taken = least_taken([[("", p.seed), ("", p.prompt), *p.labels.items()] for p in about], n)
+    return [Case(asked[i], family, concept) for i in sorted(order[place] for place in taken)]
 
 
 def attack_defence(

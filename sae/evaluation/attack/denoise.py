@@ -189,20 +189,43 @@ def parts(scheduler: Any, x: Tensor, prediction: Tensor, timestep: float) -> tup
         return (x - b * prediction) / a, prediction
     if kind == "sample":
         return prediction, (x - a * prediction) / b
-    raise ModelError(
+    raise _unknown(kind)
+
+
+def _unknown(kind: str) -> ModelError:
+    return ModelError(
         f"prediction_type {kind!r}: expected epsilon, v_prediction, sample or flow matching."
     )
 
 
-def noise_loss(
+def goal(scheduler: Any, picture: Tensor, noise: Tensor, timestep: float) -> Tensor:
+    """Return what a model is trained to predict of ``a · picture + b · noise``: what :func:`parts`
+    takes apart."""
+    a, b = levels(scheduler, timestep)
+    kind = "flow" if _is_flow(scheduler) else scheduler.config.prediction_type
+    goals = {
+        "flow": noise - picture,
+        "v_prediction": a * noise - b * picture,
+        "epsilon": noise,
+        "sample": picture,
+    }
+    if kind not in goals:
+        raise _unknown(kind)
+    return goals[kind]
+
+
+def training_loss(
     model: Model, given: Conditions, target: Tensor, *, noise: Tensor, timestep: float
 ) -> Tensor:
-    """Return ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²`` per picture, averaged over its elements,
-    ``[pictures]``."""
-    a, b = levels(model.pipe.scheduler, timestep)
-    x = a * target + b * noise
-    _, found = parts(model.pipe.scheduler, x, predicted(model, given, x, timestep), timestep)
-    return (noise - found).square().flatten(1).mean(1)
+    """Return the loss that the model is trained with, per picture, averaged over its elements,
+    ``[pictures]``: of one that predicts noise ``‖ε − ε_θ(√ᾱ x + √(1−ᾱ) ε | c)‖²``.
+
+    The same in noise is ᾱ times that of a velocity: nothing at the steps at which a picture begins.
+    """
+    scheduler = model.pipe.scheduler
+    a, b = levels(scheduler, timestep)
+    found = predicted(model, given, a * target + b * noise, timestep)
+    return (goal(scheduler, target, noise, timestep) - found).square().flatten(1).mean(1)
 
 
 def denoised(model: Model, given: Conditions, x: Tensor, step: int) -> Tensor:

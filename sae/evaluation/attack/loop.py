@@ -16,7 +16,6 @@ from featurestore.errors import UsageError
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from sae.diffusion.pipelines import describe_run, generate
-from sae.diffusion.reading.architectures import architecture
 from sae.evaluation.attack.methods import method_of
 from sae.evaluation.attack.report import Attacked
 from sae.evaluation.attack.settings import AttackSettings, Defended
@@ -25,9 +24,9 @@ from sae.evaluation.judge import Judge
 from sae.evaluation.pictures import check_pictures
 
 Say = Callable[[str], object]
-VERSION, VERSION_FROM_PICTURES = 1, 2
-"""of what is kept of an attack, and of one whose runs start from pictures (before 2 its denoiser
-was told wrong timesteps); older ones are made anew"""
+VERSION = 3
+"""of what is kept of an attack: before 2 runs that start from pictures told their denoiser wrong
+timesteps, before 3 the loss was in noise whatever the model predicts; older ones are made anew"""
 STATE = ".safetensors"
 """of an attack under way, beside the place of its outcome"""
 
@@ -38,7 +37,7 @@ def places(
     """Return what says where the outcome of a case is kept; the model's weights are looked at
     once."""
     attacked = {
-        "version": VERSION_FROM_PICTURES if architecture(defended.model.pipe).starts else VERSION,
+        "version": VERSION,
         "defence": defended.setting,
         "judge": judge.name,
         "attack": vars(settings),

@@ -17,9 +17,9 @@ from sae.evaluation.attack.denoise import (
     denoised,
     last_levels,
     levels,
-    noise_loss,
     parts,
     predicted,
+    training_loss,
 )
 from sae.evaluation.attack.prefix import (
     SampledOneHot,
@@ -52,11 +52,10 @@ class Method(Protocol):
 
 def method_of(defended: Defended, settings: AttackSettings) -> Method:
     """Return the method that settings name."""
-    return (
-        LatentsAttack(defended, settings)
-        if settings.method == "latents"
-        else TextAttack(defended, settings)
-    )
+    if settings.method == "latents":
+        return LatentsAttack(defended, settings)
+    made = RandomTokens if settings.method == "random" else TextAttack
+    return made(defended, settings)
 
 
 class TextAttack:
@@ -64,15 +63,15 @@ class TextAttack:
     that models are trained with.
 
     ``min_d E ‖ε − ε_θ*(√ᾱ x_tgt + √(1−ᾱ) ε | [d; c])‖²`` (Zhang et al. 2023, arXiv 2310.11868, eq.
-    5; Pham et al. 2023, arXiv 2308.01508, eq. 4). Tokens are points of the simplex, from which a
-    token is drawn; each round has its timestep, from the least noisy on. Embeddings have a timestep
-    drawn anew for each iteration.
+    5; Pham et al. 2023, arXiv 2308.01508, eq. 4), in what the model predicts. Tokens are points of
+    the simplex, from which a token is drawn; each round has its timestep, from the least noisy on.
+    Embeddings have a timestep drawn anew for each iteration.
     """
 
     def __init__(self, defended: Defended, settings: AttackSettings) -> None:
         self.defended, self.settings = defended, settings
         self.model, self.pipe = defended.model, defended.model.pipe
-        self.discrete = settings.method == "tokens"
+        self.discrete = settings.method != "embedding"
         self.tables = [encoder.table for encoder in encoders(self.pipe)]
 
     def start(self, victim: Victim) -> list[Tensor]:
@@ -127,7 +126,7 @@ class TextAttack:
                 guided=self.defended.guided,
                 starts=[v.case.prompt.starts for v in victims],
             )
-        return noise_loss(
+        return training_loss(
             self.model,
             given,
             torch.stack([v.target for v in victims]),
@@ -182,6 +181,17 @@ class TextAttack:
         if self.discrete:
             return attacked_timesteps(total, self.settings.n_rounds)[number]
         return 1 + number_of([self.settings.seed, number, iteration]) % (total - 1)
+
+
+class RandomTokens(TextAttack):
+    """Other tokens at random before the prompt in every round, without a gradient: as many looks as
+    ``tokens`` has, and so what that has to beat."""
+
+    def round(self, victims: Sequence[Victim], number: int) -> None:
+        """Draw tokens for each."""
+        for victim in victims:
+            rows = [torch.full_like(variable, 1.0) for variable in victim.variables]
+            victim.variables = [SampledOneHot.apply(one, victim.generator) for one in rows]
 
 
 def attacked_timesteps(total: int, n: int) -> list[float]:

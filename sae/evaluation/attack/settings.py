@@ -14,6 +14,7 @@ _DEFAULTS: dict[str, dict[str, float]] = {
     "tokens": {"rounds": 50, "iterations": 40, "learning_rate": 1e-2},
     "embedding": {"rounds": 50, "iterations": 40, "learning_rate": 0.1},
     "latents": {"rounds": 10, "iterations": 20, "learning_rate": 0.05},
+    "random": {"rounds": 50},
 }
 
 
@@ -46,7 +47,13 @@ class AttackSettings:
         for name, number in _DEFAULTS[self.method].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, type(number)(number))
-        for name in ("n_tokens", "rounds", "iterations", "learning_rate"):
+        for name in ("iterations", "learning_rate"):
+            if name not in _DEFAULTS[self.method] and getattr(self, name) is not None:
+                raise UsageError(
+                    f"attack {self.method}: {name} = {getattr(self, name)}, but it follows no "
+                    f"gradient: leave it out."
+                )
+        for name in ("n_tokens", *_DEFAULTS[self.method]):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(
                     f"attack {self.method}: {name} = {getattr(self, name)}, expected more than 0."

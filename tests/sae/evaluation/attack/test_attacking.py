@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -234,12 +235,27 @@ def test_where_a_negative_prompt_is_the_defence_the_target_is_drawn_without_it(m
 
 def test_attacked_are_prompts_that_ask_for_it_spread_over_all():
     prompts = [Prompt(str(i), 0, {"style": "neon" if i % 2 else "sketch"}, 1) for i in range(20)]
-    assert [case.prompt.prompt for case in spread(prompts, "style", "neon", 2)] == ["5", "15"]
+    assert [case.prompt.prompt for case in spread(prompts, "style", "neon", 2)] == ["1", "11"]
     assert (
         len(spread(prompts, "style", "neon", None))
         == len(spread(prompts, "style", "neon", 99))
         == 10
     )
+
+
+@pytest.mark.parametrize(("n", "n_seeds"), [(2, 3), (5, 5), (4, 2)])
+def test_attacked_pictures_have_seeds_and_objects_alike(n, n_seeds):
+    """Prompts come in rows, each with all seeds: at even distances all had one seed of five."""
+    prompts = [
+        Prompt(f"{o} in neon", seed, {"style": "neon", "object": o}, 1)
+        for o in "abcdefghij"
+        for seed in range(n_seeds)
+    ]
+    taken = [case.prompt for case in spread(prompts, "style", "neon", n)]
+    assert len(taken) == n == len({p.labels["object"] for p in taken})
+    seeds = Counter(p.seed for p in taken)
+    assert len(seeds) == min(n, n_seeds) and max(seeds.values()) - min(seeds.values()) == 0
+    assert max(prompts.index(p) for p in taken) > len(prompts) / 3  # not the first ones
 
 
 def test_rates_are_means_over_concepts_with_wilsons_intervals():

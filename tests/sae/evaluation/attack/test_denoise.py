@@ -5,7 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
 from featurestore.errors import ModelError
@@ -16,11 +20,12 @@ from sae.evaluation.attack.denoise import (
     _unit,
     conditions,
     denoised,
+    goal,
     last_levels,
     levels,
-    noise_loss,
     parts,
     predicted,
+    training_loss,
 )
 from tests.builders.architectures import CASES
 from tests.builders.families import FAMILIES
@@ -51,8 +56,33 @@ def test_it_predicts_what_the_pipeline_predicts(architectures, name):
     found = predicted(model, given, x, given.timesteps[0])
     torch.testing.assert_close(found, expected[:, : found.shape[1]].float(), atol=1e-5, rtol=1e-4)
     assert torch.isfinite(
-        noise_loss(model, given, x, noise=torch.ones_like(x), timestep=given.timesteps[1] + 3)
+        training_loss(model, given, x, noise=torch.ones_like(x), timestep=given.timesteps[1] + 3)
     ).all()
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_one_that_the_model_is_trained_with(model, kind):
+    """Of a velocity it is as large where there is nothing but noise as elsewhere; in noise it would
+    be ᾱ times that."""
+    pipe = StableDiffusionPipeline(
+        **{
+            **model.pipe.components,
+            "scheduler": type(model.pipe.scheduler).from_config(
+                model.pipe.scheduler.config, prediction_type=kind
+            ),
+        },
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    told = replace(model, pipe=pipe)
+    given = conditions(told, RunSettings(n_steps=2, guidance=1.0), ["a cat"])
+    x0, noise = torch.randn(2, *given.arguments["sample"].shape)
+    a, b = levels(pipe.scheduler, 900)
+    with torch.no_grad():
+        loss = training_loss(told, given, x0, noise=noise, timestep=900)
+        found = predicted(told, given, a * x0 + b * noise, 900)
+    expected = {"epsilon": noise, "v_prediction": a * noise - b * x0}[kind]
+    torch.testing.assert_close(loss, (expected - found).square().flatten(1).mean(1))
 
 
 def test_with_guidance_both_halves_are_taken_together(model):
@@ -149,4 +179,7 @@ def test_a_prediction_takes_its_input_apart(model, kind):
     told = {"epsilon": noise, "v_prediction": a * noise - b * picture, "sample": picture}[kind]
     found = parts(scheduler, a * picture + b * noise, told, 400)
     torch.testing.assert_close(found, (picture, noise), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(goal(scheduler, picture, noise, 400), told)
+    flow = FlowMatchEulerDiscreteScheduler()
+    torch.testing.assert_close(goal(flow, picture, noise, 400), noise - picture)
     assert last_levels(scheduler)[0] == pytest.approx(float(scheduler.final_alpha_cumprod) ** 0.5)

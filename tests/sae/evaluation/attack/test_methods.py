@@ -3,9 +3,11 @@ there is no defence."""
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
+from featurestore.errors import UsageError
 from featurestore.prompts import Prompt
 from sae.diffusion.modules import find_module
 from sae.diffusion.pipelines import RunSettings, generate, load_model
@@ -216,6 +218,23 @@ def test_an_interrupted_victim_goes_on_bit_for_bit(attacked, tmp_path):
     assert second.round == 2
     method.round([second], 2)
     assert torch.equal(second.variables[0], whole.variables[0]) and second.losses == whole.losses
+
+
+def test_random_tokens_are_drawn_anew_in_every_round_and_follow_no_gradient(attacked):
+    settings = AttackSettings(method="random", n_tokens=2, rounds=3)
+    method = method_of(defended(attacked), settings)
+    pair, (alone,) = victims(method), victims(method, 1)
+    seen = []
+    for number in range(3):
+        method.round(pair, number)
+        method.round([alone], number)
+        assert torch.equal(pair[0].variables[0], alone.variables[0])  # alone as beside another
+        seen += [tuple(method.found(victim)["tokens"][0]) for victim in pair]
+        assert all(float(row.sum()) == 1 == float(row.max()) for row in pair[0].variables[0])
+    assert len(set(seen)) == 6 and alone.losses == []
+    assert not torch.equal(*(torch.tensor(np.asarray(image)) for image in method.draw(pair)))
+    with pytest.raises(UsageError, match=r"attack random: learning_rate = 0\.1, but it follows no"):
+        AttackSettings(method="random", learning_rate=0.1)
 
 
 def test_timesteps_are_the_middles_of_equal_parts():
