@@ -46,10 +46,17 @@ class Toward(NamedTuple):
         none, to be searched; or with the first pull. As they are where nothing is kept."""
         found: list[Sequence[Intervention]] = []
         for own in candidates:
-            pulled = [self.pulled({concept: own}, pull)[concept] for pull in self.pulls]
-            fit = [one for one in pulled if any(edit.toward for edit in one)]
-            found += [own, *fit] if searched or not fit else fit[:1]
+            pulled = self.with_each_pull(concept, own)
+            found += [own, *pulled] if searched or not pulled else pulled[:1]
         return found
+
+    def with_each_pull(
+        self, concept: Concept, own: Sequence[Intervention]
+    ) -> list[Sequence[Intervention]]:
+        """Return a setting of a concept that is removed by itself with each pull; none where
+        nothing is kept."""
+        pulled = [self.pulled({concept: own}, pull)[concept] for pull in self.pulls]
+        return [one for one in pulled if any(edit.toward for edit in one)]
 
     def pulled(
         self, edits: Mapping[Concept, Sequence[Intervention]], pull: float | None

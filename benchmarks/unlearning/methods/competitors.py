@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.unlearning.adv_unlearn import train_adv_unlearn, trained_parameters
-from benchmarks.unlearning.esd import train_esd, trained_weights
+from benchmarks.unlearning.esd import ESDSettings, train_esd, trained_weights
 from benchmarks.unlearning.mean_direction import Directions, mean_directions, steered_away
 from benchmarks.unlearning.methods.defence import Bench, Defence, Grid
 from benchmarks.unlearning.methods.keys import code_of, short_hash
@@ -20,6 +20,8 @@ from benchmarks.unlearning.methods.trained import trained
 from benchmarks.unlearning.salun import Examples, SalUnSettings, train_salun
 from minicanvas import Canvas
 from sae.diffusion.pipelines import generate
+
+S = TypeVar("S", ESDSettings, SalUnSettings)
 
 
 def negative_prompts(bench: Bench, family: str, concept: str) -> list[list[Defence]]:
@@ -81,7 +83,7 @@ def esd(bench: Bench, family: str, *concepts: str) -> list[list[Defence]]:
     for erased, settings in bench.grid.esd:
         asked = [p for c in concepts for p in _erased(bench.canvas, erased, family, c)]
         what = {"method": "ESD-x", "erased": erased, "texts": short_hash(asked), "code": code}
-        longer = replace(settings, iterations=_lengths(settings.iterations, len(concepts)))
+        longer = _for_several(settings, len(concepts))
         train = partial(train_esd, bench.model.pipe, asked, longer)
         found.append(
             trained(bench, family, concepts, what, settings=longer, train=train, stored=stored)
@@ -129,9 +131,6 @@ def salun(bench: Bench, family: str, *concepts: str) -> list[list[Defence]]:
     texts, code = short_hash([asked, pseudo, kept]), code_of("salun", "diffusion")
     what = {"method": "SalUn", "texts": texts, "code": code}
     stored = _bytes(dict(bench.model.pipe.unet.named_parameters()))
-    tried = [
-        replace(one, iterations=_lengths(one.iterations, len(concepts))) for one in bench.grid.salun
-    ]
     return [
         trained(
             bench,
@@ -142,7 +141,7 @@ def salun(bench: Bench, family: str, *concepts: str) -> list[list[Defence]]:
             train=partial(train, settings),
             stored=stored,
         )
-        for settings in tried
+        for settings in (_for_several(one, len(concepts)) for one in bench.grid.salun)
     ]
 
 
@@ -159,9 +158,10 @@ TOGETHER: dict[str, Callable[..., list[list[Defence]]]] = {"ESD-x": esd, "SalUn"
 """method → the same for several concepts of a family, trained for all at once"""
 
 
-def _lengths(iterations: Sequence[int], n: int) -> tuple[int, ...]:
-    """Return the lengths of a training for n concepts: √n and n times those for one."""
-    return tuple(sorted({round(i * by) for i in iterations for by in (math.sqrt(n), n)}))
+def _for_several(settings: S, n: int) -> S:
+    """Return a training for n concepts: of √n and n times the lengths for one."""
+    lengths = {round(i * by) for i in settings.iterations for by in (math.sqrt(n), n)}
+    return replace(settings, iterations=tuple(sorted(lengths)))
 
 
 def _bytes(weights: dict[str, Any]) -> int:

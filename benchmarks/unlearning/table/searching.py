@@ -96,15 +96,13 @@ def _ours(
 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
     """Return these settings with each pull towards what is kept; none where nothing is."""
-    grid, kept = run.bench.grid, _kept(run, [{family: [concept]}])
-    if not kept.kept:
-        return []
+    grid = run.bench.grid
+    toward = _kept(run, [{family: [concept]}])._replace(pulls=grid.pulls)
     return [
         features(run.bench, edits)
         for one in _ours(run, family, concept)
         if one.interventions[0].selection.rule["top"] in grid.pulled_tops
-        for pull in grid.pulls
-        for edits in kept.pulled({(family, concept): one.interventions}, pull).values()
+        for edits in toward.with_each_pull((family, concept), one.interventions)
     ]
 
 
@@ -185,9 +183,9 @@ def several(
     ``share``: of so many processes this one does every n-th of these.
     """
     mine = {
-        (f, c): methods["ours"].interventions
+        (f, c): by_method["ours"].interventions
         for f, of_concepts in defences.items()
-        for c, methods in of_concepts.items()
+        for c, by_method in of_concepts.items()
     }
     styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
     n_requests = run.amounts.sequence
