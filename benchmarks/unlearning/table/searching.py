@@ -228,7 +228,7 @@ def _kept(run: Run, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
     found = []
     for family in dict.fromkeys(family for targets in removals for family in targets):
         removed = {concept for targets in removals for concept in targets.get(family, ())}
-        kept = [c for c in run.amounts.concepts[family] if c not in removed][:1]
+        kept = [c for c in run.bench.canvas.concepts[family] if c not in removed][:1]
         for sae in run.bench.saes if kept else ():
             found += select_all(run.bench.store, sae, family, kept, top=max(run.bench.grid.tops))
     return Toward(found)
