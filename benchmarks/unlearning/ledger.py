@@ -66,7 +66,7 @@ class Ledger:
         self.rows[key] = row
 
     def of_kind(self, kind: str) -> list[Row]:
-        """Return all rows of a kind: ``cell``, ``attack`` or ``training``."""
+        """Return all rows of a kind: ``cell``, ``attack``, ``training``, ``hardening`` …"""
         return [row for row in self.rows.values() if row["kind"] == kind]
 
 

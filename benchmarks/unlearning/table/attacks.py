@@ -40,7 +40,7 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
             for method, defence in defences[concept].items():
                 if method not in SKIPPED and run.amounts.attacked:
                     folder = Path("attacks") / concept / method.replace(" ", "-").replace(",", "")
-                    cases = spread(_styled(run.prompts), family, concept, run.amounts.attacked)
+                    cases = spread(styled(run.prompts), family, concept, run.amounts.attacked)
                     with run.bench.pace.skipped():
                         report = _attacked(
                             run, defence, attack, cases=cases, judge=run.judge, folder=folder
@@ -53,7 +53,7 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
 def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
     """Return which share of attacked pictures of the search, by its judge, shows the concept; with
     another attack seed."""
-    cases = spread(_styled(run.search_prompts), family, concept, run.amounts.search_attacked)
+    cases = spread(styled(run.search_prompts), family, concept, run.amounts.search_attacked)
     of_setting = sha256_text(canonical_json(defence.setting))[:12]  # each has figures of its own
     folder = Path("attacks") / "search" / concept / of_setting
     report = _attacked(
@@ -63,8 +63,20 @@ def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:
     return 1.0 if unknown else report.under_attack.value
 
 
-def _styled(prompts: Sequence[Prompt]) -> list[Prompt]:
+def styled(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts with a style, of which pictures are attacked."""
     return [p for p in prompts if p.labels["style"] is not None]
+
+
+def attack_settings(run: Run, attack: str, family: str, seed: int) -> AttackSettings:
+    """Return how a family's concepts are attacked."""
+    return AttackSettings(
+        method=attack,
+        n_tokens=N_TOKENS[family],
+        rounds=run.amounts.attack_rounds.get(attack),
+        iterations=run.amounts.attack_iterations.get(attack),
+        seed=seed,
+    )
 
 
 def _attacked(
@@ -86,13 +98,7 @@ def _attacked(
         plain=bench.run if defence.run != bench.run else None,
         guided=bool(defence.run.negative_prompt),
     )
-    settings = AttackSettings(
-        method=attack,
-        n_tokens=N_TOKENS[cases[0].family],
-        rounds=run.amounts.attack_rounds.get(attack),
-        iterations=run.amounts.attack_iterations.get(attack),
-        seed=seed,
-    )
+    settings = attack_settings(run, attack, cases[0].family, seed)
     out = bench.root / folder
     paths = list(map(places(out, defended, judge, settings), cases))
     missing = [path for path in paths if not _recalled(run, path)]

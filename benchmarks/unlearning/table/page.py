@@ -16,6 +16,7 @@ from benchmarks.unlearning.methods.trained import training_seconds
 from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
+from benchmarks.unlearning.table.hardened import HARDENED
 from benchmarks.unlearning.table.pictures import draw
 from benchmarks.unlearning.table.run import Run
 from benchmarks.unlearning.table.searching import HELD, TOWARD
@@ -120,7 +121,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             _published(family),
             f"![Pictures by each method]({_picture(run, family)})\n",
         ]
-        for name in ("ours", TOWARD, HELD):
+        for name in ("ours", TOWARD, HELD, HARDENED):
             if name in methods:
                 table = _concepts(name, methods, found["defences"][family])
                 parts += [f"### {name.capitalize()}, each {family}\n", table]
@@ -197,7 +198,7 @@ def _concepts(
     for outcome in methods[method]:
         figures = summary([outcome])
         ((_, (concept,)),) = outcome.targets.items()
-        (edit,) = defences[concept][method].interventions
+        edit, *more = defences[concept][method].interventions
         setting = [
             f"`{edit.selection.hook}`",
             edit.selection.k,
@@ -206,6 +207,9 @@ def _concepts(
             f"{edit.threshold:g}",
             f"{edit.toward.concept} ({edit.pull:g})" if edit.toward else "",
         ]
+        if method == HARDENED:
+            taken = [f"{len(one.selection.features())} ({one.strength:g})" for one in more]
+            setting.append(", then ".join(taken))
         rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
     settings = [
         "hook",
@@ -214,6 +218,7 @@ def _concepts(
         "multiplier",
         "threshold",
         "towards (β)",
+        *(["features taken too (multiplier)"] if method == HARDENED else []),
     ]
     return _table(["removed", *FIGURES.values(), *settings], rows)
 

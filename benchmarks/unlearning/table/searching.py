@@ -11,6 +11,7 @@ from benchmarks.unlearning.methods.competitors import COMPETITORS, TOGETHER
 from benchmarks.unlearning.methods.defence import Defence
 from benchmarks.unlearning.methods.ours import CONTROLS, features, ours
 from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back, victims
+from benchmarks.unlearning.table.hardened import HARDENED, hardened
 from benchmarks.unlearning.table.run import Run, cell
 from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
@@ -57,6 +58,7 @@ def one_concept(
     def mine() -> Defence:
         return searched(run, [_ours(run, family, concept)])
 
+    @functools.cache
     def toward() -> Defence:
         best_of_both = searched(run, [_ours(run, family, concept), _toward(run, family, concept)])
         return features(bench, best_of_both.interventions, method=TOWARD)
@@ -72,6 +74,7 @@ def one_concept(
         "ours": mine,
         TOWARD: toward,
         HELD: partial(held, run, family, concept),
+        HARDENED: lambda: hardened(run, toward().interventions),
         **{name: partial(control, name) for name in CONTROLS},
         **{name: partial(competitor, name) for name in COMPETITORS},
     }
@@ -124,10 +127,10 @@ def held(run: Run, family: str, concept: str) -> Defence:
     return features(run.bench, chosen.interventions, method=HELD)
 
 
-METHODS = ("ours", TOWARD, HELD, *CONTROLS, *COMPETITORS)
+METHODS = ("ours", TOWARD, HELD, HARDENED, *CONTROLS, *COMPETITORS)
 COMPARED = ("ours", TOWARD, "ESD-x", "SalUn")
 """on all concepts"""
-ROBUST = (HELD, "AdvUnlearn")
+ROBUST = (HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
 
 

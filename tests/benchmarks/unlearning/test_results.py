@@ -20,6 +20,7 @@ from benchmarks.unlearning.methods.defence import Defence, Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
+from benchmarks.unlearning.table import hardened as hardening
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
 from benchmarks.unlearning.table.amounts import Amounts
@@ -28,6 +29,7 @@ from benchmarks.unlearning.table.pictures import LABEL, MARGIN, SIDE
 from featurestore.prompts import Prompt
 from minicanvas import Canvas
 from sae.diffusion.pipelines import RunSettings
+from sae.evaluation.attack.hardening import Hardened
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.search import Look
@@ -62,6 +64,30 @@ def root(tmp_path_factory):
 def canvas(root, monkeypatch):
     """Two styles and two objects in the place of the large benchmark's."""
     return tiny_canvas(monkeypatch, root / "small", SMALLEST, runs=[RUN], seeds=(7, 50))
+
+
+def _check_that_hardening_is_read_back(root, run, defences, monkeypatch):
+    """What hardening adds stands in the ledger: another process has the same defence from there."""
+    (own,) = defences["neon"]["ours"].interventions
+    (other,) = defences["sketch"]["ours"].interventions
+    added = replace(other, selection=replace(other.selection, concept="neon"), strength=-0.25)
+    asked = []
+
+    def harden(model, chosen, **given):
+        asked.append(given["learn"])
+        return Hardened([*chosen, added], [{"round": 1}], "enough")
+
+    monkeypatch.setattr(hardening, "harden", harden)
+    path = root / "hardened.jsonl"
+    for _ in range(2):
+        of_its_own = run._replace(bench=replace(run.bench, ledger=Ledger(path)))
+        edits = hardening.hardened(of_its_own, [own]).interventions
+        assert [e.identified() for e in edits] == [own.identified(), added.identified()]
+        assert edits[1].selection.store == str(run.bench.store.root.resolve())
+    assert len(asked) == 1 and str(root) not in path.read_text()
+    assert not [*(root / "hardened").iterdir()]
+    (row,) = Ledger(path).of_kind("hardening")
+    assert (row["concept"], row["reason"], len(row["added"])) == ("neon", "enough", 1)
 
 
 @pytest.mark.filterwarnings(
@@ -104,6 +130,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         "ours",
         "ours, toward",
         "ours, held",
+        "ours, hardened",
         "ours, no error",
         "negative prompt",
         "mean direction",
@@ -135,10 +162,12 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     assert len(seeds) == 4 + seeds.count([50, 51])
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
     assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
+    _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
     assert "### All 2\n" in text and "### 1 of 2\n" in text
-    assert "### Ours, held, each style\n" in text and text.count("\nPictures of neon:\n") == 1
+    assert "### Ours, held, each style\n" in text and "### Ours, hardened, each style\n" in text
+    assert text.count("\nPictures of neon:\n") == 1
     (first,) = (part for part in text.split("### ") if part.startswith("The first 1: neon\n"))
     assert {m for m in table.METHODS if f"\n| {m} |" in first} == set(table.METHODS)
     assert all(
@@ -153,7 +182,8 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         assert (
             grid.width == LABEL + 4 * (SIDE + MARGIN) + 3 * MARGIN
         )  # of two styles and two objects: 2 asked, 2 others
-    for name in ("attacks", "weights"):  # Another machine has the ledger and the SAEs, no more.
+    # Another machine has the ledger and the SAEs, no more.
+    for name in ("attacks", "weights", "hardened"):
         shutil.rmtree(root / name)
     for drawing in ("defence", "competitors"):
         monkeypatch.setattr(f"benchmarks.unlearning.methods.{drawing}.generate", None)
