@@ -17,7 +17,7 @@ from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.hardened import HARDENED
-from benchmarks.unlearning.table.pictures import draw
+from benchmarks.unlearning.table.pictures import draw, draw_attacked
 from benchmarks.unlearning.table.run import Run
 from benchmarks.unlearning.table.searching import HELD, TOWARD
 from featurestore.format import durable
@@ -53,7 +53,8 @@ PUBLISHED = {
 def write_page(
     path: Path, run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]
 ) -> None:
-    """Write the page, and the pictures that it shows: of the first concept of each family.
+    """Write the page, and the pictures that it shows: of the first concept of each family, and of
+    what tokens bring back.
 
     Raises:
         ClickException: nothing is known yet of ours.
@@ -64,10 +65,12 @@ def write_page(
     run = run._replace(bench=replace(run.bench, pace=Pace()))  # Its pictures are drawn anew.
     for family, of_concepts in found["defences"].items():
         concept = next(iter(of_concepts))
-        grid = draw(run, family, concept, of_concepts[concept])
-        durable.write_file(
-            path.parent / _picture(run, family), partial(grid.save, format="JPEG", quality=92)
-        )
+        grids = {_picture(run, family): draw(run, family, concept, of_concepts[concept])}
+        if reports := found["attacks"][family].get("tokens"):
+            pictures = {method: report.pictures for method, report in reports.items()}
+            grids[_picture(run, family, "_attacked")] = draw_attacked(run, of_concepts, pictures)
+        for name, grid in grids.items():
+            durable.write_file(path.parent / name, partial(grid.save, format="JPEG", quality=92))
     durable.write_bytes(path, page(run, found, several).encode())
 
 
@@ -77,8 +80,8 @@ def _beginning(run: Run) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _picture(run: Run, family: str) -> str:
-    return f"images/unlearning{suffix(run.bench.canvas)}_{family}.jpg"
+def _picture(run: Run, family: str, of: str = "") -> str:
+    return f"images/unlearning{suffix(run.bench.canvas)}_{family}{of}.jpg"
 
 
 def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outcome]]) -> str:
@@ -127,6 +130,12 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
                 parts += [f"### {name.capitalize()}, each {family}\n", table]
         if any(found["attacks"][family].values()):
             parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
+        if found["attacks"][family].get("tokens"):
+            parts.append(
+                f"The first picture of each concept, without an attack and with the tokens that "
+                f"the attack ended with; in a red frame where these bring the concept back:\n\n"
+                f"![Pictures under attack]({_picture(run, family, '_attacked')})\n"
+            )
     titles = {
         "sequential": "Styles, then objects, removed in a row, none put back",
         "all but one": f"{_all_styles(run)} but one at once",

@@ -1,15 +1,21 @@
-"""What each method leaves of a concept's pictures, and of others: one grid to look at."""
+"""What each method leaves of a concept's pictures and of others, and what an attack brings back:
+grids to look at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unlearning.methods.defence import Defence, removal
 from benchmarks.unlearning.table.run import Run
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
+from sae.evaluation.attack.prefix import prefixed
+from sae.evaluation.attack.report import Attacked
 
 N_ASKED, N_OTHERS, SIDE, MARGIN, LABEL = 4, 5, 96, 4, 150
+HEAD = 40
+"""height of the columns' names"""
 
 
 def draw(run: Run, family: str, concept: str, defences: Mapping[str, Defence]) -> Image.Image:
@@ -27,7 +33,52 @@ def draw(run: Run, family: str, concept: str, defences: Mapping[str, Defence]) -
     for method, defence in defences.items():
         defence.prepare()
         rows[method] = list(removal(run.bench, defence).images(prompts))
-    return _grid(rows, prompts, len(asked))
+    heads = [f"{p.labels['object']}\n{p.labels['style']}" for p in prompts]
+    return _grid(rows, heads, {len(asked)})
+
+
+def draw_attacked(
+    run: Run,
+    defences: Mapping[str, Mapping[str, Defence]],
+    attacks: Mapping[str, Sequence[Attacked]],
+) -> Image.Image:
+    """Return a grid: a row a method, the untouched model's first; of each concept the first
+    picture, without an attack and with the tokens that the attack ended with, framed where it came
+    back.
+
+    A concept is left out where some method's attack on it is missing. ``defences``: concept →
+    method → defence. ``attacks``: method → its pictures under attack with tokens.
+    """
+    firsts = {method: _firsts(pictures) for method, pictures in attacks.items()}
+    concepts = [c for c in defences if all(c in found for found in firsts.values())]
+    any_method = next(iter(firsts.values()))
+    model, framed = run.bench.model, set[tuple[str, int]]()
+    rows: dict[str, list[Image.Image | None]] = {"untouched": []}
+    for concept in concepts:
+        one = any_method[concept]
+        rows["untouched"] += [*generate(model, run.bench.run, [one.prompt], [one.seed]), None]
+    for method, found in firsts.items():
+        row = rows.setdefault(method, [])
+        for concept in concepts:
+            one, defence = found[concept], defences[concept][method]
+            defence.prepare()
+            with defence.attached():
+                row += generate(model, defence.run, [one.prompt], [one.seed])
+                if one.rounds:  # else shown without an attack
+                    tokens = [torch.tensor([ids]) for ids in one.found["tokens"]]
+                    with prefixed(model.pipe, [one.prompt], tokens):
+                        row += generate(model, defence.run, [one.prompt], [one.seed])
+                else:
+                    row.append(None)
+            if one.rounds and one.succeeded:
+                framed.add((method, len(row) - 1))
+    heads = [head for concept in concepts for head in (concept, "under attack")]
+    return _grid(rows, heads, range(2, len(heads), 2), framed)
+
+
+def _firsts(pictures: Sequence[Attacked]) -> dict[str, Attacked]:
+    """Return each concept's first picture."""
+    return {one.concept: one for one in reversed(pictures)}
 
 
 def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
@@ -40,22 +91,28 @@ def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
 
 
 def _grid(
-    rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[Prompt], n_asked: int
+    rows: Mapping[str, Sequence[Image.Image | None]],
+    heads: Sequence[str],
+    gaps: Collection[int],
+    framed: Collection[tuple[str, int]] = (),
 ) -> Image.Image:
+    """Return rows of pictures under the names of their columns; ``gaps``: columns with more room
+    before them; ``framed``: rows and columns of those in a red frame."""
     step, font = SIDE + MARGIN, ImageFont.load_default(13)
-    left, top = (
-        [LABEL + i * step + (3 * MARGIN if i >= n_asked else 0) for i in range(len(prompts))],
-        40,
-    )
-    grid = Image.new("RGB", (left[-1] + step, top + len(rows) * step), "white")
+    left = [
+        LABEL + i * step + 3 * MARGIN * sum(gap <= i for gap in gaps) for i in range(len(heads))
+    ]
+    grid = Image.new("RGB", (left[-1] + step, HEAD + len(rows) * step), "white")
     pen = ImageDraw.Draw(grid)
-    for x, prompt in zip(left, prompts, strict=True):
-        pen.multiline_text(
-            (x, 4), f"{prompt.labels['object']}\n{prompt.labels['style']}", "black", font
-        )
-    for i, (method, images) in enumerate(rows.items()):
-        y = top + i * step
-        pen.text((4, y + SIDE // 2 - 8), method, "black", font)
-        for x, image in zip(left, images, strict=True):
+    for x, head in zip(left, heads, strict=True):
+        pen.multiline_text((x, 4), head, "black", font)
+    for i, (name, images) in enumerate(rows.items()):
+        y = HEAD + i * step
+        pen.text((4, y + SIDE // 2 - 8), name, "black", font)
+        for j, (x, image) in enumerate(zip(left, images, strict=True)):
+            if image is None:
+                continue
             grid.paste(image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+            if (name, j) in framed:
+                pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline="red", width=3)
     return grid

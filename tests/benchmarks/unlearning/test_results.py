@@ -182,6 +182,9 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         assert (
             grid.width == LABEL + 4 * (SIDE + MARGIN) + 3 * MARGIN
         )  # of two styles and two objects: 2 asked, 2 others
+    with Image.open(root / "docs/images/unlearning_large_style_attacked.jpg") as grid:
+        assert grid.height == 40 + (1 + len(attacked)) * (SIDE + MARGIN)
+        assert grid.width == LABEL + 2 * (SIDE + MARGIN)  # of neon: without and under attack
     # Another machine has the ledger and the SAEs, no more.
     for name in ("attacks", "weights", "hardened"):
         shutil.rmtree(root / name)
