@@ -5,13 +5,15 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.unlearning.methods.defence import Defence
+from benchmarks.unlearning.methods.keys import short_hash
 from benchmarks.unlearning.table.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
+from sae.diffusion.pipelines import generate
 from sae.evaluation.attack.attacking import attack_defence, spread
 from sae.evaluation.attack.loop import places
 from sae.evaluation.attack.report import Attacked, AttackReport, together
@@ -24,8 +26,19 @@ SKIPPED = {
     "random features": "a control",
 }
 N_TOKENS = {"style": 3, "object": 5}
-Attacks = dict[str, dict[str, AttackReport]]
-"""attack → method → its pictures, of all attacked concepts"""
+
+
+class UnderAttack(NamedTuple):
+    """A method's pictures of all attacked concepts under one attack."""
+
+    report: AttackReport
+    typed: AttackReport | None
+    """the same, of which only those came back that do so when what was found is typed as text; None
+    where no text was found"""
+
+
+Attacks = dict[str, dict[str, UnderAttack]]
+"""attack → method → what it did"""
 
 
 def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defence]]) -> Attacks:
@@ -35,7 +48,7 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
     """
     found: Attacks = {}
     for attack in run.amounts.attacks:
-        reports: dict[str, list[AttackReport]] = {}
+        reports: dict[str, list[UnderAttack]] = {}
         for concept in defences:
             for method, defence in defences[concept].items():
                 if method not in SKIPPED and run.amounts.attacked:
@@ -45,9 +58,51 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
                         report = _attacked(
                             run, defence, attack, cases=cases, judge=run.judge, folder=folder
                         )
-                        reports.setdefault(method, []).append(report)
-        found[attack] = {method: together(of_concepts) for method, of_concepts in reports.items()}
+                        as_text = typed(run, defence, report)
+                        reports.setdefault(method, []).append(UnderAttack(report, as_text))
+        found[attack] = {method: _together(of_concepts) for method, of_concepts in reports.items()}
     return found
+
+
+def _together(concepts: Sequence[UnderAttack]) -> UnderAttack:
+    """Return a method's attacked concepts as one."""
+    as_text = [one.typed for one in concepts if one.typed is not None]
+    report = together([one.report for one in concepts])
+    return UnderAttack(report, together(as_text) if as_text else None)
+
+
+def typed(run: Run, defence: Defence, report: AttackReport) -> AttackReport | None:
+    """Draw what came back once more from its text: tokens need not be what a text is read as.
+
+    Returns the report of what came back so, or None where texts are not what was searched.
+    """
+    if report.method not in ("tokens", "random"):
+        return None
+    ledger, pictures = run.bench.ledger, []
+    for one, path in zip(report.pictures, report.paths, strict=True):
+        key = short_hash(["typed", path.stem])
+        if one.succeeded and key not in ledger.rows:
+            _type(run, defence, one, key)
+        back = one.succeeded and (key not in ledger.rows or ledger.rows[key]["succeeded"])
+        pictures.append(dataclasses.replace(one, succeeded=back))
+    return dataclasses.replace(report, pictures=pictures)
+
+
+def _type(run: Run, defence: Defence, one: Attacked, key: str) -> None:
+    """Add to the ledger whether what came back does so by its text."""
+    bench = run.bench
+    bench.pace.check()
+    if bench.pace.counting:
+        bench.pace.count(key, "picture")
+        return
+    defence.prepare()
+    with defence.attached():
+        images = generate(bench.model, defence.run, [str(one.found["text"])], [one.seed])
+    (seen,) = run.judge.seen(images)
+    back = seen[one.family] == one.concept
+    bench.ledger.add(
+        key, kind="typed", method=defence.setting["method"], concept=one.concept, succeeded=back
+    )
 
 
 def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:

@@ -67,7 +67,7 @@ def write_page(
         concept = next(iter(of_concepts))
         grids = {_picture(run, family): draw(run, family, concept, of_concepts[concept])}
         if reports := found["attacks"][family].get("tokens"):
-            pictures = {method: report.pictures for method, report in reports.items()}
+            pictures = {method: one.report.pictures for method, one in reports.items()}
             grids[_picture(run, family, "_attacked")] = draw_attacked(run, of_concepts, pictures)
         for name, grid in grids.items():
             durable.write_file(path.parent / name, partial(grid.save, format="JPEG", quality=92))
@@ -254,9 +254,11 @@ def _removals(outcomes: Sequence[Outcome]) -> str:
 def _attacks(attacks: Attacks) -> str:
     by_concepts: dict[tuple[str, ...], list[list[str]]] = {}
     for attack, methods in attacks.items():
-        for method, report in methods.items():
+        for method, (report, typed) in methods.items():
             concepts = tuple(dict.fromkeys(one.concept for one in report.pictures))
-            rates = [_rate(report.before), _rate(report.under_attack), str(len(report.pictures))]
+            as_text = _rate(typed.under_attack) if typed else ""
+            rates = [_rate(report.before), _rate(report.under_attack), as_text]
+            rates.append(str(len(report.pictures)))
             by_concepts.setdefault(concepts, []).append([method, attack, *rates])
     left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
     header = [
@@ -264,6 +266,7 @@ def _attacks(attacks: Attacks) -> str:
         "attack",
         "shown without attack, %",
         "shown under attack (ASR), %",
+        "the same, typed as text, %",
         "pictures",
     ]
     tables = [

@@ -20,6 +20,7 @@ from benchmarks.unlearning.methods.defence import Defence, Grid
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
+from benchmarks.unlearning.table import attacks as attacking
 from benchmarks.unlearning.table import hardened as hardening
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
@@ -28,7 +29,7 @@ from benchmarks.unlearning.table.page import page, write_page
 from benchmarks.unlearning.table.pictures import LABEL, MARGIN, SIDE
 from featurestore.prompts import Prompt
 from minicanvas import Canvas
-from sae.diffusion.pipelines import RunSettings
+from sae.diffusion.pipelines import RunSettings, generate
 from sae.evaluation.attack.hardening import Hardened
 from sae.evaluation.measures.accuracy import Answer
 from sae.evaluation.outcomes import Outcome
@@ -90,6 +91,33 @@ def _check_that_hardening_is_read_back(root, run, defences, monkeypatch):
     assert (row["concept"], row["reason"], len(row["added"])) == ("neon", "enough", 1)
 
 
+def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch):
+    """It counts as typed where the judge sees the concept in what its text makes, and is drawn
+    once."""
+    (one,) = report.pictures
+    back = replace(one, succeeded=True, found={"text": "neon An image of cat in neon style."})
+    came_back = replace(report, pictures=[back])
+    asked = []
+
+    def drawn(*given):
+        asked.append(given[2:])
+        return generate(*given)
+
+    monkeypatch.setattr("benchmarks.unlearning.table.attacks.generate", drawn)
+    for seen, n in (("neon", 1), ("sketch", 0)):
+        judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
+        bench = replace(run.bench, ledger=Ledger(root / f"typed-{seen}.jsonl"))
+        for _ in range(2):
+            typed = attacking.typed(run._replace(bench=bench, judge=judge), defence, came_back)
+            assert len(typed.came_back) == n and len(came_back.came_back) == 1
+    assert asked == 2 * [(["neon An image of cat in neon style."], [one.seed])]
+    nothing = attacking.typed(
+        run, defence, replace(report, pictures=[replace(one, succeeded=False)])
+    )
+    assert not nothing.came_back and len(asked) == 2
+    assert attacking.typed(run, defence, replace(came_back, method="latents")) is None
+
+
 @pytest.mark.filterwarnings(
     "ignore:the selection .* has no timestep near"
 )  # A run of one step has one.
@@ -142,7 +170,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         "tokens": attacked
     }
     attacked_in_order = [m for m in table.METHODS if m in attacked]
-    for report in (r for methods in found["attacks"]["style"].values() for r in methods.values()):
+    for report, typed in (
+        found for methods in found["attacks"]["style"].values() for found in methods.values()
+    ):
+        assert typed is not None and typed.under_attack.value <= report.under_attack.value
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
     rows = Ledger(path).rows.values()
@@ -163,6 +194,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
     assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
     _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
+    (report, _) = found["attacks"]["style"]["tokens"]["ours"]
+    _check_that_what_came_back_is_typed(
+        root, run, found["defences"]["style"]["neon"]["ours"], report, monkeypatch
+    )
     text = page(run, found, several)
     assert text.count("\n| ours |") == 5 and "## All styles but one at once" in text
     assert "### All 2\n" in text and "### 1 of 2\n" in text
@@ -191,6 +226,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     for drawing in ("defence", "competitors"):
         monkeypatch.setattr(f"benchmarks.unlearning.methods.{drawing}.generate", None)
     monkeypatch.setattr("sae.evaluation.attack.loop.generate", None)
+    monkeypatch.setattr("benchmarks.unlearning.table.attacks.generate", None)
     lines = path.read_text()
     counting = Pace(counting=True)
     ledger = Ledger(path)
