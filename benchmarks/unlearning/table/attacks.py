@@ -155,8 +155,14 @@ def _attacked(
     )
     settings = attack_settings(run, attack, cases[0].family, seed)
     out = bench.root / folder
-    paths = list(map(places(out, defended, judge, settings), cases))
-    missing = [path for path in paths if not _recalled(run, path)]
+    paths, *twins = (
+        list(map(places(out, one, judge, settings), cases)) for one in _with_twins(run, defended)
+    )
+    missing = [
+        path
+        for i, path in enumerate(paths)
+        if not _recalled(run, path, [others[i].stem for others in twins])
+    ]
     if missing and bench.pace.counting:
         count_training(run, defence)
         for path in missing:
@@ -174,9 +180,20 @@ def _attacked(
     return report
 
 
-def _recalled(run: Run, path: Path) -> bool:
-    """Say whether an attack's outcome is known, and write it where attacks look for theirs."""
-    row = run.bench.ledger.rows.get(path.stem)
+def _with_twins(run: Run, defended: Defended) -> list[Defended]:
+    """Return a defence, and if it is of features the same under the other names that attacked
+    defences have: where two searches choose the same, it is attacked once."""
+    attacked = {row["method"] for row in run.bench.ledger.of_kind("attack")}
+    names = attacked - {defended.setting["method"]} if "edits" in defended.setting else ()
+    named = [{**defended.setting, "method": name} for name in sorted(names)]
+    return [defended, *(dataclasses.replace(defended, setting=setting) for setting in named)]
+
+
+def _recalled(run: Run, path: Path, twins: Sequence[str]) -> bool:
+    """Say whether an attack's outcome is known, and write it where attacks look for theirs;
+    ``twins``: keys of the same attack on the same defence under other names."""
+    rows = run.bench.ledger.rows
+    row = next((rows[key] for key in (path.stem, *twins) if key in rows), None)
     if row is None or path.is_file():
         return row is not None
     fields = {one.name for one in dataclasses.fields(Attacked)}

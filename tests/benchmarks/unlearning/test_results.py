@@ -103,6 +103,14 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
         asked.append(given[2:])
         return generate(*given)
 
+    again = defence._replace(setting={**defence.setting, "method": "ours, again"})
+    with monkeypatch.context() as patched:
+        patched.setattr("sae.evaluation.attack.loop.generate", None)
+        (twin, _) = attacking.attack_all(run, "style", {"neon": {"again": again}})["tokens"][
+            "again"
+        ]
+    assert [replace(p, losses=[]) for p in twin.pictures] == [replace(one, losses=[])]
+
     monkeypatch.setattr("benchmarks.unlearning.table.attacks.generate", drawn)
     for seen, n in (("neon", 1), ("sketch", 0)):
         judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
