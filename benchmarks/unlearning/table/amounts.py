@@ -73,7 +73,8 @@ it hard is what has to stay, so that stays whole: every method is judged on ever
 one concept of each group of look-alikes is removed, 8 styles and 10 objects, on fewer seeds of
 twice as many prompts: of a concept 80 pictures to learn from, as there; 40 to choose settings by,
 beside 30; 40 that are reported on, beside 50. So it takes 146,000 pictures and 14 hours, of which
-8 are attacks on as many pictures as there, each a fifth dearer; and besides, objects in a row.
+8 are attacks on as many pictures as there, each a fifth dearer; and besides, objects in a row, and
+hardening.
 """
 GRIDS: dict[str, Grid] = {SMALL.name: Grid(), LARGE.name: Grid(retained=126)}
 """benchmark → the settings that are tried: the same, but for the pictures that SalUn retains, of
