@@ -13,8 +13,8 @@ from benchmarks.unlearning.table.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
-from sae.diffusion.pipelines import generate
 from sae.evaluation.attack.attacking import attack_defence, spread
+from sae.evaluation.attack.hardening import shown_typed
 from sae.evaluation.attack.loop import places
 from sae.evaluation.attack.report import Attacked, AttackReport, together
 from sae.evaluation.attack.settings import AttackSettings, Defended
@@ -97,9 +97,7 @@ def _type(run: Run, defence: Defence, one: Attacked, key: str) -> None:
         return
     defence.prepare()
     with defence.attached():
-        images = generate(bench.model, defence.run, [str(one.found["text"])], [one.seed])
-    (seen,) = run.judge.seen(images)
-    back = seen[one.family] == one.concept
+        (back,) = shown_typed(bench.model, defence.run, run.judge, [one])
     bench.ledger.add(
         key, kind="typed", method=defence.setting["method"], concept=one.concept, succeeded=back
     )

@@ -12,6 +12,7 @@ from featurestore.format import durable
 from featurestore.prompts import Prompt
 from featurestore.selection import Selection
 from sae.diffusion.pipelines import Model, RunSettings, generate
+from sae.diffusion.starts import Starts
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
 from sae.evaluation.attack.settings import AttackSettings
@@ -250,20 +251,31 @@ class _Hardening:
     ) -> list[Attacked]:
         """Return those that come back when their tokens are read as text, as anybody could type
         it."""
-        how, shown = self.evaluation, []
+        how, back = self.evaluation, []
         with ablate(how.model.pipe, list(edits), saes=how.saes, mode=how.mode):
             for start in range(0, len(came_back), how.batch_size):
                 part = came_back[start : start + how.batch_size]
-                texts = [str(one.found["text"]) for one in part]
                 starts = [self._asked(one).starts for one in part]
-                seeds = [one.seed for one in part]
-                images = generate(how.model, how.run, texts, seeds, starts=starts)
-                shown += [
-                    one
-                    for one, seen in zip(part, how.judge.seen(images), strict=True)
-                    if seen[one.family] == one.concept
-                ]
-        return shown
+                shown = shown_typed(how.model, how.run, how.judge, part, starts=starts)
+                back += [one for one, is_shown in zip(part, shown, strict=True) if is_shown]
+        return back
+
+
+def shown_typed(
+    model: Model,
+    run: RunSettings,
+    judge: Judge,
+    came_back: Sequence[Attacked],
+    *,
+    starts: Sequence[Starts] = (),
+) -> list[bool]:
+    """Say of each picture whether its concept is shown when what an attack found is typed as text;
+    the defence is attached by the caller."""
+    texts, seeds = [str(one.found["text"]) for one in came_back], [one.seed for one in came_back]
+    seen = judge.seen(generate(model, run, texts, seeds, starts=starts))
+    return [
+        concepts[one.family] == one.concept for one, concepts in zip(came_back, seen, strict=True)
+    ]
 
 
 def _features(selection: Selection) -> list[tuple[int, int]]:

@@ -99,9 +99,9 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
     came_back = replace(report, pictures=[back])
     asked = []
 
-    def drawn(*given):
+    def drawn(*given, starts):
         asked.append(given[2:])
-        return generate(*given)
+        return generate(*given, starts=starts)
 
     again = defence._replace(setting={**defence.setting, "method": "ours, again"})
     with monkeypatch.context() as patched:
@@ -111,7 +111,7 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
         ]
     assert [replace(p, losses=[]) for p in twin.pictures] == [replace(one, losses=[])]
 
-    monkeypatch.setattr("benchmarks.unlearning.table.attacks.generate", drawn)
+    monkeypatch.setattr("sae.evaluation.attack.hardening.generate", drawn)
     for seen, n in (("neon", 1), ("sketch", 0)):
         judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
         bench = replace(run.bench, ledger=Ledger(root / f"typed-{seen}.jsonl"))
@@ -234,7 +234,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     for drawing in ("defence", "competitors"):
         monkeypatch.setattr(f"benchmarks.unlearning.methods.{drawing}.generate", None)
     monkeypatch.setattr("sae.evaluation.attack.loop.generate", None)
-    monkeypatch.setattr("benchmarks.unlearning.table.attacks.generate", None)
+    monkeypatch.setattr("sae.evaluation.attack.hardening.generate", None)
     lines = path.read_text()
     counting = Pace(counting=True)
     ledger = Ledger(path)
