@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.unlearning.methods.defence import Defence
-from benchmarks.unlearning.methods.keys import short_hash
+from benchmarks.unlearning.table.looking_again import confirmed, typed
 from benchmarks.unlearning.table.run import Run, count_training
 from featurestore.format import durable
 from featurestore.format.canonical import canonical_json, sha256_text
 from featurestore.prompts import Prompt
 from sae.evaluation.attack.attacking import attack_defence, spread
-from sae.evaluation.attack.hardening import shown_typed
 from sae.evaluation.attack.loop import places
 from sae.evaluation.attack.report import Attacked, AttackReport, together
 from sae.evaluation.attack.settings import AttackSettings, Defended
@@ -35,6 +34,8 @@ class UnderAttack(NamedTuple):
     typed: AttackReport | None
     """the same, of which only those came back that do so when what was found is typed as text; None
     where no text was found"""
+    confirmed: AttackReport
+    """the same, of which only those are shown that the other classifier sees, too"""
 
 
 Attacks = dict[str, dict[str, UnderAttack]]
@@ -58,8 +59,8 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
                         report = _attacked(
                             run, defence, attack, cases=cases, judge=run.judge, folder=folder
                         )
-                        as_text = typed(run, defence, report)
-                        reports.setdefault(method, []).append(UnderAttack(report, as_text))
+                        looks = typed(run, defence, report), confirmed(run, defence, report)
+                        reports.setdefault(method, []).append(UnderAttack(report, *looks))
         found[attack] = {method: _together(of_concepts) for method, of_concepts in reports.items()}
     return found
 
@@ -67,39 +68,10 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
 def _together(concepts: Sequence[UnderAttack]) -> UnderAttack:
     """Return a method's attacked concepts as one."""
     as_text = [one.typed for one in concepts if one.typed is not None]
-    report = together([one.report for one in concepts])
-    return UnderAttack(report, together(as_text) if as_text else None)
-
-
-def typed(run: Run, defence: Defence, report: AttackReport) -> AttackReport | None:
-    """Draw what came back once more from its text: tokens need not be what a text is read as.
-
-    Returns the report of what came back so, or None where texts are not what was searched.
-    """
-    if report.method not in ("tokens", "random"):
-        return None
-    ledger, pictures = run.bench.ledger, []
-    for one, path in zip(report.pictures, report.paths, strict=True):
-        key = short_hash(["typed", path.stem])
-        if one.succeeded and key not in ledger.rows:
-            _type(run, defence, one, key)
-        back = one.succeeded and (key not in ledger.rows or ledger.rows[key]["succeeded"])
-        pictures.append(dataclasses.replace(one, succeeded=back))
-    return dataclasses.replace(report, pictures=pictures)
-
-
-def _type(run: Run, defence: Defence, one: Attacked, key: str) -> None:
-    """Add to the ledger whether what came back does so by its text."""
-    bench = run.bench
-    bench.pace.check()
-    if bench.pace.counting:
-        bench.pace.count(key, "picture")
-        return
-    defence.prepare()
-    with defence.attached():
-        (back,) = shown_typed(bench.model, defence.run, run.judge, [one])
-    bench.ledger.add(
-        key, kind="typed", method=defence.setting["method"], concept=one.concept, succeeded=back
+    return UnderAttack(
+        together([one.report for one in concepts]),
+        together(as_text) if as_text else None,
+        together([one.confirmed for one in concepts]),
     )
 
 

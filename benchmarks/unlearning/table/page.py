@@ -1,7 +1,5 @@
 """``docs/results.md`` from the outcomes."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,29 +9,22 @@ from typing import Any
 import click
 
 from benchmarks.record import machine
-from benchmarks.unlearning.methods.defence import Defence
-from benchmarks.unlearning.methods.trained import training_seconds
 from benchmarks.unlearning.pace import Pace
 from benchmarks.unlearning.table.amounts import suffix
-from benchmarks.unlearning.table.attacks import SKIPPED, Attacks
 from benchmarks.unlearning.table.hardened import HARDENED
 from benchmarks.unlearning.table.pictures import draw, draw_attacked
 from benchmarks.unlearning.table.run import Run
 from benchmarks.unlearning.table.searching import HELD, TOWARD
+from benchmarks.unlearning.table.tables import (
+    attacks_table,
+    concepts_table,
+    methods_table,
+    removals_table,
+)
 from featurestore.format import durable
-from sae.evaluation.attack.report import Rate
 from sae.evaluation.measures.accuracy import accuracy
-from sae.evaluation.outcomes import Outcome, per_target
-from sae.evaluation.report import summary
+from sae.evaluation.outcomes import Outcome
 
-FIGURES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_plain": "CRA (released scorer)"}
-SEVERAL = {
-    "ua": "UA",
-    "ua_none": "UA (none)",
-    **{key: FIGURES[key] for key in ("ira", "cra", "cra_plain")},
-}
-"""where several concepts are removed (docs/evaluation.md)"""
-DISTANCE = "Fréchet (judge's features)"
 PUBLISHED = {
     "style": {
         "SAeUron": (95.80, 99.10, 99.40),
@@ -67,8 +58,8 @@ def write_page(
         concept = next(iter(of_concepts))
         grids = {_picture(run, family): draw(run, family, concept, of_concepts[concept])}
         if reports := found["attacks"][family].get("tokens"):
-            pictures = {method: one.report.pictures for method, one in reports.items()}
-            grids[_picture(run, family, "_attacked")] = draw_attacked(run, of_concepts, pictures)
+            under = {method: one.report for method, one in reports.items()}
+            grids[_picture(run, family, "_attacked")] = draw_attacked(run, of_concepts, under)
         for name, grid in grids.items():
             durable.write_file(path.parent / name, partial(grid.save, format="JPEG", quality=92))
     durable.write_bytes(path, page(run, found, several).encode())
@@ -119,17 +110,17 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             names = ", ".join(c for o in methods["ours"][:n] for c in o.targets[family])
             everything = n == len(methods["ours"])
             title = _share(run, family, n) if everything else f"The first {n}: {names}"
-            parts += [f"### {title}\n", _methods(run, compared)]
+            parts += [f"### {title}\n", methods_table(run.bench, compared)]
         parts += [
             _published(family),
             f"![Pictures by each method]({_picture(run, family)})\n",
         ]
         for name in ("ours", TOWARD, HELD, HARDENED):
             if name in methods:
-                table = _concepts(name, methods, found["defences"][family])
+                table = concepts_table(name, methods, found["defences"][family])
                 parts += [f"### {name.capitalize()}, each {family}\n", table]
         if any(found["attacks"][family].values()):
-            parts += [f"### Under attack, {family}s\n", _attacks(found["attacks"][family])]
+            parts += [f"### Under attack, {family}s\n", attacks_table(found["attacks"][family])]
         if found["attacks"][family].get("tokens"):
             parts.append(
                 f"The first picture of each concept, without an attack and with the tokens that "
@@ -143,7 +134,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
     }
     for name, title in titles.items():
         if several.get(name):
-            parts += [f"## {title}\n", _removals(several[name])]
+            parts += [f"## {title}\n", removals_table(several[name])]
     return "\n".join(parts)
 
 
@@ -166,122 +157,6 @@ def _seeds_of_others(run: Run) -> str:
     )
 
 
-def _methods(run: Run, methods: Mapping[str, Sequence[Outcome]]) -> str:
-    header = [
-        "method",
-        *FIGURES.values(),
-        "mean of three",
-        DISTANCE,
-        "s per picture",
-        "training, s",
-        "kept, MB",
-        "peak, MB",
-    ]
-    rows = []
-    for name, outcomes in methods.items():
-        figures = summary(outcomes)
-        trained = training_seconds(run.bench, name)
-        known = [figures[key]["value"] for key in ("ua", "ira", "cra") if figures[key]]
-        cells = [
-            name,
-            *(_figure(figures[key]) for key in FIGURES),
-            f"{100 * statistics.mean(known):.2f}",
-        ]
-        cells += [
-            "" if figures["frechet"] is None else f"{figures['frechet']:.2f}",
-            f"{figures['seconds_per_picture']:.2f}",
-        ]
-        cells += [f"{statistics.mean(trained):.0f}" if trained else ""]
-        rows.append(
-            [*cells, f"{figures['stored_bytes'] / 1e6:.1f}", f"{figures['peak_bytes'] / 1e6:.0f}"]
-        )
-    return _table(header, rows)
-
-
-def _concepts(
-    method: str,
-    methods: Mapping[str, Sequence[Outcome]],
-    defences: Mapping[str, Mapping[str, Defence]],
-) -> str:
-    rows = []
-    for outcome in methods[method]:
-        figures = summary([outcome])
-        ((_, (concept,)),) = outcome.targets.items()
-        edit, *more = defences[concept][method].interventions
-        setting = [
-            f"`{edit.selection.hook}`",
-            edit.selection.k,
-            f"{edit.selection.rule['top']:g}",
-            f"{edit.strength:g}",
-            f"{edit.threshold:g}",
-            f"{edit.toward.concept} ({edit.pull:g})" if edit.toward else "",
-        ]
-        if method == HARDENED:
-            taken = [f"{len(one.selection.features())} ({one.strength:g})" for one in more]
-            setting.append(", then ".join(taken))
-        rows.append([concept, *(_figure(figures[key]) for key in FIGURES), *map(str, setting)])
-    settings = [
-        "hook",
-        "k of the SAE",
-        "features per step",
-        "multiplier",
-        "threshold",
-        "towards (β)",
-        *(["features taken too (multiplier)"] if method == HARDENED else []),
-    ]
-    return _table(["removed", *FIGURES.values(), *settings], rows)
-
-
-def _removals(outcomes: Sequence[Outcome]) -> str:
-    rows = []
-    for outcome in outcomes:
-        figures = summary([outcome])
-        removed = ", ".join(c for concepts in outcome.targets.values() for c in concepts)
-        multipliers = {
-            edit["concept"]: f" ({edit['strength']:g})" for edit in outcome.setting.get("edits", ())
-        }
-        each = ", ".join(
-            f"{(concept := target.partition('=')[2])} {100 * ua:.1f}{multipliers.get(concept, '')}"
-            for target, ua in per_target(outcome).items()
-        )
-        cells = [removed, outcome.setting["method"], *(_figure(figures[key]) for key in SEVERAL)]
-        distance = "" if figures["frechet"] is None else f"{figures['frechet']:.2f}"
-        rows.append([*cells, distance, each])
-    header = ["removed", "method", *SEVERAL.values(), DISTANCE, "UA of each (its multiplier)"]
-    return _table(header, rows)
-
-
-def _attacks(attacks: Attacks) -> str:
-    by_concepts: dict[tuple[str, ...], list[list[str]]] = {}
-    for attack, methods in attacks.items():
-        for method, (report, typed) in methods.items():
-            concepts = tuple(dict.fromkeys(one.concept for one in report.pictures))
-            as_text = _rate(typed.under_attack) if typed else ""
-            rates = [_rate(report.before), _rate(report.under_attack), as_text]
-            rates.append(str(len(report.pictures)))
-            by_concepts.setdefault(concepts, []).append([method, attack, *rates])
-    left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())
-    header = [
-        "method",
-        "attack",
-        "shown without attack, %",
-        "shown under attack (ASR), %",
-        "the same, typed as text, %",
-        "pictures",
-    ]
-    tables = [
-        f"Pictures of {', '.join(concepts)}:\n\n{_table(header, rows)}"
-        for concepts, rows in sorted(by_concepts.items(), key=lambda one: -len(one[0]))
-    ]
-    return "\n".join([
-        *tables, f"Gradients go through each defence. Not attacked: {left_out}.\n"
-    ])  # fmt: skip
-
-
-def _rate(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-
-
 def _published(family: str) -> str:
     figures = "; ".join(
         f"{name} {ua:.2f} / {ira:.2f} / {cra:.2f}"
@@ -292,14 +167,3 @@ def _published(family: str) -> str:
         f"benchmark (UA / IRA / CRA)"
     )
     return f"For comparison, {what}: {figures}.\n"
-
-
-def _figure(figure: Mapping[str, float] | None) -> str:
-    if figure is None or not math.isfinite(figure["value"]):
-        return ""
-    return f"{100 * figure['value']:.2f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -2,16 +2,16 @@
 grids to look at."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.unlearning.methods.defence import Defence, removal
+from benchmarks.unlearning.table.looking_again import attacked_picture
 from benchmarks.unlearning.table.run import Run
 from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
-from sae.evaluation.attack.prefix import prefixed
-from sae.evaluation.attack.report import Attacked
+from sae.evaluation.attack.report import Attacked, AttackReport
 
 N_ASKED, N_OTHERS, SIDE, MARGIN, LABEL = 4, 5, 96, 4, 150
 HEAD = 40
@@ -40,45 +40,42 @@ def draw(run: Run, family: str, concept: str, defences: Mapping[str, Defence]) -
 def draw_attacked(
     run: Run,
     defences: Mapping[str, Mapping[str, Defence]],
-    attacks: Mapping[str, Sequence[Attacked]],
+    attacks: Mapping[str, AttackReport],
 ) -> Image.Image:
     """Return a grid: a row a method, the untouched model's first; of each concept the first
     picture, without an attack and with the tokens that the attack ended with, framed where it came
     back.
 
     A concept is left out where some method's attack on it is missing. ``defences``: concept →
-    method → defence. ``attacks``: method → its pictures under attack with tokens.
+    method → defence. ``attacks``: method → its attacks with tokens.
     """
-    firsts = {method: _firsts(pictures) for method, pictures in attacks.items()}
+    firsts = {method: _firsts(report) for method, report in attacks.items()}
     concepts = [c for c in defences if all(c in found for found in firsts.values())]
     any_method = next(iter(firsts.values()))
     model, framed = run.bench.model, set[tuple[str, int]]()
     rows: dict[str, list[Image.Image | None]] = {"untouched": []}
     for concept in concepts:
-        one = any_method[concept]
+        one, _ = any_method[concept]
         rows["untouched"] += [*generate(model, run.bench.run, [one.prompt], [one.seed]), None]
     for method, found in firsts.items():
         row = rows.setdefault(method, [])
         for concept in concepts:
-            one, defence = found[concept], defences[concept][method]
+            (one, path), defence = found[concept], defences[concept][method]
             defence.prepare()
             with defence.attached():
                 row += generate(model, defence.run, [one.prompt], [one.seed])
-                if one.rounds:  # else shown without an attack
-                    tokens = [torch.tensor([ids]) for ids in one.found["tokens"]]
-                    with prefixed(model.pipe, [one.prompt], tokens):
-                        row += generate(model, defence.run, [one.prompt], [one.seed])
-                else:
-                    row.append(None)
+                # Without rounds it is shown without an attack.
+                row.append(attacked_picture(run, defence, one, path) if one.rounds else None)
             if one.rounds and one.succeeded:
                 framed.add((method, len(row) - 1))
     heads = [head for concept in concepts for head in (concept, "under attack")]
     return _grid(rows, heads, range(2, len(heads), 2), framed)
 
 
-def _firsts(pictures: Sequence[Attacked]) -> dict[str, Attacked]:
-    """Return each concept's first picture."""
-    return {one.concept: one for one in reversed(pictures)}
+def _firsts(report: AttackReport) -> dict[str, tuple[Attacked, Path]]:
+    """Return each concept's first picture, and where its outcome is."""
+    pairs = zip(reversed(report.pictures), reversed(report.paths), strict=True)
+    return {one.concept: (one, path) for one, path in pairs}
 
 
 def _spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:

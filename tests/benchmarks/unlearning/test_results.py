@@ -6,10 +6,12 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,6 +24,7 @@ from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.table import attacks as attacking
 from benchmarks.unlearning.table import hardened as hardening
+from benchmarks.unlearning.table import looking_again as again
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
 from benchmarks.unlearning.table.amounts import Amounts
@@ -92,8 +95,9 @@ def _check_that_hardening_is_read_back(root, run, defences, monkeypatch):
 
 
 def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch):
-    """It counts as typed where the judge sees the concept in what its text makes, and is drawn
-    once."""
+    """It counts as typed where the judge sees the concept in what its text makes, and as confirmed
+    where the other classifier sees it in the attacked picture, or in one drawn from its tokens; it
+    is looked at once."""
     (one,) = report.pictures
     back = replace(one, succeeded=True, found={"text": "neon An image of cat in neon style."})
     came_back = replace(report, pictures=[back])
@@ -103,27 +107,64 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
         asked.append(given[2:])
         return generate(*given, starts=starts)
 
-    again = defence._replace(setting={**defence.setting, "method": "ours, again"})
+    twin = defence._replace(setting={**defence.setting, "method": "ours, twin"})
     with monkeypatch.context() as patched:
         patched.setattr("sae.evaluation.attack.loop.generate", None)
-        (twin, _) = attacking.attack_all(run, "style", {"neon": {"again": again}})["tokens"][
-            "again"
-        ]
-    assert [replace(p, losses=[]) for p in twin.pictures] == [replace(one, losses=[])]
+        attacked = attacking.attack_all(run, "style", {"neon": {"twin": twin}})["tokens"]["twin"]
+    assert [replace(p, losses=[]) for p in attacked.report.pictures] == [replace(one, losses=[])]
 
     monkeypatch.setattr("sae.evaluation.attack.hardening.generate", drawn)
     for seen, n in (("neon", 1), ("sketch", 0)):
         judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
         bench = replace(run.bench, ledger=Ledger(root / f"typed-{seen}.jsonl"))
         for _ in range(2):
-            typed = attacking.typed(run._replace(bench=bench, judge=judge), defence, came_back)
+            typed = again.typed(run._replace(bench=bench, judge=judge), defence, came_back)
             assert len(typed.came_back) == n and len(came_back.came_back) == 1
     assert asked == 2 * [(["neon An image of cat in neon style."], [one.seed])]
-    nothing = attacking.typed(
-        run, defence, replace(report, pictures=[replace(one, succeeded=False)])
-    )
+    nothing = again.typed(run, defence, replace(report, pictures=[replace(one, succeeded=False)]))
     assert not nothing.came_back and len(asked) == 2
-    assert attacking.typed(run, defence, replace(came_back, method="latents")) is None
+    assert again.typed(run, defence, replace(came_back, method="latents")) is None
+    of_tokens = replace(back, found=one.found)
+    _check_that_another_classifier_is_asked(
+        root, run, defence, replace(report, pictures=[of_tokens])
+    )
+
+
+def _check_that_another_classifier_is_asked(root, run, defence, came_back):
+    (one,), (path,) = came_back.pictures, came_back.paths
+    looked = []
+
+    def seen(images, *, concept):
+        looked.extend(images)
+        return [{"style": concept}] * len(images)
+
+    def asked(concept, report):
+        chooser = SimpleNamespace(seen=partial(seen, concept=concept))
+        bench = replace(run.bench, ledger=Ledger(root / f"confirmed-{concept}.jsonl"))
+        confirmed = again.confirmed(run._replace(bench=bench, chooser=chooser), defence, report)
+        (picture,) = confirmed.pictures
+        return picture.shown_under_attack
+
+    kept = path.with_name(f"{path.stem}-attacked.png")
+    with Image.open(kept) as image:
+        attacked = np.asarray(image.convert("RGB"))
+    for _ in range(2):
+        assert asked("neon", came_back)
+        assert not asked("sketch", came_back)
+    assert len(looked) == 2 and all((np.asarray(image) == attacked).all() for image in looked)
+    elsewhere = replace(came_back, paths=[root / "elsewhere/neon-1.json"])
+    assert asked("neon", elsewhere)
+    assert np.abs(np.asarray(looked[2]).astype(int) - attacked).max() <= 1
+    before = replace(one, succeeded=False, shown_before=True, rounds=0)
+    assert not asked("sketch", replace(elsewhere, pictures=[before], paths=[root / "neon-2.json"]))
+    assert np.abs(np.asarray(looked[3]).astype(int) - attacked).max() > 1
+    unknown = replace(one, found={}, method="latents")
+    with pytest.raises(
+        click.ClickException, match=r"remove row neon-3 from .*, and it is attacked"
+    ):
+        asked("neon", replace(elsewhere, pictures=[unknown], paths=[root / "neon-3.json"]))
+    held = replace(one, succeeded=False)
+    assert not asked("neon", replace(came_back, pictures=[held])) and len(looked) == 4
 
 
 @pytest.mark.filterwarnings(
@@ -178,10 +219,11 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         "tokens": attacked
     }
     attacked_in_order = [m for m in table.METHODS if m in attacked]
-    for report, typed in (
+    for report, typed, confirmed in (
         found for methods in found["attacks"]["style"].values() for found in methods.values()
     ):
         assert typed is not None and typed.under_attack.value <= report.under_attack.value
+        assert confirmed.under_attack.value <= report.under_attack.value
         assert len(report.pictures) + report.not_shown == 1 and report.not_shown == 0
         assert report.before.value <= report.under_attack.value
     rows = Ledger(path).rows.values()
@@ -202,7 +244,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
     assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
     _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
-    (report, _) = found["attacks"]["style"]["tokens"]["ours"]
+    report = found["attacks"]["style"]["tokens"]["ours"].report
     _check_that_what_came_back_is_typed(
         root, run, found["defences"]["style"]["neon"]["ours"], report, monkeypatch
     )
