@@ -91,6 +91,7 @@ MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
 
 ATTACKS = {
     "tokens": "tokens before the prompt (UnlearnDiffAtk)",
+    "words": "words before the prompt: of the tokens those that a text is read as",
     "embedding": "embeddings before the prompt (concept inversion)",
     "latents": "starting latents, with an empty prompt",
     "random": "tokens drawn at random before the prompt (a control)",

@@ -19,6 +19,7 @@ from featurestore.cli.options import (
     sae_directories_option,
 )
 from featurestore.cli.terminal.hints import say_next, say_progress
+from featurestore.vocabulary import ATTACKS
 
 if TYPE_CHECKING:
     from sae.evaluation.attack.report import AttackReport, Rate
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @intervention_options
 @mode_option
 @sae_directories_option
-@attack_options
+@attack_options([*ATTACKS])
 @quiet_option
 def attack(
     *,
@@ -54,7 +55,7 @@ def attack(
       featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
           --ablate neon.json --multiplier -1 --n-tokens 3 --out attacks
       featurestore attack --model minicanvas --prompts prompts.jsonl --seeds 100-104 --judge minicanvas \\
-          --ablate neon.json --multiplier -1 --method embedding --method latents --out attacks
+          --ablate neon.json --multiplier -1 --method words --method embedding --method latents --out attacks
     """  # fmt: skip
     from sae.evaluation.attack import attack as search
 

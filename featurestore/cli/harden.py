@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @drawing_options(out="Directory for selections and outcomes; goes on in it.")
 @judge_option
 @intervention_options
-@attack_options
+@attack_options(["words", "tokens"])
 @click.option(
     "--top",
     type=click.IntRange(1),
@@ -75,10 +75,10 @@ def harden(
     """Make selections withstand attack: learn the features that attacks use, and take them too.
     Nothing is trained.
 
-    Attacks with tokens (--method is tokens); collects what comes back, under the defence, into
-    STORE as samples with a label of their own ("neon (attacked)"), encodes and scores them; takes
-    their features beside the others; and again, until attacks fail or IRA and CRA have lost
-    --budget. Use search prompts, seeds and judge, and report on others with evaluate and attack.
+    Attacks with words (tokens often cannot be typed, and little is learnt of them); collects what
+    comes back, under the defence, into STORE as samples with a label of their own ("neon
+    (attacked)"), encodes and scores them; takes their features beside the others; and again, until
+    attacks fail or IRA and CRA have lost --budget. Use search prompts, seeds and judge, and report on others with evaluate and attack.
     Prints the options that ablate the result.
 
     \b
@@ -96,7 +96,7 @@ def harden(
 
     opened = Store.open(store)
     if len(how.settings) != 1:
-        raise UsageError("hardening attacks with tokens only: give no other --method.")
+        raise UsageError("hardening attacks by one method: give one --method, words or tokens.")
     settings = HardenSettings(
         attack=how.settings[0],
         rounds=hardenings,

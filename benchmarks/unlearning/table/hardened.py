@@ -35,7 +35,7 @@ def hardened(run: Run, chosen: Sequence[Intervention]) -> Defence:
     of the store, and added to the ledger."""
     bench, selection = run.bench, chosen[0].selection
     settings = HardenSettings(
-        attack=attack_settings(run, "tokens", selection.family, seed=0),
+        attack=attack_settings(run, "words", selection.family, seed=0),
         pictures=run.amounts.search_attacked,
         n_others=run.amounts.looks[-1].n_others,
     )

@@ -23,8 +23,11 @@ TYPED, CONFIRMED = "typed", "confirmed"
 def typed(run: Run, defence: Defence, report: AttackReport) -> AttackReport | None:
     """Draw what came back once more from its text: tokens need not be what a text is read as.
 
-    Returns the report of what came back so, or None where texts are not what was searched.
+    Returns the report of what came back so; of words it is the same, and None where no texts were
+    searched.
     """
+    if report.method == "words":
+        return report
     if report.method not in ("tokens", "random"):
         return None
 

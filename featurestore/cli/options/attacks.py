@@ -1,6 +1,6 @@
 """How attacks are made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,19 +43,21 @@ class AttackOptions:
         ]
 
 
-def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how attacks are made; they arrive as ``how``."""
+def attack_options(
+    methods: Sequence[str],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what adds the options that say how attacks are made, by default with the first of
+    ``methods``; they arrive as ``how``."""
+    what = "; ".join(f"{method}: {ATTACKS[method]}" for method in methods)
     options = [
         click.option(
             "--method",
             "methods",
             multiple=True,
-            default=["tokens"],
+            default=[methods[0]],
             show_default=True,
-            type=click.Choice(list(ATTACKS)),
-            help="What is searched: tokens before the prompt (UnlearnDiffAtk), embeddings before "
-            "it (concept inversion), starting latents with an empty prompt, or, as a control, "
-            "random tokens; several times for several.",
+            type=click.Choice(methods),
+            help=f"What is searched. {what}. Several times for several.",
         ),
         click.option(
             "--pictures",
@@ -84,7 +86,7 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--learning-rate",
             type=float,
-            help="[default: tokens 0.01, embedding 0.1, latents 0.05]",
+            help="[default: tokens and words 0.01, embedding 0.1, latents 0.05]",
         ),
         click.option(
             "--attack-seed",
@@ -94,4 +96,4 @@ def attack_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of the attack's random numbers.",
         ),
     ]
-    return gathered(command, "how", AttackOptions, options)
+    return lambda command: gathered(command, "how", AttackOptions, options)

@@ -43,8 +43,9 @@ class HardenSettings:
         UsageError: the attack finds no text, or a number is out of range.
     """
 
-    attack: AttackSettings = field(default_factory=AttackSettings)
-    """each round attacks with another seed"""
+    attack: AttackSettings = field(default_factory=lambda: AttackSettings(method="words"))
+    """each round attacks with another seed; of tokens, which need not be what a text is read as,
+    little may be learnt"""
     rounds: int = 4
     budget: float = 0.02
     """by how much the mean of IRA and CRA may fall on the search's pictures, all rounds together"""
@@ -56,10 +57,10 @@ class HardenSettings:
     """pictures that ask for no target, on which IRA and CRA are taken"""
 
     def __post_init__(self) -> None:
-        if self.attack.method != "tokens":
+        if self.attack.method not in ("words", "tokens"):
             raise UsageError(
-                f"hardening learns from prompts: attack {self.attack.method!r} finds none, use "
-                f"tokens."
+                f"hardening learns from prompts that an attack finds: attack "
+                f"{self.attack.method!r}, expected words or tokens."
             )
         if self.rounds < 1 or self.budget < 0:
             raise UsageError(
@@ -99,7 +100,7 @@ def harden(
     """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is
     trained.
 
-    Each round attacks with tokens. Prompts that bring a concept back, typed as text, go to
+    Each round attacks with words. Prompts that bring a concept back, typed as text, go to
     ``learn``, which selects the features of what came back (``featurestore harden`` collects them
     into the store with a label of their own, under the defence, and scores them by SQL). They are
     taken at the strength of the concept's own intervention, or as weakly as the budget of IRA and

@@ -28,6 +28,7 @@ from sae.evaluation.attack.prefix import (
     prefixed_embeddings,
     project,
     text_of,
+    typed_ids,
 )
 from sae.evaluation.attack.settings import AttackSettings, Defended
 from sae.evaluation.attack.victims import Victim, number_of
@@ -59,20 +60,29 @@ def method_of(defended: Defended, settings: AttackSettings) -> Method:
 
 
 class TextAttack:
-    """UnlearnDiffAtk, or concept inversion: tokens or embeddings before the prompt, by the loss
-    that models are trained with.
+    """UnlearnDiffAtk, or concept inversion: tokens, words or embeddings before the prompt, by the
+    loss that models are trained with.
 
     ``min_d E ‖ε − ε_θ*(√ᾱ x_tgt + √(1−ᾱ) ε | [d; c])‖²`` (Zhang et al. 2023, arXiv 2310.11868, eq.
     5; Pham et al. 2023, arXiv 2308.01508, eq. 4), in what the model predicts. Tokens are points of
     the simplex, from which a token is drawn; each round has its timestep, from the least noisy on.
-    Embeddings have a timestep drawn anew for each iteration.
+    Words are tokens that anybody can type. Embeddings have a timestep drawn anew for each
+    iteration.
     """
 
     def __init__(self, defended: Defended, settings: AttackSettings) -> None:
         self.defended, self.settings = defended, settings
         self.model, self.pipe = defended.model, defended.model.pipe
         self.discrete = settings.method != "embedding"
-        self.tables = [encoder.table for encoder in encoders(self.pipe)]
+        known = encoders(self.pipe)
+        self.ids = [
+            typed_ids(one) if settings.method == "words" else torch.arange(len(one.table))
+            for one in known
+        ]
+        """of the tokens that are searched, for each text encoder"""
+        self.tables = [
+            one.table[ids.to(one.table.device)] for one, ids in zip(known, self.ids, strict=True)
+        ]
 
     def start(self, victim: Victim) -> list[Tensor]:
         """Return the middle of the simplex, or the embeddings of random tokens, for each text
@@ -142,7 +152,7 @@ class TextAttack:
         )
         found = [torch.stack(rows) for rows in zip(*(v.variables for v in victims), strict=True)]
         inserted = (
-            prefixed(self.pipe, prompts, [rows.argmax(2) for rows in found])
+            prefixed(self.pipe, prompts, self._tokens(found))
             if self.discrete
             else prefixed_embeddings(self.pipe, prompts, found)
         )
@@ -154,13 +164,17 @@ class TextAttack:
         """Return the tokens and the text that they are with the prompt, or how large the embeddings
         are."""
         if self.discrete:
-            ids = [rows.argmax(1).tolist() for rows in victim.variables]
+            ids = [rows.tolist() for rows in self._tokens(victim.variables)]
             return {"tokens": ids, "text": text_of(self.pipe, victim.case.prompt.prompt, ids)}
         sizes = [
             float(v.std() / t.float().std())
             for v, t in zip(victim.variables, self.tables, strict=True)
         ]
         return {"std_ratio": sizes, "embeddings": [v.tolist() for v in victim.variables]}
+
+    def _tokens(self, variables: Sequence[Tensor]) -> list[Tensor]:
+        """Return the ids of the likeliest tokens of simplices ``[…, vocabulary]``."""
+        return [ids[rows.argmax(-1).cpu()] for ids, rows in zip(self.ids, variables, strict=True)]
 
     def _embeddings(self, victim: Victim, variables: Sequence[Tensor]) -> list[Tensor]:
         if not self.discrete:

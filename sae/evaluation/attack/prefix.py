@@ -164,6 +164,30 @@ def text_of(pipe: Any, prompt: str, ids: Ids) -> str:
     return " ".join(f"{words} {prompt}".split())
 
 
+def typed_ids(encoder: Encoder) -> Tensor:
+    """Return the ids of the tokens that anybody can type before a prompt: the tokenizer reads the
+    token's text, alone and twice, as this token.
+
+    Raises:
+        ModelError: there are none.
+    """
+    tokenizer, special = encoder.tokenizer, set(encoder.tokenizer.all_special_ids)
+    ids = [i for i in range(len(encoder.table)) if i not in special]
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    texts = [" ".join(text.split()) for text in texts]
+    alone = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    twice = tokenizer([f"{text} {text}" for text in texts], add_special_tokens=False)["input_ids"]
+    found = [
+        i for i, one, two in zip(ids, alone, twice, strict=True) if (one, two) == ([i], [i, i])
+    ]
+    if not found:
+        raise ModelError(
+            f"{type(tokenizer).__name__} reads no text as one token: there are no words to search; "
+            f"use the tokens attack."
+        )
+    return torch.tensor(found)
+
+
 def _plain(text: str) -> str:
     return text.lower().strip()  # As PixArt hands prompts on.
 

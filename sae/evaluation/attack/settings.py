@@ -12,6 +12,7 @@ from sae.diffusion.pipelines import Model, RunSettings
 
 _DEFAULTS: dict[str, dict[str, float]] = {
     "tokens": {"rounds": 50, "iterations": 40, "learning_rate": 1e-2},
+    "words": {"rounds": 50, "iterations": 40, "learning_rate": 1e-2},
     "embedding": {"rounds": 50, "iterations": 40, "learning_rate": 0.1},
     "latents": {"rounds": 10, "iterations": 20, "learning_rate": 0.05},
     "random": {"rounds": 50},
@@ -31,14 +32,14 @@ class AttackSettings:
     n_tokens: int = 5
     """before the prompt; UnlearnDiffAtk takes 3 for styles"""
     rounds: int | None = None
-    """after each the pictures are judged; of ``tokens`` each is a timestep, from the least noisy
-    on"""
+    """after each the pictures are judged; of ``tokens`` and ``words`` each is a timestep, from the
+    least noisy on"""
     iterations: int | None = None
     """gradient steps of a round"""
     learning_rate: float | None = None
     """of Adam; of ``embedding`` in standard deviations of the text encoder's embeddings"""
     weight_decay: float = 0.1
-    """of ``tokens``"""
+    """of ``tokens`` and ``words``"""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -187,10 +187,10 @@ def test_hardening_from_the_command_line_ends_with_the_options_that_ablate(capsy
     kept = next((tmp_path / "toward").glob("toward-style-neon-*.json"))
     assert status == 0 and f"--threshold 1 --toward {kept} --pull 0.25" in text
     status, _, err = run(capsys, *command, "--method", "latents")
-    assert (status, err.count("\n")) == (
-        1,
-        1,
-    ) and "hardening learns from prompts: attack 'latents' finds none" in err
+    assert status == 2 and "'latents' is not one of 'words', 'tokens'" in err
+    status, _, err = run(capsys, *command, "--method", "words", "--method", "tokens")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "hardening attacks by one method: give one --method, words or tokens" in err
 
 
 def test_a_concept_is_scored_over_all_wordings_that_carry_its_label(capsys, study, tmp_path):

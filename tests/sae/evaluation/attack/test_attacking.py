@@ -157,7 +157,7 @@ def test_what_cannot_be_attacked_is_said_in_one_line(model, tmp_path):
         run(model, tmp_path, Scripted([1])(), own)
     with pytest.raises(UsageError, match=r"^nothing to attack: no selection is ablated.$"):
         attack(model, [], prompts=PROMPTS, judge=Scripted([1])(), out=tmp_path)
-    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, embedding, latents"),
+    for wrong, message in (({"method": "magic"}, "attack 'magic': expected one of tokens, words, embedding, latents"),
                            ({"learning_rate": math.nan}, "learning_rate = nan, expected more than 0"),
                            ({"rounds": 0}, "attack tokens: rounds = 0, expected more than 0")):  # fmt: skip
         with pytest.raises(UsageError, match=message):

@@ -189,7 +189,7 @@ def test_wrong_settings_are_one_line():
     cases = [
         (
             {"attack": AttackSettings(method="latents")},
-            "hardening learns from prompts: attack 'latents' finds none",
+            "hardening learns from prompts that an attack finds: attack 'latents', expected words",
         ),
         ({"rounds": 0}, "0 rounds, budget 0.02: expected at least 1 round"),
     ]

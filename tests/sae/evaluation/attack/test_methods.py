@@ -173,7 +173,7 @@ def test_the_defence_is_looked_up_at_the_timestep_of_the_loss(attacked):
         ]
 
 
-@pytest.mark.parametrize("kind", ["tokens", "embedding", "latents"])
+@pytest.mark.parametrize("kind", ["tokens", "words", "embedding", "latents"])
 def test_a_picture_is_attacked_in_a_batch_as_it_is_alone(attacked, kind):
     settings = AttackSettings(method=kind, n_tokens=2, rounds=2, iterations=2)
     method = method_of(defended(attacked), settings)
@@ -244,7 +244,8 @@ def test_timesteps_are_the_middles_of_equal_parts():
 
 
 @pytest.mark.parametrize(
-    ("kind", "rounds", "iterations"), [("embedding", 3, 20), ("latents", 2, 4), ("tokens", 8, 20)]
+    ("kind", "rounds", "iterations"),
+    [("embedding", 3, 20), ("latents", 2, 4), ("tokens", 8, 20), ("words", 8, 20)],
 )
 def test_every_attack_succeeds_on_the_undefended_model(kind, rounds, iterations):
     """The included model draws a cat when asked for none, with what was found for one picture of a

@@ -8,15 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import ModelError
-from sae.diffusion.pipelines import RunSettings
+from sae.diffusion.pipelines import RunSettings, load_model
 from sae.evaluation.attack.denoise import conditions
 from sae.evaluation.attack.prefix import (
+    Encoder,
     SampledOneHot,
     encoders,
     prefixed,
     prefixed_embeddings,
     project,
     text_of,
+    typed_ids,
 )
 from tests.builders.architectures import CASES
 
@@ -117,3 +119,34 @@ def test_a_negative_prompt_is_left_alone(model):
 
 def test_a_prefix_as_text(model):
     assert text_of(model.pipe, "cat", [model.pipe.tokenizer("a b").input_ids[1:-1]]) == "a b cat"
+
+
+def test_words_are_read_back_as_the_tokens_that_were_found():
+    pipe, prompt = load_model("minicanvas", "cpu").pipe, "An image of cat in neon style."
+    (encoder,) = encoders(pipe)
+    ids = typed_ids(encoder)
+    words = encoder.tokenizer.batch_decode(ids[:, None])
+    assert {"house", "style", "a", "!"} <= {word.strip() for word in words}
+    assert not {"hou", "<|startoftext|>", "<|endoftext|>"} & {word.strip() for word in words}
+    assert 100 < len(ids) < len(encoder.table)
+    (asked,) = encoder.tokenizer([prompt], add_special_tokens=False)["input_ids"]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        drawn = ids[torch.randint(len(ids), (4,), generator=generator)].tolist()
+        text = text_of(pipe, prompt, [drawn])
+        assert encoder.tokenizer(text, add_special_tokens=False)["input_ids"] == [*drawn, *asked]
+
+
+class NoWords:
+    all_special_ids = ()
+
+    def batch_decode(self, ids):
+        return ["" for _ in ids]
+
+    def __call__(self, texts, **options):
+        return {"input_ids": [[] for _ in texts]}
+
+
+def test_a_tokenizer_without_words_is_refused(model):
+    with pytest.raises(ModelError, match="NoWords reads no text as one token: there are no words"):
+        typed_ids(Encoder("", NoWords(), encoders(model.pipe)[0].module))
