@@ -252,9 +252,13 @@ def _held(ledger: Ledger) -> str:
 def _say_strangers(run: Run) -> None:
     """Say where outcomes are of SAEs that were trained elsewhere; add which are used here."""
     store, ledger = run.bench.store, run.bench.ledger
-    hashes = [sae_hash(sae_record(store, name)) for name in run.bench.saes]
-    others = [row["on"] for row in ledger.of_kind("saes") if row["hashes"] != hashes]
-    if others and not any(row["hashes"] == hashes for row in ledger.of_kind("saes")):
+    hashes = [
+        sae_hash(sae_record(bench.store, name))
+        for bench in (run.bench, run.crossing)
+        for name in bench.saes
+    ]
+    others = [row["on"] for row in ledger.of_kind("saes") if not {*row["hashes"]} <= {*hashes}]
+    if len(others) == len(ledger.of_kind("saes")) > 0:
         click.echo(
             f"{ledger.path} has outcomes of other SAEs, trained on {others[-1]}: training depends "
             f"on the processor's rounding. What is made of features is made anew here; to go on "

@@ -1,4 +1,5 @@
-"""The paper's rule, and our chosen setting with one thing made otherwise."""
+"""The paper's rule, at one hook or at several, and our chosen setting with one thing made
+otherwise."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,24 +22,32 @@ from sae.model import SAE
 
 def ours(
     bench: Bench,
-    sae: str,
+    saes: Sequence[str],
     family: str,
     concept: str,
     *,
     tops: Sequence[int],
     multipliers: Sequence[float],
     thresholds: Sequence[float] = (1.0,),
+    method: str = "ours",
 ) -> list[Defence]:
-    """Return the paper's rule over features per step, multipliers and thresholds."""
+    """Return the paper's rule over features per step, multipliers and thresholds, the same for each
+    of ``saes``, which are taken together."""
 
-    def selected(top: int) -> Selection:
+    def selected(sae: str, top: int) -> Selection:
         key = (sae, family, concept, top)
         if key not in bench.selected:  # The screening, the search and an attack's ask for the same.
             bench.selected[key] = select(bench.store, sae, family, concept, top=top)
         return bench.selected[key]
 
-    settings = itertools.product(map(selected, tops), multipliers, thresholds)
-    return [features(bench, [Intervention(one, strength=m, threshold=t)]) for one, m, t in settings]
+    return [
+        features(
+            bench,
+            [Intervention(selected(sae, top), strength=m, threshold=t) for sae in saes],
+            method=method,
+        )
+        for top, m, t in itertools.product(tops, multipliers, thresholds)
+    ]
 
 
 def features(

@@ -4,7 +4,9 @@ made."""
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +37,17 @@ SAES = (
 """hook and k of the SAEs among which each concept's is searched"""
 
 
+CROSSING_K = 16
+"""k of the SAEs of every cross-attention"""
+
+
 class Run(NamedTuple):
     """What is shared by all cells."""
 
     bench: Bench
+    crossing: Bench
+    """the same with a store of every cross-attention, where what is asked for enters, and SAEs of
+    these"""
     amounts: Amounts
     prompts: list[Prompt]
     search_prompts: list[Prompt]
@@ -67,29 +76,17 @@ def prepare(
     path = root / "prompts.jsonl"
     write_prompts(path, canvas)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
-    hooks = list(dict.fromkeys(hook for hook, _ in SAES))
-    store = collect(
-        root / "store", model, styled, run, CollectSettings(hooks=hooks, batch_size=20)
-    ).store
+    learnt = partial(_learnt, model=model, run=run, prompts=styled, amounts=amounts)
     saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
-    for name, (hook, k) in saes.items():
-        if store.record("saes", name) is None:
-            settings = TrainSettings(
-                k=k,
-                expansion=amounts.expansion,
-                steps=amounts.train_steps,
-                batch_size=amounts.train_batch,
-            )
-            train(store, hook, name, settings)
-        encode(store, name)
+    crossings = {f"cross{i}": (hook, CROSSING_K) for i, hook in enumerate(cross_attentions(model))}
     bench = Bench(
         root,
         canvas,
         model,
         run,
-        Store.open(store.root),
-        hooks,
-        list(saes),
+        learnt(root / "store", saes),
+        [*dict.fromkeys(hook for hook, _ in SAES)],
+        [*saes],
         grid,
         ledger,
         pace or Pace(),
@@ -109,8 +106,16 @@ def prepare(
         judge=judge,
         batch_size=bench.batch_size,
     )
+    crossing = replace(
+        bench,
+        store=learnt(root / "cross-attention", crossings),
+        hooks=[hook for hook, _ in crossings.values()],
+        saes=[*crossings],
+        selected={},
+    )
     return Run(
         bench,
+        crossing,
         amounts,
         prompts,
         read_prompts(path, amounts.looks[-1].seeds),
@@ -119,6 +124,41 @@ def prepare(
         reference,
         before,
     )
+
+
+def _learnt(
+    path: Path,
+    saes: Mapping[str, tuple[str, int]],
+    *,
+    model: Model,
+    run: RunSettings,
+    prompts: Sequence[Prompt],
+    amounts: Amounts,
+) -> Store:
+    """Return a store with activations of all prompts at the hooks of SAEs, the SAEs trained on
+    them, and their codes: made, or found done.
+
+    ``saes``: name → hook and k.
+    """
+    hooks = [*dict.fromkeys(hook for hook, _ in saes.values())]
+    store = collect(path, model, prompts, run, CollectSettings(hooks=hooks, batch_size=20)).store
+    for name, (hook, k) in saes.items():
+        if store.record("saes", name) is None:
+            settings = TrainSettings(
+                k=k,
+                expansion=amounts.expansion,
+                steps=amounts.train_steps,
+                batch_size=amounts.train_batch,
+            )
+            train(store, hook, name, settings)
+        encode(store, name)
+    return Store.open(store.root)
+
+
+def cross_attentions(model: Model) -> list[str]:
+    """Return the hooks of every cross-attention of a UNet, in order."""
+    names = (name for name, _ in model.pipe.unet.named_modules())
+    return [f"unet.{name}" for name in names if name.endswith(".attn2")]
 
 
 def write_prompts(path: Path, canvas: Canvas) -> None:

@@ -25,6 +25,8 @@ TOWARD = "ours, toward"
 """our rule, with features of a concept that is kept put in where the target's are taken out"""
 HELD = "ours, held"
 """the same, with an attack in the search"""
+CROSSING = "ours, cross-attention"
+"""our rule at every cross-attention together, where what is asked for enters"""
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched
 further"""
@@ -75,6 +77,7 @@ def one_concept(
         TOWARD: toward,
         HELD: partial(held, run, family, concept),
         HARDENED: lambda: hardened(run, toward().interventions),
+        CROSSING: lambda: searched(run, [_crossing(run, family, concept)]),
         **{name: partial(control, name) for name in CONTROLS},
         **{name: partial(competitor, name) for name in COMPETITORS},
     }
@@ -90,11 +93,26 @@ def _ours(
     top, multiplier = grid.screened
     found = {}
     for sae in bench.saes:
-        (one,) = ours(bench, sae, family, concept, tops=[top], multipliers=[multiplier])
+        (one,) = ours(bench, [sae], family, concept, tops=[top], multipliers=[multiplier])
         found[sae] = value(cell(run, one, run.amounts.looks[0])).mean
     near = [sae for sae, mean in found.items() if mean >= max(found.values()) - SAE_MARGIN]
     how = {"tops": grid.tops, "multipliers": grid.multipliers, "thresholds": thresholds}
-    return [one for sae in near for one in ours(bench, sae, family, concept, **how)]
+    return [one for sae in near for one in ours(bench, [sae], family, concept, **how)]
+
+
+def _crossing(run: Run, family: str, concept: str) -> list[Defence]:
+    """Return the settings of every cross-attention together."""
+    bench, grid = run.crossing, run.bench.grid
+    return ours(
+        bench,
+        bench.saes,
+        family,
+        concept,
+        tops=grid.tops,
+        multipliers=grid.crossing_multipliers,
+        thresholds=(0.0,),
+        method=CROSSING,
+    )
 
 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
@@ -127,8 +145,8 @@ def held(run: Run, family: str, concept: str) -> Defence:
     return features(run.bench, chosen.interventions, method=HELD)
 
 
-METHODS = ("ours", TOWARD, HELD, HARDENED, *CONTROLS, *COMPETITORS)
-COMPARED = ("ours", TOWARD, "ESD-x", "SalUn")
+METHODS = ("ours", TOWARD, CROSSING, HELD, HARDENED, *CONTROLS, *COMPETITORS)
+COMPARED = ("ours", TOWARD, CROSSING, "ESD-x", "SalUn")
 """on all concepts"""
 ROBUST = (HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""

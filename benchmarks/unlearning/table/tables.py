@@ -68,8 +68,11 @@ def concepts_table(
         figures = summary([outcome])
         ((_, (concept,)),) = outcome.targets.items()
         edit, *more = defences[concept][method].interventions
+        hooks = dict.fromkeys(one.selection.hook for one in (edit, *more))
+        if len(hooks) > 1:
+            more = []
         setting = [
-            f"`{edit.selection.hook}`",
+            f"`{edit.selection.hook}`" if len(hooks) == 1 else f"{len(hooks)} cross-attentions",
             edit.selection.k,
             f"{edit.selection.rule['top']:g}",
             f"{edit.strength:g}",
