@@ -75,9 +75,9 @@ def one_concept(
     found: dict[str, Callable[[], Defence]] = {
         "ours": mine,
         TOWARD: toward,
+        CROSSING: lambda: searched(run, [_crossing(run, family, concept)]),
         HELD: partial(held, run, family, concept),
         HARDENED: lambda: hardened(run, toward().interventions),
-        CROSSING: lambda: searched(run, [_crossing(run, family, concept)]),
         **{name: partial(control, name) for name in CONTROLS},
         **{name: partial(competitor, name) for name in COMPETITORS},
     }

@@ -48,6 +48,7 @@ AMOUNTS = Amounts(
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,), pulled_tops=(2,), pulls=(0.5,),
+    crossing_multipliers=(-1.0,),
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
@@ -172,6 +173,9 @@ def _check_that_another_classifier_is_asked(root, run, defence, came_back):
 )  # A run of one step has one.
 def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canvas, monkeypatch):
     monkeypatch.setattr(running, "SAES", running.SAES[:1])
+    hooks = running.cross_attentions(model_of(canvas, autocast=False))
+    assert len(hooks) == 7 and "unet.mid_block.attentions.0.transformer_blocks.0.attn2" in hooks
+    monkeypatch.setattr(running, "cross_attentions", lambda model: hooks[:2])
     model, path = model_of(canvas, autocast=False), root / "kept/unlearning.jsonl"
     given = {"canvas": canvas, "amounts": AMOUNTS, "grid": GRID}
     run = running.prepare(root, model, RUN, **given, ledger=Ledger(path))
@@ -206,6 +210,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     attacked = {
         "ours",
         "ours, toward",
+        "ours, cross-attention",
         "ours, held",
         "ours, hardened",
         "ours, no error",
@@ -236,11 +241,15 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         r for r in rows if r["kind"] == "cell" and r["targets"] == neon and r["split"] == "search"
     ]
     seeds = [r["seeds"] for r in searched]
-    assert seeds.count([50]) == 3 + 1  # of ours, and one towards sketch
-    # Two of ours, negative prompts, directions; the trained ones have one setting. The one towards
-    # sketch is looked at further if it is among the best two.
-    assert seeds.count([50, 51]) in (2 + 2 + 2, 1 + 2 + 2 + 2)
-    assert len(seeds) == 4 + seeds.count([50, 51])
+    # of ours, one towards sketch, and of every cross-attention
+    assert seeds.count([50]) == 3 + 1 + 3
+    # Two of ours, of every cross-attention, negative prompts, directions; the trained ones have one
+    # setting. The one towards sketch is looked at further if it is among the best two.
+    assert seeds.count([50, 51]) in (2 + 2 + 2 + 2, 1 + 2 + 2 + 2 + 2)
+    assert len(seeds) == 7 + seeds.count([50, 51])
+    crossing = [r for r in searched if r["setting"]["method"] == "ours, cross-attention"]
+    edited = [[edit["hook"] for edit in r["setting"]["edits"]] for r in crossing]
+    assert len(edited) == 3 + 2 and all(of == hooks[:2] for of in edited)
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
     assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
     _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
