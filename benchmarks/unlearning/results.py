@@ -19,7 +19,7 @@ from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.table.amounts import AMOUNTS, GRIDS, suffix
 from benchmarks.unlearning.table.run import Run, prepare
-from benchmarks.unlearning.table.searching import METHODS, results, several
+from benchmarks.unlearning.table.searching import METHODS, TOGETHER_BY, results, several
 from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record
@@ -239,7 +239,8 @@ def _one_share(
     index, _, n = share.partition("/")
     part = int(index), int(n)
     if of_several:
-        several(run, results(run, ["ours"], False)["defences"], methods, part)
+        by = [method for method in TOGETHER_BY if method in methods]
+        several(run, results(run, by, False)["defences"], methods, part)
     else:
         results(run, methods, attacks, part)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from benchmarks.unlearning.methods.competitors import COMPETITORS, TOGETHER
-from benchmarks.unlearning.methods.defence import Defence
+from benchmarks.unlearning.methods.defence import Bench, Defence
 from benchmarks.unlearning.methods.ours import CONTROLS, features, ours
 from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back, victims
 from benchmarks.unlearning.table.hardened import HARDENED, hardened
@@ -118,7 +118,7 @@ def _crossing(run: Run, family: str, concept: str) -> list[Defence]:
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
     """Return these settings with each pull towards what is kept; none where nothing is."""
     grid = run.bench.grid
-    toward = _kept(run, [{family: [concept]}])._replace(pulls=grid.pulls)
+    toward = _kept(run.bench, [{family: [concept]}])._replace(pulls=grid.pulls)
     return [
         features(run.bench, edits)
         for one in _ours(run, family, concept)
@@ -148,6 +148,8 @@ def held(run: Run, family: str, concept: str) -> Defence:
 METHODS = ("ours", TOWARD, CROSSING, HELD, HARDENED, *CONTROLS, *COMPETITORS)
 COMPARED = ("ours", TOWARD, CROSSING, "ESD-x", "SalUn")
 """on all concepts"""
+TOGETHER_BY = ("ours", CROSSING)
+"""by which features several concepts are removed at once"""
 ROBUST = (HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
 
@@ -198,29 +200,33 @@ def several(
     methods: Sequence[str] = METHODS,
     share: tuple[int, int] = (0, 1),
 ) -> dict[str, list[Outcome]]:
-    """Remove styles and then objects in a row, all styles but one, and a style with an object,
-    beginning with each concept's own setting; all styles but one by other methods, too.
+    """Remove styles and then objects in a row, all styles but one, and a style with an object, by
+    each of :data:`TOGETHER_BY`, beginning with its own setting of each concept; all styles but one
+    by other methods, too.
 
     ``share``: of so many processes this one does every n-th of these.
     """
-    mine = {
-        (f, c): by_method["ours"].interventions
-        for f, of_concepts in defences.items()
-        for c, by_method in of_concepts.items()
-    }
-    styles, objects = ([key for key in mine if key[0] == family] for family in ("style", "object"))
+    concepts = [(f, c) for f, of_concepts in defences.items() for c in of_concepts]
+    styles, objects = (
+        [key for key in concepts if key[0] == family] for family in ("style", "object")
+    )
     n_requests = run.amounts.sequence
     requests = [{family: [c]} for family, c in (*styles[:n_requests], *objects[:n_requests])]
     all_but_one = [grouped(styles[1:])] if len(styles) > 1 else []
     pairs = [grouped(pair) for pair in zip(styles[:2], objects, strict=False)]
     look = run.amounts.looks[-1].one_seed
 
-    def looked(interventions: Sequence[Intervention]) -> Outcome:
-        return cell(run, features(run.bench, interventions), look)
+    def by_features(
+        method: str, removals: Sequence[Mapping[str, Sequence[str]]]
+    ) -> Iterator[Outcome]:
+        bench = run.crossing if method == CROSSING else run.bench
+        mine = {(f, c): defences[f][c][method].interventions for f, c in concepts}
 
-    def by_features(removals: Sequence[Mapping[str, Sequence[str]]]) -> Iterator[Outcome]:
-        for edits in together(removals, mine, looked, _kept(run, removals)):
-            yield cell(run, features(run.bench, edits))
+        def looked(interventions: Sequence[Intervention]) -> Outcome:
+            return cell(run, features(bench, interventions, method=method), look)
+
+        for edits in together(removals, mine, looked, _kept(bench, removals)):
+            yield cell(run, features(bench, edits, method=method))
 
     def by_training(method: str) -> Iterator[Outcome]:
         for targets in all_but_one:
@@ -228,12 +234,14 @@ def several(
                 tried = TOGETHER[method](run.bench, family, *concepts)
                 yield cell(run, searched(run, tried, [look]))
 
+    removals = {"sequential": [*sequence(requests)], "all but one": all_but_one, "joint": pairs}
     jobs: list[tuple[str, Iterator[Outcome]]] = [
-        ("sequential", by_features([*sequence(requests)])),
-        ("all but one", by_features(all_but_one)),
-        ("joint", by_features(pairs)),
-        *(("all but one", by_training(one)) for one in TOGETHER if one in methods),
+        (name, by_features(method, of))
+        for method in TOGETHER_BY
+        if all(method in defences[f][c] for f, c in concepts)
+        for name, of in removals.items()
     ]
+    jobs += [("all but one", by_training(one)) for one in TOGETHER if one in methods]
     first, n = share
     found: dict[str, list[Outcome]] = {}
     for name, outcomes in jobs[first::n]:
@@ -243,13 +251,13 @@ def several(
     return found
 
 
-def _kept(run: Run, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
+def _kept(bench: Bench, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
     """Return what removals of several concepts go towards: of each family and SAE the first concept
     that none of them removes."""
     found = []
     for family in dict.fromkeys(family for targets in removals for family in targets):
         removed = {concept for targets in removals for concept in targets.get(family, ())}
-        kept = [c for c in run.bench.canvas.concepts[family] if c not in removed][:1]
-        for sae in run.bench.saes if kept else ():
-            found += select_all(run.bench.store, sae, family, kept, top=max(run.bench.grid.tops))
+        kept = [c for c in bench.canvas.concepts[family] if c not in removed][:1]
+        for sae in bench.saes if kept else ():
+            found += select_all(bench.store, sae, family, kept, top=max(bench.grid.tops))
     return Toward(found)

@@ -188,7 +188,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     cells = run.bench.ledger.of_kind("cell")
     assert all(len(concepts) == 1 for row in cells for concepts in row["targets"].values())
     parts = [table.several(run, found["defences"], share=(i, 2)) for i in range(2)]
-    assert [[*part] for part in parts] == [["sequential", "joint", "all but one"], ["all but one"]]
+    assert [[*part] for part in parts] == [
+        ["sequential", "joint", "all but one"],
+        ["all but one", "sequential", "joint"],
+    ]
     several = table.several(run, found["defences"])
     assert {family: set(methods) for family, methods in found["tables"].items()} == {
         "style": set(table.METHODS),
@@ -196,15 +199,18 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     }
     of_styles = {method: len(outcomes) for method, outcomes in found["tables"]["style"].items()}
     assert of_styles == {m: 2 if m in table.COMPARED else 1 for m in table.METHODS}
-    assert [o.targets for o in several["sequential"]] == [
+    in_a_row = [
         {"style": ["neon"]},
         {"style": ["neon", "sketch"]},
         {"style": ["neon", "sketch"], "object": ["cat"]},
     ]
-    assert [(o.setting["method"], o.targets) for o in several["all but one"]] == [
-        (method, {"style": ["sketch"]}) for method in ("ours", "ESD-x", "SalUn")
+    assert [(o.setting["method"], o.targets) for o in several["sequential"]] == [
+        (method, targets) for method in table.TOGETHER_BY for targets in in_a_row
     ]
-    assert [o.targets for o in several["joint"]] == [{"style": ["neon"], "object": ["cat"]}]
+    assert [(o.setting["method"], o.targets) for o in several["all but one"]] == [
+        (method, {"style": ["sketch"]}) for method in (*table.TOGETHER_BY, "ESD-x", "SalUn")
+    ]
+    assert [o.targets for o in several["joint"]] == 2 * [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
     assert all(len(o.answers) == n_pictures for m in found["tables"]["style"].values() for o in m)
     attacked = {
@@ -315,7 +321,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
             m for m in attacked_in_order if m not in ("SalUn", "ESD-x")
         ]
     left = table.several(part, of_part["defences"])
-    assert [o.setting["method"] for o in left["all but one"]] == ["ours", "ESD-x"]
+    assert [o.setting["method"] for o in left["all but one"]] == [*table.TOGETHER_BY, "ESD-x"]
     assert "\n| SalUn |" not in page(part, of_part, left) and some.read_bytes() == kept
 
     given["ledger"] = Ledger(root / "none.jsonl")
