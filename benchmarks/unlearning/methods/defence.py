@@ -55,7 +55,7 @@ class Grid:
     """of ``tops``, those that are tried towards a concept that is kept"""
     pulls: Sequence[float] = (0.5, 1.0)
     """β of these"""
-    crossing_multipliers: Sequence[float] = (-0.2, -0.3, -0.5, -0.7, -1.0, -1.5)
+    crossing_multipliers: Sequence[float] = (-0.2, -0.5, -0.7, -1.0)
     """where every cross-attention is edited, with each of ``tops`` and wherever features fire"""
     strengths: Sequence[float] = (1.0, 2.0)
     """of mean directions"""

@@ -75,7 +75,8 @@ def one_concept(
     found: dict[str, Callable[[], Defence]] = {
         "ours": mine,
         TOWARD: toward,
-        CROSSING: lambda: searched(run, [_crossing(run, family, concept)]),
+        # All on all pictures: on few of them too many are perfect.
+        CROSSING: lambda: searched(run, [_crossing(run, family, concept)], run.amounts.looks[-1:]),
         HELD: partial(held, run, family, concept),
         HARDENED: lambda: hardened(run, toward().interventions),
         **{name: partial(control, name) for name in CONTROLS},
