@@ -15,6 +15,10 @@ from sae.intervention.ablate import Saes
 from sae.intervention.generate import generate_images
 from sae.intervention.settings import Intervention
 
+MOST_APART = 2
+"""selections of a removal whose strengths are searched each for itself: the settings of more would
+be too many"""
+
 
 class Request(NamedTuple):
     """A concept to be removed, and the settings among which one is searched."""
@@ -34,8 +38,9 @@ def requests(
     """Return a request for each concept: its selections, each with each strength and threshold.
 
     Each element of ``selections`` belongs to one concept and is one removal, of one or several
-    hooks or SAEs; several of one concept are alternatives. In a removal of several each has each
-    strength beside each of the others', as scales differ between hooks; thresholds are common.
+    hooks or SAEs; several of one concept are alternatives. In a removal of two each has each
+    strength beside each of the other's, as scales differ between hooks; of more than
+    ``MOST_APART`` strengths are common, as thresholds are.
     """
     found: dict[tuple[str, str], list[Sequence[Selection]]] = {}
     for group in selections:
@@ -49,12 +54,19 @@ def requests(
                     for one, strength in zip(group, own, strict=True)
                 ]
                 for group in groups
-                for own in itertools.product(strengths, repeat=len(group))
+                for own in _strengths(len(group), strengths)
                 for threshold in thresholds
             ],
         )
         for key, groups in found.items()
     ]
+
+
+def _strengths(n: int, strengths: Sequence[float]) -> Iterable[tuple[float, ...]]:
+    """Return the strengths that n selections of a removal are tried with."""
+    if n > MOST_APART:
+        return [(strength,) * n for strength in strengths]
+    return itertools.product(strengths, repeat=n)
 
 
 def sequence(removals: Sequence[dict[str, list[str]]]) -> Iterator[dict[str, list[str]]]:

@@ -87,3 +87,7 @@ def test_requests_are_every_selection_of_a_concept_with_every_strength(model):
         [(other, -2.0), (neon, -1.0)], [(other, -2.0), (neon, -2.0)],
     ]  # fmt: skip
     assert {one.kind for group in found[1].candidates for one in group} == {"zero"}
+    (three,) = requests([[neon, other, neon]], strengths=(-1.0, -2.0), thresholds=(0.0, 1.0))
+    assert [[(one.strength, one.threshold) for one in group] for group in three.candidates] == [
+        3 * [(strength, threshold)] for strength in (-1.0, -2.0) for threshold in (0.0, 1.0)
+    ]  # not each beside each: that would be sixteen
