@@ -55,8 +55,9 @@ class Grid:
     """of ``tops``, those that are tried towards a concept that is kept"""
     pulls: Sequence[float] = (0.5, 1.0)
     """β of these"""
-    crossing_multipliers: Sequence[float] = (-0.2, -0.5, -0.7, -1.0)
-    """where every cross-attention is edited, with each of ``tops`` and wherever features fire"""
+    crossing_tops: Sequence[int] = (2, 4)
+    """features per step of each, where every cross-attention is edited, wherever they fire"""
+    crossing_multipliers: Sequence[float] = (-0.5, -1.0, -2.0)
     strengths: Sequence[float] = (1.0, 2.0)
     """of mean directions"""
     esd: Sequence[tuple[str, ESDSettings]] = (

@@ -24,6 +24,8 @@ class Amounts:
     seeds_beside_several: int = 2
     """the same where several concepts are removed, and few pictures left to be retained"""
     train_steps: int = 4000
+    crossing_steps: int = 1500
+    """training steps of the SAEs of cross-attentions, which pass on little more than the prompt"""
     train_batch: int = 1024
     expansion: float = 8.0
     sequence: int = 6

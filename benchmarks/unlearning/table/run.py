@@ -37,8 +37,9 @@ SAES = (
 """hook and k of the SAEs among which each concept's is searched"""
 
 
-CROSSING_K = 16
-"""k of the SAEs of every cross-attention"""
+CROSSING_K = 4
+"""k of the SAEs of every cross-attention; with 16 a quarter of the features that are left fire for
+everything, and concepts share them"""
 
 
 class Run(NamedTuple):
@@ -76,7 +77,8 @@ def prepare(
     path = root / "prompts.jsonl"
     write_prompts(path, canvas)
     styled = [p for p in read_prompts(path, amounts.collect_seeds) if p.labels["style"] is not None]
-    learnt = partial(_learnt, model=model, run=run, prompts=styled, amounts=amounts)
+    training = {"expansion": amounts.expansion, "batch_size": amounts.train_batch}
+    at_hooks = partial(_learnt, model=model, run=run, prompts=styled)
     saes = {f"sae{i}": sae for i, sae in enumerate(SAES)}
     crossings = {f"cross{i}": (hook, CROSSING_K) for i, hook in enumerate(cross_attentions(model))}
     bench = Bench(
@@ -84,7 +86,7 @@ def prepare(
         canvas,
         model,
         run,
-        learnt(root / "store", saes),
+        at_hooks(root / "store", saes, training={**training, "steps": amounts.train_steps}),
         [*dict.fromkeys(hook for hook, _ in SAES)],
         [*saes],
         grid,
@@ -108,7 +110,11 @@ def prepare(
     )
     crossing = replace(
         bench,
-        store=learnt(root / "cross-attention", crossings),
+        store=at_hooks(
+            root / "cross-attention",
+            crossings,
+            training={**training, "steps": amounts.crossing_steps},
+        ),
         hooks=[hook for hook, _ in crossings.values()],
         saes=[*crossings],
         selected={},
@@ -133,7 +139,7 @@ def _learnt(
     model: Model,
     run: RunSettings,
     prompts: Sequence[Prompt],
-    amounts: Amounts,
+    training: Mapping[str, Any],
 ) -> Store:
     """Return a store with activations of all prompts at the hooks of SAEs, the SAEs trained on
     them, and their codes: made, or found done.
@@ -144,13 +150,7 @@ def _learnt(
     store = collect(path, model, prompts, run, CollectSettings(hooks=hooks, batch_size=20)).store
     for name, (hook, k) in saes.items():
         if store.record("saes", name) is None:
-            settings = TrainSettings(
-                k=k,
-                expansion=amounts.expansion,
-                steps=amounts.train_steps,
-                batch_size=amounts.train_batch,
-            )
-            train(store, hook, name, settings)
+            train(store, hook, name, TrainSettings(k=k, **training))
         encode(store, name)
     return Store.open(store.root)
 

@@ -109,7 +109,7 @@ def _crossing(run: Run, family: str, concept: str) -> list[Defence]:
         bench.saes,
         family,
         concept,
-        tops=grid.tops,
+        tops=grid.crossing_tops,
         multipliers=grid.crossing_multipliers,
         thresholds=(0.0,),
         method=CROSSING,

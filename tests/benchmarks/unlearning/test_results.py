@@ -42,13 +42,13 @@ from tests.builders.canvases import tiny_canvas
 AMOUNTS = Amounts(
     concepts={"style": ["neon", "sketch"], "object": ["cat"]}, collect_seeds=(0,), report_seeds=(7,),
     looks=(Look((50,), 2, 2), Look((50, 51), 2)),
-    train_steps=20, train_batch=32, expansion=2.0, sequence=2,
+    train_steps=20, crossing_steps=20, train_batch=32, expansion=2.0, sequence=2,
     few_concepts={"style": 1, "object": 1}, attacked=1, search_attacked=1, search_tries=2,
     attacks=("tokens",), attacked_concepts=1, attack_rounds={"tokens": 1}, attack_iterations={"tokens": 1},
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,), pulled_tops=(2,), pulls=(0.5,),
-    crossing_multipliers=(-1.0,),
+    crossing_tops=(1, 2, 3), crossing_multipliers=(-1.0,),
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
