@@ -57,7 +57,10 @@ class Grid:
     """β of these"""
     crossing_tops: Sequence[int] = (2, 4)
     """features per step of each, where every cross-attention is edited, wherever they fire"""
-    crossing_multipliers: Sequence[float] = (-0.5, -1.0, -2.0)
+    crossing_multipliers: Mapping[str, Sequence[float]] = field(
+        default_factory=lambda: {"style": (0.0, -0.2, -0.5), "object": (-0.5, -1.0, -2.0)}
+    )
+    """family → what is tried there: with -0.5 styles take objects along"""
     strengths: Sequence[float] = (1.0, 2.0)
     """of mean directions"""
     esd: Sequence[tuple[str, ESDSettings]] = (

@@ -110,7 +110,7 @@ def _crossing(run: Run, family: str, concept: str) -> list[Defence]:
         family,
         concept,
         tops=grid.crossing_tops,
-        multipliers=grid.crossing_multipliers,
+        multipliers=grid.crossing_multipliers[family],
         thresholds=(0.0,),
         method=CROSSING,
     )
