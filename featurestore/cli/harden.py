@@ -78,8 +78,8 @@ def harden(
     Attacks with words (tokens often cannot be typed, and little is learnt of them); collects what
     comes back, under the defence, into STORE as samples with a label of their own ("neon
     (attacked)"), encodes and scores them; takes their features beside the others; and again, until
-    attacks fail or IRA and CRA have lost --budget. Use search prompts, seeds and judge, and report on others with evaluate and attack.
-    Prints the options that ablate the result.
+    attacks fail or IRA and CRA have lost --budget. Use search prompts, seeds and judge, and report
+    on others with evaluate and attack. Prints the options that ablate the result.
 
     \b
     Example:
