@@ -14,6 +14,7 @@ from benchmarks.unlearning.ledger import Ledger
 SECONDS = {
     "picture": 0.15,
     "tokens": 1.2,
+    "words": 1.2,
     "embedding": 1.2,
     "latents": 15.0,
     "random": 0.2,
@@ -106,7 +107,7 @@ class Pace:
         if not self.missing:
             return "Nothing is missing."
         lines = [
-            f"{n:7d} {_UNITS.get(what, f'trainings of {what}')}" for what, n in self.missing.items()
+            f"{n:7d} {UNITS.get(what, f'trainings of {what}')}" for what, n in self.missing.items()
         ]
         return "\n".join(
             [
@@ -119,9 +120,10 @@ class Pace:
         )
 
 
-_UNITS = {
+UNITS = {
     "picture": "pictures",
     "tokens": "rounds of tokens on a picture",
+    "words": "rounds of words on a picture",
     "embedding": "rounds of embeddings on a picture",
     "latents": "rounds of latents on a picture",
     "random": "rounds of random tokens on a picture",

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +34,10 @@ class UnderAttack(NamedTuple):
     report: AttackReport
     typed: AttackReport | None
     """the same, of which only those came back that do so when what was found is typed as text; None
-    where no text was found"""
-    confirmed: AttackReport
-    """the same, of which only those are shown that the other classifier sees, too"""
+    where no text was found, or nothing is known yet"""
+    confirmed: AttackReport | None
+    """the same, of which only those are shown that the other classifier sees, too; None where it is
+    not known yet"""
 
 
 Attacks = dict[str, dict[str, UnderAttack]]
@@ -59,20 +61,34 @@ def attack_all(run: Run, family: str, defences: Mapping[str, Mapping[str, Defenc
                         report = _attacked(
                             run, defence, attack, cases=cases, judge=run.judge, folder=folder
                         )
-                        looks = typed(run, defence, report), confirmed(run, defence, report)
-                        reports.setdefault(method, []).append(UnderAttack(report, *looks))
+                        as_text, seen = (
+                            _looked_again(run, partial(look, run, defence, report))
+                            for look in (typed, confirmed)
+                        )
+                        reports.setdefault(method, []).append(UnderAttack(report, as_text, seen))
         found[attack] = {method: _together(of_concepts) for method, of_concepts in reports.items()}
     return found
 
 
 def _together(concepts: Sequence[UnderAttack]) -> UnderAttack:
     """Return a method's attacked concepts as one."""
-    as_text = [one.typed for one in concepts if one.typed is not None]
+
+    def known(reports: Sequence[AttackReport | None]) -> AttackReport | None:
+        there = [one for one in reports if one is not None]
+        return together(there) if len(there) == len(reports) else None
+
     return UnderAttack(
         together([one.report for one in concepts]),
-        together(as_text) if as_text else None,
-        together([one.confirmed for one in concepts]),
+        known([one.typed for one in concepts]),
+        known([one.confirmed for one in concepts]),
     )
+
+
+def _looked_again(run: Run, look: Callable[[], AttackReport | None]) -> AttackReport | None:
+    """Return what a second look finds; None where nothing may be made and it is not known."""
+    with run.bench.pace.skipped():
+        return look()
+    return None
 
 
 def comes_back(run: Run, family: str, concept: str, defence: Defence) -> float:

@@ -122,8 +122,8 @@ def attacks_table(attacks: Attacks) -> str:
     for attack, methods in attacks.items():
         for method, (report, typed, confirmed) in methods.items():
             concepts = tuple(dict.fromkeys(one.concept for one in report.pictures))
-            rates = [report.before, report.under_attack, confirmed.under_attack]
-            cells = [*map(_rate, rates), _rate(typed.under_attack) if typed else ""]
+            cells = [_rate(report.before), _rate(report.under_attack)]
+            cells += [_rate(one.under_attack) if one else "" for one in (confirmed, typed)]
             row = [method, attack, *cells, str(len(report.pictures))]
             by_concepts.setdefault(concepts, []).append(row)
     left_out = "; ".join(f"{name}: {why}" for name, why in SKIPPED.items())

@@ -13,10 +13,11 @@ from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.methods.competitors import _example_prompts, esd
 from benchmarks.unlearning.methods.defence import Bench
 from benchmarks.unlearning.methods.keys import short_hash
-from benchmarks.unlearning.pace import SECONDS, Pace
+from benchmarks.unlearning.pace import SECONDS, UNITS, Pace
 from benchmarks.unlearning.table.amounts import AMOUNTS, GRIDS
 from benchmarks.unlearning.table.run import weights_hash, write_prompts
 from featurestore.prompts import read_prompts
+from featurestore.vocabulary import ATTACKS
 from minicanvas import CANVASES, LARGE, SMALL
 from sae.diffusion.pipelines import RunSettings
 
@@ -168,5 +169,6 @@ def test_a_larger_models_pictures_are_taken_to_cost_more_until_they_are_measured
     ledger, pace = Ledger(tmp_path / "kept.jsonl"), Pace(counting=True, cost=1.2)
     pace.count("a", "picture", 3600)
     assert pace.hours(ledger, 1) == pytest.approx(1.2 * SECONDS["picture"])
+    assert {*ATTACKS} <= {*SECONDS} & {*UNITS}
     ledger.add("x", kind="cell", seconds_per_picture=0.5)
     assert pace.hours(ledger, 1) == pytest.approx(0.5)

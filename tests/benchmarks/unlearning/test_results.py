@@ -24,7 +24,7 @@ from benchmarks.unlearning.results import fast_bfloat16, model_of
 from benchmarks.unlearning.salun import SalUnSettings
 from benchmarks.unlearning.table import attacks as attacking
 from benchmarks.unlearning.table import hardened as hardening
-from benchmarks.unlearning.table import looking_again as again
+from benchmarks.unlearning.table import looking_again as second
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
 from benchmarks.unlearning.table.amounts import Amounts
@@ -48,7 +48,7 @@ AMOUNTS = Amounts(
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,), pulled_tops=(2,), pulls=(0.5,),
-    crossing_tops=(1, 2, 3), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
+    crossing_tops=(1, 2), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
@@ -119,12 +119,12 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
         judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
         bench = replace(run.bench, ledger=Ledger(root / f"typed-{seen}.jsonl"))
         for _ in range(2):
-            typed = again.typed(run._replace(bench=bench, judge=judge), defence, came_back)
+            typed = second.typed(run._replace(bench=bench, judge=judge), defence, came_back)
             assert len(typed.came_back) == n and len(came_back.came_back) == 1
     assert asked == 2 * [(["neon An image of cat in neon style."], [one.seed])]
-    nothing = again.typed(run, defence, replace(report, pictures=[replace(one, succeeded=False)]))
+    nothing = second.typed(run, defence, replace(report, pictures=[replace(one, succeeded=False)]))
     assert not nothing.came_back and len(asked) == 2
-    assert again.typed(run, defence, replace(came_back, method="latents")) is None
+    assert second.typed(run, defence, replace(came_back, method="latents")) is None
     of_tokens = replace(back, found=one.found)
     _check_that_another_classifier_is_asked(
         root, run, defence, replace(report, pictures=[of_tokens])
@@ -142,7 +142,7 @@ def _check_that_another_classifier_is_asked(root, run, defence, came_back):
     def asked(concept, report):
         chooser = SimpleNamespace(seen=partial(seen, concept=concept))
         bench = replace(run.bench, ledger=Ledger(root / f"confirmed-{concept}.jsonl"))
-        confirmed = again.confirmed(run._replace(bench=bench, chooser=chooser), defence, report)
+        confirmed = second.confirmed(run._replace(bench=bench, chooser=chooser), defence, report)
         (picture,) = confirmed.pictures
         return picture.shown_under_attack
 
@@ -247,15 +247,14 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         r for r in rows if r["kind"] == "cell" and r["targets"] == neon and r["split"] == "search"
     ]
     seeds = [r["seeds"] for r in searched]
-    # of ours, one towards sketch, and of every cross-attention
-    assert seeds.count([50]) == 3 + 1 + 3
-    # Two of ours, of every cross-attention, negative prompts, directions; the trained ones have one
-    # setting. The one towards sketch is looked at further if it is among the best two.
+    assert seeds.count([50]) == 3 + 1  # of ours, and one towards sketch
+    # Two of ours, negative prompts, directions, both of every cross-attention; the trained ones
+    # have one setting. The one towards sketch is looked at further if it is among the best two.
     assert seeds.count([50, 51]) in (2 + 2 + 2 + 2, 1 + 2 + 2 + 2 + 2)
-    assert len(seeds) == 7 + seeds.count([50, 51])
+    assert len(seeds) == 4 + seeds.count([50, 51])
     crossing = [r for r in searched if r["setting"]["method"] == "ours, cross-attention"]
     edited = [[edit["hook"] for edit in r["setting"]["edits"]] for r in crossing]
-    assert len(edited) == 3 + 2 and all(of == hooks[:2] for of in edited)
+    assert len(edited) == 2 and all(of == hooks[:2] for of in edited)
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
     assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
     _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
@@ -320,6 +319,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         assert [*of_part["attacks"][family]["tokens"]] == [
             m for m in attacked_in_order if m not in ("SalUn", "ESD-x")
         ]
+    came_back = [replace(one, succeeded=True) for one in report.pictures]
+    ours_on_neon = of_part["defences"]["style"]["neon"]["ours"]
+    unknown = partial(second.confirmed, part, ours_on_neon, replace(report, pictures=came_back))
+    assert attacking._looked_again(part, unknown) is None
     left = table.several(part, of_part["defences"])
     assert [o.setting["method"] for o in left["all but one"]] == [*table.TOGETHER_BY, "ESD-x"]
     assert "\n| SalUn |" not in page(part, of_part, left) and some.read_bytes() == kept
