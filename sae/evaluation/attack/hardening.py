@@ -100,7 +100,7 @@ def harden(
     """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is
     trained.
 
-    Each round attacks with words. Prompts that bring a concept back, typed as text, go to
+    Each round attacks with words, or tokens. Prompts that bring a concept back, typed as text, go to
     ``learn``, which selects the features of what came back (``featurestore harden`` collects them
     into the store with a label of their own, under the defence, and scores them by SQL). They are
     taken at the strength of the concept's own intervention, or as weakly as the budget of IRA and

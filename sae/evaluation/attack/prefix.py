@@ -169,7 +169,7 @@ def typed_ids(encoder: Encoder) -> Tensor:
     token's text, alone and twice, as this token.
 
     Raises:
-        ModelError: there are none.
+        ModelError: the tokenizer reads no text as a single token.
     """
     tokenizer, special = encoder.tokenizer, set(encoder.tokenizer.all_special_ids)
     ids = [i for i in range(len(encoder.table)) if i not in special]
