@@ -100,11 +100,11 @@ def harden(
     """Attack what ``interventions`` remove, and add interventions until attacks fail; nothing is
     trained.
 
-    Each round attacks with words, or tokens. Prompts that bring a concept back, typed as text, go to
-    ``learn``, which selects the features of what came back (``featurestore harden`` collects them
-    into the store with a label of their own, under the defence, and scores them by SQL). They are
-    taken at the strength of the concept's own intervention, or as weakly as the budget of IRA and
-    CRA demands. ``prompts`` and ``judge`` are a search's: report on others.
+    Each round attacks with words, or tokens. Prompts that bring a concept back, typed as text, go
+    to ``learn``, which selects the features of what came back (``featurestore harden`` collects
+    them into the store with a label of their own, under the defence, and scores them by SQL). They
+    are taken at the strength of the concept's own intervention, or as weakly as the budget of IRA
+    and CRA demands. ``prompts`` and ``judge`` are a search's: report on others.
 
     Everything is kept in ``out``; the same call goes on there. Raises as
     :func:`sae.evaluation.attack.attack`.
