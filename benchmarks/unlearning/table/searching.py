@@ -27,6 +27,9 @@ HELD = "ours, held"
 """the same, with an attack in the search"""
 CROSSING = "ours, cross-attention"
 """our rule at every cross-attention together, where what is asked for enters"""
+EXCHANGED = "ours, exchanged"
+"""there, a concept's features exchanged for those of one that is kept: nothing is left of the
+former, and its mean of the latter is put in"""
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched
 further"""
@@ -65,6 +68,10 @@ def one_concept(
         best_of_both = searched(run, [_ours(run, family, concept), _toward(run, family, concept)])
         return features(bench, best_of_both.interventions, method=TOWARD)
 
+    def at_crossings(settings: Callable[[Run, str, str], list[Defence]]) -> Defence:
+        # All on all pictures: on few of them too many are perfect.
+        return searched(run, [settings(run, family, concept)], run.amounts.looks[-1:])
+
     def control(name: str) -> Defence:
         (intervention,) = mine().interventions
         return CONTROLS[name](bench, intervention)
@@ -75,8 +82,8 @@ def one_concept(
     found: dict[str, Callable[[], Defence]] = {
         "ours": mine,
         TOWARD: toward,
-        # All on all pictures: on few of them too many are perfect.
-        CROSSING: lambda: searched(run, [_crossing(run, family, concept)], run.amounts.looks[-1:]),
+        CROSSING: partial(at_crossings, _crossing),
+        EXCHANGED: partial(at_crossings, _exchanged),
         HELD: partial(held, run, family, concept),
         HARDENED: lambda: hardened(run, toward().interventions),
         **{name: partial(control, name) for name in CONTROLS},
@@ -101,19 +108,33 @@ def _ours(
     return [one for sae in near for one in ours(bench, [sae], family, concept, **how)]
 
 
-def _crossing(run: Run, family: str, concept: str) -> list[Defence]:
-    """Return the settings of every cross-attention together."""
-    bench, grid = run.crossing, run.bench.grid
+def _crossing(
+    run: Run, family: str, concept: str, multipliers: Sequence[float] = ()
+) -> list[Defence]:
+    """Return the settings of every cross-attention together. ``multipliers``: empty, the
+    table's."""
+    bench, grid = run.crossing, run.crossing.grid
     return ours(
         bench,
         bench.saes,
         family,
         concept,
-        tops=grid.crossing_tops,
-        multipliers=grid.crossing_multipliers[family],
+        tops=grid.tops,
+        multipliers=multipliers or grid.crossing_multipliers[family],
         thresholds=(0.0,),
         method=CROSSING,
     )
+
+
+def _exchanged(run: Run, family: str, concept: str) -> list[Defence]:
+    """Return the settings that put the features of what is kept in the place of the concept's, as
+    strong as they are where it is asked for."""
+    toward = _kept(run.crossing, [{family: [concept]}])._replace(pulls=run.crossing.grid.pulls)
+    return [
+        features(run.crossing, edits, method=EXCHANGED)
+        for one in _crossing(run, family, concept, multipliers=(0.0,))
+        for edits in toward.with_each_pull((family, concept), one.interventions)
+    ]
 
 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
@@ -146,10 +167,10 @@ def held(run: Run, family: str, concept: str) -> Defence:
     return features(run.bench, chosen.interventions, method=HELD)
 
 
-METHODS = ("ours", TOWARD, CROSSING, HELD, HARDENED, *CONTROLS, *COMPETITORS)
-COMPARED = ("ours", TOWARD, CROSSING, "ESD-x", "SalUn")
+METHODS = ("ours", TOWARD, CROSSING, EXCHANGED, HELD, HARDENED, *CONTROLS, *COMPETITORS)
+COMPARED = ("ours", TOWARD, CROSSING, EXCHANGED, "ESD-x", "SalUn")
 """on all concepts"""
-TOGETHER_BY = ("ours", CROSSING)
+TOGETHER_BY = ("ours", EXCHANGED)
 """by which features several concepts are removed at once"""
 ROBUST = (HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
@@ -220,13 +241,16 @@ def several(
     def by_features(
         method: str, removals: Sequence[Mapping[str, Sequence[str]]]
     ) -> Iterator[Outcome]:
-        bench = run.crossing if method == CROSSING else run.bench
+        bench, toward = run.bench, _kept(run.bench, removals)
+        if method == EXCHANGED:
+            bench = run.crossing
+            toward = _kept(bench, removals)._replace(pulls=bench.grid.pulls)
         mine = {(f, c): defences[f][c][method].interventions for f, c in concepts}
 
         def looked(interventions: Sequence[Intervention]) -> Outcome:
             return cell(run, features(bench, interventions, method=method), look)
 
-        for edits in together(removals, mine, looked, _kept(bench, removals)):
+        for edits in together(removals, mine, looked, toward):
             yield cell(run, features(bench, edits, method=method))
 
     def by_training(method: str) -> Iterator[Outcome]:

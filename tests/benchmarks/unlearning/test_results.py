@@ -48,7 +48,7 @@ AMOUNTS = Amounts(
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,), pulled_tops=(2,), pulls=(0.5,),
-    crossing_tops=(1, 2), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
+    crossing_tops=(1, 2), crossing_pulls=(1.0,), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,
@@ -217,6 +217,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         "ours",
         "ours, toward",
         "ours, cross-attention",
+        "ours, exchanged",
         "ours, held",
         "ours, hardened",
         "ours, no error",
@@ -248,15 +249,17 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     ]
     seeds = [r["seeds"] for r in searched]
     assert seeds.count([50]) == 3 + 1  # of ours, and one towards sketch
-    # Two of ours, negative prompts, directions, both of every cross-attention; the trained ones
-    # have one setting. The one towards sketch is looked at further if it is among the best two.
-    assert seeds.count([50, 51]) in (2 + 2 + 2 + 2, 1 + 2 + 2 + 2 + 2)
+    # Two of ours, negative prompts, directions, both of every cross-attention, both exchanged; the
+    # trained ones have one setting. The one towards sketch is looked at further if it is among the
+    # best two.
+    assert seeds.count([50, 51]) in (2 + 2 + 2 + 2 + 2, 1 + 2 + 2 + 2 + 2 + 2)
     assert len(seeds) == 4 + seeds.count([50, 51])
     crossing = [r for r in searched if r["setting"]["method"] == "ours, cross-attention"]
     edited = [[edit["hook"] for edit in r["setting"]["edits"]] for r in crossing]
     assert len(edited) == 2 and all(of == hooks[:2] for of in edited)
     edits = [edit for r in searched for edit in r["setting"].get("edits", ()) if "pull" in edit]
-    assert {(edit["toward"]["concept"], edit["pull"]) for edit in edits} == {("sketch", 0.5)}
+    toward = {(edit["strength"], edit["toward"]["concept"], edit["pull"]) for edit in edits}
+    assert toward == {(-1.0, "sketch", 0.5), (0.0, "sketch", 1.0)}  # the latter: exchanged
     _check_that_hardening_is_read_back(root, run, found["defences"]["style"], monkeypatch)
     report = found["attacks"]["style"]["tokens"]["ours"].report
     _check_that_what_came_back_is_typed(
