@@ -86,7 +86,7 @@ DEFAULT_PULL = 0.5
 """β of what is edited towards a kept concept, where nobody says another"""
 TOWARD_KINDS = ("paper", "zero", "clamp")
 """the interventions that can go towards a kept concept: those that change activations"""
-MODES = {"paper": 0, "no-error": 1, "saeuron": 2}
+MODES = {"paper": 0, "beyond-k": 0, "no-error": 1, "saeuron": 2}
 """mode → how many times ``x̂ − x`` is added to the edited tensor (docs/ablation.md, "Modes")"""
 
 ATTACKS = {

@@ -4,7 +4,8 @@ is that of its variant.
 Gao et al., "Scaling and evaluating sparse autoencoders" (2024), sections 2.3 and A; docs/saes.md.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -216,6 +217,22 @@ class SAE(nn.Module):
             scale = torch.linalg.vector_norm(inner, dim=-1, keepdim=True) / self.config.d_in**0.5
             inner = inner / scale.clamp_min(torch.finfo(inner.dtype).tiny)
         return inner - self.b_dec if self.config.apply_b_dec_to_input else inner, shift, scale
+
+    def beyond_k(self) -> "SAE":
+        """Return the TopK SAE with the same weights, not copied, of which every latent is active
+        whose pre-activation is positive.
+
+        Raises:
+            SAEError: its latents have thresholds; they are active whatever the others are.
+        """
+        if self.variant.has_threshold:
+            raise SAEError(
+                f"an SAE of architecture {self.config.architecture!r} has thresholds: no latent is "
+                f"left out for being beyond the k largest."
+            )
+        found = copy.copy(self)
+        found.config = replace(self.config, k=self.config.n_latents)
+        return found
 
     @torch.no_grad()
     def rescale_(self, factor: float) -> None:

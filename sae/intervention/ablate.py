@@ -79,11 +79,13 @@ def attach(
     same hook sees what the first has left.
 
     ``saes`` are by default loaded from the stores that the selections name. ``mode``: ``paper``;
-    ``no-error``, the reconstruction in place of the tensor; or ``saeuron``, for comparison only.
+    ``beyond-k``, the same, and features count that are not among the k largest; ``no-error``, the
+    reconstruction in place of the tensor; or ``saeuron``, for comparison only.
 
     Raises:
         SelectionError: a selection was made for another model, SAE or hook; nothing was hooked.
         UsageError: there is no selection, or no such mode.
+        SAEError: mode ``beyond-k``, and an SAE is not TopK.
     """
     given = (
         [interventions]
@@ -104,6 +106,8 @@ def attach(
                 intervention
             )
     found = find_saes((own[0].selection for own in sites.values()), saes)
+    if mode == "beyond-k":
+        found = {sae_hash: sae.beyond_k() for sae_hash, sae in found.items()}
     editors = [
         Editor(pipe, site, own, sae=found[site.sae_hash], mode=mode) for site, own in sites.items()
     ]

@@ -61,8 +61,8 @@ class Grid:
         default_factory=lambda: {"style": (0.0, -0.2, -0.5), "object": (-0.5, -1.0, -2.0)}
     )
     """family → what is tried there: with -0.5 styles take objects along"""
-    crossing_pulls: Sequence[float] = (1.0, 2.0)
-    """β there, where features are exchanged"""
+    crossing_partners: int = 2
+    """how many kept concepts are tried there, for which features are exchanged"""
     strengths: Sequence[float] = (1.0, 2.0)
     """of mean directions"""
     esd: Sequence[tuple[str, ESDSettings]] = (

@@ -117,7 +117,7 @@ def prepare(
         ),
         hooks=[hook for hook, _ in crossings.values()],
         saes=[*crossings],
-        grid=replace(grid, tops=grid.crossing_tops, pulls=grid.crossing_pulls),
+        grid=replace(grid, tops=grid.crossing_tops),
         selected={},
     )
     return Run(

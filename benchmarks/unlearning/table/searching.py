@@ -127,14 +127,21 @@ def _crossing(
 
 
 def _exchanged(run: Run, family: str, concept: str) -> list[Defence]:
-    """Return the settings that put the features of what is kept in the place of the concept's, as
-    strong as they are where it is asked for."""
-    toward = _kept(run.crossing, [{family: [concept]}])._replace(pulls=run.crossing.grid.pulls)
+    """Return the settings that put the features of a concept that is kept in the place of the
+    target's, as strong as they are where it is asked for."""
+    n = run.bench.grid.crossing_partners
+    partners = [_partner(run, [{family: [concept]}], place) for place in range(n)]
     return [
-        features(run.crossing, edits, method=EXCHANGED)
+        exchanged(run, edits)
         for one in _crossing(run, family, concept, multipliers=(0.0,))
-        for edits in toward.with_each_pull((family, concept), one.interventions)
+        for partner in partners
+        for edits in partner.with_each_pull((family, concept), one.interventions)
     ]
+
+
+def exchanged(run: Run, edits: Sequence[Intervention]) -> Defence:
+    """Return the defence of an exchange: also where a feature is not among the k largest."""
+    return features(run.crossing, edits, "beyond-k", EXCHANGED)
 
 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
@@ -241,17 +248,17 @@ def several(
     def by_features(
         method: str, removals: Sequence[Mapping[str, Sequence[str]]]
     ) -> Iterator[Outcome]:
-        bench, toward = run.bench, _kept(run.bench, removals)
         if method == EXCHANGED:
-            bench = run.crossing
-            toward = _kept(bench, removals)._replace(pulls=bench.grid.pulls)
+            defended, toward = partial(exchanged, run), _partner(run, removals)
+        else:
+            defended, toward = partial(features, run.bench), _kept(run.bench, removals)
         mine = {(f, c): defences[f][c][method].interventions for f, c in concepts}
 
         def looked(interventions: Sequence[Intervention]) -> Outcome:
-            return cell(run, features(bench, interventions, method=method), look)
+            return cell(run, defended(interventions), look)
 
         for edits in together(removals, mine, looked, toward):
-            yield cell(run, features(bench, edits, method=method))
+            yield cell(run, defended(edits))
 
     def by_training(method: str) -> Iterator[Outcome]:
         for targets in all_but_one:
@@ -276,13 +283,18 @@ def several(
     return found
 
 
-def _kept(bench: Bench, removals: Sequence[Mapping[str, Sequence[str]]]) -> Toward:
+def _partner(run: Run, removals: Sequence[Mapping[str, Sequence[str]]], place: int = 0) -> Toward:
+    """Return what removals exchange their concepts for."""
+    return _kept(run.crossing, removals, place)._replace(pulls=(1.0,))
+
+
+def _kept(bench: Bench, removals: Sequence[Mapping[str, Sequence[str]]], place: int = 0) -> Toward:
     """Return what removals of several concepts go towards: of each family and SAE the first concept
-    that none of them removes."""
+    that none of them removes, or the one at another ``place`` among these."""
     found = []
     for family in dict.fromkeys(family for targets in removals for family in targets):
         removed = {concept for targets in removals for concept in targets.get(family, ())}
-        kept = [c for c in bench.canvas.concepts[family] if c not in removed][:1]
+        kept = [c for c in bench.canvas.concepts[family] if c not in removed][place : place + 1]
         for sae in bench.saes if kept else ():
             found += select_all(bench.store, sae, family, kept, top=max(bench.grid.tops))
     return Toward(found)

@@ -25,7 +25,8 @@ mode_option = click.option(
     type=click.Choice(list(MODES)),
     default="paper",
     show_default=True,
-    help="Keep the SAE's error, drop it, or do as SAeUron's released code (for comparison only).",
+    help="Keep the SAE's error; besides, let features count that are not among the k largest; drop "
+    "the error; or do as SAeUron's released code (for comparison only).",
 )
 judge_option = click.option(
     "--judge",

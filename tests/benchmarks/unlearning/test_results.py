@@ -48,7 +48,7 @@ AMOUNTS = Amounts(
 )  # fmt: skip
 GRID = Grid(
     tops=(1, 2, 3), multipliers=(-1.0,), screened=(2, -1.0), thresholds=(1.0,), pulled_tops=(2,), pulls=(0.5,),
-    crossing_tops=(1, 2), crossing_pulls=(1.0,), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
+    crossing_tops=(1, 2), crossing_multipliers={"style": (-1.0,), "object": (-1.0,)},
     strengths=(1.0,), esd=(("name", ESDSettings(iterations=(1,), n_steps=1)),),
     adv_unlearn=(("name", AdvUnlearnSettings((1,), n_steps=1, warm_up=0, attack_steps=1, retained=1)),),
     salun=(SalUnSettings(iterations=(1,), batch_size=2, mask_batches=1),), examples_per_prompt=1,

@@ -28,6 +28,7 @@ from tests.builders.selections import (
     HOOK,
     N_LATENTS,
     RUN,
+    K,
     captured_output,
     make_sae,
     make_selection,
@@ -219,6 +220,20 @@ def test_the_released_arithmetic_writes_one_concept_over_another(model):
         edited = dense(sae, x[1], "paper", holds, shared) - x[1]
         expected = edited + 2 * reconstruction(sae, x[1]) - x[1]
         torch.testing.assert_close(found[1], expected, atol=5e-5, rtol=1e-5)
+
+
+def test_beyond_k_a_feature_counts_that_others_crowd_out(model):
+    sae = make_sae(3)
+    x, found = first_call(
+        model, Intervention(strong(model), strength=-3.0), sae=sae, mode="beyond-k"
+    )
+    f = (x[1] - sae.b_dec) @ sae.W_enc[EVERY_THIRD].T + sae.b_enc[EVERY_THIRD]
+    growth = torch.where(f > 0.05, -3.0 * 0.4 - 1, 0.0)
+    expected = x[1] + (growth * f) @ sae.W_dec[EVERY_THIRD]
+    torch.testing.assert_close(found[1], expected, atol=2e-5, rtol=1e-5)
+    among_k = dense(sae, x[1], "paper", -3.0, EVERY_THIRD)
+    assert not torch.allclose(found[1], among_k, atol=1e-2)  # Some were crowded out.
+    assert sae.config.k == K and torch.equal(found[0], x[0])
 
 
 def test_without_the_error_the_reconstruction_takes_the_tensors_place(model):
