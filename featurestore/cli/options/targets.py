@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from sae.evaluation.removals import Request
     from sae.evaluation.together import Toward
 
-TOWARD_TOP = 32
-"""features per step of a kept concept that edits go towards"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
@@ -35,6 +32,7 @@ class TargetOptions:
     top: list[int]
     towards: tuple[str, ...]
     pulls: list[float] | None
+    toward_top: int
 
     def read(self) -> "list[list[Selection]]":
         """Return the files' selections, those of one concept together, or each that a store has for
@@ -111,7 +109,7 @@ class TargetOptions:
             list(dict.fromkeys("+".join(self.saes).split("+"))),
             {(r.family, r.concept) for r in wanted},
             named=[split_concept(text, "--toward") for text in self.towards],
-            top=TOWARD_TOP,
+            top=self.toward_top,
             together=together,
         )
         return Toward(kept, pulls)
@@ -159,6 +157,13 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Numbers(float),
             help="How many times the kept features' mean; several are searched, beside none.  "
             "[default: 0.5,0.25]",
+        ),
+        click.option(
+            "--toward-top",
+            type=click.IntRange(1),
+            default=32,
+            show_default=True,
+            help="With --store: features per step of the concept that is kept.",
         ),
     ]
     return gathered(command, "targets", TargetOptions, options)

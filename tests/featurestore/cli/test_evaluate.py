@@ -188,9 +188,11 @@ def test_concepts_removed_together_go_towards_what_is_kept(
     files = exported(capsys, store, tmp_path)
     command = ["evaluate", *common(model_dir, prompts), "--seeds", 7, "--protocol", "joint"]
     of_store = ["--store", store, "--sae", "small", "--concept", "style=neon"]
+    pulled, put_in = [*of_store, "--concept", "object=cat", "--pull", 0.5], []
     for more, toward in (
         ([*of_store, "--concept", "object=cat"], [None, None]),  # Nothing is searched or named.
-        ([*of_store, "--concept", "object=cat", "--pull", 0.5], ["sketch", "tree"]),
+        (pulled, ["sketch", "tree"]),
+        ([*pulled, "--toward-top", 1], ["sketch", "tree"]),
         ([*of_store, "--concept", "object=cat", "--toward", "style=sketch"], ["sketch", "tree"]),
         ([*of_store, "--concept", "style=sketch", "--pull", 0.5], [None, None]),
     ):
@@ -202,6 +204,9 @@ def test_concepts_removed_together_go_towards_what_is_kept(
             e["concept"]: e.get("toward", {}).get("concept") for e in removal["setting"]["edits"]
         }
         assert sorted(found.values(), key=str) == sorted(toward, key=str)
+        put_in.append({e.get("toward", {}).get("rows") for e in removal["setting"]["edits"]})
+    _, by_default, fewer, by_name, _ = put_in
+    assert by_default == by_name and not by_default & fewer
     each, out = [*command[:-1], "each", "--out", tmp_path / "each"], tmp_path / "each"
     for more, toward in (
         (
