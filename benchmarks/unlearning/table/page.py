@@ -14,7 +14,7 @@ from benchmarks.unlearning.table.amounts import suffix
 from benchmarks.unlearning.table.hardened import HARDENED
 from benchmarks.unlearning.table.pictures import draw, draw_attacked
 from benchmarks.unlearning.table.run import Run
-from benchmarks.unlearning.table.searching import CROSSING, EXCHANGED, HELD, TOWARD
+from benchmarks.unlearning.table.searching import BEYOND_K, CROSSING, EXCHANGED, HELD, TOWARD
 from benchmarks.unlearning.table.tables import (
     attacks_table,
     concepts_table,
@@ -115,7 +115,7 @@ def page(run: Run, found: Mapping[str, Any], several: Mapping[str, Sequence[Outc
             _published(family),
             f"![Pictures by each method]({_picture(run, family)})\n",
         ]
-        for name in ("ours", TOWARD, CROSSING, EXCHANGED, HELD, HARDENED):
+        for name in ("ours", TOWARD, CROSSING, EXCHANGED, BEYOND_K, HELD, HARDENED):
             if name in methods:
                 table = concepts_table(name, methods, found["defences"][family])
                 parts += [f"### {name.capitalize()}, each {family}\n", table]

@@ -29,7 +29,9 @@ CROSSING = "ours, cross-attention"
 """our rule at every cross-attention together, where what is asked for enters"""
 EXCHANGED = "ours, exchanged"
 """there, a concept's features exchanged for those of one that is kept: nothing is left of the
-former, and its mean of the latter is put in"""
+former, and the mean of the latter is put in"""
+BEYOND_K = "ours, exchanged beyond k"
+"""the same, and features count that are not among the k largest: others can crowd them out"""
 SAE_MARGIN = 0.1
 """how much worse than the best an SAE may be when all are screened, for it to be searched
 further"""
@@ -84,6 +86,7 @@ def one_concept(
         TOWARD: toward,
         CROSSING: partial(at_crossings, _crossing),
         EXCHANGED: partial(at_crossings, _exchanged),
+        BEYOND_K: partial(at_crossings, partial(_exchanged, method=BEYOND_K)),
         HELD: partial(held, run, family, concept),
         HARDENED: lambda: hardened(run, toward().interventions),
         **{name: partial(control, name) for name in CONTROLS},
@@ -126,22 +129,23 @@ def _crossing(
     )
 
 
-def _exchanged(run: Run, family: str, concept: str) -> list[Defence]:
+def _exchanged(run: Run, family: str, concept: str, method: str = EXCHANGED) -> list[Defence]:
     """Return the settings that put the features of a concept that is kept in the place of the
     target's, as strong as they are where it is asked for."""
     n = run.bench.grid.crossing_partners
     partners = [_partner(run, [{family: [concept]}], place) for place in range(n)]
     return [
-        exchanged(run, edits)
+        exchanged(run, edits, method)
         for one in _crossing(run, family, concept, multipliers=(0.0,))
         for partner in partners
         for edits in partner.with_each_pull((family, concept), one.interventions)
     ]
 
 
-def exchanged(run: Run, edits: Sequence[Intervention]) -> Defence:
-    """Return the defence of an exchange: also where a feature is not among the k largest."""
-    return features(run.crossing, edits, "beyond-k", EXCHANGED)
+def exchanged(run: Run, edits: Sequence[Intervention], method: str = EXCHANGED) -> Defence:
+    """Return the defence of an exchange."""
+    mode = "beyond-k" if method == BEYOND_K else "paper"
+    return features(run.crossing, edits, mode, method)
 
 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
@@ -174,12 +178,14 @@ def held(run: Run, family: str, concept: str) -> Defence:
     return features(run.bench, chosen.interventions, method=HELD)
 
 
-METHODS = ("ours", TOWARD, CROSSING, EXCHANGED, HELD, HARDENED, *CONTROLS, *COMPETITORS)
+METHODS = (
+    "ours", TOWARD, CROSSING, EXCHANGED, BEYOND_K, HELD, HARDENED, *CONTROLS, *COMPETITORS
+)  # fmt: skip
 COMPARED = ("ours", TOWARD, CROSSING, EXCHANGED, "ESD-x", "SalUn")
 """on all concepts"""
 TOGETHER_BY = ("ours", EXCHANGED)
 """by which features several concepts are removed at once"""
-ROBUST = (HELD, HARDENED, "AdvUnlearn")
+ROBUST = (BEYOND_K, HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
 
 

@@ -218,6 +218,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         "ours, toward",
         "ours, cross-attention",
         "ours, exchanged",
+        "ours, exchanged beyond k",
         "ours, held",
         "ours, hardened",
         "ours, no error",
@@ -249,10 +250,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     ]
     seeds = [r["seeds"] for r in searched]
     assert seeds.count([50]) == 3 + 1  # of ours, and one towards sketch
-    # Two of ours, negative prompts, directions, both of every cross-attention, both exchanged; the
-    # trained ones have one setting. The one towards sketch is looked at further if it is among the
-    # best two.
-    assert seeds.count([50, 51]) in (2 + 2 + 2 + 2 + 2, 1 + 2 + 2 + 2 + 2 + 2)
+    # Two of ours, negative prompts, directions, both of every cross-attention, both exchanged and
+    # both beyond k; the trained ones have one setting. The one towards sketch is looked at further
+    # if it is among the best two.
+    assert seeds.count([50, 51]) in (6 * 2, 1 + 6 * 2)
     assert len(seeds) == 4 + seeds.count([50, 51])
     crossing = [r for r in searched if r["setting"]["method"] == "ours, cross-attention"]
     edited = [[edit["hook"] for edit in r["setting"]["edits"]] for r in crossing]
