@@ -142,6 +142,16 @@ def test_some_latents_are_columns_of_the_dense_code():
     torch.testing.assert_close(sae.encode_some(x, features), sae.encode_dense(x)[..., features])
 
 
+def test_beyond_k_every_positive_latent_is_active_with_the_same_weights():
+    sae = SAE(SAEConfig(d_in=6, n_latents=12, k=2), torch.Generator().manual_seed(0))
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    every = sae.beyond_k()
+    torch.testing.assert_close(every.encode_dense(x), sae.pre_acts(x).relu())
+    assert every.W_enc is sae.W_enc and (sae.config.k, every.config.k) == (2, 12)
+    with pytest.raises(SAEError, match="'jumprelu' has thresholds: no latent is left out"):
+        SAE(SAEConfig(d_in=6, n_latents=12, k=2, architecture="jumprelu")).beyond_k()
+
+
 def test_decoder_rows_become_unit_and_their_gradient_tangential():
     sae = random_sae()
     with torch.no_grad():

@@ -25,8 +25,9 @@ mode_option = click.option(
     type=click.Choice(list(MODES)),
     default="paper",
     show_default=True,
-    help="Keep the SAE's error; besides, let features count that are not among the k largest; drop "
-    "the error; or do as SAeUron's released code (for comparison only).",
+    help="Keep the SAE's error (paper); let features count, too, that are not among the k largest "
+    "(beyond-k); drop the error (no-error); or do as SAeUron's released code, to compare with it "
+    "(saeuron).",
 )
 judge_option = click.option(
     "--judge",
