@@ -13,7 +13,7 @@ from featurestore.prompts import Prompt
 from sae.diffusion.pipelines import generate
 from sae.evaluation.attack.report import Attacked, AttackReport
 
-N_ASKED, N_OTHERS, SIDE, MARGIN, LABEL = 4, 5, 96, 4, 150
+N_ASKED, N_OTHERS, SIDE, MARGIN, LABEL = 4, 5, 96, 4, 175
 HEAD = 40
 """height of the columns' names"""
 
