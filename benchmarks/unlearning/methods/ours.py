@@ -33,21 +33,28 @@ def ours(
 ) -> list[Defence]:
     """Return the paper's rule over features per step, multipliers and thresholds, the same for each
     of ``saes``, which are taken together."""
-
-    def selected(sae: str, top: int) -> Selection:
-        key = (sae, family, concept, top)
-        if key not in bench.selected:  # The screening, the search and an attack's ask for the same.
-            bench.selected[key] = select(bench.store, sae, family, concept, top=top)
-        return bench.selected[key]
-
     return [
         features(
             bench,
-            [Intervention(selected(sae, top), strength=m, threshold=t) for sae in saes],
+            [
+                Intervention(
+                    selected(bench, sae, family, concept, top=top), strength=m, threshold=t
+                )
+                for sae in saes
+            ],
             method=method,
         )
         for top, m, t in itertools.product(tops, multipliers, thresholds)
     ]
+
+
+def selected(bench: Bench, sae: str, family: str, concept: str, *, top: int) -> Selection:
+    """Return a concept's features, asked for once: the screening, the search, an attack's and what
+    is put in ask for the same."""
+    key = (sae, family, concept, top)
+    if key not in bench.selected:
+        bench.selected[key] = select(bench.store, sae, family, concept, top=top)
+    return bench.selected[key]
 
 
 def features(

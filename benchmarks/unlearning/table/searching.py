@@ -9,11 +9,10 @@ import click
 
 from benchmarks.unlearning.methods.competitors import COMPETITORS, TOGETHER
 from benchmarks.unlearning.methods.defence import Bench, Defence
-from benchmarks.unlearning.methods.ours import CONTROLS, features, ours
+from benchmarks.unlearning.methods.ours import CONTROLS, features, ours, selected
 from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back, victims
 from benchmarks.unlearning.table.hardened import HARDENED, hardened
 from benchmarks.unlearning.table.run import Run, cell
-from queries.selections import select_all
 from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome
 from sae.evaluation.removals import sequence
@@ -290,7 +289,7 @@ def several(
 
 
 def _partner(run: Run, removals: Sequence[Mapping[str, Sequence[str]]], place: int = 0) -> Toward:
-    """Return what removals exchange their concepts for."""
+    """Return what removals exchange their concepts for, as strong as where it is asked for."""
     return _kept(run.crossing, removals, place)._replace(pulls=(1.0,))
 
 
@@ -301,6 +300,9 @@ def _kept(bench: Bench, removals: Sequence[Mapping[str, Sequence[str]]], place: 
     for family in dict.fromkeys(family for targets in removals for family in targets):
         removed = {concept for targets in removals for concept in targets.get(family, ())}
         kept = [c for c in bench.canvas.concepts[family] if c not in removed][place : place + 1]
-        for sae in bench.saes if kept else ():
-            found += select_all(bench.store, sae, family, kept, top=max(bench.grid.tops))
+        found += [
+            selected(bench, sae, family, concept, top=max(bench.grid.tops))
+            for concept in kept
+            for sae in bench.saes
+        ]
     return Toward(found)
