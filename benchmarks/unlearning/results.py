@@ -19,7 +19,8 @@ from benchmarks.unlearning.ledger import Ledger
 from benchmarks.unlearning.pace import OutOfTimeError, Pace
 from benchmarks.unlearning.table.amounts import AMOUNTS, GRIDS, suffix
 from benchmarks.unlearning.table.run import Run, prepare
-from benchmarks.unlearning.table.searching import METHODS, TOGETHER_BY, results, several
+from benchmarks.unlearning.table.searching import METHODS, results
+from benchmarks.unlearning.table.several import TOGETHER_BY, several
 from featurestore.errors import FeatureStoreError
 from featurestore.format.canonical import sha256_text
 from featurestore.saes import sae_hash, sae_record

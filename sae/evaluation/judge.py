@@ -51,9 +51,10 @@ class Judge(NamedTuple):
     features: Callable[[Pictures], npt.NDArray[np.float32]]
     """pictures → ``[n, d]``, of the first classifier, for distances between sets of pictures"""
 
-    def seen(self, images: Pictures) -> list[dict[str, str]]:
-        """Return what is seen in each picture: family → concept."""
-        return self._likeliest(self.probabilities(images), len(images))
+    def sees(self, images: Pictures, concepts: Sequence[tuple[str, str]]) -> list[bool]:
+        """Say of each picture whether its concept, a family with a name, is seen in it."""
+        seen = zip(self._likeliest(self.probabilities(images), len(images)), concepts, strict=True)
+        return [found[family] == concept for found, (family, concept) in seen]
 
     def answers(self, asked: Sequence[Asked], images: Pictures) -> list[Answer]:
         """Return what is seen in the picture of each prompt, in order. The judge has to know every

@@ -46,8 +46,8 @@ def confirmed(run: Run, defence: Defence, report: AttackReport) -> AttackReport:
     """
 
     def by_the_other(one: Attacked, path: Path) -> bool:
-        (seen,) = run.chooser.seen([attacked_picture(run, defence, one, path)])
-        return seen[one.family] == one.concept
+        picture = attacked_picture(run, defence, one, path)
+        return run.chooser.sees([picture], [(one.family, one.concept)])[0]
 
     shown = [one.shown_under_attack for one in report.pictures]
     return _again(CONFIRMED, run, defence, report, asked=shown, look=by_the_other)

@@ -1,23 +1,21 @@
-"""Every cell of the table: each method's best setting for each concept, and for several at once."""
+"""Every method's best setting for each concept, and what is reported of it."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import click
 
-from benchmarks.unlearning.methods.competitors import COMPETITORS, TOGETHER
-from benchmarks.unlearning.methods.defence import Bench, Defence
-from benchmarks.unlearning.methods.ours import CONTROLS, features, ours, selected
+from benchmarks.unlearning.methods.competitors import COMPETITORS
+from benchmarks.unlearning.methods.defence import Defence
+from benchmarks.unlearning.methods.ours import CONTROLS, features, ours
 from benchmarks.unlearning.table.attacks import Attacks, attack_all, comes_back, victims
 from benchmarks.unlearning.table.hardened import HARDENED, hardened
+from benchmarks.unlearning.table.partners import kept, partner
 from benchmarks.unlearning.table.run import Run, cell
-from sae.evaluation.measures.accuracy import grouped
 from sae.evaluation.outcomes import Outcome
-from sae.evaluation.removals import sequence
 from sae.evaluation.search import Look, best, first_that_holds, strength_of, value
-from sae.evaluation.together import Toward, together
 from sae.intervention.settings import Intervention
 
 TOWARD = "ours, toward"
@@ -132,7 +130,7 @@ def _exchanged(run: Run, family: str, concept: str, method: str = EXCHANGED) -> 
     """Return the settings that put the features of a concept that is kept in the place of the
     target's, as strong as they are where it is asked for."""
     n = run.bench.grid.crossing_partners
-    partners = [_partner(run, [{family: [concept]}], place) for place in range(n)]
+    partners = [partner(run, [{family: [concept]}], place) for place in range(n)]
     return [
         exchanged(run, edits, method)
         for one in _crossing(run, family, concept, multipliers=(0.0,))
@@ -150,7 +148,7 @@ def exchanged(run: Run, edits: Sequence[Intervention], method: str = EXCHANGED) 
 def _toward(run: Run, family: str, concept: str) -> list[Defence]:
     """Return these settings with each pull towards what is kept; none where nothing is."""
     grid = run.bench.grid
-    toward = _kept(run.bench, [{family: [concept]}])._replace(pulls=grid.pulls)
+    toward = kept(run.bench, [{family: [concept]}])._replace(pulls=grid.pulls)
     return [
         features(run.bench, edits)
         for one in _ours(run, family, concept)
@@ -182,8 +180,6 @@ METHODS = (
 )  # fmt: skip
 COMPARED = ("ours", TOWARD, CROSSING, EXCHANGED, "ESD-x", "SalUn")
 """on all concepts"""
-TOGETHER_BY = ("ours", EXCHANGED)
-"""by which features several concepts are removed at once"""
 ROBUST = (BEYOND_K, HELD, HARDENED, "AdvUnlearn")
 """made to withstand attack, and dear: on the concepts that are attacked"""
 
@@ -226,83 +222,3 @@ def results(
             else {}
         )
     return {"tables": tables, "attacks": attacked, "defences": chosen}
-
-
-def several(
-    run: Run,
-    defences: Mapping[str, Mapping[str, Mapping[str, Defence]]],
-    methods: Sequence[str] = METHODS,
-    share: tuple[int, int] = (0, 1),
-) -> dict[str, list[Outcome]]:
-    """Remove styles and then objects in a row, all styles but one, and a style with an object, by
-    each of :data:`TOGETHER_BY`, beginning with its own setting of each concept; all styles but one
-    by other methods, too.
-
-    ``share``: of so many processes this one does every n-th of these.
-    """
-    concepts = [(f, c) for f, of_concepts in defences.items() for c in of_concepts]
-    styles, objects = (
-        [key for key in concepts if key[0] == family] for family in ("style", "object")
-    )
-    n_requests = run.amounts.sequence
-    requests = [{family: [c]} for family, c in (*styles[:n_requests], *objects[:n_requests])]
-    all_but_one = [grouped(styles[1:])] if len(styles) > 1 else []
-    pairs = [grouped(pair) for pair in zip(styles[:2], objects, strict=False)]
-    look = run.amounts.looks[-1].one_seed
-
-    def by_features(
-        method: str, removals: Sequence[Mapping[str, Sequence[str]]]
-    ) -> Iterator[Outcome]:
-        if method == EXCHANGED:
-            defended, toward = partial(exchanged, run), _partner(run, removals)
-        else:
-            defended, toward = partial(features, run.bench), _kept(run.bench, removals)
-        mine = {(f, c): defences[f][c][method].interventions for f, c in concepts}
-
-        def looked(interventions: Sequence[Intervention]) -> Outcome:
-            return cell(run, defended(interventions), look)
-
-        for edits in together(removals, mine, looked, toward):
-            yield cell(run, defended(edits))
-
-    def by_training(method: str) -> Iterator[Outcome]:
-        for targets in all_but_one:
-            for family, concepts in targets.items():
-                tried = TOGETHER[method](run.bench, family, *concepts)
-                yield cell(run, searched(run, tried, [look]))
-
-    removals = {"sequential": [*sequence(requests)], "all but one": all_but_one, "joint": pairs}
-    jobs: list[tuple[str, Iterator[Outcome]]] = [
-        (name, by_features(method, of))
-        for method in TOGETHER_BY
-        if all(method in defences[f][c] for f, c in concepts)
-        for name, of in removals.items()
-    ]
-    jobs += [("all but one", by_training(one)) for one in TOGETHER if one in methods]
-    first, n = share
-    found: dict[str, list[Outcome]] = {}
-    for name, outcomes in jobs[first::n]:
-        with run.bench.pace.skipped():
-            for outcome in outcomes:
-                found.setdefault(name, []).append(outcome)
-    return found
-
-
-def _partner(run: Run, removals: Sequence[Mapping[str, Sequence[str]]], place: int = 0) -> Toward:
-    """Return what removals exchange their concepts for, as strong as where it is asked for."""
-    return _kept(run.crossing, removals, place)._replace(pulls=(1.0,))
-
-
-def _kept(bench: Bench, removals: Sequence[Mapping[str, Sequence[str]]], place: int = 0) -> Toward:
-    """Return what removals of several concepts go towards: of each family and SAE the first concept
-    that none of them removes, or the one at another ``place`` among these."""
-    found = []
-    for family in dict.fromkeys(family for targets in removals for family in targets):
-        removed = {concept for targets in removals for concept in targets.get(family, ())}
-        kept = [c for c in bench.canvas.concepts[family] if c not in removed][place : place + 1]
-        found += [
-            selected(bench, sae, family, concept, top=max(bench.grid.tops))
-            for concept in kept
-            for sae in bench.saes
-        ]
-    return Toward(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.options.gathering import gathered
+from featurestore.cli.options.gathering import gathered, given_options
 from featurestore.cli.options.kinds import Numbers, Seeds
 from featurestore.cli.options.prompts import PromptOptions
 from featurestore.cli.options.single import ablate_option
@@ -47,6 +47,10 @@ class TargetOptions:
                 "give either --ablate FILE, or --store with --sae and --concept or --by."
             )
         if self.store is None:
+            if idle := given_options("saes", "concepts", "family", "top", "toward_top"):
+                raise UsageError(
+                    f"{', '.join(idle)}: for --store; an --ablate file says what it selects."
+                )
             groups: dict[tuple[str, str], list[Selection]] = {}
             for one in map(Selection.load, self.selections):
                 groups.setdefault((one.family, one.concept), []).append(one)

@@ -15,6 +15,7 @@ from sae.diffusion.pipelines import Model, RunSettings, generate
 from sae.diffusion.starts import Starts
 from sae.evaluation.attack.attacking import Say, attack
 from sae.evaluation.attack.report import Attacked, AttackReport
+from sae.evaluation.attack.rounds import described, kept, line, told
 from sae.evaluation.attack.settings import AttackSettings
 from sae.evaluation.judge import Judge, check_labels
 from sae.evaluation.measures.accuracy import grouped
@@ -127,10 +128,10 @@ def harden(
     for number in range(1, settings.rounds + 1):
         report = work.attack(edits, number, progress, say)
         outcome = work.outcome(edits)
-        first = _kept(outcome) if first is None else first
-        told: dict[str, Any] = {"round": number, **_told(report, outcome), "added": []}
-        rounds.append(told)
-        say(f"round {number}: {_line(told)}")
+        first = kept(outcome) if first is None else first
+        body: dict[str, Any] = {"round": number, **told(report, outcome), "added": []}
+        rounds.append(body)
+        say(f"round {number}: {line(body)}")
         if not report.came_back:
             reason = HOLDS
             break
@@ -143,15 +144,13 @@ def harden(
             reason = SPENT
             break
         edits += chosen
-        told["added"] = [_described(one) for one in chosen]
+        body["added"] = [described(one) for one in chosen]
         added = ", ".join(
-            f"{a['concept']}: {a['features']} features at {a['strength']:g}" for a in told["added"]
+            f"{a['concept']}: {a['features']} features at {a['strength']:g}" for a in body["added"]
         )
         say(f"round {number}: {added} taken, too")
-    body = {"reason": reason, "rounds": rounds}
-    durable.write_bytes(
-        out / FILE, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
-    )
+    text = json.dumps({"reason": reason, "rounds": rounds}, indent=1, ensure_ascii=False)
+    durable.write_bytes(out / FILE, (text + "\n").encode())
     return Hardened(edits, rounds, reason)
 
 
@@ -236,7 +235,7 @@ class _Hardening:
         """Return the new interventions as strong as IRA and CRA allow; None: not even weakened."""
         for halvings in range(self.settings.weakenings + 1):
             tried = [replace(one, strength=one.strength / 2**halvings) for one in more]
-            if _kept(self.outcome([*edits, *tried])) >= least:
+            if kept(self.outcome([*edits, *tried])) >= least:
                 return tried
         return None
 
@@ -273,40 +272,10 @@ def shown_typed(
     """Say of each picture whether its concept is shown when what an attack found is typed as text;
     the defence is attached by the caller."""
     texts, seeds = [str(one.found["text"]) for one in came_back], [one.seed for one in came_back]
-    seen = judge.seen(generate(model, run, texts, seeds, starts=starts))
-    return [
-        concepts[one.family] == one.concept for one, concepts in zip(came_back, seen, strict=True)
-    ]
+    images = generate(model, run, texts, seeds, starts=starts)
+    return judge.sees(images, [(one.family, one.concept) for one in came_back])
 
 
 def _features(selection: Selection) -> list[tuple[int, int]]:
     columns = selection.rows.select(["step", "feature"]).to_pydict()
     return list(zip(columns["step"], columns["feature"], strict=True))
-
-
-def _kept(outcome: Outcome) -> float:
-    """Return the mean of IRA and CRA, of those that there are; 1 where there is neither."""
-    known = [x for x in (outcome.scores.ira, outcome.scores.cra) if x == x]
-    return sum(known) / len(known) if known else 1.0
-
-
-def _told(report: AttackReport, outcome: Outcome) -> dict[str, Any]:
-    scores = {name: None if x != x else x for name, x in outcome.scores._asdict().items()}
-    rates = {
-        "shown_before": report.before._asdict(),
-        "shown_under_attack": report.under_attack._asdict(),
-    }
-    return {**rates, "came_back": len(report.came_back), "pictures": len(report.pictures), **scores}
-
-
-def _line(told: dict[str, Any]) -> str:
-    scores = ", ".join(
-        f"{name.upper()} {100 * told[name]:.1f}"
-        for name in ("ua", "ira", "cra")
-        if told[name] is not None
-    )
-    return f"{told['came_back']} of {told['pictures']} came back; {scores}"
-
-
-def _described(one: Intervention) -> dict[str, Any]:
-    return {**one.described(), "features": len(set(one.selection.rows["feature"].to_pylist()))}

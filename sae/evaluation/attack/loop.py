@@ -160,8 +160,7 @@ class AttackLoop:
         bar.refresh()
 
     def _seen(self, cases: Sequence[Case], images: Sequence[Any]) -> list[bool]:
-        seen = zip(self.judge.seen(images), cases, strict=True)
-        return [concepts[case.family] == case.concept for concepts, case in seen]
+        return self.judge.sees(images, [(case.family, case.concept) for case in cases])
 
     def _course(self, victim: Victim) -> dict[str, Any]:
         return {"rounds": victim.round, "found": self.method.found(victim), "losses": victim.losses}

@@ -74,14 +74,12 @@ class TextAttack:
         self.defended, self.settings = defended, settings
         self.model, self.pipe = defended.model, defended.model.pipe
         self.discrete = settings.method != "embedding"
-        known = encoders(self.pipe)
-        self.ids = [
-            typed_ids(one) if settings.method == "words" else torch.arange(len(one.table))
-            for one in known
-        ]
+        known, every = encoders(self.pipe), settings.method != "words"
+        self.ids = [torch.arange(len(one.table)) if every else typed_ids(one) for one in known]
         """of the tokens that are searched, for each text encoder"""
         self.tables = [
-            one.table[ids.to(one.table.device)] for one, ids in zip(known, self.ids, strict=True)
+            one.table if every else one.table[ids.to(one.table.device)]
+            for one, ids in zip(known, self.ids, strict=True)
         ]
 
     def start(self, victim: Victim) -> list[Tensor]:

@@ -27,6 +27,7 @@ from benchmarks.unlearning.table import hardened as hardening
 from benchmarks.unlearning.table import looking_again as second
 from benchmarks.unlearning.table import run as running
 from benchmarks.unlearning.table import searching as table
+from benchmarks.unlearning.table import several as together
 from benchmarks.unlearning.table.amounts import Amounts
 from benchmarks.unlearning.table.page import page, write_page
 from benchmarks.unlearning.table.pictures import LABEL, MARGIN, SIDE
@@ -116,7 +117,7 @@ def _check_that_what_came_back_is_typed(root, run, defence, report, monkeypatch)
 
     monkeypatch.setattr("sae.evaluation.attack.hardening.generate", drawn)
     for seen, n in (("neon", 1), ("sketch", 0)):
-        judge = SimpleNamespace(seen=lambda images, seen=seen: [{"style": seen}] * len(images))
+        judge = SimpleNamespace(sees=lambda images, asked, seen=seen: [asked == [("style", seen)]])
         bench = replace(run.bench, ledger=Ledger(root / f"typed-{seen}.jsonl"))
         for _ in range(2):
             typed = second.typed(run._replace(bench=bench, judge=judge), defence, came_back)
@@ -135,12 +136,12 @@ def _check_that_another_classifier_is_asked(root, run, defence, came_back):
     (one,), (path,) = came_back.pictures, came_back.paths
     looked = []
 
-    def seen(images, *, concept):
+    def sees(images, concepts, *, shown):
         looked.extend(images)
-        return [{"style": concept}] * len(images)
+        return [concept == ("style", shown) for concept in concepts]
 
     def asked(concept, report):
-        chooser = SimpleNamespace(seen=partial(seen, concept=concept))
+        chooser = SimpleNamespace(sees=partial(sees, shown=concept))
         bench = replace(run.bench, ledger=Ledger(root / f"confirmed-{concept}.jsonl"))
         confirmed = second.confirmed(run._replace(bench=bench, chooser=chooser), defence, report)
         (picture,) = confirmed.pictures
@@ -187,12 +188,12 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     found = table.results(run)
     cells = run.bench.ledger.of_kind("cell")
     assert all(len(concepts) == 1 for row in cells for concepts in row["targets"].values())
-    parts = [table.several(run, found["defences"], share=(i, 2)) for i in range(2)]
+    parts = [together.several(run, found["defences"], share=(i, 2)) for i in range(2)]
     assert [[*part] for part in parts] == [
         ["sequential", "joint", "all but one"],
         ["all but one", "sequential", "joint"],
     ]
-    several = table.several(run, found["defences"])
+    several = together.several(run, found["defences"])
     assert {family: set(methods) for family, methods in found["tables"].items()} == {
         "style": set(table.METHODS),
         "object": set(table.METHODS),
@@ -205,10 +206,10 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
         {"style": ["neon", "sketch"], "object": ["cat"]},
     ]
     assert [(o.setting["method"], o.targets) for o in several["sequential"]] == [
-        (method, targets) for method in table.TOGETHER_BY for targets in in_a_row
+        (method, targets) for method in together.TOGETHER_BY for targets in in_a_row
     ]
     assert [(o.setting["method"], o.targets) for o in several["all but one"]] == [
-        (method, {"style": ["sketch"]}) for method in (*table.TOGETHER_BY, "ESD-x", "SalUn")
+        (method, {"style": ["sketch"]}) for method in (*together.TOGETHER_BY, "ESD-x", "SalUn")
     ]
     assert [o.targets for o in several["joint"]] == 2 * [{"style": ["neon"], "object": ["cat"]}]
     n_pictures = 4 + 2
@@ -300,7 +301,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     ledger = Ledger(path)
     again = running.prepare(root, model, RUN, **given, ledger=ledger, pace=counting)
     read = table.results(again)
-    assert page(again, read, table.several(again, read["defences"])) == text
+    assert page(again, read, together.several(again, read["defences"])) == text
     assert (path.read_text(), counting.told(ledger, 1)) == (lines, "Nothing is missing.")
 
     # Of a ledger that lacks something, a page is written of the rest.
@@ -327,8 +328,8 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     ours_on_neon = of_part["defences"]["style"]["neon"]["ours"]
     unknown = partial(second.confirmed, part, ours_on_neon, replace(report, pictures=came_back))
     assert attacking._looked_again(part, unknown) is None
-    left = table.several(part, of_part["defences"])
-    assert [o.setting["method"] for o in left["all but one"]] == [*table.TOGETHER_BY, "ESD-x"]
+    left = together.several(part, of_part["defences"])
+    assert [o.setting["method"] for o in left["all but one"]] == [*together.TOGETHER_BY, "ESD-x"]
     assert "\n| SalUn |" not in page(part, of_part, left) and some.read_bytes() == kept
 
     given["ledger"] = Ledger(root / "none.jsonl")
@@ -340,7 +341,7 @@ def test_the_small_table_has_every_method_and_a_second_run_only_reads(root, canv
     pace = Pace(counting=True)
     given |= {"ledger": Ledger(root / "new"), "pace": pace}
     new = running.prepare(root, model, RUN, **given)
-    table.several(new, table.results(new)["defences"])
+    together.several(new, table.results(new)["defences"])
     made = [r for r in rows if r["kind"] == "cell" and sum(map(len, r["targets"].values())) == 1]
     assert pace.missing["picture"] >= sum(r["n"] for r in made)
     assert pace.missing["ESD-x"] == len(

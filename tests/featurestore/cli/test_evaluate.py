@@ -299,6 +299,10 @@ def test_wrong_evaluations_are_one_line(capsys, model, model_dir, prompts, tmp_p
         ),
         ([*common(model_dir, prompts), "--store", tmp_path, *out], "--store needs --sae"),
         (
+            [*common(model_dir, prompts), "--ablate", path, "--top", 4, "--toward-top", 8, *out],
+            "--top, --toward-top: for --store; an --ablate file says what it selects",
+        ),
+        (
             [
                 *common(model_dir, prompts),
                 "--ablate",
