@@ -124,16 +124,18 @@ def decode_all(model: AutoencoderKL, images: np.ndarray, n_at_once: int = 128) -
 
 @torch.no_grad()
 def normalise_latents(model: AutoencoderKL, images: np.ndarray, n_images: int = 1024) -> None:
-    """Fold a shift and a scale a channel into the 1 × 1 convolutions, so that latents have mean 0
-    and deviation 1.
+    """Fold a shift and a scale per channel into the 1 × 1 convolutions, so that latents drawn from
+    their distributions have mean 0 and deviation 1.
 
-    The autoencoder as a whole computes what it did before; its scaling factor stays 1.
+    The autoencoder as a whole computes what it did before; its scaling factor stays 1. A channel
+    that it leaves unused is nearly all noise: scaled by its means alone, this noise would be far
+    larger than what the other channels hold.
     """
     quant, post = model.quant_conv, model.post_quant_conv
     step, n = max(1, len(images) // n_images), model.config.latent_channels
-    latents = encode_all(model, images[::step]).float()[:, :n].to(model.device)
-    shift = latents.mean(dim=(0, 2, 3))
-    scale = latents.std(dim=(0, 2, 3))
+    mean, deviation = encode_all(model, images[::step]).float().to(model.device).chunk(2, dim=1)
+    shift = mean.mean(dim=(0, 2, 3))
+    scale = (mean.var(dim=(0, 2, 3)) + deviation.square().mean(dim=(0, 2, 3))).sqrt()
     post.bias += post.weight[:, :, 0, 0] @ shift
     post.weight *= scale[None, :, None, None]
     quant.weight[:n] /= scale[:, None, None, None]

@@ -24,8 +24,8 @@ TRIAL_STEPS = 10
 
 
 class Corpus(NamedTuple):
-    """Latents as `encode_all` gives them, the row of `token_ids` each belongs to; the last row is
-    the empty prompt."""
+    """Latents [n, channels, 16, 16], the row of `token_ids` each belongs to; the last row is the
+    empty prompt."""
 
     latents: Tensor
     prompt_rows: Tensor
@@ -95,14 +95,10 @@ def loss_of(
     def uniform(n: int) -> Tensor:
         return torch.rand(n, generator=generator, device=device)
 
-    def normal() -> Tensor:
-        return torch.randn(mean.shape, generator=generator, device=device)
-
     device = generator.device
     rows = torch.randint(len(corpus.latents), (batch,), generator=generator, device=device)
-    mean, deviation = corpus.latents[rows].float().chunk(2, dim=1)
-    latents = mean + deviation * normal()
-    noise = normal()
+    latents = corpus.latents[rows].float()
+    noise = torch.randn(latents.shape, generator=generator, device=device)
     # One timestep from each of `batch` equal intervals: less variance between batches than
     # independent draws.
     strata = (torch.arange(batch, device=device) + uniform(batch)) / batch

@@ -1,6 +1,7 @@
 """The stages of training, each reading what the ones before it left in the working directory."""
 
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -81,7 +82,11 @@ def autoencoder_stage(run: Run) -> None:
 
 
 def latents_stage(run: Run) -> None:
-    """Normalise the latents and encode all pictures, unless that is done for this autoencoder."""
+    """Normalise the latents and encode all pictures, unless that is done for this autoencoder.
+
+    Kept are the means: a channel that the autoencoder leaves unused would be nothing but noise, of
+    which a denoiser can learn nothing.
+    """
     step = needed_state(run.out / "autoencoder.pt", "autoencoder")["step"]
     done = load_state(run.out / "normalised.pt")
     if done is not None and done["step"] == step:
@@ -89,7 +94,8 @@ def latents_stage(run: Run) -> None:
     model = run.autoencoder("autoencoder.pt", "autoencoder")
     images = run.pictures("pictures").images
     normalise_latents(model, images)
-    save_state(run.out / "latents.pt", {"latents": encode_all(model, images)})
+    means = encode_all(model, images)[:, : run.plan.latent_channels].contiguous()
+    save_state(run.out / "latents.pt", {"latents": means})
     save_state(run.out / "normalised.pt", {"model": model.state_dict(), "step": step})
 
 
@@ -149,6 +155,9 @@ def _steps_that_fit(run: Run, deadline: float) -> int:
 def _denoiser_process(rank: int, run: Run, n_steps: int, meeting: str) -> None:
     n = run.n_processes
     if n > 1:
+        # With this signal torch ends it where the first process is killed; jobs in the background
+        # ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n)
     diffusion.train_denoiser(

@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +140,40 @@ def test_the_denoiser_takes_the_steps_that_fit(trained, tmp_path, monkeypatch):
     assert load_state(tmp_path / "denoiser.pt")["step"] == 2  # no time is left: one more
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes do not know of it")
+def test_a_killed_training_in_the_background_leaves_no_process_behind(tmp_path):
+    plan = TINY._replace(denoiser_steps=10**6)
+    (tmp_path / "plan.json").write_text(json.dumps(plan._asdict()))
+    save_state(tmp_path / "latents.pt", {"latents": torch.randn(16, 4, 16, 16)})
+    command = [sys.executable, "-m", "minicanvas.train", "--out", tmp_path, "--stage", "denoiser"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        training = subprocess.Popen(command, stderr=file, preexec_fn=_ignore_interrupts)
+    try:
+        while training.poll() is None and "denoiser:" not in said.read_text():
+            time.sleep(0.1)
+        workers = _workers_of(training.pid)
+    finally:
+        training.kill()
+        training.wait()
+    assert len(workers) == 2
+    until = time.monotonic() + 30
+    while (left := [one for one in workers if one.exists()]) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left
+
+
+def _ignore_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _workers_of(pid):
+    """Return where the processes are that a process computes in."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [Path(f"/proc/{child}") for child in children]
+    return [one for one in found if b"spawn_main" in (one / "cmdline").read_bytes()]
+
+
 def test_what_was_trained_is_put_where_the_package_looks(trained, tmp_path, monkeypatch):
     folder = tmp_path / "weights"
     monkeypatch.setitem(CANVASES, trained.plan.name, replace(trained.plan.canvas, folder=folder))
@@ -220,8 +258,10 @@ def test_normalising_latents_changes_no_picture():
     with torch.no_grad():
         before = model(as_tensor(images)).sample
         normalise_latents(model, images)
-        latents = model.encode(as_tensor(images)).latent_dist.mean
+        latents = model.encode(as_tensor(images)).latent_dist
         after = model(as_tensor(images)).sample
     assert torch.allclose(before, after, atol=1e-4)
-    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.05
-    assert (latents.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
+    assert latents.mean.mean(dim=(0, 2, 3)).abs().max() < 0.05
+    variance = latents.mean.var(dim=(0, 2, 3)) + latents.var.mean(dim=(0, 2, 3))
+    assert (variance - 1).abs().max() < 0.1
+    assert latents.var.mean() > 0.5  # An untrained autoencoder's channels are mostly noise.
