@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from minicanvas import LARGE, MODEL_DIR, OBJECTS, STYLES, WEIGHTS_DIR, all_prompts
+from minicanvas.classifier import load_classifier
 from minicanvas.measure import generate, grid, measure, table
 from minicanvas.pipeline import load_pipeline
 
@@ -76,6 +77,15 @@ def test_generated_pictures_show_what_was_asked_for(pipeline, judge):
     assert result.images.shape == (10, 64, 64, 3) and result.images.dtype == np.uint8
     assert result.style_found.mean() >= 0.9 and result.object_found.mean() >= 0.9
     assert "all styled" in table(result) and f"{'neon':12}" in table(result)
+
+
+def test_the_large_benchmark_shows_what_was_asked_for():
+    pipeline, judge = load_pipeline(canvas=LARGE), load_classifier("judge", canvas=LARGE)
+    prompts = LARGE.all_prompts()[:: len(LARGE.objects) + 1]
+    assert [row["style"] for row in prompts] == list(LARGE.styles)
+    assert [row["object"] for row in prompts] == list(LARGE.objects)
+    result = measure(pipeline, judge, prompts, seeds=[0])
+    assert result.style_found.mean() >= 0.95 and result.object_found.mean() >= 0.8
 
 
 def test_a_picture_depends_on_its_prompt_and_seed_alone(pipeline):
