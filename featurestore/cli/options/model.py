@@ -56,7 +56,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--model",
             required=True,
             help="A hub id, a local pipeline directory, a single-file checkpoint (with --base), "
-            "or 'minicanvas'.",
+            "'minicanvas' or 'minicanvas:large'.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
         click.option(
