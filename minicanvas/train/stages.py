@@ -155,8 +155,8 @@ def _steps_that_fit(run: Run, deadline: float) -> int:
 def _denoiser_process(rank: int, run: Run, n_steps: int, meeting: str) -> None:
     n = run.n_processes
     if n > 1:
-        # With this signal torch ends it where the first process is killed; jobs in the background
-        # ignore it.
+        # Torch sends a worker this signal when the process that started it is killed. Shells have
+        # jobs in the background ignore it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n)

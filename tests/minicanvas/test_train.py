@@ -140,7 +140,9 @@ def test_the_denoiser_takes_the_steps_that_fit(trained, tmp_path, monkeypatch):
     assert load_state(tmp_path / "denoiser.pt")["step"] == 2  # no time is left: one more
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes do not know of it")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent is gone"
+)
 def test_a_killed_training_in_the_background_leaves_no_process_behind(tmp_path):
     plan = TINY._replace(denoiser_steps=10**6)
     (tmp_path / "plan.json").write_text(json.dumps(plan._asdict()))
@@ -168,7 +170,7 @@ def _ignore_interrupts():
 
 
 def _workers_of(pid):
-    """Return where the processes are that a process computes in."""
+    """Return the folders in /proc of the workers that a process started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     found = [Path(f"/proc/{child}") for child in children]
     return [one for one in found if b"spawn_main" in (one / "cmdline").read_bytes()]

@@ -1,4 +1,4 @@
-"""What a round of hardening found, as kept and as told."""
+"""What a round of hardening found: its figures, as a report keeps them and as a line says them."""
 
 from typing import Any
 
@@ -8,13 +8,16 @@ from sae.intervention.settings import Intervention
 
 
 def kept(outcome: Outcome) -> float:
-    """Return the mean of IRA and CRA, of those that there are; 1 where there is neither."""
+    """Return the mean of IRA and CRA, or the one that is known; 1 where neither is."""
     known = [x for x in (outcome.scores.ira, outcome.scores.cra) if x == x]
     return sum(known) / len(known) if known else 1.0
 
 
 def told(report: AttackReport, outcome: Outcome) -> dict[str, Any]:
-    """Return what an attack brought back, and UA, IRA and CRA; None where there is none."""
+    """Return how many pictures an attack brought back, and UA, IRA and CRA.
+
+    A score that no picture tells of is None.
+    """
     scores = {name: None if x != x else x for name, x in outcome.scores._asdict().items()}
     rates = {
         "shown_before": report.before._asdict(),
@@ -24,7 +27,7 @@ def told(report: AttackReport, outcome: Outcome) -> dict[str, Any]:
 
 
 def line(told: dict[str, Any]) -> str:
-    """Return the same in words."""
+    """Return these figures as one line."""
     scores = ", ".join(
         f"{name.upper()} {100 * told[name]:.1f}"
         for name in ("ua", "ira", "cra")
